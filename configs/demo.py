@@ -1,0 +1,46 @@
+"""The demo: align and refine on SoundWorld, small enough for two CPU cores. `make demo` runs it.
+
+    python -m mc3_jax.train --config=configs/demo.py --workdir=runs/demo/train
+"""
+
+from mc3_jax.config import (
+    AudioConfig,
+    CheckpointConfig,
+    Config,
+    ConsensusConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    TextConfig,
+    VideoConfig,
+)
+
+
+def get_config() -> Config:
+    """Returns the demo's run."""
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.05, clip_norm=1.0)
+    return Config(
+        name="demo",
+        model=ModelConfig(
+            audio=AudioConfig(num_mel=64, num_time_frames=149, stride_px=16, width=128, depth=3, num_heads=4),
+            video=VideoConfig(
+                image_size_px=64, patch_px=16, num_frames=4, num_positions=4, width=128, depth=3, num_heads=4,
+                resize_px=72, crop_scale=(0.6, 1.0),
+            ),
+            text=TextConfig(
+                vocab_size=600, num_positions=16, num_tokens=16, width=128, depth=2, num_heads=4, mlp_width=512
+            ),
+            embed_dim=64,
+            dtype="float32",
+        ),
+        data=DataConfig(dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=128, num_threads=2),
+        phases=[
+            PhaseConfig(name="align", epochs=10, temperature=0.1, optimizer=optimizer),
+            PhaseConfig(
+                name="refine", epochs=5, temperature=0.1, consensus_weight=1.0, consensus=ConsensusConfig(),
+                optimizer=optimizer,
+            ),
+        ],
+        checkpoint=CheckpointConfig(every_steps=100, keep=1),
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""Makes a SoundWorld: `python -m data_prep.soundworld --out DIR --videos 160 --seed 0`.
+
+Files are laid out as Ego4D's CLI lays them out, so `python -m data_prep.ego4d --root DIR` reads both:
+`v2/video_540ss/{uid}.mp4`, `ego4d.json`, `v2/annotations/{narration.json, narration_{verb,noun}_taxonomy.csv,
+sounding_labels.csv, splits.csv}`. `truth.json` says what really happened; training never reads it.
+"""
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+
+from tqdm import tqdm
+
+from data_prep.soundworld import annotate, media, plan, scene, sound
+
+
+def write_video(video: plan.Video, folder: str, ambience_files: list[str]) -> float:
+    """Draws, synthesises and muxes one video unless it is there already; returns its length in seconds."""
+    path = pathlib.Path(folder) / f"{video.uid}.mp4"
+    if not path.exists():
+        media.write_mp4(path, video, scene.render_frames(video), sound.synthesize(video, ambience_files))
+    return video.duration_s
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.soundworld", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--videos", type=int, default=160, help="number of videos")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--video_seconds", type=float, default=60.0, help="mean length of a video")
+    parser.add_argument("--short_side", type=int, default=112, help="height of the picture in px, even")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes; 0 means one per core")
+    parser.add_argument("--ambience", type=pathlib.Path, help="folder of real recordings to mix in quietly")
+    args = parser.parse_args(argv)
+    if args.videos < 1:
+        parser.error(f"--videos must be at least 1, got {args.videos}")
+    if args.short_side < 64 or args.short_side % 2:
+        parser.error(f"--short_side must be even and at least 64, got {args.short_side}")
+    if args.video_seconds < 8:
+        parser.error(f"--video_seconds must be at least 8, got {args.video_seconds}")
+    if args.ambience is not None and not args.ambience.is_dir():
+        parser.error(f"--ambience: no folder {args.ambience}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Writes the world named by the command line, on all cores."""
+    args = _arguments(argv)
+    suffixes = (".wav", ".ogg", ".flac", ".mp3")
+    ambience = sorted(str(p) for p in args.ambience.rglob("*") if p.suffix in suffixes) if args.ambience else []
+    if args.ambience and not ambience:
+        sys.exit(f"--ambience: no {', '.join(suffixes)} files in {args.ambience}")
+    folder = args.out / "v2" / "video_540ss"
+    folder.mkdir(parents=True, exist_ok=True)
+    videos = [plan.plan_video(args.seed, i, args.video_seconds, args.short_side) for i in range(args.videos)]
+    annotate.write_annotations(args.out, videos, args.seed)
+    workers = args.num_workers or os.cpu_count() or 1
+    began = time.monotonic()
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(write_video, video, str(folder), ambience) for video in videos]
+        done = concurrent.futures.as_completed(jobs)
+        bar = tqdm(done, total=len(jobs), unit="video", desc="SoundWorld", disable=not sys.stderr.isatty())
+        seconds = sum(job.result() for job in bar)
+    elapsed = time.monotonic() - began
+    actions = sum(len(v.segments) for v in videos)
+    rate = seconds / elapsed / workers
+    print(f"{len(videos)} videos, {actions} actions, {seconds:.0f} s of video in {elapsed:.0f} s "
+          f"({rate:.1f} video-seconds per core-second) -> {args.out}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

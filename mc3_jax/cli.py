@@ -1,0 +1,72 @@
+"""Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mc3_jax import config as config_lib
+
+USER_ERROR = 2  # exit status for bad input, as argparse's
+
+
+def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines `--config` and `--workdir`; call once, at import of an entry point."""
+    config = config_flags.DEFINE_config_file(
+        "config", None, "File in configs/ whose get_config() returns an mc3_jax.config.Config; fields can be overridden."
+    )
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results.")
+    return config, workdir
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the process with one line and status 2 where the block finds something the user has to mend.
+
+    Meant for set-up only (config, data, workdir, mesh): an error out of the training loop keeps its traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _die(" ".join(str(error).split()))
+
+
+def _die(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags, turning what absl and config_flags raise into one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, IndexError) as error:
+        # config_flags lets the lookup's own exception through; the offending flag is the one that doesn't resolve.
+        overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
+        _die(f"no such config field among {', '.join(overrides)}: {str(error.args[0])}")
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        _die(" ".join(str(error).split()))
+    except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
+        config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
+        _die(f"{config} can't be read: {type(error).__name__}: {' '.join(str(error).split())}")
+    return argv
+
+
+def run(main: Callable[[config_lib.Config, str], None], config_flag, workdir_flag) -> None:
+    """Parses the command line, validates the config and calls `main(config, workdir)`."""
+
+    def start(_):
+        with user_errors():
+            if config_flag.value is None:
+                raise ValueError("--config is missing: pass a file such as --config=configs/demo.py")
+            if not isinstance(config_flag.value, config_lib.Config):
+                kind = type(config_flag.value).__name__
+                raise ValueError(f"get_config() must return mc3_jax.config.Config, got {kind}")
+            if not workdir_flag.value:
+                raise ValueError("--workdir is missing: the folder for checkpoints, logs and results")
+            config_lib.validate(config_flag.value)
+        main(config_flag.value, workdir_flag.value)
+
+    app.run(start, flags_parser=_parse)

@@ -1,0 +1,330 @@
+"""What a run is: dataclasses with units, defaults and sources, and `validate()`.
+
+A file in `configs/` returns one `Config`. Any field can be overridden on the command line:
+`--config=configs/demo.py --config.data.batch_size=64 --config.phases[0].epochs=2`. Unknown fields and wrong types are
+refused. "(open)" marks what neither the paper nor its public code settles; the default is the one argued for in
+`docs/method.md`.
+"""
+
+import dataclasses
+import json
+
+
+MODALITIES = ("audio", "video", "text")
+PAIRS = ("av", "al", "vl")
+
+
+@dataclasses.dataclass
+class AudioConfig:
+    """AST (Gong et al., Interspeech 2021) on Kaldi log-mel; defaults are the paper's sizes.
+
+    Attributes:
+      num_mel: Mel bands.
+      num_time_frames: Spectrogram length; shorter ones are padded with zeros after normalising.
+      patch_px, stride_px: Patch size and stride, the same along mel and time.
+      width, depth, num_heads: Of the transformer.
+    """
+
+    num_mel: int = 128
+    num_time_frames: int = 149
+    patch_px: int = 16
+    stride_px: int = 10
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+
+
+@dataclasses.dataclass
+class VideoConfig:
+    """EgoVLP's SpaceTimeTransformer; defaults are the paper's sizes.
+
+    Attributes:
+      image_size_px, patch_px: Of a frame and its patches.
+      num_frames: Frames per clip (open: 4, as EgoVLP's loader).
+      num_positions: Temporal positions of the table; EgoVLP's checkpoint holds 16, of which the first are used.
+      width, depth, num_heads: Of the transformer.
+      resize_px: Evaluation: short side before the centre crop.
+      crop_scale: Training: share of the frame's area a random crop takes, (low, high).
+      flip_probability: Training: of a horizontal flip.
+    """
+
+    image_size_px: int = 224
+    patch_px: int = 16
+    num_frames: int = 4
+    num_positions: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    resize_px: int = 256
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip_probability: float = 0.5
+
+
+@dataclasses.dataclass
+class TextConfig:
+    """DistilBERT base uncased; defaults are the paper's sizes.
+
+    Attributes:
+      vocab_size: Rows of the embedding; the tokenizer's size where it is smaller than this is fine.
+      num_positions: Rows of the position table.
+      num_tokens: Length narrations are padded or cut to.
+      width, depth, num_heads, mlp_width: Of the transformer.
+      dropout: Everywhere DistilBERT has it.
+    """
+
+    vocab_size: int = 30522
+    num_positions: int = 512
+    num_tokens: int = 30
+    width: int = 768
+    depth: int = 6
+    num_heads: int = 12
+    mlp_width: int = 3072
+    dropout: float = 0.1
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The three towers and the space they meet in.
+
+    Attributes:
+      embed_dim: Of the joint space (EgoVLP's projections: 256).
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are float32 always.
+    """
+
+    audio: AudioConfig = dataclasses.field(default_factory=AudioConfig)
+    video: VideoConfig = dataclasses.field(default_factory=VideoConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    embed_dim: int = 256
+    dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Clips made by `data_prep`, and the order they come in.
+
+    Attributes:
+      dir: Folder of shards; holds `clips.json`.
+      tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`.
+      batch_size: Global, over all processes and devices (paper: 256).
+      num_threads: Threads that read and decode, per process.
+      prefetch: Batches read ahead, per process.
+    """
+
+    dir: str = ""
+    tokenizer: str = ""
+    batch_size: int = 256
+    num_threads: int = 16
+    prefetch: int = 4
+
+
+@dataclasses.dataclass
+class ConsensusConfig:
+    """Eq. 2 and 3 of the paper.
+
+    Attributes:
+      anchor: Modality every other is compared with (Sec. 4.4: audio).
+      alpha_audio, alpha_video, alpha_text: Exponents of K_i (Sec. 4.4: 0.5 for video, 1 for language); the anchor's
+        is unused.
+      inverse: K⁻¹ (open): "argmin" inverts with the exponent of the modality that attained the minimum, so that c is
+        one of the scores; "linear" is 2y - 1.
+      stop_gradient: Whether c is a fixed target (open).
+    """
+
+    anchor: str = "audio"
+    alpha_audio: float = 1.0
+    alpha_video: float = 0.5
+    alpha_text: float = 1.0
+    inverse: str = "argmin"
+    stop_gradient: bool = True
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """Adam, as the paper names it, and what one may add.
+
+    Attributes:
+      learning_rate: Peak (Sec. 4.4: 3e-5).
+      b1, b2, eps: Adam's.
+      weight_decay: Decoupled; 0 is plain Adam. Biases, norms, embeddings of position are not decayed.
+      clip_norm: Global gradient norm is clipped to this; 0 is off.
+      schedule: "constant" (the paper names none) or "cosine" to `final_scale` at the end of the phase.
+      final_scale: Where the cosine ends, as a share of the peak.
+      warmup_steps: Linear, from 0, at the beginning of the phase.
+    """
+
+    learning_rate: float = 3e-5
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    schedule: str = "constant"
+    final_scale: float = 0.0
+    warmup_steps: int = 0
+
+
+@dataclasses.dataclass
+class PhaseConfig:
+    """A stretch of training with one loss and one optimizer.
+
+    Attributes:
+      name: Shown in logs and the report; unique in a run.
+      epochs: Length in passes over the training split; may be fractional.
+      pairs: Modality pairs contrasted, both directions each.
+      temperature: Of InfoNCE (open: 0.05, EgoVLP's).
+      contrastive_weight, consensus_weight: Of the two terms of Eq. 4.
+      consensus: Details of Eq. 2 and 3.
+      trainable: Towers that learn, their projections with them.
+      optimizer: This phase's.
+      reset_optimizer: Start from fresh moments instead of the previous phase's (open: kept).
+    """
+
+    name: str = "align"
+    epochs: float = 5.0
+    pairs: tuple[str, ...] = PAIRS
+    temperature: float = 0.05
+    contrastive_weight: float = 1.0
+    consensus_weight: float = 0.0
+    consensus: ConsensusConfig = dataclasses.field(default_factory=ConsensusConfig)
+    trainable: tuple[str, ...] = MODALITIES
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    reset_optimizer: bool = False
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """How often the state is written and how much of it stays. The end of each phase is always written and kept.
+
+    Attributes:
+      every_steps: Interval.
+      keep: Newest checkpoints kept beside the ends of phases.
+    """
+
+    every_steps: int = 500
+    keep: int = 2
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    """What `mc3_jax.evaluate` does.
+
+    Attributes:
+      split: Split evaluated.
+      batch_size: Global.
+      num_bootstrap: Resamplings behind each 95 % interval.
+      num_examples: Best and worst clips shown in the report, each.
+      seed: Of the bootstrap and of the halves retrieval groups are split into.
+    """
+
+    split: str = "test"
+    batch_size: int = 256
+    num_bootstrap: int = 1000
+    num_examples: int = 4
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class LogConfig:
+    """Where numbers go beside the terminal and `metrics.jsonl`.
+
+    Attributes:
+      every_steps: Interval of rows.
+      tensorboard: Write TensorBoard event files.
+      wandb_project: Weights & Biases project; empty is off (needs the `wandb` extra).
+    """
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str = ""
+
+
+@dataclasses.dataclass
+class Config:
+    """One run.
+
+    Attributes:
+      name: Of the run.
+      seed: Of initialisation, data order, augmentation and dropout.
+      fsdp: Devices along the mesh axis over which parameters are sharded; the rest go along "data".
+    """
+
+    name: str = "mc3"
+    seed: int = 0
+    fsdp: int = 1
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    phases: list[PhaseConfig] = dataclasses.field(default_factory=lambda: [PhaseConfig()])
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+
+def to_dict(config: Config) -> dict:
+    """Returns the config as nested plain values, as it is saved beside checkpoints."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _require(holds: bool, field: str, value, fix: str) -> None:
+    if not holds:
+        raise ValueError(f"config.{field} = {value!r}: {fix}")
+
+
+def validate(config: Config) -> None:
+    """Checks a config before anything is read or built.
+
+    Raises:
+      ValueError: Names the field, its value and what it may be.
+    """
+    _require(config.data.batch_size > 1, "data.batch_size", config.data.batch_size, "must be at least 2 to contrast")
+    _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
+    _require(config.model.dtype in ("float32", "bfloat16"), "model.dtype", config.model.dtype, "float32 or bfloat16")
+    _validate_model(config.model)
+    _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")
+    names = [phase.name for phase in config.phases]
+    _require(len(set(names)) == len(names), "phases", names, "names must differ")
+    for i, phase in enumerate(config.phases):
+        _validate_phase(f"phases[{i}]", phase)
+    for field in ("every_steps", "keep"):
+        value = getattr(config.checkpoint, field)
+        _require(value >= 1, f"checkpoint.{field}", value, "must be at least 1")
+    _require(config.log.every_steps >= 1, "log.every_steps", config.log.every_steps, "must be at least 1")
+
+
+def _validate_model(model: ModelConfig) -> None:
+    for name in MODALITIES:
+        tower = getattr(model, name)
+        fix = f"must be a multiple of num_heads = {tower.num_heads}"
+        _require(tower.width % tower.num_heads == 0, f"model.{name}.width", tower.width, fix)
+    video, text, audio = model.video, model.text, model.audio
+    fix = f"must be a multiple of patch_px = {video.patch_px}"
+    _require(video.image_size_px % video.patch_px == 0, "model.video.image_size_px", video.image_size_px, fix)
+    fix = f"must be at least num_frames = {video.num_frames}"
+    _require(video.num_positions >= video.num_frames, "model.video.num_positions", video.num_positions, fix)
+    fix = f"must be at least image_size_px = {video.image_size_px}"
+    _require(video.resize_px >= video.image_size_px, "model.video.resize_px", video.resize_px, fix)
+    low, high = video.crop_scale
+    _require(0 < low <= high <= 1, "model.video.crop_scale", video.crop_scale, "needs 0 < low <= high <= 1")
+    fix = f"must be at most num_positions = {text.num_positions}"
+    _require(text.num_tokens <= text.num_positions, "model.text.num_tokens", text.num_tokens, fix)
+    fix = f"must be at least patch_px = {audio.patch_px}"
+    _require(audio.num_mel >= audio.patch_px, "model.audio.num_mel", audio.num_mel, fix)
+
+
+def _validate_phase(where: str, phase: PhaseConfig) -> None:
+    _require(phase.epochs > 0, f"{where}.epochs", phase.epochs, "must be positive")
+    _require(phase.temperature > 0, f"{where}.temperature", phase.temperature, "must be positive")
+    _require(set(phase.pairs) <= set(PAIRS), f"{where}.pairs", phase.pairs, f"each one of {PAIRS}")
+    known = set(phase.trainable) <= set(MODALITIES) and len(phase.trainable) > 0
+    _require(known, f"{where}.trainable", phase.trainable, f"at least one of {MODALITIES}")
+    for field in ("contrastive_weight", "consensus_weight"):
+        _require(getattr(phase, field) >= 0, f"{where}.{field}", getattr(phase, field), "must not be negative")
+    some = (phase.contrastive_weight > 0 and len(phase.pairs) > 0) or phase.consensus_weight > 0
+    _require(some, f"{where}.contrastive_weight", phase.contrastive_weight, "a phase needs a loss: both weights are 0")
+    consensus, optimizer = phase.consensus, phase.optimizer
+    _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"one of {MODALITIES}")
+    known = consensus.inverse in ("argmin", "linear")
+    _require(known, f"{where}.consensus.inverse", consensus.inverse, "argmin or linear")
+    known = optimizer.schedule in ("constant", "cosine")
+    _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
+    rate = optimizer.learning_rate
+    _require(rate > 0, f"{where}.optimizer.learning_rate", rate, "must be positive")

@@ -1,0 +1,111 @@
+"""The audio encoder: the Audio Spectrogram Transformer.
+
+Ports `src/models/ast_models.py` of YuanGongND/ast (Gong et al., Interspeech 2021; BSD 3-Clause) on timm's distilled DeiT
+(Touvron et al., ICML 2021; Apache 2.0). Its head, LayerNorm and Linear, is the projection in `mc3_jax.models.mc3`.
+
+Differs in layout only: patches are cut as slices and embedded by a matmul, and the last block computes the class and the
+distillation token alone, which is all that is read.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, WEIGHT_INIT, Mlp, SelfAttention, sliding_windows
+
+
+class PreNormBlock(nn.Module):
+    """ViT's block: y = x + attention(norm(x)); y + mlp(norm(y)).
+
+    Attributes:
+      num_heads: Divides the width.
+      mlp_ratio: Hidden width of the MLP over the width.
+      dtype: Compute dtype.
+    """
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n w"], *, num_outputs: int | None = None) -> Float[Array, "b m w"]:
+        """Returns the first `num_outputs` tokens after the block, or all."""
+        norm_attention, norm_mlp = (
+            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name=f"norm_{name}")
+            for name in ("attention", "mlp")
+        )
+        attention = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
+        x = x[:, :num_outputs] + attention(norm_attention(x), num_outputs=num_outputs)
+        return x + mlp(norm_mlp(x))
+
+
+class AudioSpectrogramTransformer(nn.Module):
+    """AST; the defaults are the paper's sizes (DeiT-B distilled, 12 x 14 patches), 85,385,472 parameters.
+
+    Attributes:
+      num_mel: Mel bands of the spectrogram.
+      num_time_frames: Its length.
+      patch_px: Height and width of a patch.
+      stride_px: Distance between patches, along mel and along time; below `patch_px` they overlap.
+      width, depth, num_heads: Of the transformer.
+      mlp_ratio: Hidden width of the MLP over the width.
+      dtype: Compute dtype; parameters are float32.
+    """
+
+    num_mel: int = 128
+    num_time_frames: int = 149
+    patch_px: int = 16
+    stride_px: int = 10
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along mel and along time."""
+        return tuple((size - self.patch_px) // self.stride_px + 1 for size in (self.num_mel, self.num_time_frames))
+
+    @nn.compact
+    def __call__(self, log_mel: Float[Array, "b time mel"]) -> Float[Array, "b w"]:
+        """Returns the mean of the class and the distillation token after the final norm, before the projection.
+
+        Args:
+          log_mel: Spectrogram, normalised; see `mc3_jax.models.frontend`.
+
+        Raises:
+          ValueError: If the spectrogram has another size or is smaller than a patch.
+        """
+        self._check(log_mel.shape)
+        num_special = 2
+        num_patches = self.grid[0] * self.grid[1]
+        class_token = self.param("class_token", WEIGHT_INIT, (self.width,))
+        distillation_token = self.param("distillation_token", WEIGHT_INIT, (self.width,))
+        position = self.param("position_embedding", WEIGHT_INIT, (num_special + num_patches, self.width))
+
+        # Cut along mel first: the copies of the overlap are then made of half-size arrays.
+        patches = sliding_windows(log_mel, self.patch_px, self.stride_px, axis=2)
+        patches = sliding_windows(patches, self.patch_px, self.stride_px, axis=1)
+        patches = rearrange(patches, "b t j f i -> b (f t) (i j)")
+        embed = nn.Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
+        special = jnp.broadcast_to(jnp.stack([class_token, distillation_token]), (len(log_mel), 2, self.width))
+        x = jnp.concatenate([special.astype(self.dtype), embed(patches)], axis=1) + position.astype(self.dtype)
+
+        for i in range(self.depth):
+            block = PreNormBlock(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")
+            x = block(x, num_outputs=num_special if i == self.depth - 1 else None)
+        norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")
+        return jnp.mean(norm(x), axis=1)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if shape[1:] != (self.num_time_frames, self.num_mel):
+            raise ValueError(
+                f"spectrograms are {shape[1]} frames x {shape[2]} mel bands but num_time_frames is "
+                f"{self.num_time_frames} and num_mel {self.num_mel}: pad or cut the spectrogram"
+            )
+        if min(self.grid) < 1:
+            raise ValueError(f"a spectrogram of {shape[1]} x {shape[2]} holds no patch of patch_px {self.patch_px}")

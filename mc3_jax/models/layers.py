@@ -1,0 +1,170 @@
+"""What the three encoders share: attention, the MLP, patches as sliding windows, L2 normalisation.
+
+Parameters are float32; `dtype` is the compute dtype. Softmax and LayerNorm are float32 whatever it is (flax's LayerNorm
+takes its statistics in float32 and casts afterwards).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Shaped
+
+# ViT, DeiT and BERT all draw weights from a normal of 0.02; timm's "truncated" normal cuts at ±2, a hundred sigmas.
+WEIGHT_INIT = nn.initializers.normal(0.02)
+# torch.nn.Linear's and Conv2d's default, which the sources leave in place for projections and patch embeddings.
+TORCH_DEFAULT_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def sliding_windows(x: Shaped[Array, "..."], size: int, stride: int, axis: int) -> Shaped[Array, "..."]:
+    """Returns all full windows along an axis, which is replaced by two: (window, position within the window).
+
+    Built from shifted slices, without a gather: `size / stride` copies of the array, rounded up.
+
+    Args:
+      x: Any array.
+      size: Length of a window.
+      stride: Distance between the starts of two windows.
+      axis: Axis to cut, not negative.
+
+    Raises:
+      ValueError: If the axis is shorter than one window.
+    """
+    length = x.shape[axis]
+    if length < size:
+        raise ValueError(f"axis {axis} of shape {x.shape} holds {length} values: one window needs {size}")
+    num_windows = (length - size) // stride + 1
+    num_blocks = -(-size // stride)
+    used = (num_windows - 1 + num_blocks) * stride
+    x = jax.lax.slice_in_dim(x, 0, min(length, used), axis=axis)
+    x = jnp.pad(x, [(0, used - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+    x = x.reshape(*x.shape[:axis], num_windows - 1 + num_blocks, stride, *x.shape[axis + 1 :])
+    blocks = [jax.lax.slice_in_dim(x, i, i + num_windows, axis=axis) for i in range(num_blocks)]
+    return jax.lax.slice_in_dim(jnp.concatenate(blocks, axis + 1), 0, size, axis=axis + 1)
+
+
+def l2_normalize(x: Float[Array, "... d"], epsilon: float = 1e-6) -> Float[Array, "... d"]:
+    """Returns float32 vectors of length 1; shorter than `epsilon` they are divided by it, so the gradient is finite."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(square, epsilon**2))
+
+
+def attend(
+    query: Float[Array, "b *group q h d"],
+    key: Float[Array, "b *group k h d"],
+    value: Float[Array, "b *group k h d"],
+    *,
+    class_key: Float[Array, "b h d"] | None = None,
+    class_value: Float[Array, "b h d"] | None = None,
+    mask: Bool[Array, "b k"] | None = None,
+    dropout: nn.Dropout | None = None,
+) -> Float[Array, "b *group q h d"]:
+    """Returns softmax(q kᵀ / √d) v within each group, where every group may share one more key: the class token's.
+
+    The class key is one more column of logits, merged in the softmax and never copied into the groups.
+
+    Args:
+      query: Queries, heads apart.
+      key: Keys of the same groups.
+      value: Values of the same groups.
+      class_key: A key every group attends to as well.
+      class_value: Its value.
+      mask: True where a key counts, of ungrouped input. At least one key of a row must.
+      dropout: Applied to the attention weights.
+    """
+    assert class_key is None or dropout is None, "no source drops weights of grouped attention"
+    query = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("b...qhd,b...khd->b...hqk", query, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    if class_key is None:
+        weights = jax.nn.softmax(logits, axis=-1)
+        weights = weights if dropout is None else dropout(weights)
+        return jnp.einsum("b...hqk,b...khd->b...qhd", weights.astype(value.dtype), value)
+    class_logits = jnp.einsum("b...qhd,bhd->b...hq", query, class_key, preferred_element_type=jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1), class_logits))
+    weights = jnp.exp(logits - largest[..., None])
+    class_weights = jnp.exp(class_logits - largest)
+    total = jnp.sum(weights, axis=-1) + class_weights
+    weights = (weights / total[..., None]).astype(value.dtype)
+    class_weights = (class_weights / total).astype(value.dtype)
+    out = jnp.einsum("b...hqk,b...khd->b...qhd", weights, value)
+    return out + jnp.einsum("b...hq,bhd->b...qhd", class_weights, class_value)
+
+
+def split_heads(qkv: Float[Array, "*n columns"], num_heads: int) -> list[Float[Array, "*n h d"]]:
+    """Returns [query, key, value], heads apart, of one matmul's columns ordered (q, k, v), then heads, as in timm.
+
+    Raises:
+      ValueError: If the width is not a multiple of the number of heads.
+    """
+    width = qkv.shape[-1] // 3
+    if width % num_heads:
+        raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+    return [rearrange(part, "... (h d) -> ... h d", h=num_heads) for part in jnp.split(qkv, 3, axis=-1)]
+
+
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns the exact GELU, x Φ(x), evaluated in float32 as PyTorch does for bfloat16; `erf` is cheaper than `erfc`."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused matmul for queries, keys and values.
+
+    Attributes:
+      num_heads: Divides the width.
+      dropout: Of the attention weights, in training.
+      dtype: Compute dtype.
+    """
+
+    num_heads: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n w"],
+        mask: Bool[Array, "b n"] | None = None,
+        *,
+        num_outputs: int | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b m w"]:
+        """Returns the output of the first `num_outputs` tokens, or of all; every token is attended to.
+
+        Args:
+          x: Tokens.
+          mask: True for the tokens that may be attended to; None is all.
+          num_outputs: How many tokens, from the first, ask.
+          train: Whether to drop weights.
+        """
+        qkv = nn.Dense(3 * x.shape[-1], kernel_init=WEIGHT_INIT, dtype=self.dtype, name="qkv")(x)
+        query, key, value = split_heads(qkv, self.num_heads)
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        out = attend(query[:, :num_outputs], key, value, mask=mask, dropout=dropout)
+        out = rearrange(out, "b n h d -> b n (h d)")
+        return nn.Dense(x.shape[-1], kernel_init=WEIGHT_INIT, dtype=self.dtype, name="out")(out)
+
+
+class Mlp(nn.Module):
+    """Dense, exact GELU, Dense back to the input's width, dropout.
+
+    Attributes:
+      width: Of the hidden layer.
+      dropout: Of the output, in training.
+      dtype: Compute dtype.
+    """
+
+    width: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n w"], *, train: bool = False) -> Float[Array, "*n w"]:
+        hidden = gelu(nn.Dense(self.width, kernel_init=WEIGHT_INIT, dtype=self.dtype, name="hidden")(x))
+        out = nn.Dense(x.shape[-1], kernel_init=WEIGHT_INIT, dtype=self.dtype, name="out")(hidden)
+        return nn.Dropout(self.dropout, deterministic=not train)(out)

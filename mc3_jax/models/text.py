@@ -1,0 +1,98 @@
+"""The text encoder: DistilBERT (Sanh et al., 2019).
+
+Ports `DistilBertModel` of huggingface/transformers (Apache 2.0). Differs in that queries, keys and values are one matmul.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from mc3_jax.models.layers import WEIGHT_INIT, Mlp, SelfAttention
+
+
+class PostNormBlock(nn.Module):
+    """BERT's block: y = norm(x + attention(x)); norm(y + mlp(y)).
+
+    Attributes:
+      num_heads: Divides the width.
+      mlp_width: Hidden width of the MLP.
+      dropout: Of attention weights and of the MLP's output, in training.
+      dtype: Compute dtype.
+    """
+
+    num_heads: int
+    mlp_width: int
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l w"], mask: Bool[Array, "b l"], *, num_outputs: int | None = None, train: bool = False
+    ) -> Float[Array, "b m w"]:
+        """Returns the first `num_outputs` tokens after the block, or all."""
+        norm_attention, norm_mlp = (
+            nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, use_fast_variance=False, name=f"norm_{name}")
+            for name in ("attention", "mlp")
+        )
+        attention = SelfAttention(self.num_heads, self.dropout, self.dtype, name="attention")
+        mlp = Mlp(self.mlp_width, self.dropout, self.dtype, name="mlp")
+        x = norm_attention(x[:, :num_outputs] + attention(x, mask, num_outputs=num_outputs, train=train))
+        return norm_mlp(x + mlp(x, train=train))
+
+
+class DistilBert(nn.Module):
+    """DistilBERT; the defaults are the sizes of `distilbert-base-uncased`, 66,362,880 parameters.
+
+    Attributes:
+      vocab_size: Rows of the word embedding.
+      num_positions: Rows of the position embedding.
+      width, depth, num_heads, mlp_width: Of the transformer.
+      dropout: Of embeddings, attention weights and the MLP's output, in training.
+      dtype: Compute dtype; parameters are float32.
+    """
+
+    vocab_size: int = 30522
+    num_positions: int = 512
+    width: int = 768
+    depth: int = 6
+    num_heads: int = 12
+    mlp_width: int = 3072
+    dropout: float = 0.1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        text_ids: Int[Array, "b l"],
+        text_mask: Int[Array, "b l"],
+        *,
+        num_outputs: int | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b m w"]:
+        """Returns the last layer's first `num_outputs` tokens, or all of them.
+
+        Args:
+          text_ids: Token ids, padded at the end.
+          text_mask: 1 for a token, 0 for padding. The first token of a row is never padding.
+          num_outputs: How many tokens, from the first, are read; the last block computes no more.
+          train: Whether to drop; needs an rng named "dropout".
+
+        Raises:
+          ValueError: If there are more tokens than positions.
+        """
+        length = text_ids.shape[1]
+        if length > self.num_positions:
+            raise ValueError(f"{length} tokens but num_positions is {self.num_positions}: raise it or cut the text")
+        words = nn.Embed(
+            self.vocab_size, self.width, embedding_init=WEIGHT_INIT, dtype=self.dtype, name="word_embedding"
+        )
+        position = self.param("position_embedding", WEIGHT_INIT, (self.num_positions, self.width))
+        norm = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, use_fast_variance=False, name="norm_embedding")
+        x = norm(words(text_ids) + position[:length].astype(self.dtype))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        mask = text_mask != 0
+        for i in range(self.depth):
+            block = PostNormBlock(self.num_heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}")
+            x = block(x, mask, num_outputs=num_outputs if i == self.depth - 1 else None, train=train)
+        return x

@@ -1,0 +1,169 @@
+"""The video encoder: EgoVLP's SpaceTimeTransformer, called TimeSformer in the paper.
+
+Ports `model/video_transformer.py` of showlab/EgoVLP, which is Frozen in Time's (Bain et al., ICCV 2021,
+github.com/m-bain/frozen-in-time; MIT): divided space-time attention after TimeSformer (Bertasius et al., ICML 2021), but
+with the residual of the space attention taken from the block's input, not from the output of the time attention.
+
+Differs in layout only: the class token and the [frame, place] grid are kept as two arrays, so that grouping by frame or
+by place needs neither a gather nor a copy, and the last block computes the class token alone, which is all that is read.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, WEIGHT_INIT, Mlp, attend, split_heads
+
+# The class token and the patches of a clip; the patches are None once nothing reads them.
+Tokens = tuple[Float[Array, "b 1 w"], Float[Array, "b t p w"] | None]
+
+
+def _add(x: Tokens, y: Tokens) -> Tokens:
+    return jax.tree.map(jnp.add, x, y)
+
+
+class DividedAttention(nn.Module):
+    """Attention within groups: a patch attends to its group and the class token, the class token to everything.
+
+    Attributes:
+      over: "space" groups the patches of a frame, "time" those of a place.
+      num_heads: Divides the width.
+      zero_output: Start as the source starts its time attention: qkv 0, output weight 1, biases 0.
+      dtype: Compute dtype.
+    """
+
+    over: Literal["space", "time"]
+    num_heads: int
+    zero_output: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, *, class_only: bool = False) -> Tokens:
+        """Returns the attention's output for every token, or for the class token alone."""
+        class_token, patches = tokens
+        width = class_token.shape[-1]
+        qkv_init = nn.initializers.zeros if self.zero_output else WEIGHT_INIT
+        out_init = nn.initializers.ones if self.zero_output else WEIGHT_INIT
+        qkv = nn.Dense(3 * width, kernel_init=qkv_init, dtype=self.dtype, name="qkv")
+        out = nn.Dense(width, kernel_init=out_init, dtype=self.dtype, name="out")
+
+        class_query, class_key, class_value = split_heads(qkv(class_token), self.num_heads)
+        grid = split_heads(qkv(patches), self.num_heads)
+        query, key, value = (rearrange(x, "b t p h d -> b p t h d") for x in grid) if self.over == "time" else grid
+        class_column = {"class_key": class_key[:, 0], "class_value": class_value[:, 0]}
+        # Softmax does not mind the order of its keys: the grid is flattened as it lies.
+        all_keys, all_values = (rearrange(x, "b g k h d -> b (g k) h d") for x in (key, value))
+        class_out = attend(class_query, all_keys, all_values, **class_column)
+        class_out = out(rearrange(class_out, "b n h d -> b n (h d)"))
+        if class_only:
+            return class_out, None
+        layout = "b p t h d -> b t p (h d)" if self.over == "time" else "b t p h d -> b t p (h d)"
+        return class_out, out(rearrange(attend(query, key, value, **class_column), layout))
+
+
+class SpaceTimeBlock(nn.Module):
+    """t = time(norm(x)); s = space(norm(x + t)); y = x + s; y + mlp(norm(y)): the residual is from x, not x + t.
+
+    Attributes:
+      num_heads: Divides the width.
+      mlp_ratio: Hidden width of the MLP over the width.
+      time_init: "zeros" as the source, or "random"; see `SpaceTimeTransformer`.
+      dtype: Compute dtype.
+    """
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    time_init: Literal["zeros", "random"] = "zeros"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, *, class_only: bool = False) -> Tokens:
+        """Returns the tokens after the block, or the class token alone."""
+        norm_time, norm_space, norm_mlp = (
+            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name=f"norm_{name}")
+            for name in ("time", "space", "mlp")
+        )
+        time_attention = DividedAttention(
+            "time", self.num_heads, self.time_init == "zeros", self.dtype, name="time_attention"
+        )
+        space_attention = DividedAttention("space", self.num_heads, dtype=self.dtype, name="space_attention")
+        mlp = Mlp(int(tokens[0].shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
+
+        time = time_attention(jax.tree.map(norm_time, tokens))
+        space = space_attention(jax.tree.map(norm_space, _add(tokens, time)), class_only=class_only)
+        tokens = _add((tokens[0], None) if class_only else tokens, space)
+        return _add(tokens, jax.tree.map(lambda x: mlp(norm_mlp(x)), tokens))
+
+
+class SpaceTimeTransformer(nn.Module):
+    """EgoVLP's video encoder; the defaults are its sizes (ViT-B/16), 114,177,792 parameters.
+
+    Attributes:
+      image_size_px: Height and width of a frame.
+      patch_px: Height and width of a patch; divides `image_size_px`.
+      num_positions: Temporal positions of the table; a clip of fewer frames uses the first.
+      width, depth, num_heads: Of the transformer.
+      mlp_ratio: Hidden width of the MLP over the width.
+      time_init: "zeros", the source's, is meant for weights inflated from an image model: the time branch puts out 0.
+        Beware when training from scratch: its output weight of ones meets a LayerNorm that removes the mean over
+        channels, so the branch's qkv and output weights have a gradient of exactly 0 there, and only rounding errors,
+        which Adam blows up, let them leave. "random" draws them like all others.
+      dtype: Compute dtype; parameters are float32.
+    """
+
+    image_size_px: int = 224
+    patch_px: int = 16
+    num_positions: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    time_init: Literal["zeros", "random"] = "zeros"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, video: Float[Array, "b t y x 3"]) -> Float[Array, "b w"]:
+        """Returns the class token after the final norm, before the projection.
+
+        Args:
+          video: Frames, normalised, at `image_size_px`.
+
+        Raises:
+          ValueError: If a frame has another size, is not a whole number of patches, or there are more frames than
+            positions.
+        """
+        self._check(video.shape)
+        num_patches = (self.image_size_px // self.patch_px) ** 2
+        class_token = self.param("class_token", WEIGHT_INIT, (self.width,))
+        position = self.param("position_embedding", WEIGHT_INIT, (1 + num_patches, self.width))
+        temporal = self.param("temporal_embedding", nn.initializers.zeros, (self.num_positions, self.width))
+
+        patches = rearrange(
+            video, "b t (h i) (w j) c -> b t (h w) (i j c)", i=self.patch_px, j=self.patch_px
+        )
+        # A convolution whose stride is its kernel is a matmul of patches.
+        embed = nn.Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
+        grid = position[1:] + temporal[: video.shape[1], None]
+        patches = embed(patches) + grid.astype(self.dtype)
+        class_token = jnp.broadcast_to((class_token + position[0]).astype(self.dtype), (len(video), 1, self.width))
+
+        tokens = (class_token, patches)
+        for i in range(self.depth):
+            block = SpaceTimeBlock(self.num_heads, self.mlp_ratio, self.time_init, self.dtype, name=f"block_{i}")
+            tokens = block(tokens, class_only=i == self.depth - 1)
+        norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")
+        return norm(tokens[0][:, 0])
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        size = self.image_size_px
+        if size % self.patch_px:
+            raise ValueError(f"image_size_px {size} is not a multiple of patch_px {self.patch_px}")
+        if shape[2:4] != (size, size):
+            raise ValueError(f"frames are {shape[2]}x{shape[3]} pixels but image_size_px is {size}: resize the frames")
+        if shape[1] > self.num_positions:
+            raise ValueError(f"{shape[1]} frames but num_positions is {self.num_positions}: raise it or use fewer")

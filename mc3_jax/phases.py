@@ -1,0 +1,116 @@
+"""A run is a list of phases: each a stretch of steps with its loss weights, its learning towers and its optimizer.
+
+The paper's Sec. 4.1: *align* (contrastive only), then *refine* (contrastive and consensus).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mc3_jax.config import OptimizerConfig, PhaseConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase placed in the run: steps [start, stop)."""
+
+    config: PhaseConfig
+    start: int
+    stop: int
+
+
+def plan_phases(phases: list[PhaseConfig], num_clips: int, batch_size: int) -> list[Phase]:
+    """Returns the phases with the steps they take.
+
+    Args:
+      phases: Of the config.
+      num_clips: Clips in the training split.
+      batch_size: Global.
+
+    Raises:
+      ValueError: A phase would take no step.
+    """
+    placed, start = [], 0
+    for phase in phases:
+        steps = round(phase.epochs * num_clips / batch_size)
+        if steps < 1:
+            raise ValueError(
+                f"phase {phase.name!r}: {phase.epochs} epochs of {num_clips} clips are no step of batch size {batch_size}; "
+                "train longer or with a smaller batch"
+            )
+        placed.append(Phase(phase, start, start + steps))
+        start += steps
+    return placed
+
+
+def phase_at(phases: list[Phase], step: int) -> Phase:
+    """Returns the phase that step `step` belongs to; steps at or beyond the end belong to the last."""
+    return next((phase for phase in phases if step < phase.stop), phases[-1])
+
+
+def learning_rate(phase: Phase) -> optax.Schedule:
+    """Returns the learning rate as a function of the run's step.
+
+    It depends on the step and not on the optimizer's own count, so carrying the moments over from the phase before
+    can't shift it.
+    """
+    config: OptimizerConfig = phase.config.optimizer
+    steps = phase.stop - phase.start
+    warmup = min(config.warmup_steps, steps - 1)
+    if config.schedule == "cosine":
+        body = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1), config.final_scale)
+    else:
+        body = optax.constant_schedule(config.learning_rate)
+    schedule = optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), body], [warmup])
+    # Step 0 of a warm-up would be a step of size 0; count from 1 there, so that its last step reaches the peak.
+    offset = 1 if warmup else 0
+    return lambda step: schedule(step - phase.start + offset)
+
+
+def _decayed(params):
+    """Matrices and kernels decay; biases, norms, class tokens and position tables don't."""
+
+    def is_decayed(path, leaf):
+        return leaf.ndim >= 2 and path[-1].key == "kernel"
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
+    """Returns the phase's transformation of gradients, without the learning rate (see `learning_rate`).
+
+    Towers that don't learn get zero updates and no optimizer state.
+
+    Args:
+      phase: Its `optimizer` and `trainable`.
+      params: Parameters (or their shapes), a dict of towers.
+    """
+    config = phase.optimizer
+    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    if config.weight_decay > 0:
+        steps.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
+    learns = optax.chain(*steps)
+    if all(tower in phase.trainable for tower in params):
+        return learns
+    labels = {tower: "learns" if tower in phase.trainable else "frozen" for tower in params}
+    return optax.multi_transform({"learns": learns, "frozen": optax.set_to_zero()}, labels)
+
+
+def carry_optimizer(phase: PhaseConfig, tx: optax.GradientTransformation, params, opt_state):
+    """Returns the optimizer state a phase begins with: the one before it, or a fresh one where the phase resets it.
+
+    Raises:
+      ValueError: The state can't be kept because its shape differs (other towers learn, another kind of optimizer).
+    """
+    fresh = jax.eval_shape(tx.init, params)
+    if phase.reset_optimizer:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fresh)
+    if jax.tree.structure(fresh) != jax.tree.structure(opt_state):
+        raise ValueError(
+            f"phase {phase.name!r} keeps the optimizer state of the phase before, but theirs differ in shape "
+            "(other towers learn or the optimizer differs): set reset_optimizer=True"
+        )
+    return opt_state

@@ -1,0 +1,186 @@
+"""The train step: from a batch of decoded clips to new parameters, as pure functions of arrays.
+
+Everything is written in the global view: the batch is the whole batch, whatever mesh it is spread over, so the loss
+and its gradient are those of a single device; the compiler places the all-gather.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from mc3_jax import config as config_lib
+from mc3_jax import phases as phases_lib
+from mc3_jax.losses import consensus, contrastive
+from mc3_jax.models import frontend
+from mc3_jax.models.audio import AudioSpectrogramTransformer
+from mc3_jax.models.mc3 import MC3
+from mc3_jax.models.text import DistilBert
+from mc3_jax.models.video import SpaceTimeTransformer
+
+Batch = Mapping[str, Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: Steps done, int32 scalar.
+      params: Parameters, float32: {"audio": ..., "video": ..., "text": ...}.
+      opt_state: Of the phase the next step belongs to.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+
+
+def make_model(config: config_lib.ModelConfig) -> MC3:
+    """Returns the three towers with their projections, in the config's sizes."""
+    audio, video, text = config.audio, config.video, config.text
+    dtype = jnp.dtype(config.dtype)
+    return MC3(
+        audio_tower=AudioSpectrogramTransformer(
+            num_mel=audio.num_mel,
+            num_time_frames=audio.num_time_frames,
+            patch_px=audio.patch_px,
+            stride_px=audio.stride_px,
+            width=audio.width,
+            depth=audio.depth,
+            num_heads=audio.num_heads,
+            dtype=dtype,
+        ),
+        video_tower=SpaceTimeTransformer(
+            image_size_px=video.image_size_px,
+            patch_px=video.patch_px,
+            num_positions=video.num_positions,
+            width=video.width,
+            depth=video.depth,
+            num_heads=video.num_heads,
+            dtype=dtype,
+        ),
+        text_tower=DistilBert(
+            vocab_size=text.vocab_size,
+            num_positions=text.num_positions,
+            width=text.width,
+            depth=text.depth,
+            num_heads=text.num_heads,
+            mlp_width=text.mlp_width,
+            dropout=text.dropout,
+            dtype=dtype,
+        ),
+        embed_dim=config.embed_dim,
+        dtype=dtype,
+    )
+
+
+def init_params(model: MC3, config: config_lib.ModelConfig, seed: int):
+    """Returns freshly initialised float32 parameters, a function of the seed alone."""
+    audio, video, text = config.audio, config.video, config.text
+    log_mel = jnp.zeros((1, audio.num_time_frames, audio.num_mel))
+    frames = jnp.zeros((1, video.num_frames, video.image_size_px, video.image_size_px, 3))
+    ids = jnp.zeros((1, text.num_tokens), jnp.int32)
+    key = jax.random.key(seed)
+    inputs = {"audio": log_mel, "video": frames, "text_ids": ids, "text_mask": jnp.ones_like(ids)}
+    return model.init(key, **inputs, train=False)["params"]
+
+
+def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | None) -> dict[str, Array]:
+    """Returns the model's inputs from a decoded batch: log-mel of the audio, crops of the video, token ids.
+
+    Args:
+      batch: `audio` int16 [b, samples], `video` uint8 [b, t, h, w, 3] on the canvas, `video_size` int32 [b, 2],
+        `text_ids` and `text_mask` int32 [b, l], `row` int32 [b]; see `mc3_jax.data.loader`.
+      config: Sizes, crop and flip.
+      key: Of the step, for random crops and flips; None takes the centre crop.
+    """
+    audio, video = config.audio, config.video
+    log_mel = frontend.log_mel(batch["audio"], num_mel=audio.num_mel, num_time_frames=audio.num_time_frames)
+    if key is None:
+        frames = frontend.center_video(batch["video"], batch["video_size"], video.image_size_px, video.resize_px)
+    else:
+        frames = frontend.augment_video(
+            batch["video"],
+            batch["video_size"],
+            frontend.row_keys(key, batch["row"]),
+            video.image_size_px,
+            scale=video.crop_scale,
+            flip_probability=video.flip_probability,
+        )
+    return {"audio": log_mel, "video": frames, "text_ids": batch["text_ids"], "text_mask": batch["text_mask"]}
+
+
+def mc3_loss(embeddings: Mapping[str, Array], phase: config_lib.PhaseConfig) -> tuple[Array, dict[str, Array]]:
+    """Returns the phase's loss of the global batch (Eq. 4) and its terms.
+
+    Args:
+      embeddings: {"audio", "video", "text"}, each L2-normalised [b, d].
+      phase: Weights, pairs, temperature and the details of the consensus.
+    """
+    terms = {}
+    loss = jnp.zeros((), jnp.float32)
+    if phase.contrastive_weight > 0:
+        value, per_pair = contrastive.contrastive_loss(embeddings, phase.temperature, phase.pairs)
+        terms |= {"contrastive": value} | {f"contrastive_{pair}": v for pair, v in per_pair.items()}
+        loss += phase.contrastive_weight * value
+    if phase.consensus_weight > 0:
+        detail = phase.consensus
+        alphas = {"audio": detail.alpha_audio, "video": detail.alpha_video, "text": detail.alpha_text}
+        value, aux = consensus.consensus_loss(
+            embeddings,
+            anchor=detail.anchor,
+            alphas={name: a for name, a in alphas.items() if name != detail.anchor},
+            inverse=detail.inverse,
+            stop_gradient=detail.stop_gradient,
+        )
+        terms |= {"consensus": value} | aux
+        loss += phase.consensus_weight * value
+    return loss, {"loss": loss} | terms
+
+
+def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
+    """Returns `loss_fn(params, step, batch) -> (loss, terms)`; all randomness is a function of (seed, step, row)."""
+
+    def loss_fn(params, step, batch: Batch):
+        frozen = {tower: p if tower in phase.trainable else jax.lax.stop_gradient(p) for tower, p in params.items()}
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        augment_key, dropout_key = jax.random.split(key)
+        inputs = prepare(batch, config.model, augment_key)
+        embeddings = model.apply({"params": frozen}, **inputs, train=True, rngs={"dropout": dropout_key})
+        return mc3_loss(embeddings, phase)
+
+    return loss_fn
+
+
+def make_train_step(
+    model: MC3, config: config_lib.Config, phase: phases_lib.Phase, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Returns `train_step(state, batch) -> (state, metrics)` of a phase; jit it with the state donated.
+
+    Metrics are float32 scalars: the loss and its terms, `grad_norm` and `learning_rate`.
+    """
+    loss_fn = make_loss_fn(model, config, phase.config)
+    schedule = phases_lib.learning_rate(phase)
+
+    def train_step(state: TrainState, batch: Batch):
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state.step, batch)
+        rate = schedule(state.step)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": rate}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:
+    """Returns `embed(params, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], without randomness."""
+
+    def embed(params, batch: Batch):
+        return model.apply({"params": params}, **prepare(batch, config, None), train=False)
+
+    return embed

@@ -1,0 +1,102 @@
+"""Configs: every file builds and validates; bad values and bad flags give one line that names value and fix."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mc3_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.py"))
+
+
+def load(path: pathlib.Path) -> config_lib.Config:
+    """Returns get_config() of a config file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_config_file_validates_and_its_docstring_holds_its_command(path):
+    config_lib.validate(load(path))
+    assert f"--config={path.relative_to(ROOT)}" in path.read_text().split('"""')[1]
+
+
+def test_the_papers_numbers_stand_in_its_config():
+    config = load(ROOT / "configs" / "mc3_ego4d.py")
+    align, refine = config.phases
+    assert config.data.batch_size == 256
+    assert [p.epochs for p in config.phases] == [5, 5]
+    assert {p.optimizer.learning_rate for p in config.phases} == {3e-5}
+    assert (align.consensus_weight, refine.consensus_weight) == (0.0, 1.0)
+    assert refine.contrastive_weight == 1.0
+    consensus = refine.consensus
+    assert (consensus.anchor, consensus.alpha_video, consensus.alpha_text) == ("audio", 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c.data, "batch_size", 1), "config.data.batch_size = 1: must be at least 2"),
+        (lambda c: setattr(c.model, "dtype", "float64"), "config.model.dtype = 'float64': float32 or bfloat16"),
+        (lambda c: setattr(c.model.video, "image_size_px", 225), "image_size_px = 225: must be a multiple of patch_px"),
+        (lambda c: setattr(c.model.text, "num_tokens", 513), "num_tokens = 513: must be at most num_positions = 512"),
+        (lambda c: setattr(c.phases[0], "epochs", 0), r"phases\[0\].epochs = 0: must be positive"),
+        (lambda c: setattr(c.phases[0], "pairs", ("va",)), r"phases\[0\].pairs = \('va',\)"),
+        (lambda c: setattr(c.phases[0], "contrastive_weight", 0.0), "a phase needs a loss"),
+        (lambda c: c.phases.clear(), "needs at least one phase"),
+        (lambda c: c.phases.append(c.phases[0]), "names must differ"),
+        (lambda c: setattr(c.phases[0].consensus, "anchor", "smell"), "anchor = 'smell': one of"),
+    ],
+)
+def test_bad_values_are_refused_with_the_value_and_the_fix(change, message):
+    config = config_lib.Config()
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config_lib.validate(config)
+
+
+def test_to_dict_holds_every_field():
+    def count(value):
+        if dataclasses.is_dataclass(value):
+            return sum(count(getattr(value, f.name)) for f in dataclasses.fields(value))
+        return sum(map(count, value)) if isinstance(value, list) else 1
+
+    def count_dict(value):
+        if isinstance(value, dict):
+            return sum(map(count_dict, value.values()))
+        is_phases = isinstance(value, list) and value and isinstance(value[0], dict)
+        return sum(map(count_dict, value)) if is_phases else 1
+
+    config = config_lib.Config()
+    assert count(config) == count_dict(config_lib.to_dict(config))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.nope=3"], "nope"),
+        (["--config.model.nope.x=3"], "model.nope"),
+        (["--config.data.batch_size=many"], "'many'"),
+        (["--config.phases[7].epochs=2"], "phases[7].epochs"),
+        (["--config.phases[0].epochs=-2"], "config.phases[0].epochs = -2.0: must be positive"),
+        (["--nope=3"], "nope"),
+        ([], "--workdir is missing"),
+        (["--workdir={tmp}/w"], "config.data.dir"),
+        (["--workdir={tmp}/w", "--config.data.dir={tmp}/absent"], "absent"),
+    ],
+)
+def test_bad_command_lines_end_with_one_line_and_status_2(flags, message, tmp_path):
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    command = [sys.executable, "-m", "mc3_jax.train", "--config=configs/mc3_ego4d.py", *flags]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,65 @@
+"""Phases: where they lie, what they freeze, what they carry over, how the learning rate runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mc3_jax import phases as phases_lib
+from mc3_jax.config import OptimizerConfig, PhaseConfig
+
+PARAMS = {name: {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}} for name in ("audio", "video", "text")}
+GRADS = jax.tree.map(lambda p: 0.1 * p, PARAMS)
+
+
+def test_phases_follow_each_other_and_the_last_goes_on_beyond_the_end():
+    phases = phases_lib.plan_phases([PhaseConfig(name="a", epochs=2), PhaseConfig(name="b", epochs=0.5)], 1000, 100)
+    assert [(p.start, p.stop) for p in phases] == [(0, 20), (20, 25)]
+    assert [phases_lib.phase_at(phases, s).config.name for s in (0, 19, 20, 24, 25)] == ["a", "a", "b", "b", "b"]
+
+
+def test_a_phase_without_a_step_is_refused():
+    with pytest.raises(ValueError, match="'a': 0.1 epochs of 100 clips are no step of batch size 256"):
+        phases_lib.plan_phases([PhaseConfig(name="a", epochs=0.1)], 100, 256)
+
+
+def test_learning_rate_warms_up_to_its_peak_and_falls_along_a_cosine_within_its_phase():
+    optimizer = OptimizerConfig(learning_rate=0.5, schedule="cosine", warmup_steps=10, final_scale=0.1)
+    phase = phases_lib.Phase(PhaseConfig(optimizer=optimizer), 100, 200)
+    rate = [float(phases_lib.learning_rate(phase)(step)) for step in range(100, 200)]
+    np.testing.assert_allclose(rate[:10], 0.5 * np.arange(1, 11) / 10, rtol=1e-6)
+    middle = 0.05 + 0.45 * 0.5 * (1 + np.cos(np.pi * 45 / 90))
+    np.testing.assert_allclose(rate[10 + 44], middle, rtol=1e-6)
+    assert 0.05 < rate[-1] < 0.052
+
+
+def test_frozen_towers_get_no_update_and_no_moments():
+    phase = PhaseConfig(trainable=("audio",), optimizer=OptimizerConfig(weight_decay=0.1))
+    tx = phases_lib.make_optimizer(phase, PARAMS)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert all((leaf == 0).all() for tower in ("video", "text") for leaf in jax.tree.leaves(updates[tower]))
+    assert all((leaf != 0).all() for leaf in jax.tree.leaves(updates["audio"]))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(tx.init(PARAMS)) if leaf.ndim)
+    assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(PARAMS["audio"]))
+
+
+def test_only_kernels_decay():
+    decayed = phases_lib.make_optimizer(PhaseConfig(optimizer=OptimizerConfig(weight_decay=0.5)), PARAMS)
+    plain = phases_lib.make_optimizer(PhaseConfig(), PARAMS)
+    with_decay, _ = decayed.update(GRADS, decayed.init(PARAMS), PARAMS)
+    without, _ = plain.update(GRADS, plain.init(PARAMS), PARAMS)
+    difference = jax.tree.map(lambda a, b: a - b, with_decay, without)["audio"]["dense"]
+    np.testing.assert_allclose(difference["kernel"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(difference["bias"], 0.0)
+
+
+def test_optimizer_state_is_carried_unless_reset_and_refused_where_it_cannot_be():
+    tx = phases_lib.make_optimizer(PhaseConfig(), PARAMS)
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    kept = phases_lib.carry_optimizer(PhaseConfig(name="b"), tx, PARAMS, state)
+    assert kept is state
+    reset = phases_lib.carry_optimizer(PhaseConfig(name="b", reset_optimizer=True), tx, PARAMS, state)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(reset))
+    frozen = PhaseConfig(name="b", trainable=("audio",))
+    with pytest.raises(ValueError, match="'b' keeps the optimizer state .* set reset_optimizer=True"):
+        phases_lib.carry_optimizer(frozen, phases_lib.make_optimizer(frozen, PARAMS), PARAMS, state)

@@ -1,0 +1,291 @@
+"""The schema of a clip on disk: `Clip` <-> `tf.train.Example` bytes, and `clips.json`. Imports numpy and protobuf only.
+
+`data_prep` writes these records into ArrayRecord shards, the loader reads them. The bytes are what TFDS reads as well
+(`data_prep.shards.feature_spec`), though TensorFlow is on neither path: the message types are built here from
+TensorFlow's public `example.proto` and `feature.proto` (field numbers only), in a descriptor pool of their own so that
+they never collide with a TensorFlow somebody else imports.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from jaxtyping import Int, Int64
+
+SCHEMA_VERSION = 1
+CLIPS_FILE = "clips.json"
+SAMPLE_RATE_HZ = 16_000
+SPLITS = ("train", "validation", "test")
+UNKNOWN = -1  # verb_id, noun_id and label where nobody knows
+
+
+@dataclasses.dataclass
+class Clip:
+    """A narrated moment: what is seen, heard and said around it.
+
+    Attributes:
+      clip_id: Unique in the data set.
+      video_uid: Of the video it was cut from.
+      narration: Raw text, tags such as "#C C" included.
+      source: Where the narration came from, e.g. "narration_pass_1".
+      time_us, start_us, stop_us: The narration's moment and the window [start, stop) around it, in µs of the video.
+      frames: T * C JPEG files, interval-major: candidate c of interval t is `frames[t * C + c]`. The candidate in the
+        middle of its interval is c = C // 2.
+      frame_times_us: int64 [T * C], when each frame is shown, in µs of the video.
+      frame_height, frame_width: True size of the JPEG files in px.
+      audio: int16 [num_samples], mono, 16 kHz.
+      verb_id, noun_id: Index into `ClipsInfo.verbs` and `.nouns`, -1 where unknown.
+      label: Whether the narrated action is both seen and heard: 1 yes, 0 no, -1 nobody was asked.
+    """
+
+    clip_id: str
+    video_uid: str
+    narration: str
+    source: str
+    time_us: int
+    start_us: int
+    stop_us: int
+    frames: list[bytes]
+    frame_times_us: Int64[np.ndarray, " n"]
+    frame_height: int
+    frame_width: int
+    audio: Int[np.ndarray, " samples"]
+    verb_id: int = UNKNOWN
+    noun_id: int = UNKNOWN
+    label: int = UNKNOWN
+
+
+_TEXTS = ("clip_id", "video_uid", "narration", "source")
+_INTEGERS = (
+    "time_us", "start_us", "stop_us", "frame_height", "frame_width", "verb_id", "noun_id", "label",
+)  # fmt: skip
+
+
+def _build_example_class() -> type[message.Message]:
+    """Returns the message class of tf.train.Example, built from its field numbers."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="mc3_example.proto", package="tensorflow", syntax="proto3")
+
+    def add(parent, name, number, kind, *, repeated=False, type_name=None, oneof=False):
+        label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+        one = parent.field.add(name=name, number=number, type=kind, label=label)
+        if type_name:
+            one.type_name = f".tensorflow.{type_name}"
+        if oneof:
+            one.oneof_index = 0
+
+    for name, kind in (
+        ("BytesList", field.TYPE_BYTES), ("FloatList", field.TYPE_FLOAT), ("Int64List", field.TYPE_INT64),
+    ):  # fmt: skip
+        add(file.message_type.add(name=name), "value", 1, kind, repeated=True)
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, (name, kind) in enumerate(
+        (("bytes_list", "BytesList"), ("float_list", "FloatList"), ("int64_list", "Int64List")), start=1
+    ):
+        add(feature, name, number, field.TYPE_MESSAGE, type_name=kind, oneof=True)
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    add(entry, "key", 1, field.TYPE_STRING)
+    add(entry, "value", 2, field.TYPE_MESSAGE, type_name="Feature")
+    add(features, "feature", 1, field.TYPE_MESSAGE, repeated=True, type_name="Features.FeatureEntry")
+    add(file.message_type.add(name="Example"), "features", 1, field.TYPE_MESSAGE, type_name="Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+_Example = _build_example_class()
+
+
+def encode(clip: Clip) -> bytes:
+    """Returns the clip as a serialised tf.train.Example, the same bytes for the same clip.
+
+    Raises:
+      ValueError: The audio isn't int16 mono, or frames and their times differ in number.
+    """
+    if clip.audio.dtype != np.int16 or clip.audio.ndim != 1:
+        raise ValueError(f"clip {clip.clip_id}: audio must be int16 [samples], got {clip.audio.dtype} {clip.audio.shape}")
+    if len(clip.frames) != len(clip.frame_times_us):
+        raise ValueError(f"clip {clip.clip_id}: {len(clip.frames)} frames but {len(clip.frame_times_us)} frame times")
+    example = _Example()
+    feature = example.features.feature
+    for name in _TEXTS:
+        feature[name].bytes_list.value.append(getattr(clip, name).encode())
+    for name in _INTEGERS:
+        feature[name].int64_list.value.append(int(getattr(clip, name)))
+    feature["frames"].bytes_list.value.extend(clip.frames)
+    feature["frame_times_us"].int64_list.value.extend(int(t) for t in clip.frame_times_us)
+    feature["audio"].bytes_list.value.append(clip.audio.astype("<i2", copy=False).tobytes())
+    return example.SerializeToString(deterministic=True)
+
+
+def decode(record: bytes) -> Clip:
+    """Returns the clip of a serialised tf.train.Example. Features it doesn't know are ignored, missing ones are not.
+
+    Raises:
+      ValueError: The bytes aren't a tf.train.Example, or a feature is missing, of another type or of another length.
+    """
+    try:
+        example = _Example.FromString(record)
+    except message.DecodeError as error:
+        raise ValueError(f"record of {len(record)} bytes is no tf.train.Example: {error}") from error
+    feature = example.features.feature
+
+    def values(name: str, kind: str, num: int | None = None):
+        if name not in feature:
+            raise ValueError(f"record lacks the feature {name!r}; it has {sorted(feature) or 'none'}")
+        if feature[name].WhichOneof("kind") != kind:
+            raise ValueError(f"feature {name!r} must be {kind}, got {feature[name].WhichOneof('kind')}")
+        found = getattr(feature[name], kind).value
+        if num is not None and len(found) != num:
+            raise ValueError(f"feature {name!r} must hold {num} value(s), got {len(found)}")
+        return found
+
+    fields = {name: values(name, "bytes_list", 1)[0].decode() for name in _TEXTS}
+    fields |= {name: values(name, "int64_list", 1)[0] for name in _INTEGERS}
+    frames = list(values("frames", "bytes_list"))
+    times = np.array(values("frame_times_us", "int64_list", len(frames)), np.int64)
+    pcm = values("audio", "bytes_list", 1)[0]
+    if len(pcm) % 2:
+        raise ValueError(f"feature 'audio' must hold int16 samples, got {len(pcm)} bytes")
+    audio = np.frombuffer(pcm, "<i2").astype(np.int16, copy=False)
+    return Clip(frames=frames, frame_times_us=times, audio=audio, **fields)
+
+
+@dataclasses.dataclass
+class Shard:
+    """One file of a split.
+
+    Attributes:
+      file: Name inside the data set's folder.
+      num_clips, bytes: Records and file size.
+      sha256: Of the file, hexadecimal.
+    """
+
+    file: str
+    num_clips: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass
+class SplitInfo:
+    """A split's counts and files.
+
+    Attributes:
+      num_clips: Records over all shards.
+      num_labelled, num_positive: Clips with a label, and with label 1.
+      shards: In order; global clip index runs through them.
+    """
+
+    num_clips: int
+    num_labelled: int
+    num_positive: int
+    shards: list[Shard]
+
+
+@dataclasses.dataclass
+class ClipsInfo:
+    """What `clips.json` says of a data set.
+
+    Attributes:
+      name: Of the data set; shard files begin with it.
+      window_s: (before, after) the narration.
+      num_intervals, num_candidates: T and C: a clip holds T * C frames.
+      short_side_px: What frames were scaled to.
+      canvas_px: (height, width) that holds every frame: the short and the long side of landscape video.
+      num_samples: Audio samples of a clip.
+      verbs, nouns: Taxonomy labels; `Clip.verb_id` and `.noun_id` index them.
+      splits: By name; a split without clips has no shards.
+      sample_rate_hz: Of the audio.
+      schema_version: Of the records.
+    """
+
+    name: str
+    window_s: tuple[float, float]
+    num_intervals: int
+    num_candidates: int
+    short_side_px: int
+    canvas_px: tuple[int, int]
+    num_samples: int
+    verbs: list[str]
+    nouns: list[str]
+    splits: dict[str, SplitInfo]
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    schema_version: int = SCHEMA_VERSION
+
+    def dump(self, folder: str | os.PathLike) -> None:
+        """Writes `clips.json` in one step: a reader sees the old file or the new one."""
+        path = pathlib.Path(folder) / CLIPS_FILE
+        aside = path.with_suffix(".json.tmp")
+        aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "ClipsInfo":
+        """Returns what `clips.json` in `folder` says.
+
+        Raises:
+          ValueError: There is no such folder or file, it is no JSON, of another schema version or incomplete.
+        """
+        path = pathlib.Path(folder) / CLIPS_FILE
+        if not path.parent.is_dir():
+            raise ValueError(f"no data folder {path.parent}: make it with `python -m data_prep.ego4d --out {folder}`")
+        if not path.is_file():
+            raise ValueError(f"{path.parent} holds no {CLIPS_FILE}: not a clips data set, or its conversion didn't finish")
+        try:
+            values = json.loads(path.read_text())
+            version = values["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}: convert again")
+        try:
+            values["window_s"], values["canvas_px"] = tuple(values["window_s"]), tuple(values["canvas_px"])
+            values["splits"] = {
+                name: SplitInfo(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
+                for name, split in values["splits"].items()
+            }
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is incomplete: {error}: convert again") from error
+
+    def shard_paths(self, folder: str | os.PathLike, split: str) -> list[str]:
+        """Returns the paths of a split's shards, in order.
+
+        Raises:
+          ValueError: The data set has no such split, no shards in it, or one of them isn't there.
+        """
+        if split not in self.splits:
+            raise ValueError(f"{folder} has no split {split!r}, only {sorted(self.splits)}")
+        paths = [pathlib.Path(folder) / shard.file for shard in self.splits[split].shards]
+        if not paths:
+            raise ValueError(f"the shard list of split {split!r} in {pathlib.Path(folder) / CLIPS_FILE} is empty")
+        missing = [str(path) for path in paths if not path.is_file()]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
+        return [str(path) for path in paths]
+
+
+def check(clip: Clip, info: ClipsInfo) -> None:
+    """Checks that a clip is what `clips.json` promises.
+
+    Raises:
+      ValueError: Another number of frames or samples, or frames larger than the canvas.
+    """
+    num_frames = info.num_intervals * info.num_candidates
+    if len(clip.frames) != num_frames:
+        raise ValueError(
+            f"clip {clip.clip_id} holds {len(clip.frames)} frames, {CLIPS_FILE} says {info.num_intervals} intervals of "
+            f"{info.num_candidates} = {num_frames}"
+        )
+    if len(clip.audio) != info.num_samples:
+        raise ValueError(f"clip {clip.clip_id} holds {len(clip.audio)} samples, {CLIPS_FILE} says {info.num_samples}")
+    if clip.frame_height > info.canvas_px[0] or clip.frame_width > info.canvas_px[1]:
+        size = (clip.frame_height, clip.frame_width)
+        raise ValueError(f"clip {clip.clip_id} has frames of {size} px, larger than the canvas {tuple(info.canvas_px)}")

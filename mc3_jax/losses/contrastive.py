@@ -1,0 +1,67 @@
+"""InfoNCE between pairs of modalities: Eq. 1 of the paper.
+
+The denominator of Eq. 1 as printed lacks a modality; here, as in every source it builds on, it runs over the other
+modality's embeddings of the whole batch. Temperature is fixed (open: 0.05, EgoVLP's).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+MODALITY_OF_LETTER = {"a": "audio", "v": "video", "l": "text"}
+
+
+def _logits(x: Float[Array, "b d"], y: Float[Array, "b d"], temperature) -> Float[Array, "b b"]:
+    wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+    product = jnp.matmul(x.astype(wide), y.astype(wide).T, precision=jax.lax.Precision.HIGHEST)
+    return product / temperature
+
+
+def info_nce(
+    x: Float[Array, "b d"], y: Float[Array, "b d"], temperature: float | Float[Array, ""]
+) -> Float[Array, ""]:
+    """Returns the InfoNCE loss of x asking y: mean_t of -log softmax(x_t Yᵀ / τ)_t.
+
+    Args:
+      x: Embeddings of the modality that asks, L2-normalised; row t belongs to row t of `y`.
+      y: Embeddings of the modality that answers, L2-normalised.
+      temperature: τ, positive.
+
+    Implements Eq. (1) of the paper for one ordered pair.
+    """
+    logits = _logits(x, y, temperature)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits))
+
+
+def contrastive_loss(
+    embeddings: Mapping[str, Float[Array, "b d"]],
+    temperature: float | Float[Array, ""],
+    pairs: Sequence[str] = ("av", "al", "vl"),
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the sum over pairs of InfoNCE in both directions, and each pair's share of it.
+
+    A pair's logits are computed once: one direction is the softmax along rows, the other along columns.
+
+    Args:
+      embeddings: {"audio", "video", "text"}, each L2-normalised; only those of `pairs` are read.
+      temperature: τ, positive.
+      pairs: Two letters each of a (audio), v (video), l (language, i.e. text).
+
+    Raises:
+      ValueError: If there are no pairs, or one names a modality that is unknown or has no embeddings.
+
+    Implements L_contrastive, the sum of Eq. (1) over ordered pairs.
+    """
+    if not pairs:
+        raise ValueError("pairs is empty: name at least one of av, al, vl")
+    per_pair = {}
+    for pair in pairs:
+        names = [MODALITY_OF_LETTER.get(letter) for letter in pair]
+        if len(set(names)) != 2 or not set(names) <= set(embeddings):
+            raise ValueError(f"pair {pair!r}: two different letters of a, v, l with embeddings; got {list(embeddings)}")
+        logits = _logits(embeddings[names[0]], embeddings[names[1]], temperature)
+        normalizers = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
+        per_pair[pair] = jnp.mean(normalizers - 2 * jnp.diagonal(logits))
+    return sum(per_pair.values()), per_pair

@@ -1,0 +1,262 @@
+"""From decoded clips to the encoders' inputs, as pure functions that run inside jit.
+
+Audio: the log-mel spectrogram of AST (YuanGongND/ast, `src/dataloader.py`), which is Kaldi's fbank with a Hann window
+and no dither. Video: the transforms of EgoVLP (showlab/EgoVLP, `data_loader/transforms.py`), which are torchvision's:
+random resized crop and horizontal flip in training, resize and centre crop otherwise, ImageNet mean and deviation.
+
+Differs in that pixels are never rounded between crop, resize and normalisation, and that all of a clip's frames share
+one crop and flip. Every clip keeps its own true size within the batch's common canvas.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int16, Int32, Key, UInt8
+
+from mc3_jax.models.layers import sliding_windows
+
+# Of AudioSet's spectrograms, from AST; the factor 2 is AST's too.
+LOG_MEL_MEAN, LOG_MEL_STD = -4.2677393, 4.5689974
+# Kaldi's: float32's epsilon.
+LOG_FLOOR = 1.1920929e-7
+PRE_EMPHASIS = 0.97
+LOW_FREQUENCY_HZ = 20.0
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# torchvision draws again when a crop does not fit into the frame, and gives up after so many.
+NUM_CROP_TRIES = 10
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@functools.lru_cache
+def _spectrum_matrix(size: int, num_fft: int) -> np.ndarray:
+    """Returns [size, 2 * num_fft / 2]: a frame's DC removal, pre-emphasis, window and DFT (real, then imaginary).
+
+    All four are linear. Nyquist's bin is left out: no mel band weighs it.
+    """
+    remove_dc = np.eye(size) - 1 / size
+    # Kaldi lets the sample before the first one equal the first one.
+    emphasize = np.eye(size) - PRE_EMPHASIS * np.eye(size, k=1)
+    emphasize[0, 0] -= PRE_EMPHASIS
+    angles = 2 * np.pi / num_fft * np.outer(np.arange(size), np.arange(num_fft // 2))
+    dft = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    return (remove_dc @ emphasize @ (np.hanning(size)[:, None] * dft)).astype(np.float32)
+
+
+@functools.lru_cache
+def _mel_matrix(num_mel: int, num_fft: int, sample_rate_hz: int) -> np.ndarray:
+    """Returns [num_fft / 2, num_mel]: triangles on Kaldi's mel scale, straight in mel and not in Hz, not normalised."""
+
+    def mel(frequency_hz):
+        return 1127 * np.log(1 + frequency_hz / 700)
+
+    edges = np.linspace(mel(LOW_FREQUENCY_HZ), mel(sample_rate_hz / 2), num_mel + 2)
+    bins = mel(np.arange(num_fft // 2) * sample_rate_hz / num_fft)[:, None]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return np.maximum(np.minimum(rising, falling), 0).astype(np.float32)
+
+
+def kaldi_fbank(
+    waveform: Float[Array, "b n"], *, num_mel: int, sample_rate_hz: int = 16_000
+) -> Float[Array, "b frames mel"]:
+    """Returns Kaldi's log-mel filterbank energies: 25 ms frames every 10 ms, those that fit whole.
+
+    Symmetric Hann window, FFT of the next power of two, power, pre-emphasis 0.97, DC removed per frame, bands from
+    20 Hz to Nyquist, natural log with a floor, no dither.
+
+    Args:
+      waveform: Mono, in [-1, 1].
+      num_mel: Bands.
+      sample_rate_hz: Of the waveform.
+
+    Raises:
+      ValueError: If the waveform is shorter than a frame.
+    """
+    size, hop = sample_rate_hz * 25 // 1000, sample_rate_hz * 10 // 1000
+    num_fft = 1 << (size - 1).bit_length()
+    frames = sliding_windows(waveform, size, hop, axis=1)
+    # One matmul; on a CPU it beats the FFT.
+    spectrum = jnp.matmul(frames, _spectrum_matrix(size, num_fft), precision=HIGHEST)
+    real, imaginary = jnp.split(spectrum, 2, axis=-1)
+    mel_matrix = _mel_matrix(num_mel, num_fft, sample_rate_hz)
+    energies = jnp.matmul(real * real + imaginary * imaginary, mel_matrix, precision=HIGHEST)
+    return jnp.log(jnp.maximum(energies, LOG_FLOOR))
+
+
+def log_mel(
+    audio: Int16[Array, "b n"] | Float[Array, "b n"],
+    *,
+    num_mel: int,
+    num_time_frames: int,
+    sample_rate_hz: int = 16_000,
+) -> Float[Array, "b time mel"]:
+    """Returns the normalised log-mel spectrogram AST reads, zeros after its end.
+
+    Args:
+      audio: Mono PCM: int16, or float in [-1, 1].
+      num_mel: Bands.
+      num_time_frames: Length of the result.
+      sample_rate_hz: Of the audio.
+
+    Raises:
+      ValueError: If the audio is longer than `num_time_frames`, or shorter than one frame.
+    """
+    waveform = audio.astype(jnp.float32)
+    if jnp.issubdtype(audio.dtype, jnp.integer):
+        waveform /= 32768
+    waveform -= jnp.mean(waveform, axis=1, keepdims=True)
+    fbank = kaldi_fbank(waveform, num_mel=num_mel, sample_rate_hz=sample_rate_hz)
+    missing = num_time_frames - fbank.shape[1]
+    if missing < 0:
+        raise ValueError(
+            f"{audio.shape[1]} samples make {fbank.shape[1]} spectrogram frames but num_time_frames is "
+            f"{num_time_frames}: raise it or cut the audio"
+        )
+    # After normalising, as AST does: the padding is the data's mean, not its silence.
+    return jnp.pad((fbank - LOG_MEL_MEAN) / (2 * LOG_MEL_STD), ((0, 0), (0, missing), (0, 0)))
+
+
+def row_keys(key: Key[Array, ""], row: Int[Array, " b"]) -> Key[Array, " b"]:
+    """Returns one key per row of the global batch, whatever devices the rows lie on."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(row)
+
+
+def _interpolation(
+    num_source: int,
+    num_target: int,
+    *,
+    start: Float[Array, " b"],
+    scale: Float[Array, " b"],
+    low: Int[Array, " b"],
+    high: Int[Array, " b"],
+) -> Float[Array, "b target source"]:
+    """Returns matrices of antialiased bilinear resampling along one axis, as PIL and torchvision do it.
+
+    Target pixel i is centred at start + (i + 1/2) scale; its triangle is `scale` wide either side when shrinking.
+    Source pixels outside of [low, high) do not exist.
+    """
+    centers = start[:, None] + (jnp.arange(num_target) + 0.5) * scale[:, None]
+    pixels = jnp.arange(num_source)
+    reach = jnp.maximum(scale, 1.0)[:, None, None]
+    weights = jnp.maximum(1 - jnp.abs(pixels + 0.5 - centers[..., None]) / reach, 0)
+    inside = (pixels >= low[:, None]) & (pixels < high[:, None])
+    weights = jnp.where(inside[:, None], weights, 0)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _resample(
+    video: UInt8[Array, "b t h w 3"], vertical: Float[Array, "b y h"], horizontal: Float[Array, "b x w"]
+) -> Float[Array, "b t y x 3"]:
+    """Returns frames resampled by one matrix per clip and axis, normalised by ImageNet's mean and deviation."""
+    frames = jnp.einsum("byh,bthwc->btywc", vertical, video.astype(jnp.float32), precision=HIGHEST)
+    frames = jnp.einsum("bxw,btywc->btyxc", horizontal, frames, precision=HIGHEST)
+    return (frames / 255 - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+
+
+def center_video(
+    video: UInt8[Array, "b t h w 3"], video_size: Int32[Array, "b 2"], image_size_px: int, resize_px: int
+) -> Float[Array, "b t y x 3"]:
+    """Returns normalised frames: the short side resized to `resize_px`, then the central square of `image_size_px`.
+
+    Both in one interpolation.
+
+    Args:
+      video: Frames on a canvas, each clip in its top left corner.
+      video_size: True height and width of each clip on the canvas.
+      image_size_px: Height and width of the result.
+      resize_px: Short side before the crop.
+
+    Raises:
+      ValueError: If `resize_px` is below `image_size_px`.
+    """
+    if resize_px < image_size_px:
+        raise ValueError(f"resize_px {resize_px} is below image_size_px {image_size_px}: nothing to crop from")
+    # torchvision's rounding: the long side down, the crop's corner to the nearest pixel.
+    resized = resize_px * video_size // jnp.min(video_size, axis=1, keepdims=True)
+    corner = jnp.round((resized - image_size_px) / 2)
+    scale = video_size / resized
+    matrices = [
+        _interpolation(
+            video.shape[2 + axis],
+            image_size_px,
+            start=corner[:, axis] * scale[:, axis],
+            scale=scale[:, axis],
+            low=jnp.zeros_like(video_size[:, axis]),
+            high=video_size[:, axis],
+        )
+        for axis in (0, 1)
+    ]
+    return _resample(video, *matrices)
+
+
+def _random_crop(
+    key: Key[Array, ""], size: Int[Array, "2"], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Int[Array, "2"], Int[Array, "2"]]:
+    """Returns the corner and the size, (vertical, horizontal), of a random crop by torchvision's rule.
+
+    Area uniform in `scale`, log of the aspect ratio uniform; the first of ten tries that fits is taken, all drawn at
+    once. If none fits: the largest central crop with its aspect ratio within `ratio`.
+    """
+    area_key, ratio_key, corner_key = jax.random.split(key, 3)
+    height, width = size[0], size[1]
+    tries = (NUM_CROP_TRIES,)
+    area = height * width * jax.random.uniform(area_key, tries, minval=scale[0], maxval=scale[1])
+    low, high = np.log(ratio)
+    aspect = jnp.exp(jax.random.uniform(ratio_key, tries, minval=low, maxval=high))
+    crops = jnp.round(jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=1))).astype(jnp.int32)
+    fits = jnp.all((crops > 0) & (crops <= size), axis=1)
+
+    # The whole frame, its height cut if too tall for the ratios, its width if too wide.
+    fallback = jnp.minimum(size, jnp.round(jnp.stack([width / ratio[0], height * ratio[1]])).astype(jnp.int32))
+    some = jnp.any(fits)
+    crop = jnp.where(some, crops[jnp.argmax(fits)], fallback)
+    corner = jax.random.randint(corner_key, (2,), 0, size - crop + 1)
+    return jnp.where(some, corner, (size - crop) // 2), crop
+
+
+def augment_video(
+    video: UInt8[Array, "b t h w 3"],
+    video_size: Int32[Array, "b 2"],
+    keys: Key[Array, " b"],
+    image_size_px: int,
+    *,
+    scale: tuple[float, float],
+    flip_probability: float,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Float[Array, "b t y x 3"]:
+    """Returns normalised frames, one random crop and one random horizontal flip per clip.
+
+    A clip's augmentation depends on its key and its size alone.
+
+    Args:
+      video: Frames on a canvas, each clip in its top left corner.
+      video_size: True height and width of each clip on the canvas.
+      keys: One per clip; see `row_keys`.
+      image_size_px: Height and width of the result.
+      scale: Share of the frame's area a crop takes, (low, high).
+      flip_probability: Of a horizontal flip.
+      ratio: Width over height of a crop, (low, high).
+    """
+
+    def draw(key, size) -> tuple[Array, Array, Bool[Array, ""]]:
+        crop_key, flip_key = jax.random.split(key)
+        return *_random_crop(crop_key, size, scale, ratio), jax.random.bernoulli(flip_key, flip_probability)
+
+    corner, crop, flip = jax.vmap(draw)(keys, video_size)
+    vertical, horizontal = (
+        _interpolation(
+            video.shape[2 + axis],
+            image_size_px,
+            start=corner[:, axis].astype(jnp.float32),
+            scale=crop[:, axis] / image_size_px,
+            low=corner[:, axis],
+            high=corner[:, axis] + crop[:, axis],
+        )
+        for axis in (0, 1)
+    )
+    # Flipping the matrix costs nothing; flipping the frames would copy them.
+    horizontal = jnp.where(flip[:, None, None], horizontal[:, ::-1], horizontal)
+    return _resample(video, vertical, horizontal)

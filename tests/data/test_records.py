@@ -1,0 +1,136 @@
+"""Records: what goes in comes out, bytes never vary, and whatever is wrong is named."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tensorflow_datasets.proto import tf_example_pb2
+
+from mc3_jax.data import records
+
+
+def make_clip(**changes) -> records.Clip:
+    clip = records.Clip(
+        clip_id="v_a", video_uid="v", narration="#C C stirs the pötage", source="narration_pass_1", time_us=1_000_000,
+        start_us=500_000, stop_us=2_000_000, frames=[b"\xff\xd8one", b"", b"three\x00"],
+        frame_times_us=np.array([500_000, 533_333, -1], np.int64), frame_height=112, frame_width=199,
+        audio=np.array([-32768, 32767, 0, 258], np.int16), verb_id=3, noun_id=-1, label=1,
+    )  # fmt: skip
+    return dataclasses.replace(clip, **changes)
+
+
+def make_info(**changes) -> records.ClipsInfo:
+    split = records.SplitInfo(1, 1, 1, [records.Shard("w-train.array_record-00000-of-00001", 1, 9, "ab")])
+    info = records.ClipsInfo(
+        name="w", window_s=(0.5, 1.0), num_intervals=3, num_candidates=1, short_side_px=112, canvas_px=(112, 200),
+        num_samples=4, verbs=["stir"], nouns=[], splits={"train": split},
+    )  # fmt: skip
+    return dataclasses.replace(info, **changes)
+
+
+def test_a_clip_survives_the_round_trip():
+    clip, back = make_clip(), records.decode(records.encode(make_clip()))
+    for field in dataclasses.fields(clip):
+        np.testing.assert_array_equal(getattr(back, field.name), getattr(clip, field.name), err_msg=field.name)
+    assert back.audio.dtype == np.int16 and back.frame_times_us.dtype == np.int64
+
+
+def test_equal_clips_are_equal_bytes_and_every_field_changes_them():
+    base = records.encode(make_clip())
+    assert base == records.encode(make_clip())
+    for change in ({"label": 0}, {"narration": "x"}, {"audio": np.zeros(4, np.int16)}, {"frames": [b"", b"", b""]}):
+        assert records.encode(make_clip(**change)) != base, change
+
+
+def test_the_bytes_are_a_tf_train_example_to_an_independent_reader():
+    example = tf_example_pb2.Example.FromString(records.encode(make_clip()))
+    feature = example.features.feature
+    assert list(feature["frames"].bytes_list.value) == make_clip().frames
+    assert list(feature["frame_times_us"].int64_list.value) == [500_000, 533_333, -1]
+    assert feature["audio"].bytes_list.value[0] == b"\x00\x80\xff\x7f\x00\x00\x02\x01"  # little-endian
+
+
+def _edited(edit) -> bytes:
+    example = tf_example_pb2.Example.FromString(records.encode(make_clip()))
+    edit(example.features.feature)
+    return example.SerializeToString()
+
+
+def test_an_unknown_feature_is_ignored():
+    record = _edited(lambda feature: feature["caption"].bytes_list.value.append(b"new"))
+    assert records.decode(record).clip_id == "v_a"
+
+
+def _as_float(feature):
+    feature["label"].float_list.value.append(1.0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda f: f.pop("label") if hasattr(f, "pop") else f.__delitem__("label"), "lacks the feature 'label'"),
+        (_as_float, "'label' must be int64_list, got float_list"),
+        (lambda f: f["frame_times_us"].int64_list.value.append(7), "'frame_times_us' must hold 3 value"),
+        (lambda f: f["narration"].bytes_list.value.append(b"again"), "'narration' must hold 1 value"),
+    ],
+)
+def test_a_broken_record_is_named(edit, words):
+    with pytest.raises(ValueError, match=words):
+        records.decode(_edited(edit))
+
+
+def test_bytes_that_are_no_example_are_refused():
+    with pytest.raises(ValueError, match="9 bytes is no tf.train.Example"):
+        records.decode(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff")
+
+
+def test_audio_must_be_int16_and_frames_need_times():
+    with pytest.raises(ValueError, match="int16"):
+        records.encode(make_clip(audio=np.zeros(4, np.float32)))
+    with pytest.raises(ValueError, match="2 frames but 3 frame times"):
+        records.encode(make_clip(frames=[b"", b""]))
+
+
+def test_clips_json_survives_the_round_trip(tmp_path):
+    make_info().dump(tmp_path)
+    assert records.ClipsInfo.load(tmp_path) == make_info()
+
+
+def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="no data folder"):
+        records.ClipsInfo.load(tmp_path / "absent")
+    with pytest.raises(ValueError, match="holds no clips.json"):
+        records.ClipsInfo.load(tmp_path)
+    (tmp_path / "clips.json").write_text("{")
+    with pytest.raises(ValueError, match="can't be read"):
+        records.ClipsInfo.load(tmp_path)
+    make_info(schema_version=99).dump(tmp_path)
+    with pytest.raises(ValueError, match="schema version 99, this code reads 1"):
+        records.ClipsInfo.load(tmp_path)
+    values = dataclasses.asdict(make_info())
+    del values["splits"]
+    (tmp_path / "clips.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="incomplete.*splits"):
+        records.ClipsInfo.load(tmp_path)
+
+
+def test_an_empty_shard_list_a_missing_shard_and_an_unknown_split_are_named(tmp_path):
+    info = make_info()
+    with pytest.raises(ValueError, match="no split 'dev', only \\['train'\\]"):
+        info.shard_paths(tmp_path, "dev")
+    with pytest.raises(ValueError, match="1 of 1 shards are missing"):
+        info.shard_paths(tmp_path, "train")
+    info.splits["train"].shards = []
+    with pytest.raises(ValueError, match="shard list of split 'train' .* is empty"):
+        info.shard_paths(tmp_path, "train")
+
+
+def test_a_clip_of_another_frame_count_length_or_size_is_refused():
+    records.check(make_clip(), make_info())
+    with pytest.raises(ValueError, match="3 frames, clips.json says 4 intervals of 1"):
+        records.check(make_clip(), make_info(num_intervals=4))
+    with pytest.raises(ValueError, match="4 samples, clips.json says 24000"):
+        records.check(make_clip(), make_info(num_samples=24_000))
+    with pytest.raises(ValueError, match="larger than the canvas"):
+        records.check(make_clip(), make_info(canvas_px=(112, 198)))

@@ -225,7 +225,7 @@ def _add_distractors(video: Video, segment: Segment, rng: np.random.Generator) -
     """Adds what else is heard. Silent segments get more of it: what keeps loudness from giving the label away."""
     heard = segment.action_db is not None and not segment.drowned
     chance = 0.35 if heard else 0.90
-    kinds = rng.choice(DISTRACTORS, size=2, replace=False, p=[0.26, 0.14, 0.16, 0.26, 0.12, 0.06])
+    kinds = rng.choice(DISTRACTORS, size=2, replace=False, p=[0.20, 0.10, 0.14, 0.36, 0.15, 0.05])
     for i, kind in enumerate(kinds):
         if rng.random() >= chance / (1 + 2 * i):
             continue

@@ -1,0 +1,153 @@
+"""The consensus against float64 numpy, finite differences and what Eq. 2 and 3 promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mc3_jax.losses.consensus import consensus_loss
+
+ALPHAS = {"video": 0.5, "text": 1.0}
+
+
+def embeddings(num=16, dim=6, seed=0):
+    rng = np.random.default_rng(seed)
+    draws = {name: rng.normal(size=(num, dim)) for name in ("audio", "video", "text")}
+    return {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in draws.items()}
+
+
+def with_scores(**scores):
+    """Embeddings whose score with audio is given."""
+    angles = {name: np.arccos(np.asarray(s, np.float64)) for name, s in scores.items()}
+    num = len(next(iter(angles.values())))
+    x = {name: jnp.asarray(np.stack([np.cos(a), np.sin(a)], axis=1), jnp.float32) for name, a in angles.items()}
+    return {"audio": jnp.asarray([[1.0, 0.0]] * num)} | x
+
+
+def to_jax(tree, dtype=jnp.float32):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+def reference(x, anchor, alphas, inverse):
+    """Eq. 2 and 3, sample by sample, in float64."""
+    losses, consensuses = [], []
+    for t in range(len(x[anchor])):
+        scores = {name: float(x[name][t] @ x[anchor][t]) for name in alphas}
+        scaled = {name: ((scores[name] + 1) / 2) ** alphas[name] for name in alphas}
+        least = min(scaled, key=scaled.get)
+        exponent = alphas[least] if inverse == "argmin" else 1
+        c = 2 * scaled[least] ** (1 / exponent) - 1
+        losses.append(sum(abs(s - c) for s in scores.values()))
+        consensuses.append(c)
+    return np.mean(losses), np.mean(consensuses)
+
+
+@pytest.mark.parametrize("inverse", ["argmin", "linear"])
+@pytest.mark.parametrize(
+    "anchor, alphas", [("audio", ALPHAS), ("video", {"audio": 0.3, "text": 2.0}), ("text", {"video": 1.0})]
+)
+def test_consensus_loss_is_eq_2_and_3(anchor, alphas, inverse):
+    x = embeddings()
+    loss, aux = consensus_loss(to_jax(x), anchor=anchor, alphas=alphas, inverse=inverse)
+    expected_loss, expected_consensus = reference(x, anchor, alphas, inverse)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(aux["consensus_score"], expected_consensus, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("inverse", ["argmin", "linear"])
+def test_gradient_of_the_consensus_loss_is_its_finite_difference(inverse, stop_gradient):
+    with jax.enable_x64(True):
+        x = to_jax(embeddings(num=4), jnp.float64)
+        detail = {"anchor": "audio", "alphas": ALPHAS, "inverse": inverse}
+        grads = jax.grad(lambda e: consensus_loss(e, stop_gradient=stop_gradient, **detail)[0])(x)
+        scores = {name: np.sum(x[name] * x["audio"], axis=-1) for name in ALPHAS}
+        scaled = np.stack([((scores[name] + 1) / 2) ** ALPHAS[name] for name in ALPHAS])
+        c = np.min(np.stack(list(scores.values())), axis=0) if inverse == "argmin" else 2 * scaled.min(0) - 1
+        if inverse == "argmin":
+            c = np.take_along_axis(np.stack(list(scores.values())), scaled.argmin(0)[None], axis=0)[0]
+
+        def fixed_target(e):
+            s = jnp.stack([jnp.sum(e[name] * e["audio"], axis=-1) for name in ALPHAS])
+            return jnp.mean(jnp.sum(jnp.abs(s - c), axis=0))
+
+        def loss(e):
+            return fixed_target(e) if stop_gradient else consensus_loss(e, stop_gradient=False, **detail)[0]
+
+        for name in x:
+            direction = jnp.asarray(np.random.default_rng(1).normal(size=x[name].shape))
+            step = 1e-6
+            up, down = (loss(x | {name: x[name] + sign * step * direction}) for sign in (1, -1))
+            np.testing.assert_allclose(jnp.sum(grads[name] * direction), (up - down) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+def test_the_bottleneck_pays_nothing_and_feels_no_gradient():
+    x = with_scores(video=[0.8, 0.2], text=[0.1, 0.9])
+    loss, aux = consensus_loss(x, anchor="audio", alphas={"video": 1.0, "text": 1.0})
+    np.testing.assert_allclose(loss, np.mean([0.7, 0.7]), atol=1e-6)
+    np.testing.assert_allclose(aux["consensus_score"], 0.15, atol=1e-6)
+    assert aux["bottleneck_video"] == 0.5 and aux["bottleneck_text"] == 0.5
+    grads = jax.grad(lambda e: consensus_loss(e, anchor="audio", alphas={"video": 1.0, "text": 1.0})[0])(x)
+    assert not np.any(grads["video"][1]) and not np.any(grads["text"][0])
+    assert np.any(grads["video"][0]) and np.any(grads["text"][1])
+
+
+def test_alphas_decide_who_the_bottleneck_is():
+    # K of 0.5 lifts video's p of 0.4 to 0.63, above text's 0.5.
+    x = with_scores(video=[-0.2], text=[0.0])
+    _, aux = consensus_loss(x, anchor="audio", alphas={"video": 1.0, "text": 1.0})
+    assert aux["bottleneck_video"] == 1
+    _, aux = consensus_loss(x, anchor="audio", alphas=ALPHAS)
+    assert aux["bottleneck_text"] == 1
+    np.testing.assert_allclose(aux["consensus_score"], 0.0, atol=1e-6)
+
+
+def test_the_argmin_inverse_is_one_of_the_scores_and_the_linear_one_is_not():
+    x = with_scores(video=[-0.2], text=[0.9])
+    _, aux = consensus_loss(x, anchor="audio", alphas=ALPHAS)
+    np.testing.assert_allclose(aux["consensus_score"], -0.2, atol=1e-6)
+    _, aux = consensus_loss(x, anchor="audio", alphas=ALPHAS, inverse="linear")
+    np.testing.assert_allclose(aux["consensus_score"], 2 * 0.4**0.5 - 1, atol=1e-6)
+
+
+def test_with_the_target_fixed_scores_only_fall_and_otherwise_the_bottleneck_rises():
+    x = with_scores(video=[0.8], text=[0.1])
+
+    def gradient_along_audio(stop_gradient):
+        loss = lambda e: consensus_loss(e, anchor="audio", alphas=ALPHAS, stop_gradient=stop_gradient)[0]  # noqa: E731
+        grads = jax.grad(loss)(x)
+        return {name: float(grads[name][0, 0]) for name in ALPHAS}
+
+    np.testing.assert_allclose(list(gradient_along_audio(True).values()), [1, 0])
+    np.testing.assert_allclose(list(gradient_along_audio(False).values()), [1, -1])
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("inverse", ["argmin", "linear"])
+def test_loss_and_gradient_are_finite_where_a_modality_opposes_the_anchor(inverse, stop_gradient):
+    x = with_scores(video=[-1.0, 1.0], text=[0.3, -1.0])
+    value, grads = jax.value_and_grad(
+        lambda e: consensus_loss(e, anchor="audio", alphas=ALPHAS, inverse=inverse, stop_gradient=stop_gradient)[0]
+    )(x)
+    assert np.isfinite(value) and all(np.all(np.isfinite(g)) for g in grads.values())
+
+
+def test_other_samples_do_not_matter():
+    x = to_jax(embeddings(num=4))
+    whole, _ = consensus_loss(x, anchor="audio", alphas=ALPHAS)
+    parts = [consensus_loss({k: v[i : i + 1] for k, v in x.items()}, anchor="audio", alphas=ALPHAS)[0] for i in range(4)]
+    np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"inverse": "square"}, "square"),
+        ({"alphas": {}}, "needs the modalities"),
+        ({"alphas": {"audio": 1.0}}, "needs the modalities"),
+        ({"alphas": {"smell": 1.0}}, "smell"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        consensus_loss(to_jax(embeddings()), **({"anchor": "audio", "alphas": ALPHAS} | change))

@@ -1,0 +1,96 @@
+"""InfoNCE against float64 numpy, PyTorch-made golden values and finite differences."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mc3_jax.losses.contrastive import contrastive_loss, info_nce
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def embeddings(num=6, dim=5, seed=0):
+    rng = np.random.default_rng(seed)
+    draws = {name: rng.normal(size=(num, dim)) for name in ("audio", "video", "text")}
+    return {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in draws.items()}
+
+
+def reference(x, y, temperature):
+    """Row by row, in float64."""
+    total = 0.0
+    for t in range(len(x)):
+        logits = np.array([x[t] @ other for other in y]) / temperature
+        total -= logits[t] - np.log(np.sum(np.exp(logits)))
+    return total / len(x)
+
+
+def to_jax(tree, dtype=jnp.float32):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_infonce_is_the_mean_negative_log_probability_of_the_own_row(temperature):
+    x = embeddings()
+    value = info_nce(to_jax(x["audio"]), to_jax(x["video"]), temperature)
+    np.testing.assert_allclose(value, reference(x["audio"], x["video"], temperature), rtol=1e-6)
+
+
+def test_infonce_asks_in_one_direction_only():
+    x = to_jax(embeddings())
+    assert abs(float(info_nce(x["audio"], x["text"], 0.05) - info_nce(x["text"], x["audio"], 0.05))) > 1e-3
+
+
+def test_each_pair_is_the_sum_of_its_two_directions():
+    x = embeddings()
+    total, per_pair = contrastive_loss(to_jax(x), 0.05)
+    assert list(per_pair) == ["av", "al", "vl"]
+    names = {"av": ("audio", "video"), "al": ("audio", "text"), "vl": ("video", "text")}
+    expected = {p: reference(x[i], x[j], 0.05) + reference(x[j], x[i], 0.05) for p, (i, j) in names.items()}
+    for pair in expected:
+        np.testing.assert_allclose(per_pair[pair], expected[pair], rtol=1e-6)
+    np.testing.assert_allclose(total, sum(expected.values()), rtol=1e-6)
+
+
+def test_contrastive_loss_is_symmetric_in_a_pairs_modalities():
+    x = to_jax(embeddings())
+    swapped = {"audio": x["video"], "video": x["audio"]}
+    np.testing.assert_allclose(contrastive_loss(x, 0.05, ["av"])[0], contrastive_loss(swapped, 0.05, ["av"])[0], rtol=1e-6)
+
+
+def test_contrastive_loss_is_pytorchs():
+    golden = np.load(GOLDEN / "pairwise_nce.npz")
+    x = {"audio": golden["A"], "video": golden["V"], "text": golden["L"]}
+    _, per_pair = contrastive_loss(to_jax(x), float(golden["temperature"]))
+    for pair in ("AV", "AL", "VL"):
+        np.testing.assert_allclose(per_pair[pair.lower()], golden[pair], rtol=1e-6)
+
+
+def test_gradient_of_the_contrastive_loss_is_its_finite_difference():
+    with jax.enable_x64(True):
+        x = to_jax(embeddings(), jnp.float64)
+        jax.test_util.check_grads(lambda e: contrastive_loss(e, 0.05)[0], (x,), order=1, modes=["rev"], rtol=1e-6)
+
+
+def test_bfloat16_embeddings_are_contrasted_in_float32():
+    x = to_jax(embeddings(), jnp.bfloat16)
+    value, _ = contrastive_loss(x, 0.05)
+    assert value.dtype == jnp.float32
+    exact = {name: np.asarray(v.astype(jnp.float32)) for name, v in x.items()}
+    np.testing.assert_allclose(value, contrastive_loss(to_jax(exact), 0.05)[0], rtol=1e-6)
+
+
+def test_a_temperature_may_be_learned():
+    x = to_jax(embeddings())
+    grad = jax.grad(lambda t: contrastive_loss(x, t)[0])(jnp.float32(0.07))
+    assert np.isfinite(grad) and grad != 0
+
+
+@pytest.mark.parametrize("pairs", [[], ["aa"], ["ax"], ["a"], ["vl"]])
+def test_a_pair_that_is_not_two_known_modalities_is_refused(pairs):
+    x = to_jax(embeddings())
+    del x["text"]
+    with pytest.raises(ValueError, match="pair"):
+        contrastive_loss(x, 0.05, pairs)

@@ -4,7 +4,11 @@ This file owns the order of things: what is set up, when a phase begins, when th
 read. Order matters in three places, marked below.
 """
 
+import time
+
 import jax
+import jax.numpy as jnp
+from absl import logging
 
 from mc3_jax import checkpoint, cli, config as config_lib, mesh as mesh_lib, metric_writer, phases as phases_lib
 from mc3_jax import train_step as step_lib
@@ -23,16 +27,126 @@ def train(config: config_lib.Config, workdir: str) -> step_lib.TrainState:
     Raises:
       ValueError: The data, the workdir or the devices don't fit the config; one line says how.
     """
-    with cli.user_errors():
-        checkpoint.check_workdir(workdir, config_lib.to_dict(config))
-        mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
-        mesh_lib.check_batch_size(mesh, config.data.batch_size)
-        tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, config.model.text.num_tokens)
-        source = loader.open_split(config.data.dir, "train", num_frames=config.model.video.num_frames)
-        phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
+    checkpoint.check_workdir(workdir, config_lib.to_dict(config))
+    mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
+    mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
+    text = config.model.text
+    source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
+    tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
+    phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
+    model = step_lib.make_model(config.model)
+    shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
+    checkpoint.claim_workdir(workdir, config_lib.to_dict(config))
+    logging.info("%d clips, %d parameters, %s", len(source), sum(p.size for p in jax.tree.leaves(shapes)), mesh)
     with jax.set_mesh(mesh):
-        return _run_phases(config, workdir, mesh, source, tokenize, phases)
+        return _run_phases(config, workdir, mesh, model, shapes, phases, source, tokenize)
+
+
+def _run_phases(config, workdir, mesh, model, shapes, phases, source, tokenize) -> step_lib.TrainState:
+    """Runs the phases that are not done yet."""
+    stops = [phase.stop for phase in phases]
+    saving, reading = config.checkpoint, config.data
+    with checkpoint.open_checkpoints(
+        workdir, every_steps=saving.every_steps, keep=saving.keep, keep_steps=stops
+    ) as checkpoints:
+        step = checkpoints.latest.step if checkpoints.latest else 0
+        phase = phases_lib.phase_at(phases, step)
+        state = _first_state(config, mesh, model, shapes, phase, checkpoints, step)
+        if step >= stops[-1]:
+            return state
+        batches = loader.train_batches(
+            source, tokenize, batch_size=reading.batch_size, seed=config.seed, start_step=step,
+            process_index=jax.process_index(), process_count=jax.process_count(), num_threads=reading.num_threads,
+            prefetch=reading.prefetch,
+        )  # fmt: skip
+        with metric_writer.MetricWriter(
+            workdir, total_steps=stops[-1], start_step=step, batch_size=reading.batch_size,
+            tensorboard=config.log.tensorboard, wandb_project=config.log.wandb_project,
+        ) as writer:  # fmt: skip
+            for phase, following in zip(phases, [*phases[1:], None], strict=True):
+                if step >= phase.stop:
+                    continue
+                step, state = _run_phase(config, mesh, model, phase, following, state, step, batches, checkpoints, writer)
+                if step < phase.stop:
+                    logging.warning("stopped after step %d, its state is saved; start again to go on", step)
+                    break
+    return state
+
+
+def _optimizer(phase: phases_lib.Phase | None, shapes):
+    return phases_lib.make_optimizer(phase.config, shapes)
+
+
+def _first_state(config, mesh, model, shapes, phase, checkpoints, step: int) -> step_lib.TrainState:
+    """Returns the state to go on from: the newest checkpoint's, or fresh parameters."""
+    tx = _optimizer(phase, shapes)
+
+    def init():
+        params = step_lib.init_params(model, config.model, config.seed)
+        return step_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    abstract = jax.eval_shape(init)
+    shardings = mesh_lib.state_sharding(mesh, abstract)
+    if step == 0:
+        return jax.jit(init, out_shardings=shardings)()
+    logging.info("resuming from step %d", step)
+    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+    return checkpoint.restore(checkpoints, step, abstract)
+
+
+def _run_phase(config, mesh, model, phase, following, state, step, batches, checkpoints, writer):
+    """Runs a phase from `step` to its end, or until the machine is about to go; returns (step, state)."""
+    tx = _optimizer(phase, state.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    train_step = jax.jit(
+        step_lib.make_train_step(model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None)
+    )
+    every, batch_size = config.log.every_steps, config.data.batch_size
+    scheduled = config.checkpoint.every_steps
+    due, clock = None, (step, time.monotonic())
+    batch = mesh_lib.put_batch(mesh, next(batches))
+    while step < phase.stop:
+        state, metrics = train_step(state, batch)
+        step += 1
+        # Order 1: the next batch is on its way while the step runs. The phase after this one takes its own first.
+        if step < phase.stop:
+            batch = mesh_lib.put_batch(mesh, next(batches))
+        # Order 2: numbers are read one step late, so that the host waits for a step that is done.
+        if due is not None:
+            clock = _write(writer, phase, due, clock, batch_size)
+            due = None
+        if step % every == 0 or step == phase.stop:
+            due = (step, metrics)
+        writer.advance(step, phase.config.name)
+        # Order 3: at a phase's end the state passes to the next phase first, so that what is saved at a step always
+        # has the optimizer of the phase the next step belongs to.
+        if step == phase.stop and following is not None:
+            next_tx = _optimizer(following, state.params)
+            opt_state = phases_lib.carry_optimizer(following.config, next_tx, state.params, state.opt_state)
+            state = state.replace(opt_state=opt_state)
+        if checkpoints.save(step, state) and step % scheduled and step != phase.stop:
+            break  # saved though not due: the machine is about to go
+    if due is not None:
+        _write(writer, phase, due, clock, batch_size)
+    return step, state
+
+
+def _write(writer, phase, due, clock, batch_size: int):
+    """Writes the numbers that are due, waiting for their step; returns the new (step, time)."""
+    step, metrics = due
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    now = time.monotonic()
+    values["clips_per_s"] = (step - clock[0]) * batch_size / max(now - clock[1], 1e-9)
+    writer.write(step, phase.config.name, values)
+    return step, now
+
+
+def main(config: config_lib.Config, workdir: str) -> None:
+    """Trains the run of the command line."""
+    mesh_lib.initialize()
+    with cli.user_errors():
+        train(config, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(train, _CONFIG, _WORKDIR)
+    cli.run(main, _CONFIG, _WORKDIR)

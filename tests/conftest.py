@@ -5,6 +5,6 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
-import jaxtyping  # noqa: E402
+import jaxtyping
 
 jaxtyping.install_import_hook(["mc3_jax", "data_prep"], "beartype.beartype")

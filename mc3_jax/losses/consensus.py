@@ -47,18 +47,23 @@ def consensus_loss(
     _check(embeddings, anchor, alphas, inverse)
     wide = jnp.promote_types(embeddings[anchor].dtype, jnp.float32)
     anchor_embedding = embeddings[anchor].astype(wide)
-    scores = jnp.stack([jnp.sum(embeddings[name].astype(wide) * anchor_embedding, axis=-1) for name in alphas])
-    exponents = jnp.asarray(list(alphas.values()), wide)[:, None]
-    scaled = jnp.maximum((scores + 1) / 2, MIN_P) ** exponents
+    scores = [jnp.sum(embeddings[name].astype(wide) * anchor_embedding, axis=-1) for name in alphas]
+    p = (jnp.stack(scores) + 1) / 2
+    # x**1 is spelled out as x: a rounding error would turn the distance 0, and its gradient, into a random sign.
+    scaled = [jnp.maximum(x, MIN_P) ** alpha if alpha != 1 else x for x, alpha in zip(p, alphas.values(), strict=True)]
+    scaled = jnp.stack(scaled)
     bottleneck = jnp.argmin(scaled, axis=0)
-    if inverse == "argmin":
-        consensus = jnp.take_along_axis(scores, bottleneck[None], axis=0)[0]
-    else:
-        consensus = 2 * jnp.min(scaled, axis=0) - 1
+    least = p if inverse == "argmin" else scaled
+    consensus = jnp.take_along_axis(least, bottleneck[None], axis=0)[0]
     consensus = jax.lax.stop_gradient(consensus) if stop_gradient else consensus
-    loss = jnp.mean(jnp.sum(jnp.abs(scores - consensus), axis=0))
+    loss = jnp.mean(jnp.sum(2 * _abs(p - consensus), axis=0))
     shares = {f"bottleneck_{name}": jnp.mean(bottleneck == i, dtype=wide) for i, name in enumerate(alphas)}
-    return loss, {"consensus_score": jnp.mean(consensus)} | shares
+    return loss, {"consensus_score": jnp.mean(2 * consensus - 1)} | shares
+
+
+def _abs(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns |x|, of gradient 0 at 0, as in PyTorch; `jnp.abs` has 1, which would push the bottleneck off c."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
 def _check(embeddings: Mapping[str, Array], anchor: str, alphas: Mapping[str, float], inverse: str) -> None:

@@ -16,7 +16,7 @@ DTYPES = {"FloatStorage": np.float32, "DoubleStorage": np.float64, "LongStorage"
 Weights = dict[str, np.ndarray]
 
 
-class _Placeholder:
+class Placeholder:
     """Stands for an object of a class that is not a tensor; swallows what a pickle may do to one."""
 
     def __init__(self, *args, **kwargs):
@@ -57,7 +57,7 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild_tensor
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        return type(name, (_Placeholder,), {})
+        return type(name, (Placeholder,), {})
 
     def persistent_load(self, pid):
         _, dtype, key, _, num_values = pid

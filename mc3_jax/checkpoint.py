@@ -1,0 +1,118 @@
+"""Checkpoints by Orbax, and the guard that a workdir belongs to one run."""
+
+import json
+import pathlib
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+CONFIG_FILE = "config.json"
+# What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
+_FREE = (
+    "fsdp", "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "checkpoint", "eval", "log",
+)  # fmt: skip
+
+
+def _flatten(value, prefix: str = "") -> dict:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {prefix: value}
+    flat = {prefix: len(value)} if isinstance(value, list) else {}
+    for key, child in items:
+        name = f"{prefix}[{key}]" if isinstance(value, list) else f"{prefix}.{key}" if prefix else key
+        flat |= _flatten(child, name)
+    return flat
+
+
+def check_workdir(workdir: str, config: dict, *, must_exist: bool = False) -> None:
+    """Checks that a workdir is empty of runs or holds this one.
+
+    Args:
+      workdir: Folder of the run.
+      config: `config.to_dict` of the run.
+      must_exist: A run must be there already.
+
+    Raises:
+      ValueError: It holds a run with another config (the message names the first field that differs), none where one
+        must be, or checkpoints of nobody knows which.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        if must_exist:
+            raise ValueError(f"{workdir} holds no run: train it first with `python -m mc3_jax.train --workdir={workdir}`")
+        if checkpoint_dir(workdir).is_dir():
+            raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}: choose another workdir")
+        return
+    try:
+        there = _flatten(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): choose another workdir") from error
+    here = _flatten(config)
+    for name in dict.fromkeys([*here, *there]):
+        if name.startswith(_FREE) or there.get(name) == here.get(name):
+            continue
+        raise ValueError(
+            f"{workdir} holds a different run: config.{name} is {there.get(name)!r} there and {here.get(name)!r} here; "
+            "choose another workdir, or delete that run"
+        )
+
+
+def claim_workdir(workdir: str, config: dict) -> None:
+    """Writes the config into a workdir that has none, by one process."""
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    if jax.process_index() == 0 and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(config, indent=1) + "\n")
+        aside.rename(path)
+
+
+def checkpoint_dir(workdir: str) -> pathlib.Path:
+    """Returns where a run's checkpoints lie, absolute."""
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def open_checkpoints(
+    workdir: str, *, every_steps: int, keep: int, keep_steps: list[int]
+) -> ocp.training.Checkpointer:
+    """Returns the run's checkpoints; offer it the state after every step, it decides.
+
+    It writes in the background at every `every_steps`-th step, at `keep_steps`, and when the machine is about to go.
+
+    Args:
+      workdir: Folder of the run.
+      every_steps: Interval.
+      keep: Newest checkpoints kept.
+      keep_steps: Steps written and kept for good: the ends of phases.
+    """
+    saves, keeps = ocp.training.save_decision_policies, ocp.training.preservation_policies
+    return ocp.training.Checkpointer(
+        checkpoint_dir(workdir),
+        save_decision_policy=saves.AnySavePolicy(
+            [
+                saves.FixedIntervalPolicy(every_steps),
+                saves.SpecificStepsPolicy(keep_steps),
+                saves.PreemptionCheckpointingPolicy(),
+            ]
+        ),
+        preservation_policy=keeps.AnyPreservationPolicy([keeps.LatestN(keep), keeps.CustomSteps(keep_steps)]),
+        cleanup_tmp_directories=True,
+    )
+
+
+def restore(checkpoints: ocp.training.Checkpointer, step: int, abstract_state):
+    """Returns the state written after `step` steps, laid out as `abstract_state` says.
+
+    Args:
+      checkpoints: Of the run.
+      step: Of an existing checkpoint.
+      abstract_state: `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises:
+      ValueError: The checkpoint holds other names or shapes; or it is damaged.
+    """
+    try:
+        return checkpoints.load(step, abstract_state)
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:600]
+        raise ValueError(f"checkpoint {checkpoints.directory}/{step} can't be restored: {reason}") from error

@@ -1,0 +1,71 @@
+"""Devices as one mesh ("data", "fsdp"), and how batches and parameters lie on it."""
+
+import socket
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+
+
+def initialize() -> None:
+    """Joins the processes of a job (Slurm, Open MPI, TPU pods, Kubernetes and `JAX_COORDINATOR_ADDRESS` are recognised).
+
+    Call once, before anything else of JAX. It is done for a single process too: only then does SIGTERM make the
+    checkpointer save before the machine goes.
+    """
+    try:
+        jax.distributed.initialize()
+    except ValueError:  # no cluster around: JAX asks for an address
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0)
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """Returns all devices of all processes as a mesh.
+
+    Args:
+      fsdp: Devices along the axis that parameters are spread over.
+
+    Raises:
+      ValueError: The number of devices is not a multiple of `fsdp`.
+    """
+    num_devices = jax.device_count()
+    if num_devices % fsdp:
+        raise ValueError(f"config.fsdp = {fsdp} does not divide the {num_devices} devices: choose a divisor")
+    # Auto: under the default, Explicit, Dropout and z @ z.T over a sharded batch raise.
+    return jax.make_mesh((num_devices // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
+    """Checks that a global batch spreads evenly.
+
+    Raises:
+      ValueError: It is not a multiple of the number of devices.
+    """
+    if batch_size % mesh.size:
+        raise ValueError(f"config.{field} = {batch_size} is not divisible by the {mesh.size} devices: choose a multiple")
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Returns a batch on the devices, rows over both axes, from this process's rows."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def state_sharding(mesh: Mesh, shapes):
+    """Returns a sharding for every leaf: its largest divisible dimension over "fsdp", or a copy on every device."""
+    fsdp = mesh.shape["fsdp"]
+
+    def place(leaf):
+        divisible = [d for d, size in enumerate(leaf.shape) if size % fsdp == 0 and size > 0]
+        if fsdp == 1 or not divisible:
+            return NamedSharding(mesh, PartitionSpec())
+        spec = [None] * leaf.ndim
+        spec[max(divisible, key=lambda d: leaf.shape[d])] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(place, shapes)

@@ -1,0 +1,103 @@
+"""Where a run's numbers go: a progress bar on a terminal, `metrics.jsonl` and TensorBoard always, W&B on request."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import tensorboardX
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+_SHOWN = ("loss", "contrastive", "consensus")  # in the bar
+
+
+def read_metrics(workdir: str) -> list[dict]:
+    """Returns the rows written so far, in order of steps; a line cut short by a crash is left out."""
+    path = pathlib.Path(workdir) / METRICS_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+class MetricWriter:
+    """Writes scalars; process 0 only, all others write nothing. Use as a context."""
+
+    def __init__(
+        self, workdir: str, *, total_steps: int, start_step: int, batch_size: int, tensorboard: bool, wandb_project: str
+    ):
+        """Opens the files. Rows beyond `start_step`, of steps that will be done again, are dropped.
+
+        Args:
+          workdir: Folder of the run.
+          total_steps: Of the whole run.
+          start_step: Steps done.
+          batch_size: Clips per step, for clips/s.
+          tensorboard: Write event files to `WORKDIR/tensorboard`.
+          wandb_project: Weights & Biases project, or empty.
+
+        Raises:
+          ValueError: A W&B project is named but wandb isn't installed.
+        """
+        self._active = jax.process_index() == 0
+        self._batch_size, self._step = batch_size, start_step
+        self._jsonl = self._tensorboard = self._wandb = None
+        if not self._active:
+            return
+        path = pathlib.Path(workdir)
+        path.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+        self._jsonl = (path / METRICS_FILE).open("w")
+        self._jsonl.writelines(json.dumps(row) + "\n" for row in kept)
+        if tensorboard:
+            self._tensorboard = tensorboardX.SummaryWriter(str(path / "tensorboard"), purge_step=start_step + 1)
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ValueError("log.wandb_project needs `pip install mc3_jax[wandb]`") from error
+            self._wandb = wandb.init(project=wandb_project, dir=str(path), id=path.absolute().name, resume="allow")
+        self._bar = tqdm(
+            total=total_steps * batch_size, initial=start_step * batch_size, unit="clip", unit_scale=True,
+            disable=not sys.stderr.isatty(), dynamic_ncols=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._active:
+            self._bar.close()
+            self._jsonl.close()
+            if self._tensorboard:
+                self._tensorboard.close()
+            if self._wandb:
+                self._wandb.finish()
+
+    def advance(self, step: int, phase: str) -> None:
+        """Moves the bar to `step` steps done."""
+        if self._active:
+            self._bar.set_description(phase, refresh=False)
+            self._bar.update((step - self._step) * self._batch_size)
+            self._step = step
+
+    def write(self, step: int, phase: str, scalars: dict[str, float]) -> None:
+        """Writes one row: numbers of the step that made it `step` steps done."""
+        if not self._active:
+            return
+        scalars = {name: float(value) for name, value in scalars.items()}
+        self._jsonl.write(json.dumps({"step": step, "phase": phase, **scalars}) + "\n")
+        self._jsonl.flush()
+        if self._tensorboard:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(scalars, step=step)
+        self._bar.set_postfix({name: f"{scalars[name]:.3f}" for name in _SHOWN if name in scalars}, refresh=False)
+        if not sys.stderr.isatty():
+            shown = "  ".join(f"{name} {scalars[name]:.3f}" for name in _SHOWN if name in scalars)
+            print(f"{phase}  step {step}  {shown}  {scalars.get('clips_per_s', 0):.0f} clips/s", flush=True)

@@ -26,7 +26,7 @@ def get_config() -> Config:
             audio=AudioConfig(num_mel=64, num_time_frames=149, stride_px=16, width=128, depth=3, num_heads=4),
             video=VideoConfig(
                 image_size_px=64, patch_px=16, num_frames=4, num_positions=4, width=128, depth=3, num_heads=4,
-                resize_px=72, crop_scale=(0.6, 1.0),
+                resize_px=72, time_init="random", crop_scale=(0.6, 1.0),
             ),
             text=TextConfig(
                 vocab_size=600, num_positions=16, num_tokens=16, width=128, depth=2, num_heads=4, mlp_width=512

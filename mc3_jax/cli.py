@@ -1,6 +1,7 @@
 """Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong."""
 
 import contextlib
+import logging as stdlib_logging
 import sys
 from collections.abc import Callable, Iterator
 
@@ -56,6 +57,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 def run(main: Callable[[config_lib.Config, str], None], config_flag, workdir_flag) -> None:
     """Parses the command line, validates the config and calls `main(config, workdir)`."""
+
+    # Orbax reports every step of every write; its warnings are enough.
+    for name in ("orbax", "absl.orbax"):
+        stdlib_logging.getLogger(name).setLevel(stdlib_logging.WARNING)
 
     def start(_):
         with user_errors():

@@ -43,6 +43,8 @@ class VideoConfig:
       num_frames: Frames per clip (open: 4, as EgoVLP's loader).
       num_positions: Temporal positions of the table; EgoVLP's checkpoint holds 16, of which the first are used.
       width, depth, num_heads: Of the transformer.
+      time_init: "zeros", EgoVLP's, starts the time attention at output 0, for weights inflated from images; "random" is
+        for training from scratch, where zeros would keep it there.
       resize_px: Evaluation: short side before the centre crop.
       crop_scale: Training: share of the frame's area a random crop takes, (low, high).
       flip_probability: Training: of a horizontal flip.
@@ -55,6 +57,7 @@ class VideoConfig:
     width: int = 768
     depth: int = 12
     num_heads: int = 12
+    time_init: str = "zeros"
     resize_px: int = 256
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip_probability: float = 0.5
@@ -302,6 +305,8 @@ def _validate_model(model: ModelConfig) -> None:
     _require(video.num_positions >= video.num_frames, "model.video.num_positions", video.num_positions, fix)
     fix = f"must be at least image_size_px = {video.image_size_px}"
     _require(video.resize_px >= video.image_size_px, "model.video.resize_px", video.resize_px, fix)
+    known = video.time_init in ("zeros", "random")
+    _require(known, "model.video.time_init", video.time_init, "zeros or random")
     low, high = video.crop_scale
     _require(0 < low <= high <= 1, "model.video.crop_scale", video.crop_scale, "needs 0 < low <= high <= 1")
     fix = f"must be at most num_positions = {text.num_positions}"

@@ -56,16 +56,16 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def state_sharding(mesh: Mesh, shapes):
-    """Returns a sharding for every leaf: its largest divisible dimension over "fsdp", or a copy on every device."""
+def abstract_state(mesh: Mesh, shapes):
+    """Returns `shapes` with a sharding at every leaf: its largest divisible dimension over "fsdp", or copied everywhere."""
     fsdp = mesh.shape["fsdp"]
 
     def place(leaf):
         divisible = [d for d, size in enumerate(leaf.shape) if size % fsdp == 0 and size > 0]
-        if fsdp == 1 or not divisible:
-            return NamedSharding(mesh, PartitionSpec())
         spec = [None] * leaf.ndim
-        spec[max(divisible, key=lambda d: leaf.shape[d])] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        if fsdp > 1 and divisible:
+            spec[max(divisible, key=lambda d: leaf.shape[d])] = "fsdp"
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, shapes)

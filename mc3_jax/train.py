@@ -4,21 +4,49 @@ This file owns the order of things: what is set up, when a phase begins, when th
 read. Order matters in three places, marked below.
 """
 
+import dataclasses
+import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
 from mc3_jax import checkpoint, cli, config as config_lib, mesh as mesh_lib, metric_writer, phases as phases_lib
 from mc3_jax import train_step as step_lib
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
+from mc3_jax.models.mc3 import MC3
 
 _CONFIG, _WORKDIR = cli.define_flags()
 
 
-def train(config: config_lib.Config, workdir: str) -> step_lib.TrainState:
-    """Runs (or resumes) all phases and returns the final state.
+@dataclasses.dataclass
+class Run:
+    """A run made ready: everything a user can get wrong has been checked.
+
+    Attributes:
+      config, workdir: As given.
+      mesh: Of all devices.
+      model: The three towers.
+      shapes: Of the parameters.
+      phases: Placed in the run.
+      source: Training clips.
+      tokenize: Text to ids and mask.
+    """
+
+    config: config_lib.Config
+    workdir: str
+    mesh: jax.sharding.Mesh
+    model: MC3
+    shapes: Any
+    phases: list[phases_lib.Phase]
+    source: loader.ClipSource
+    tokenize: Callable
+
+
+def set_up(config: config_lib.Config, workdir: str) -> Run:
+    """Reads and checks all a run needs, and claims its workdir.
 
     Args:
       config: A validated config.
@@ -30,76 +58,71 @@ def train(config: config_lib.Config, workdir: str) -> step_lib.TrainState:
     checkpoint.check_workdir(workdir, config_lib.to_dict(config))
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
-    text = config.model.text
     source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
+    text = config.model.text
     tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     model = step_lib.make_model(config.model)
     shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
     checkpoint.claim_workdir(workdir, config_lib.to_dict(config))
-    logging.info("%d clips, %d parameters, %s", len(source), sum(p.size for p in jax.tree.leaves(shapes)), mesh)
-    with jax.set_mesh(mesh):
-        return _run_phases(config, workdir, mesh, model, shapes, phases, source, tokenize)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    logging.info("%d clips, %d parameters, %s", len(source), num_parameters, mesh)
+    return Run(config, workdir, mesh, model, shapes, phases, source, tokenize)
 
 
-def _run_phases(config, workdir, mesh, model, shapes, phases, source, tokenize) -> step_lib.TrainState:
-    """Runs the phases that are not done yet."""
+def train(run: Run) -> step_lib.TrainState:
+    """Runs (or resumes) the phases that are not done yet and returns the final state."""
+    config, phases = run.config, run.phases
     stops = [phase.stop for phase in phases]
-    saving, reading = config.checkpoint, config.data
-    with checkpoint.open_checkpoints(
-        workdir, every_steps=saving.every_steps, keep=saving.keep, keep_steps=stops
-    ) as checkpoints:
+    with (
+        jax.set_mesh(run.mesh),
+        checkpoint.open_checkpoints(
+            run.workdir, every_steps=config.checkpoint.every_steps, keep=config.checkpoint.keep, keep_steps=stops
+        ) as checkpoints,
+    ):
         step = checkpoints.latest.step if checkpoints.latest else 0
-        phase = phases_lib.phase_at(phases, step)
-        state = _first_state(config, mesh, model, shapes, phase, checkpoints, step)
+        state = _first_state(run, checkpoints, step)
         if step >= stops[-1]:
+            logging.info("all %d steps are done", step)
             return state
         batches = loader.train_batches(
-            source, tokenize, batch_size=reading.batch_size, seed=config.seed, start_step=step,
-            process_index=jax.process_index(), process_count=jax.process_count(), num_threads=reading.num_threads,
-            prefetch=reading.prefetch,
+            run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+            num_threads=config.data.num_threads, prefetch=config.data.prefetch,
         )  # fmt: skip
         with metric_writer.MetricWriter(
-            workdir, total_steps=stops[-1], start_step=step, batch_size=reading.batch_size,
+            run.workdir, total_steps=stops[-1], start_step=step, batch_size=config.data.batch_size,
             tensorboard=config.log.tensorboard, wandb_project=config.log.wandb_project,
         ) as writer:  # fmt: skip
             for phase, following in zip(phases, [*phases[1:], None], strict=True):
-                if step >= phase.stop:
-                    continue
-                step, state = _run_phase(config, mesh, model, phase, following, state, step, batches, checkpoints, writer)
+                if step < phase.stop:
+                    step, state = _run_phase(run, phase, following, state, step, batches, checkpoints, writer)
                 if step < phase.stop:
                     logging.warning("stopped after step %d, its state is saved; start again to go on", step)
                     break
     return state
 
 
-def _optimizer(phase: phases_lib.Phase | None, shapes):
-    return phases_lib.make_optimizer(phase.config, shapes)
-
-
-def _first_state(config, mesh, model, shapes, phase, checkpoints, step: int) -> step_lib.TrainState:
+def _first_state(run: Run, checkpoints, step: int) -> step_lib.TrainState:
     """Returns the state to go on from: the newest checkpoint's, or fresh parameters."""
-    tx = _optimizer(phase, shapes)
-
-    def init():
-        params = step_lib.init_params(model, config.model, config.seed)
-        return step_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-
-    abstract = jax.eval_shape(init)
-    shardings = mesh_lib.state_sharding(mesh, abstract)
+    init = functools.partial(step_lib.init_state, run.model, run.config, phases_lib.phase_at(run.phases, step))
+    abstract = mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
     if step == 0:
-        return jax.jit(init, out_shardings=shardings)()
+        return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
     logging.info("resuming from step %d", step)
-    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     return checkpoint.restore(checkpoints, step, abstract)
 
 
-def _run_phase(config, mesh, model, phase, following, state, step, batches, checkpoints, writer):
+def _run_phase(
+    run: Run, phase: phases_lib.Phase, following: phases_lib.Phase | None, state: step_lib.TrainState, step: int,
+    batches, checkpoints, writer: metric_writer.MetricWriter,
+) -> tuple[int, step_lib.TrainState]:  # fmt: skip
     """Runs a phase from `step` to its end, or until the machine is about to go; returns (step, state)."""
-    tx = _optimizer(phase, state.params)
+    config, mesh = run.config, run.mesh
+    tx = phases_lib.make_optimizer(phase.config, run.shapes)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = jax.jit(
-        step_lib.make_train_step(model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None)
+        step_lib.make_train_step(run.model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None)
     )
     every, batch_size = config.log.every_steps, config.data.batch_size
     scheduled = config.checkpoint.every_steps
@@ -108,7 +131,7 @@ def _run_phase(config, mesh, model, phase, following, state, step, batches, chec
     while step < phase.stop:
         state, metrics = train_step(state, batch)
         step += 1
-        # Order 1: the next batch is on its way while the step runs. The phase after this one takes its own first.
+        # Order 1: the next batch is on its way while the step runs; at a phase's end it is left to the next phase.
         if step < phase.stop:
             batch = mesh_lib.put_batch(mesh, next(batches))
         # Order 2: numbers are read one step late, so that the host waits for a step that is done.
@@ -121,7 +144,7 @@ def _run_phase(config, mesh, model, phase, following, state, step, batches, chec
         # Order 3: at a phase's end the state passes to the next phase first, so that what is saved at a step always
         # has the optimizer of the phase the next step belongs to.
         if step == phase.stop and following is not None:
-            next_tx = _optimizer(following, state.params)
+            next_tx = phases_lib.make_optimizer(following.config, run.shapes)
             opt_state = phases_lib.carry_optimizer(following.config, next_tx, state.params, state.opt_state)
             state = state.replace(opt_state=opt_state)
         if checkpoints.save(step, state) and step % scheduled and step != phase.stop:
@@ -145,7 +168,8 @@ def main(config: config_lib.Config, workdir: str) -> None:
     """Trains the run of the command line."""
     mesh_lib.initialize()
     with cli.user_errors():
-        train(config, workdir)
+        run = set_up(config, workdir)
+    train(run)
 
 
 if __name__ == "__main__":

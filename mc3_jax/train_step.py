@@ -61,6 +61,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             width=video.width,
             depth=video.depth,
             num_heads=video.num_heads,
+            time_init=video.time_init,
             dtype=dtype,
         ),
         text_tower=DistilBert(
@@ -87,6 +88,49 @@ def init_params(model: MC3, config: config_lib.ModelConfig, seed: int):
     key = jax.random.key(seed)
     inputs = {"audio": log_mel, "video": frames, "text_ids": ids, "text_mask": jnp.ones_like(ids)}
     return model.init(key, **inputs, train=False)["params"]
+
+
+def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -> TrainState:
+    """Returns fresh parameters with the optimizer state of a phase, at step 0."""
+    params = init_params(model, config.model, config.seed)
+    tx = phases_lib.make_optimizer(phase.config, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def check_shapes(
+    model: MC3, config: config_lib.Config, phases: list[phases_lib.Phase], num_samples: int, canvas_px: tuple[int, int]
+):
+    """Traces every phase's loss on a batch of the data's shapes, computing nothing; returns the parameters' shapes.
+
+    Args:
+      model: Of the config.
+      config: Of the run.
+      phases: Of the run.
+      num_samples: Audio samples of a clip.
+      canvas_px: (height, width) of the video's canvas.
+
+    Raises:
+      ValueError: Data and model don't fit, or a phase can't go on with the optimizer state of the one before.
+    """
+    rows = config.data.batch_size
+    video, text = config.model.video, config.model.text
+    shapes = jax.eval_shape(lambda: init_params(model, config.model, 0))
+    batch = {
+        "audio": jax.ShapeDtypeStruct((rows, num_samples), jnp.int16),
+        "video": jax.ShapeDtypeStruct((rows, video.num_frames, *canvas_px, 3), jnp.uint8),
+        "video_size": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
+        "text_ids": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
+        "text_mask": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
+        "row": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+    opt_state = None
+    for phase in phases:
+        jax.eval_shape(make_loss_fn(model, config, phase.config), shapes, jax.ShapeDtypeStruct((), jnp.int32), batch)
+        tx = phases_lib.make_optimizer(phase.config, shapes)
+        if opt_state is not None and not phase.config.reset_optimizer:
+            phases_lib.carry_optimizer(phase.config, tx, shapes, opt_state)
+        opt_state = jax.eval_shape(tx.init, shapes)
+    return shapes
 
 
 def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | None) -> dict[str, Array]:

@@ -161,13 +161,14 @@ def center_video(
 ) -> Float[Array, "b t y x 3"]:
     """Returns normalised frames: the short side resized to `resize_px`, then the central square of `image_size_px`.
 
-    Both in one interpolation.
+    Both in one interpolation. EgoVLP resizes the short side to 256, takes the central 256 x 256 and resizes that to 224:
+    the same view as `resize_px` equal to `image_size_px` here; a larger one cuts a border off.
 
     Args:
       video: Frames on a canvas, each clip in its top left corner.
       video_size: True height and width of each clip on the canvas.
       image_size_px: Height and width of the result.
-      resize_px: Short side before the crop.
+      resize_px: Short side before the crop, at least `image_size_px`.
 
     Raises:
       ValueError: If `resize_px` is below `image_size_px`.

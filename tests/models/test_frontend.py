@@ -1,0 +1,219 @@
+"""The spectrogram against Kaldi's, the crops against PIL's, and that padding and neighbours do not matter."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from mc3_jax.models import frontend
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+MEAN, STD = (np.asarray(x) for x in (frontend.IMAGENET_MEAN, frontend.IMAGENET_STD))
+AUGMENTATION = {"scale": (0.5, 1.0), "flip_probability": 0.5}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(GOLDEN / "kaldi_fbank.npz")
+
+
+def test_fbank_is_kaldis(golden):
+    ours = frontend.kaldi_fbank(jnp.asarray(golden["waveform"])[None], num_mel=128)
+    np.testing.assert_allclose(ours[0], golden["fbank"], atol=1e-3, rtol=0)
+
+
+def test_log_mel_is_normalised_then_padded_with_zeros(golden):
+    ours = frontend.log_mel(jnp.asarray(golden["waveform"])[None], num_mel=128, num_time_frames=150)
+    assert ours.shape == (1, 150, 128)
+    expected = (golden["fbank"] + 4.2677393) / (2 * 4.5689974)
+    np.testing.assert_allclose(ours[0, :148], expected, atol=1e-4, rtol=0)
+    assert not np.any(ours[0, 148:])
+
+
+def test_int16_audio_gives_the_spectrogram_of_its_float_values(golden):
+    pcm = np.round(golden["waveform"] * 32768).astype(np.int16)
+    sizes = {"num_mel": 128, "num_time_frames": 148}
+    ours = frontend.log_mel(jnp.asarray(pcm)[None], **sizes)
+    np.testing.assert_array_equal(ours, frontend.log_mel(jnp.asarray(pcm / 32768, jnp.float32)[None], **sizes))
+
+
+def test_a_constant_offset_of_the_audio_does_not_matter(golden):
+    waveform = jnp.asarray(golden["waveform"])[None] * 0.5
+    one, other = (frontend.log_mel(waveform + d, num_mel=128, num_time_frames=148) for d in (0.0, 0.3))
+    np.testing.assert_allclose(one, other, atol=1e-3, rtol=0)
+
+
+def test_silence_is_the_floor_and_not_minus_infinity():
+    ours = frontend.kaldi_fbank(jnp.zeros((1, 400)), num_mel=128)
+    np.testing.assert_allclose(ours, np.log(1.1920929e-7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples, message", [(24_000, "148 spectrogram frames"), (399, "one window needs 400")])
+def test_audio_too_long_or_too_short_is_refused(num_samples, message):
+    with pytest.raises(ValueError, match=message):
+        frontend.log_mel(jnp.zeros((1, num_samples)), num_mel=128, num_time_frames=147)
+
+
+def clip(height, width, canvas, num_frames=2, seed=0, padding=0):
+    """A blurred random clip in the corner of a canvas: uint8 [1, t, *canvas, 3], its size, and the clip itself."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, size=(num_frames, 9, 9, 3), dtype=np.uint8)
+    frames = np.stack([np.asarray(Image.fromarray(x).resize((width, height))) for x in coarse])
+    video = np.full((1, num_frames, *canvas, 3), padding, np.uint8)
+    video[0, :, :height, :width] = frames
+    return jnp.asarray(video), jnp.asarray([[height, width]], jnp.int32), frames
+
+
+def pil(frames, box, size, flip=False):
+    """Crop to (left, top, right, bottom), PIL's antialiased bilinear resize in float, flip, normalisation."""
+
+    def plane(x):
+        return np.asarray(Image.fromarray(x.astype(np.float32)).crop(box).resize((size, size), Image.BILINEAR))
+
+    out = np.stack([np.stack([plane(frame[..., c]) for c in range(3)], axis=-1) for frame in frames])
+    out = out[:, :, ::-1] if flip else out
+    return (out / 255 - MEAN) / STD
+
+
+@pytest.mark.parametrize("height, width", [(40, 64), (64, 40), (20, 24), (64, 64)])
+def test_the_center_crop_is_pils_antialiased_resize_of_the_central_square(height, width):
+    video, size, frames = clip(height, width, (64, 64))
+    ours = frontend.center_video(video, size, 32, 32)
+    short = min(height, width)
+    # The long side is rounded to whole pixels when resized, so pick sizes where the crop falls on whole source pixels.
+    left, top = (width - short) // 2, (height - short) // 2
+    resized = [32 * n // short for n in (height, width)]
+    if any(n * short != 32 * m for n, m in zip(resized, (height, width), strict=True)):
+        pytest.skip("the crop falls between source pixels")
+    np.testing.assert_allclose(ours[0], pil(frames, (left, top, left + short, top + short), 32), atol=0.02, rtol=0)
+
+
+def test_the_center_crop_after_a_larger_resize_is_pils_two_steps():
+    video, size, frames = clip(72, 100, (80, 110))
+    ours = frontend.center_video(video, size, 32, 40)
+    short, long = 40, 40 * 100 // 72
+
+    def two_steps(x):
+        resized = Image.fromarray(x.astype(np.float32)).resize((long, short), Image.BILINEAR)
+        left, top = round((long - 32) / 2), round((short - 32) / 2)
+        return np.asarray(resized)[top : top + 32, left : left + 32]
+
+    expected = np.stack([np.stack([two_steps(frame[..., c]) for c in range(3)], axis=-1) for frame in frames])
+    np.testing.assert_allclose(ours[0], (expected / 255 - MEAN) / STD, atol=1e-4, rtol=0)
+
+
+def test_frames_smaller_than_the_crop_are_enlarged_as_pil_does():
+    video, size, frames = clip(24, 24, (30, 40))
+    ours = frontend.center_video(video, size, 32, 32)
+    np.testing.assert_allclose(ours[0], pil(frames, (0, 0, 24, 24), 32), atol=1e-4, rtol=0)
+
+
+def augment(video, size, keys, image_size_px=32, **changes):
+    return frontend.augment_video(video, size, keys, image_size_px, **(AUGMENTATION | changes))
+
+
+def drawn(key, size, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3)):
+    """The crop behind `augment_video`: corner and size, (vertical, horizontal)."""
+    crop_key, _ = jax.random.split(key)
+    return [np.asarray(x) for x in frontend._random_crop(crop_key, size, scale, ratio)]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_random_crop_is_pils_resize_of_its_box_flipped_or_not(seed, flip):
+    video, size, frames = clip(72, 96, (80, 110))
+    key = jax.random.key(seed)
+    ours = augment(video, size, key[None], flip_probability=float(flip))
+    (top, left), (height, width) = drawn(key, size[0])
+    expected = pil(frames, (left, top, left + width, top + height), 32, flip)
+    np.testing.assert_allclose(ours[0], expected, atol=1e-4, rtol=0)
+
+
+def test_padding_around_a_clip_does_not_matter():
+    keys = jax.random.split(jax.random.key(0), 1)
+    results = []
+    for canvas, padding in (((72, 96), 0), ((80, 110), 0), ((80, 110), 255), ((110, 120), 128)):
+        video, size, _ = clip(72, 96, canvas, padding=padding)
+        results.append((augment(video, size, keys), frontend.center_video(video, size, 32, 36)))
+    for result in results[1:]:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=0), result, results[0])
+
+
+def test_all_frames_of_a_clip_share_one_crop_and_flip():
+    video, size, _ = clip(72, 96, (72, 96), num_frames=1)
+    ours = augment(jnp.repeat(video, 3, axis=1), size, jax.random.split(jax.random.key(3), 1))
+    np.testing.assert_array_equal(ours[:, 1:], ours[:, :-1])
+
+
+def test_a_rows_augmentation_depends_on_the_key_and_its_row_alone():
+    video = jnp.concatenate([clip(72, 96, (80, 110), seed=i)[0] for i in range(4)])
+    size = jnp.asarray([[72, 96], [60, 96], [72, 96], [72, 80]], jnp.int32)
+    key, row = jax.random.key(7), jnp.arange(4, dtype=jnp.int32)
+    whole = augment(video, size, frontend.row_keys(key, row))
+    order = jnp.asarray([2, 0])
+    part = augment(video[order], size[order], frontend.row_keys(key, row[order]))
+    np.testing.assert_allclose(part, whole[order], atol=1e-5, rtol=0)
+    same = augment(video[:1].repeat(2, 0), size[:1].repeat(2, 0), frontend.row_keys(key, row[:2]))
+    assert np.max(np.abs(same[0] - same[1])) > 0.1
+    other = augment(video, size, frontend.row_keys(jax.random.key(8), row))
+    assert all(np.max(np.abs(x - y)) > 0.1 for x, y in zip(whole, other, strict=True))
+
+
+@pytest.mark.parametrize("height, width", [(72, 128), (72, 96), (128, 72), (30, 200)])
+def test_crops_lie_in_the_frame_and_keep_area_and_ratio(height, width):
+    keys = jax.random.split(jax.random.key(0), 500)
+    size = jnp.asarray([height, width])
+    corner, crop = jax.vmap(lambda k: frontend._random_crop(k, size, (0.5, 1.0), (3 / 4, 4 / 3)))(keys)
+    corner, crop = np.asarray(corner), np.asarray(crop)
+    assert np.all(corner >= 0) and np.all(crop >= 1) and np.all(corner + crop <= [height, width])
+    # Sides are rounded to whole pixels.
+    ratio = crop[:, 1] / crop[:, 0]
+    assert np.all(ratio > 0.75 * 0.97) and np.all(ratio < 4 / 3 * 1.03)
+    fallback = np.all(crop == np.round(np.minimum([height, width], [width / 0.75, height * 4 / 3])), axis=1)
+    share = np.prod(crop, axis=1) / (height * width)
+    assert np.all((share > 0.48) | fallback)
+    assert np.mean(fallback) == 1 if (height, width) == (30, 200) else np.mean(fallback) < 0.2
+    centred = np.all(corner == (np.array([height, width]) - crop) // 2, axis=1)
+    assert np.all(centred[fallback]) or np.mean(fallback) < 0.2
+
+
+def test_crops_have_torchvisions_distribution():
+    torchvision_like = np.random.default_rng(0)
+
+    def draw():
+        """RandomResizedCrop.get_params, one try after another."""
+        height, width = 72, 128
+        for _ in range(10):
+            area = height * width * torchvision_like.uniform(0.5, 1.0)
+            ratio = np.exp(torchvision_like.uniform(np.log(3 / 4), np.log(4 / 3)))
+            w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return torchvision_like.integers(0, height - h + 1), torchvision_like.integers(0, width - w + 1), h, w
+        return 0, 16, 72, 96
+
+    theirs = np.array([draw() for _ in range(4000)])
+    keys = jax.random.split(jax.random.key(0), 4000)
+    crops = jax.jit(jax.vmap(lambda k: frontend._random_crop(k, jnp.asarray([72, 128]), (0.5, 1.0), (3 / 4, 4 / 3))))
+    ours = np.concatenate(crops(keys), axis=1)
+    for column in range(4):
+        deviation = np.std(theirs[:, column]) * np.sqrt(2 / 4000)
+        assert abs(np.mean(theirs[:, column]) - np.mean(ours[:, column])) < 4 * deviation
+        assert np.std(ours[:, column]) == pytest.approx(np.std(theirs[:, column]), rel=0.1)
+
+
+def test_about_half_of_the_clips_are_flipped():
+    ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 64, 3))
+    video = jnp.broadcast_to(jnp.asarray(ramp), (400, 1, 64, 64, 3))
+    keys = jax.random.split(jax.random.key(0), 400)
+    ours = jax.jit(lambda v, s, k: augment(v, s, k, 8))(video, jnp.full((400, 2), 64, jnp.int32), keys)
+    flipped = np.mean(ours[:, 0, 0, 0, 0] > ours[:, 0, 0, -1, 0])
+    assert 0.4 < flipped < 0.6
+
+
+def test_a_resize_below_the_crop_is_refused():
+    video, size, _ = clip(40, 40, (40, 40))
+    with pytest.raises(ValueError, match="resize_px 30"):
+        frontend.center_video(video, size, 32, 30)

@@ -20,6 +20,7 @@ _ROOM_COLOURS = {
     "market": ((214, 190, 128), (104, 126, 84)),
 }
 _SKINS = ((236, 196, 166), (214, 168, 132), (178, 126, 90), (124, 82, 58), (92, 60, 44))
+_CLOSENESS = 1.5  # the work is nearer to the camera than the room: its units are larger than picture heights
 _TURN_HEIGHTS = 1.15  # how far the wearer looks aside in region IV, in picture heights
 
 
@@ -76,14 +77,14 @@ class _Action:
 
     def __init__(self, video: Video, segment: Segment, looks: _Looks, times_s: np.ndarray):
         rng = np.random.default_rng([segment.seed, 11])
-        self.unit_px, self.looks, self.segment = looks.unit_px, looks, segment
+        self.unit_px, self.looks, self.segment = _CLOSENESS * looks.unit_px, looks, segment
         self.verb, self.noun = taxonomy.VERBS[segment.verb], taxonomy.NOUNS[segment.noun]
         self.pose, self.times_s = segment.pose(times_s), times_s
         self.rgb = looks.instance_rgb(segment.noun, rng)
         self.radius_px = 0.115 * self.noun.size**0.45 * rng.uniform(0.9, 1.1) * self.unit_px
         self.mirrored = rng.random() < 0.15  # left-handed
         self.out_of_view = segment.region == "IV" or not segment.wearer
-        self.turn_px = rng.choice([-1, 1]) * _TURN_HEIGHTS * self.unit_px * self.out_of_view
+        self.turn_px = rng.choice([-1, 1]) * _TURN_HEIGHTS * looks.unit_px * self.out_of_view
         self.width_px, self.height_px = video.width_px, video.height_px
         self.work = np.array([segment.place[0] * video.width_px, segment.place[1] * video.height_px])
         self.sway = rng.uniform(0, 2 * np.pi, 4)
@@ -91,21 +92,21 @@ class _Action:
         offset = np.array([looks.margin_x, looks.margin_y])
         for noun, x, y in segment.clutter:
             spec = taxonomy.NOUNS[noun]
-            at = self.work + offset + np.array([x, y]) * self.unit_px
-            radius = 0.1 * spec.size**0.45 * self.unit_px
+            at = self.work + offset + np.array([x, y]) * looks.unit_px * 1.2
+            radius = 0.1 * spec.size**0.45 * looks.unit_px
             drawing.thing(self.background, spec.shape, looks.instance_rgb(noun, rng), at, radius)
 
     def draw(self, i: int) -> np.ndarray:
         """Returns frame `i` of those the action was made with, uint8 [height, width, 3]."""
         looks, unit, t = self.looks, self.unit_px, self.times_s[i]
-        swing = 0.018 * unit * np.sin(2 * np.pi * np.array([0.31, 0.47]) * t + self.sway[:2])
+        swing = 0.018 * looks.unit_px * np.sin(2 * np.pi * np.array([0.31, 0.47]) * t + self.sway[:2])
         left = int(round(looks.margin_x + swing[0] + self.turn_px))
         top = int(round(looks.margin_y + np.clip(swing[1], -looks.margin_y, looks.margin_y)))
         frame = self.background[top : top + self.height_px, left : left + self.width_px].copy()
         shift = np.array([looks.margin_x - left, looks.margin_y - top], np.float64)
         if looks.machine:
             at = np.array([looks.machine_x, 0.36 * self.height_px]) + shift
-            drawing.machine(frame, looks.machine, at, unit, bool(self.segment.machine), t)
+            drawing.machine(frame, looks.machine, at, looks.unit_px, bool(self.segment.machine), t)
         if not self.out_of_view:
             self._draw_work(frame, i, self.work + shift)
         return frame

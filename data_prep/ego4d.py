@@ -1,0 +1,228 @@
+"""Ego4D to clips: `python -m data_prep.ego4d --root EGO4D --out CLIPS`.
+
+Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
+[t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there are any, are taken whole and become the
+validation and test splits' labels. Options it doesn't know go to Beam (`--runner=DataflowRunner ...`).
+"""
+
+import argparse
+import collections
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+
+from data_prep import media, narrations, shards
+from mc3_jax.data import records
+
+_ANNOTATIONS = "v2/annotations"
+
+
+def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Reject]:
+    """Yields a clip or a reject for every narration of a video.
+
+    Args:
+      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}.
+      settings: Of the command line; see `_settings`.
+    """
+    uid, lines = item["video_uid"], item["narrations"]
+    before, after = settings["window_s"]
+    windows = []
+    for line in lines:
+        start, stop = line["time_s"] - before, line["time_s"] + after
+        times = media.frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
+        windows.append(media.Window(start, stop, times))
+    path = pathlib.Path(settings["video_dir"]) / f"{uid}.mp4"
+    for i, cut in media.cut_windows(
+        path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"]
+    ):
+        line = lines[i]
+        if isinstance(cut, str):
+            yield shards.Reject(line["clip_id"], uid, cut)
+            continue
+        yield records.Clip(
+            clip_id=line["clip_id"],
+            video_uid=uid,
+            narration=line["text"],
+            source=line["source"],
+            time_us=round(line["time_s"] * 1e6),
+            start_us=round(windows[i].start_s * 1e6),
+            stop_us=round(windows[i].stop_s * 1e6),
+            frames=cut.frames,
+            frame_times_us=cut.frame_times_us,
+            frame_height=cut.height,
+            frame_width=cut.width,
+            audio=cut.audio,
+            verb_id=line["verb_id"],
+            noun_id=line["noun_id"],
+            label=line["label"],
+        )
+
+
+def choose(
+    found: list[narrations.Narration], labelled: list[narrations.Narration], splits: dict[str, str]
+) -> tuple[dict[str, list[narrations.Narration]], list[shards.Reject]]:
+    """Returns the narrations of each split and those left out, every narration once.
+
+    Training takes the camera wearer's; a label list is taken whole; in validation and test only labelled narrations
+    count where there is a label list, else the wearer's.
+
+    Args:
+      found: All narrations.
+      labelled: Those with a label; a narration that is in both lists counts once.
+      splits: Video uid → split; videos it lacks are split by the hash of their uid.
+    """
+    chosen: dict[str, list[narrations.Narration]] = {name: [] for name in records.SPLITS}
+    rejects = []
+    ids = {n.clip_id for n in labelled}
+    seen: set[str] = set()
+    for narration in [*labelled, *(n for n in found if n.clip_id not in ids)]:
+        split = splits.get(narration.video_uid) or narrations.split_by_hash(narration.video_uid)
+        reason = None
+        if narration.clip_id in seen:
+            reason = "same narration twice"
+        elif not narration.text.strip():
+            reason = "narration has no text"
+        elif math.isnan(narration.time_s):
+            reason = "narration has no time"
+        elif narration.label == records.UNKNOWN:
+            speaker = narrations.who(narration.text)
+            if speaker != "wearer":
+                reason = {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "nobody's tag")
+            elif labelled and split != "train":
+                reason = f"no label, though in the {split} split"
+        seen.add(narration.clip_id)
+        if reason:
+            rejects.append(shards.Reject(narration.clip_id, narration.video_uid, reason))
+        else:
+            chosen[split].append(narration)
+    return chosen, rejects
+
+
+def plan_tasks(
+    chosen: dict[str, list[narrations.Narration]], verbs: narrations.Taxonomy, nouns: narrations.Taxonomy, num_shards: int
+) -> list[shards.ShardTask]:
+    """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos."""
+    total = sum(map(len, chosen.values()))
+    tasks = []
+    for split, lines in chosen.items():
+        by_video = collections.defaultdict(list)
+        for n in lines:
+            verb_id, noun_id = narrations.find_verb_and_noun(n.text, verbs, nouns)
+            by_video[n.video_uid].append(
+                {"clip_id": n.clip_id, "source": n.source, "time_s": n.time_s, "text": n.text, "label": n.label,
+                 "verb_id": verb_id, "noun_id": noun_id}
+            )  # fmt: skip
+        count = max(round(num_shards * len(lines) / max(total, 1)), 1)
+        groups = shards.assign_shards(list(by_video), count)
+        for i, uids in enumerate(groups):
+            items = tuple({"video_uid": uid, "narrations": by_video[uid]} for uid in uids)
+            tasks.append(shards.ShardTask(split, i, len(groups), items))
+    return tasks
+
+
+def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.ego4d", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--root", required=True, type=pathlib.Path, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
+    add("--out", required=True, type=pathlib.Path, help="folder of the data set to write")
+    add("--name", default="ego4d_clips", help="name of the data set; shard files begin with it")
+    add("--video_dir", default="v2/video_540ss", help="folder of mp4 files under --root")
+    add("--labels", type=pathlib.Path, help=f"sounding-action labels; default {_ANNOTATIONS}/sounding_labels.csv if there")
+    add("--splits", type=pathlib.Path, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash")
+    add("--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"), help="seconds around the time")
+    add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip, one frame of each is used")
+    add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one")
+    add("--short_side", type=int, default=256, help="of the stored frames, px")
+    add("--jpeg_quality", type=int, default=90)
+    add("--num_shards", type=int, default=0, help="over all splits; 0 means one per 512 clips, at least 4 per worker")
+    add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
+    return parser.parse_known_args(argv)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("num_intervals", "num_candidates"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.short_side < 16 or args.short_side % 2:
+        raise ValueError(f"--short_side must be even and at least 16, got {args.short_side}")
+    if not 1 <= args.jpeg_quality <= 100:
+        raise ValueError(f"--jpeg_quality must be from 1 to 100, got {args.jpeg_quality}")
+    if min(args.window) < 0 or sum(args.window) <= 0:
+        raise ValueError(f"--window must not be negative or empty, got {tuple(args.window)}")
+    if not args.name.replace("_", "").isalnum() or not args.name[0].isalpha():
+        raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
+    for folder in (args.root, args.root / args.video_dir):
+        if not folder.is_dir():
+            raise ValueError(f"no folder {folder}: point --root at what Ego4D's CLI filled")
+    if next((args.root / args.video_dir).glob("*.mp4"), None) is None:
+        raise ValueError(f"no mp4 files in {args.root / args.video_dir}: choose another --video_dir")
+
+
+def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
+    """Converts what the command line names; returns what `clips.json` says.
+
+    Raises:
+      ValueError: Bad options, missing or damaged annotation files, or lost records.
+    """
+    _check(args)
+    annotations = args.root / _ANNOTATIONS
+    found = narrations.read_narrations(annotations / "narration.json")
+    verbs, nouns = (narrations.read_taxonomy(annotations / f"narration_{kind}_taxonomy.csv") for kind in ("verb", "noun"))
+    labels_path, splits_path = args.labels or annotations / "sounding_labels.csv", args.splits or annotations / "splits.csv"
+    labelled = narrations.read_labels(labels_path) if args.labels or labels_path.is_file() else []
+    splits = narrations.read_splits(splits_path) if args.splits or splits_path.is_file() else {}
+    chosen, rejects = choose(found, labelled, splits)
+    if not any(chosen.values()):
+        raise ValueError(f"none of {len(found)} narrations can become a clip: {_counts(rejects)}")
+    workers = args.num_workers or os.cpu_count() or 1
+    num_shards = args.num_shards or max(sum(map(len, chosen.values())) // 512, 4 * workers)
+    tasks = plan_tasks(chosen, verbs, nouns, num_shards)
+    settings = {
+        "video_dir": str((args.root / args.video_dir).absolute()), "window_s": list(args.window),
+        "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,
+        "jpeg_quality": args.jpeg_quality,
+    }  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    reports = shards.run(tasks, str(args.out.absolute()), args.name, make_clips, settings, workers, beam_args)
+    num_samples = round(sum(args.window) * records.SAMPLE_RATE_HZ)
+    info = records.ClipsInfo(
+        name=args.name, window_s=tuple(args.window), num_intervals=args.num_intervals,
+        num_candidates=args.num_candidates, short_side_px=args.short_side, canvas_px=(args.short_side, args.short_side),
+        num_samples=num_samples, verbs=verbs.labels, nouns=nouns.labels, splits={},
+    )  # fmt: skip
+    ids = {n.clip_id for n in labelled}
+    num_in = len(labelled) + sum(n.clip_id not in ids for n in found)
+    info = shards.finish(reports, args.out, info, rejects, num_in)
+    left_out = rejects + [shards.Reject(**r) for report in reports for r in report["rejects"]]
+    print(f"{num_in} narrations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))
+    print(f"left out {len(left_out)} ({shards.REJECTED_FILE}): {_counts(left_out)}")
+    test = info.splits["test"]
+    if test.num_labelled:
+        print(f"test: {test.num_labelled} labelled, {test.num_positive / test.num_labelled:.1%} of them positive")
+    return info
+
+
+def _counts(rejects: list[shards.Reject]) -> str:
+    counted = collections.Counter(r.reason for r in rejects)
+    return ", ".join(f"{n} {reason}" for reason, n in counted.most_common()) or "none"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Converts, or ends with one line and status 2."""
+    logging.set_verbosity(logging.WARNING)
+    np.seterr(all="raise", under="ignore")
+    args, beam_args = _arguments(argv)
+    try:
+        convert(args, beam_args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,8 +25,8 @@ def get_config() -> Config:
         model=ModelConfig(
             audio=AudioConfig(num_mel=64, num_time_frames=149, stride_px=16, width=128, depth=3, num_heads=4),
             video=VideoConfig(
-                image_size_px=64, patch_px=16, num_frames=4, num_positions=4, width=128, depth=3, num_heads=4,
-                resize_px=72, time_init="random", crop_scale=(0.6, 1.0),
+                image_size_px=48, patch_px=8, num_frames=4, num_positions=4, width=128, depth=3, num_heads=4,
+                resize_px=54, time_init="random", crop_scale=(0.6, 1.0),
             ),
             text=TextConfig(
                 vocab_size=600, num_positions=16, num_tokens=16, width=128, depth=2, num_heads=4, mlp_width=512
@@ -34,11 +34,11 @@ def get_config() -> Config:
             embed_dim=64,
             dtype="float32",
         ),
-        data=DataConfig(dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=128, num_threads=2),
+        data=DataConfig(dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=64, num_threads=2),
         phases=[
-            PhaseConfig(name="align", epochs=10, temperature=0.1, optimizer=optimizer),
+            PhaseConfig(name="align", epochs=10, temperature=0.07, optimizer=optimizer),
             PhaseConfig(
-                name="refine", epochs=5, temperature=0.1, consensus_weight=1.0, consensus=ConsensusConfig(),
+                name="refine", epochs=5, temperature=0.07, consensus_weight=1.0, consensus=ConsensusConfig(),
                 optimizer=optimizer,
             ),
         ],

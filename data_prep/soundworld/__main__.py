@@ -15,15 +15,7 @@ import time
 
 from tqdm import tqdm
 
-from data_prep.soundworld import annotate, media, plan, scene, sound
-
-
-def write_video(video: plan.Video, folder: str, ambience_files: list[str]) -> float:
-    """Draws, synthesises and muxes one video unless it is there already; returns its length in seconds."""
-    path = pathlib.Path(folder) / f"{video.uid}.mp4"
-    if not path.exists():
-        media.write_mp4(path, video, scene.render_frames(video), sound.synthesize(video, ambience_files))
-    return video.duration_s
+from data_prep.soundworld import annotate, plan, video_file
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -61,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     workers = args.num_workers or os.cpu_count() or 1
     began = time.monotonic()
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(write_video, video, str(folder), ambience) for video in videos]
+        jobs = [pool.submit(video_file.write_video, video, str(folder), ambience) for video in videos]
         done = concurrent.futures.as_completed(jobs)
         bar = tqdm(done, total=len(jobs), unit="video", desc="SoundWorld", disable=not sys.stderr.isatty())
         seconds = sum(job.result() for job in bar)

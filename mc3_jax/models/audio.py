@@ -13,7 +13,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, WEIGHT_INIT, Mlp, SelfAttention, sliding_windows
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Mlp, SelfAttention, sliding_windows, table_init
 
 
 class PreNormBlock(nn.Module):
@@ -83,9 +83,9 @@ class AudioSpectrogramTransformer(nn.Module):
         self._check(log_mel.shape)
         num_special = 2
         num_patches = self.grid[0] * self.grid[1]
-        class_token = self.param("class_token", WEIGHT_INIT, (self.width,))
-        distillation_token = self.param("distillation_token", WEIGHT_INIT, (self.width,))
-        position = self.param("position_embedding", WEIGHT_INIT, (num_special + num_patches, self.width))
+        class_token = self.param("class_token", table_init, (self.width,))
+        distillation_token = self.param("distillation_token", table_init, (self.width,))
+        position = self.param("position_embedding", table_init, (num_special + num_patches, self.width))
 
         # Cut along mel first: the copies of the overlap are then made of half-size arrays.
         patches = sliding_windows(log_mel, self.patch_px, self.stride_px, axis=2)

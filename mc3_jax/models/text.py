@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mc3_jax.models.layers import WEIGHT_INIT, Mlp, SelfAttention
+from mc3_jax.models.layers import Mlp, SelfAttention, table_init
 
 
 class PostNormBlock(nn.Module):
@@ -85,9 +85,9 @@ class DistilBert(nn.Module):
         if length > self.num_positions:
             raise ValueError(f"{length} tokens but num_positions is {self.num_positions}: raise it or cut the text")
         words = nn.Embed(
-            self.vocab_size, self.width, embedding_init=WEIGHT_INIT, dtype=self.dtype, name="word_embedding"
+            self.vocab_size, self.width, embedding_init=table_init, dtype=self.dtype, name="word_embedding"
         )
-        position = self.param("position_embedding", WEIGHT_INIT, (self.num_positions, self.width))
+        position = self.param("position_embedding", table_init, (self.num_positions, self.width))
         norm = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, use_fast_variance=False, name="norm_embedding")
         x = norm(words(text_ids) + position[:length].astype(self.dtype))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

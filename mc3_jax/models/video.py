@@ -17,7 +17,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, WEIGHT_INIT, Mlp, attend, split_heads
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Mlp, attend, kernel_init, split_heads, table_init
 
 # The class token and the patches of a clip; the patches are None once nothing reads them.
 Tokens = tuple[Float[Array, "b 1 w"], Float[Array, "b t p w"] | None]
@@ -47,8 +47,8 @@ class DividedAttention(nn.Module):
         """Returns the attention's output for every token, or for the class token alone."""
         class_token, patches = tokens
         width = class_token.shape[-1]
-        qkv_init = nn.initializers.zeros if self.zero_output else WEIGHT_INIT
-        out_init = nn.initializers.ones if self.zero_output else WEIGHT_INIT
+        qkv_init = nn.initializers.zeros if self.zero_output else kernel_init
+        out_init = nn.initializers.ones if self.zero_output else kernel_init
         qkv = nn.Dense(3 * width, kernel_init=qkv_init, dtype=self.dtype, name="qkv")
         out = nn.Dense(width, kernel_init=out_init, dtype=self.dtype, name="out")
 
@@ -139,8 +139,8 @@ class SpaceTimeTransformer(nn.Module):
         """
         self._check(video.shape)
         num_patches = (self.image_size_px // self.patch_px) ** 2
-        class_token = self.param("class_token", WEIGHT_INIT, (self.width,))
-        position = self.param("position_embedding", WEIGHT_INIT, (1 + num_patches, self.width))
+        class_token = self.param("class_token", table_init, (self.width,))
+        position = self.param("position_embedding", table_init, (1 + num_patches, self.width))
         temporal = self.param("temporal_embedding", nn.initializers.zeros, (self.num_positions, self.width))
 
         patches = rearrange(

@@ -1,0 +1,108 @@
+"""Ranking metrics with ties, weights and bootstrap intervals. Pure numpy."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+
+
+def _grouped(labels, scores, weights):
+    """Returns weights of positives and negatives summed over equal scores, highest score first: two [r, g]."""
+    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    if set(np.unique(labels)) != {0, 1}:
+        raise ValueError(f"labels must hold both 0 and 1, got {sorted(set(labels.tolist()))}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
+    weights = np.ones((1, len(labels))) if weights is None else np.atleast_2d(weights)
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    positive = np.add.reduceat(weights[:, order] * labels[order], starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * (1 - labels[order]), starts, axis=1)
+    return positive, negative
+
+
+def _unwrap(values, weights):
+    return float(values[0]) if weights is None else values
+
+
+def roc_auc(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weights=None):
+    """Returns the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+
+    Args:
+      labels: 0 or 1; both occur.
+      scores: Higher means more likely 1.
+      weights: Of the samples [n] or [r, n]; with it an array [r] is returned instead of a float.
+
+    Raises:
+      ValueError: One class only, or scores that are not finite.
+    """
+    positive, negative = _grouped(labels, scores, weights)
+    below = negative.sum(1, keepdims=True) - np.cumsum(negative, 1)
+    pairs = positive.sum(1) * negative.sum(1)
+    area = (positive * (below + 0.5 * negative)).sum(1) / np.maximum(pairs, 1e-12)
+    return _unwrap(area, weights)
+
+
+def average_precision(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weights=None):
+    """Returns the average precision Σ (R_k - R_{k-1}) P_k; arguments and errors as `roc_auc`."""
+    positive, negative = _grouped(labels, scores, weights)
+    hits, seen = np.cumsum(positive, 1), np.cumsum(positive + negative, 1)
+    area = (positive * hits / np.maximum(seen, 1e-12)).sum(1) / np.maximum(positive.sum(1), 1e-12)
+    return _unwrap(area, weights)
+
+
+def roc_curve(labels, scores) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, " g"]]:
+    """Returns (false positive rate, true positive rate), from (0, 0) to (1, 1)."""
+    positive, negative = (np.r_[0.0, np.cumsum(x[0])] for x in _grouped(labels, scores, None))
+    return negative / negative[-1], positive / positive[-1]
+
+
+def pr_curve(labels, scores) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, " g"]]:
+    """Returns (recall, precision), recall rising from 0, where precision is that of the first threshold."""
+    positive, negative = (np.cumsum(x[0]) for x in _grouped(labels, scores, None))
+    precision = positive / (positive + negative)
+    return np.r_[0.0, positive / positive[-1]], np.r_[precision[0], precision]
+
+
+def pr_auc_trapezoid(labels, scores) -> float:
+    """Returns the area under straight lines between PR points: what public code calls PR-AUC; too high by a little."""
+    recall, precision = pr_curve(labels, scores)
+    return float(np.trapezoid(precision, recall))
+
+
+def within_group_roc_auc(labels, scores, groups) -> tuple[float, int]:
+    """Returns the mean over groups of the ROC-AUC within each, weighted by its samples, and the number of samples used.
+
+    A score that knows nothing but the group gets 0.5. Groups of one class only are left out.
+
+    Raises:
+      ValueError: No group has both classes.
+    """
+    areas, sizes = [], []
+    for group in np.unique(groups):
+        inside = groups == group
+        if 0 < labels[inside].sum() < inside.sum():
+            areas.append(roc_auc(labels[inside], scores[inside]))
+            sizes.append(int(inside.sum()))
+    if not areas:
+        raise ValueError(f"none of {len(np.unique(groups))} groups has both labels 0 and 1")
+    return float(np.average(areas, weights=sizes)), sum(sizes)
+
+
+def bootstrap_weights(n: int, num_bootstrap: int, seed: int) -> Float[np.ndarray, "r n"]:
+    """Returns how often each of `n` samples occurs in each resampling with replacement."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=num_bootstrap).astype(np.float64)
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, num_bootstrap: int, seed: int
+) -> tuple[float, float]:
+    """Returns the 95 % percentile interval of `statistic(weights [r, n]) -> [r]`.
+
+    A difference of two metrics under the same weights is a paired bootstrap.
+    """
+    chunks = np.array_split(bootstrap_weights(n, num_bootstrap, seed), max(num_bootstrap * n // 10_000_000, 1))
+    values = np.concatenate([statistic(chunk) for chunk in chunks])
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,85 @@
+"""Sounding-action retrieval among clips that sound (Sec. 5.2): does the nearest clip show the same verb and noun?
+
+The paper's "Recall@K" can't be one quantity: its Random row fits hits / relevant, its models' rows fit the mean number of
+hits. All three are reported: hit@K, recall@K (hits / relevant) and mean_hits@K.
+"""
+
+from collections.abc import Mapping
+from math import lgamma
+
+import numpy as np
+
+DIRECTIONS = {"v2a": ("video", "audio"), "a2v": ("audio", "video"), "l2a": ("text", "audio"), "a2l": ("audio", "text")}
+RANKS = (1, 5, 10)
+
+
+def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns indices of queries and of the pool: each group of more than two is halved, the odd one to the queries.
+
+    Args:
+      groups: Of each clip, [n].
+      seed: Of the halves.
+    """
+    rng = np.random.default_rng(seed)
+    queries, pool = [], []
+    for group in np.unique(groups):
+        members = rng.permutation(np.flatnonzero(groups == group))
+        if len(members) > 2:
+            half = (len(members) + 1) // 2
+            queries.append(members[:half])
+            pool.append(members[half:])
+    empty = np.zeros(0, np.int64)
+    return (np.concatenate(queries), np.concatenate(pool)) if queries else (empty, empty)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+
+
+def chance_levels(num_relevant: np.ndarray, pool_size: int) -> dict[str, float]:
+    """Returns what a random order of the pool gets on average, exactly (hypergeometric).
+
+    Args:
+      num_relevant: Of each query, [q].
+      pool_size: Clips in the pool.
+    """
+    levels = {}
+    for k in RANKS:
+        k_here = min(k, pool_size)
+        misses = [
+            np.exp(_log_choose(pool_size - r, k_here) - _log_choose(pool_size, k_here)) if pool_size - r >= k_here else 0.0
+            for r in num_relevant
+        ]
+        levels[f"hit@{k}"] = float(1 - np.mean(misses))
+        levels[f"recall@{k}"] = k_here / pool_size
+        levels[f"mean_hits@{k}"] = float(np.mean(num_relevant) * k_here / pool_size)
+    return levels
+
+
+def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -> dict[str, dict]:
+    """Returns the metrics of every direction, with chance levels and counts; {} where no group has three clips.
+
+    Args:
+      embeddings: {"audio", "video", "text"}: L2-normalised [n, d] of the clips that sound.
+      groups: Verb-noun pair of each, [n].
+      seed: Of the halves.
+    """
+    queries, pool = split_groups(groups, seed)
+    if not len(queries):
+        return {}
+    same = groups[queries][:, None] == groups[pool][None]
+    relevant = same.sum(1)
+    chance = chance_levels(relevant, len(pool))
+    results = {}
+    for name, (asked, answered) in DIRECTIONS.items():
+        order = np.argsort(-(embeddings[asked][queries] @ embeddings[answered][pool].T), axis=1, kind="stable")
+        ranked = np.take_along_axis(same, order, axis=1)
+        result: dict[str, object] = {}
+        for k in RANKS:
+            hits = ranked[:, :k].sum(1)
+            result[f"hit@{k}"] = float((hits > 0).mean())
+            result[f"recall@{k}"] = float((hits / relevant).mean())
+            result[f"mean_hits@{k}"] = float(hits.mean())
+        counts = {"num_queries": len(queries), "pool_size": len(pool), "num_groups": len(np.unique(groups[queries]))}
+        results[name] = {**result, "chance": chance, **counts}
+    return results

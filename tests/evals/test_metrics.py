@@ -1,0 +1,94 @@
+"""Metrics equal scikit-learn's, ties included; intervals cover; chance levels are those of a random order."""
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from mc3_jax.evals import controls, discovery, metrics, retrieval
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 2, 200)
+SCORES = np.round(RNG.normal(size=200) + LABELS, 1)  # rounded: many ties
+
+
+def test_metrics_equal_scikit_learns_with_ties():
+    assert metrics.roc_auc(LABELS, SCORES) == pytest.approx(sklearn.metrics.roc_auc_score(LABELS, SCORES), abs=1e-12)
+    expected = sklearn.metrics.average_precision_score(LABELS, SCORES)
+    assert metrics.average_precision(LABELS, SCORES) == pytest.approx(expected, abs=1e-12)
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(LABELS, SCORES)
+    ours = metrics.pr_curve(LABELS, SCORES)
+    np.testing.assert_allclose(ours[0][1:], recall[:-1][::-1])
+    np.testing.assert_allclose(ours[1][1:], precision[:-1][::-1])
+
+
+def test_integer_weights_are_repeated_samples():
+    weights = RNG.integers(0, 4, 200)
+    repeated = np.repeat(np.arange(200), weights)
+    for metric in (metrics.roc_auc, metrics.average_precision):
+        assert metric(LABELS, SCORES, weights)[0] == pytest.approx(metric(LABELS[repeated], SCORES[repeated]), abs=1e-12)
+
+
+@pytest.mark.parametrize(("labels", "scores"), [(np.ones(3, int), np.zeros(3)), (np.array([0, 1]), np.array([0, np.nan]))])
+def test_undefined_metrics_are_refused(labels, scores):
+    with pytest.raises(ValueError, match=r"both 0 and 1|not finite"):
+        metrics.roc_auc(labels, scores)
+
+
+def test_a_score_that_knows_only_the_group_is_worth_nothing_within_groups():
+    groups = RNG.integers(0, 5, 500)
+    labels = (RNG.random(500) < np.array([0.1, 0.3, 0.5, 0.7, 0.9])[groups]).astype(int)
+    assert metrics.roc_auc(labels, groups.astype(float)) > 0.7
+    assert metrics.within_group_roc_auc(labels, groups.astype(float), groups)[0] == 0.5
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    covered = 0
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        labels = np.arange(120) % 2
+        scores = rng.normal(size=120) + labels  # true AUC: Phi(1 / sqrt 2) = 0.7602
+        low, high = metrics.bootstrap_interval(lambda w, y=labels, s=scores: metrics.roc_auc(y, s, w), 120, 300, trial)
+        covered += low <= 0.7602 <= high
+    assert 88 <= covered <= 100
+
+
+def test_the_margin_over_controls_turns_a_control_round():
+    scores = RNG.normal(size=200) + 2 * LABELS
+    upside_down = {"bad": -(RNG.normal(size=200) + LABELS)}
+    result = discovery.compare(scores, upside_down, LABELS, num_bootstrap=200, seed=0)
+    assert result["best_control_roc_auc"] > 0.6
+    assert result["margin_interval"][0] < result["margin"] < result["margin_interval"][1]
+
+
+def test_verb_prior_sees_no_label_of_its_own_clip():
+    labels = RNG.integers(0, 2, 2000)
+    prior = controls.verb_prior(np.arange(2000), labels)  # a verb per clip: nothing to learn from the others
+    assert metrics.roc_auc(labels, prior) < 0.55
+
+
+def test_groups_are_halved_with_the_odd_one_to_the_queries_and_pairs_left_out():
+    groups = np.array([0] * 5 + [1] * 2 + [2] * 4)
+    queries, pool = retrieval.split_groups(groups, 0)
+    assert sorted(groups[queries]) == [0, 0, 0, 2, 2]
+    assert sorted(groups[pool]) == [0, 0, 2, 2]
+    assert not set(queries) & set(pool)
+
+
+def test_retrieval_chance_is_that_of_a_random_order():
+    groups = RNG.integers(0, 12, 150)
+    queries, pool = retrieval.split_groups(groups, 0)
+    same = groups[queries][:, None] == groups[pool][None]
+    chance = retrieval.chance_levels(same.sum(1), len(pool))
+    hits = np.stack([RNG.permuted(same, axis=1)[:, :5].sum(1) for _ in range(2000)])
+    assert chance["hit@5"] == pytest.approx((hits > 0).mean(), abs=0.01)
+    assert chance["mean_hits@5"] == pytest.approx(hits.mean(), abs=0.01)
+    assert chance["recall@5"] == pytest.approx((hits / same.sum(1)).mean(), abs=0.01)
+
+
+def test_perfect_embeddings_retrieve_everything():
+    groups = np.repeat(np.arange(6), 8)
+    one_hot = np.eye(6)[groups]
+    result = retrieval.retrieve({"audio": one_hot, "video": one_hot, "text": one_hot}, groups, 0)
+    assert result["v2a"]["hit@1"] == 1.0
+    assert result["l2a"]["recall@5"] == 1.0
+    assert result["a2v"]["pool_size"] == 24

@@ -1,9 +1,10 @@
 """Evaluates a run: `python -m mc3_jax.evaluate --config=configs/demo.py --workdir=DIR`.
 
-Embeds the labelled split with the last checkpoint and with the one at the end of every earlier phase, measures
-discovery and retrieval (`mc3_jax/evals`), and writes `WORKDIR/results.json` and `WORKDIR/report/index.html`.
+Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
+retrieval (`mc3_jax/evals`), and writes `WORKDIR/results.json` and `WORKDIR/report/index.html`.
 """
 
+import functools
 import json
 import pathlib
 
@@ -11,32 +12,192 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mc3_jax import checkpoint, cli, config as config_lib, mesh as mesh_lib, phases as phases_lib
+from mc3_jax import checkpoint, cli, config as config_lib, mesh as mesh_lib, metric_writer, phases as phases_lib
 from mc3_jax import train_step as step_lib
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
-from mc3_jax.evals import controls, discovery, report, retrieval
+from mc3_jax.evals import controls, discovery, metrics, report, retrieval
 
 _CONFIG, _WORKDIR = cli.define_flags()
+_NUMBERS = ("index", "label", "verb_id", "noun_id", "loudness", "onset_strength")
 
 
-def embed_split(embed, params, batches, mesh) -> dict[str, np.ndarray]:
-    """Returns the embeddings of every clip of a split in the split's order, on every process.
+def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns the embeddings of every clip under each set of parameters, and what is known of each, in order.
 
     Args:
       embed: Jitted `train_step.make_embed_fn`.
-      params: Parameters on the mesh.
+      checkpoints_params: Name → parameters on the mesh.
       batches: `loader.eval_batches`: this process's part of each batch, `valid` marks real rows.
       mesh: Of the devices.
 
     Returns:
-      {"audio", "video", "text"}: float32 [n, d].
+      ({name: {"audio", "video", "text"}: float32 [n, d]}, {"index", "label", "verb_id", "noun_id", "loudness",
+      "onset_strength"}: [n]), the same on every process.
     """
-    parts, index = [], []
+    parts: dict[str, list] = {name: [] for name in checkpoints_params}
+    known = []
     for batch in batches:
-        valid = multihost_utils.process_allgather(batch.pop("valid"), tiled=True)
-        rows = multihost_utils.process_allgather(batch.pop("index"), tiled=True)
-        out = multihost_utils.process_allgather(embed(params, mesh_lib.put_batch(mesh, batch)), tiled=True)
-        parts.append({name: np.asarray(value, np.float32)[valid] for name, value in out.items()})
-        index.append(rows[valid])
-    order = np.argsort(np.concatenate(index))
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+        audio = batch["audio"]
+        batch |= {"loudness": controls.loudness(audio), "onset_strength": controls.onset_strength(audio)}
+        own = {name: np.asarray(batch.pop(name)) for name in (*_NUMBERS, "valid")}
+        gathered = multihost_utils.process_allgather(own, tiled=True)
+        valid = np.asarray(gathered.pop("valid"), bool)
+        known.append({name: np.asarray(value)[valid] for name, value in gathered.items()})
+        placed = mesh_lib.put_batch(mesh, batch)
+        for name, params in checkpoints_params.items():
+            out = multihost_utils.process_allgather(embed(params, placed), tiled=True)
+            parts[name].append({tower: np.asarray(value, np.float32)[valid] for tower, value in out.items()})
+    numbers = {name: np.concatenate([part[name] for part in known]) for name in _NUMBERS}
+    order = np.argsort(numbers["index"], kind="stable")
+    embeddings = {
+        name: {tower: np.concatenate([p[tower] for p in part])[order] for tower in part[0]}
+        for name, part in parts.items()
+    }
+    return embeddings, {name: value[order] for name, value in numbers.items()}
+
+
+def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], config: config_lib.EvalConfig) -> dict:
+    """Returns discovery, controls and retrieval of one checkpoint as nested numbers.
+
+    Args:
+      embeddings: Of labelled clips.
+      known: What is known of them.
+      config: Bootstrap and seed.
+    """
+    labels, verbs = known["label"].astype(np.int64), known["verb_id"]
+    draws = {"num_bootstrap": config.num_bootstrap, "seed": config.seed}
+    scores = discovery.similarities(embeddings)
+    heard = {name: known[name] for name in ("loudness", "onset_strength")}
+    alone = {**heard, "verb_prior": controls.verb_prior(verbs, labels, config.seed)}
+    sounding = labels == 1
+    groups = np.stack([verbs, known["noun_id"]], 1)
+    groups = np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
+    named = sounding & (verbs >= 0) & (known["noun_id"] >= 0)
+    return {
+        "discovery": {pair: discovery.discover(score, labels, verbs, **draws) for pair, score in scores.items()},
+        "controls": {name: metrics.roc_auc(labels, score) for name, score in alone.items()},
+        "margin": discovery.compare(scores["av"], heard, labels, **draws),
+        "retrieval": retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups[named], config.seed),
+    }
+
+
+def _load_params(config, workdir, mesh, model, phases) -> dict[str, tuple[int, dict]]:
+    """Returns name → (step, parameters): the ends of phases before, then the newest checkpoint."""
+    stops = [phase.stop for phase in phases]
+    saving = config.checkpoint
+    with checkpoint.open_checkpoints(
+        workdir, every_steps=saving.every_steps, keep=saving.keep, keep_steps=stops
+    ) as checkpoints:
+        steps = [c.step for c in checkpoints.checkpoints]
+        if not steps:
+            raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
+        loaded = {}
+        for step in [*(s for s in stops if s in steps and s < steps[-1]), steps[-1]]:
+            init = functools.partial(step_lib.init_state, model, config, phases_lib.phase_at(phases, step))
+            abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
+            done = phases_lib.phase_at(phases, step - 1).config.name
+            name = done if step in stops else f"{done}, step {step}"
+            loaded[name] = (step, checkpoint.restore(checkpoints, step, abstract).params)
+    return loaded
+
+
+def _examples(source, clips: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> list[report.Example]:
+    """Returns the best and worst clips with frames and audio."""
+    order = np.argsort(-scores, kind="stable")
+    positive, negative = order[labels[order] == 1], order[labels[order] == 0]
+    chosen = {
+        "Found": positive[:count], "Missed": positive[::-1][:count],
+        "False alarms": negative[:count], "Rightly left": negative[::-1][:count],
+    }  # fmt: skip
+    examples = []
+    candidates = source.info.num_candidates
+    for kind, places in chosen.items():
+        for i in places:
+            clip = source[int(clips[i])]
+            frames = clip.frames[candidates // 2 :: candidates]
+            examples.append(
+                report.Example(kind, clip.clip_id, clip.narration, bool(labels[i]), float(scores[i]), frames, clip.audio,
+                               source.info.sample_rate_hz)
+            )  # fmt: skip
+    return examples
+
+
+def evaluate(config: config_lib.Config, workdir: str) -> dict:
+    """Measures every phase's end, writes results and report, and returns the results of the newest checkpoint.
+
+    Raises:
+      ValueError: No run or checkpoint in the workdir, data that don't fit or carry no labels.
+    """
+    checkpoint.check_workdir(workdir, config_lib.to_dict(config), must_exist=True)
+    mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
+    mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
+    source = loader.open_split(config.data.dir, config.eval.split, config.model.video.num_frames)
+    train = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
+    text = config.model.text
+    tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
+    phases = phases_lib.plan_phases(config.phases, len(train), config.data.batch_size)
+    model = step_lib.make_model(config.model)
+    loaded = _load_params(config, workdir, mesh, model, phases)
+    batches = loader.eval_batches(
+        source, tokenize, batch_size=config.eval.batch_size, process_index=jax.process_index(),
+        process_count=jax.process_count(), num_threads=config.data.num_threads, prefetch=config.data.prefetch,
+    )  # fmt: skip
+    embed = jax.jit(step_lib.make_embed_fn(model, config.model))
+    with jax.set_mesh(mesh):
+        params = {name: value for name, (_, value) in loaded.items()}
+        embeddings, known = embed_split(embed, params, batches, mesh)
+    labelled = known["label"] >= 0
+    if len(np.unique(known["label"][labelled])) < 2:
+        raise ValueError(f"split {config.eval.split!r} of {config.data.dir} has no clips of both labels: nothing to measure")
+    known = {name: value[labelled] for name, value in known.items()}
+    embeddings = {name: {k: v[labelled] for k, v in e.items()} for name, e in embeddings.items()}
+    results = {
+        name: {"step": loaded[name][0]} | measure(value, known, config.eval) for name, value in embeddings.items()
+    }
+    if jax.process_index() == 0:
+        _write(config, workdir, source, results, embeddings, known)
+    return results[list(results)[-1]]
+
+
+def _write(config, workdir: str, source, results: dict, embeddings: dict, known: dict) -> None:
+    """Writes results.json and the report, and prints the headline."""
+    *before, last = results
+    content = {
+        "config": config.name, "seed": config.seed, "split": config.eval.split, "data": source.info.name,
+        "checkpoint": last, **results[last], "earlier": {name: results[name] for name in before},
+    }  # fmt: skip
+    path = pathlib.Path(workdir) / "results.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
+    labels = known["label"].astype(np.int64)
+    shown = _examples(source, known["index"], scores[last]["av"], labels, config.eval.num_examples)
+    facts = (
+        f"{source.info.name}, {config.eval.split} split, {len(labels)} labelled clips; seed {config.seed}; "
+        f"checkpoint after step {results[last]['step']} ({last})"
+    )
+    page = report.write_report(
+        pathlib.Path(workdir) / "report", title=f"mc3_jax: {config.name}", facts=facts, results=results, scores=scores,
+        labels=labels, metric_rows=metric_writer.read_metrics(workdir), examples=shown,
+    )  # fmt: skip
+    for name, result in results.items():
+        found = result["discovery"]
+        line = "  ".join(f"{pair.upper()} ROC-AUC {found[pair]['roc_auc']:.3f}" for pair in ("av", "al"))
+        inside = found["av"]["within_verb_roc_auc"]
+        v2a = result["retrieval"].get("v2a")
+        hit = f"  V→A hit@5 {v2a['hit@5']:.3f} (chance {v2a['chance']['hit@5']:.3f})" if v2a else ""
+        print(f"{name}: {line}  AV within verbs {inside:.3f}{hit}")
+    print("controls: " + "  ".join(f"{name} {value:.3f}" for name, value in results[last]["controls"].items()))
+    margin = results[last]["margin"]
+    print(f"AV over the better of {', '.join(margin['controls'])}: {margin['margin']:+.3f} {margin['margin_interval']}")
+    print(f"{path}\n{page}")
+
+
+def main(config: config_lib.Config, workdir: str) -> None:
+    """Evaluates the run of the command line."""
+    mesh_lib.initialize()
+    with cli.user_errors():
+        evaluate(config, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main, _CONFIG, _WORKDIR)

@@ -1,0 +1,44 @@
+# The commands of this project. Each installs what it needs into .venv the first time.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SEED ?= 0
+WORK ?= runs/demo
+VIDEOS ?= 160
+# Overrides of the demo's config, e.g. DEMO_FLAGS="--config.phases[0].epochs=2".
+DEMO_FLAGS ?=
+RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEED) \
+	--config.data.dir=$(WORK)/clips --config.data.tokenizer=$(WORK)/vocabulary $(DEMO_FLAGS)
+
+.PHONY: demo demo-ci test lint clean install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -e '.[prep,test]'
+	touch $@
+
+# Narrated mp4 files -> ArrayRecord clips -> align -> refine -> evaluation -> a page to look at.
+demo: install
+	@date +%s > .demo_start
+	$(PY) -m data_prep.soundworld --out $(WORK)/soundworld --videos $(VIDEOS) --seed $(SEED)
+	$(PY) -m data_prep.ego4d --root $(WORK)/soundworld --out $(WORK)/clips --name soundworld --short_side 72
+	$(PY) -m data_prep.vocabulary --clips $(WORK)/clips --out $(WORK)/vocabulary
+	$(PY) -m mc3_jax.train $(RUN_FLAGS)
+	$(PY) -m mc3_jax.evaluate $(RUN_FLAGS)
+	@echo "done in $$(( $$(date +%s) - $$(cat .demo_start) )) s: open $(WORK)/train/report/index.html"; rm -f .demo_start
+
+# The same path at a size that checks the plumbing and proves nothing about the method.
+demo-ci:
+	$(MAKE) demo WORK=runs/demo-ci VIDEOS=32 DEMO_FLAGS="--config.phases[0].epochs=2 --config.phases[1].epochs=1"
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf runs/demo runs/demo-ci build *.egg-info .pytest_cache .ruff_cache

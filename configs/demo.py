@@ -1,6 +1,6 @@
 """The demo: align and refine on SoundWorld, small enough for two CPU cores. `make demo` runs it.
 
-    python -m mc3_jax.train --config=configs/demo.py --workdir=runs/demo/train
+python -m mc3_jax.train --config=configs/demo.py --workdir=runs/demo/train
 """
 
 from mc3_jax.config import (
@@ -36,9 +36,9 @@ def get_config() -> Config:
         ),
         data=DataConfig(dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=64, num_threads=2),
         phases=[
-            PhaseConfig(name="align", epochs=10, temperature=0.07, optimizer=optimizer),
+            PhaseConfig(name="align", epochs=7, temperature=0.07, optimizer=optimizer),
             PhaseConfig(
-                name="refine", epochs=5, temperature=0.07, consensus_weight=1.0, consensus=ConsensusConfig(),
+                name="refine", epochs=3, temperature=0.07, consensus_weight=1.0, consensus=ConsensusConfig(),
                 optimizer=optimizer,
             ),
         ],

@@ -92,7 +92,9 @@ def choose(
         elif narration.label == records.UNKNOWN:
             speaker = narrations.who(narration.text)
             if speaker != "wearer":
-                reason = {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "nobody's tag")
+                reason = {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(
+                    speaker, "nobody's tag"
+                )
             elif labelled and split != "train":
                 reason = f"no label, though in the {split} split"
         seen.add(narration.clip_id)
@@ -104,7 +106,10 @@ def choose(
 
 
 def plan_tasks(
-    chosen: dict[str, list[narrations.Narration]], verbs: narrations.Taxonomy, nouns: narrations.Taxonomy, num_shards: int
+    chosen: dict[str, list[narrations.Narration]],
+    verbs: narrations.Taxonomy,
+    nouns: narrations.Taxonomy,
+    num_shards: int,
 ) -> list[shards.ShardTask]:
     """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos."""
     total = sum(map(len, chosen.values()))
@@ -132,9 +137,17 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--out", required=True, type=pathlib.Path, help="folder of the data set to write")
     add("--name", default="ego4d_clips", help="name of the data set; shard files begin with it")
     add("--video_dir", default="v2/video_540ss", help="folder of mp4 files under --root")
-    add("--labels", type=pathlib.Path, help=f"sounding-action labels; default {_ANNOTATIONS}/sounding_labels.csv if there")
-    add("--splits", type=pathlib.Path, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash")
-    add("--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"), help="seconds around the time")
+    add(
+        "--labels",
+        type=pathlib.Path,
+        help=f"sounding-action labels; default {_ANNOTATIONS}/sounding_labels.csv if there",
+    )
+    add(
+        "--splits", type=pathlib.Path, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash"
+    )
+    add(
+        "--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"), help="seconds around the time"
+    )
     add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip, one frame of each is used")
     add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one")
     add("--short_side", type=int, default=256, help="of the stored frames, px")
@@ -172,8 +185,13 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     _check(args)
     annotations = args.root / _ANNOTATIONS
     found = narrations.read_narrations(annotations / "narration.json")
-    verbs, nouns = (narrations.read_taxonomy(annotations / f"narration_{kind}_taxonomy.csv") for kind in ("verb", "noun"))
-    labels_path, splits_path = args.labels or annotations / "sounding_labels.csv", args.splits or annotations / "splits.csv"
+    verbs, nouns = (
+        narrations.read_taxonomy(annotations / f"narration_{kind}_taxonomy.csv") for kind in ("verb", "noun")
+    )
+    labels_path, splits_path = (
+        args.labels or annotations / "sounding_labels.csv",
+        args.splits or annotations / "splits.csv",
+    )
     labelled = narrations.read_labels(labels_path) if args.labels or labels_path.is_file() else []
     splits = narrations.read_splits(splits_path) if args.splits or splits_path.is_file() else {}
     chosen, rejects = choose(found, labelled, splits)

@@ -88,6 +88,7 @@ def cut_windows(
         return
     order = sorted(range(len(windows)), key=lambda i: windows[i].start_s)
     with av.open(str(path)) as pictures, av.open(str(path)) as sounds:
+        pictures.streams.video[0].codec_context.thread_count = 1  # all cores are at work on other videos
         for run in _runs(order, windows):
             try:
                 audio = _read_audio(sounds, [windows[i] for i in run])
@@ -173,7 +174,6 @@ def _place(wave: Float[np.ndarray, " n"], covered: np.ndarray, at: int, part: Fl
 def _read_frames(container, windows: list[Window], short_side_px: int, quality: int) -> list[tuple | None]:
     """Returns (JPEGs, times in µs, height, width) of each window, None where the stream does not cover it."""
     stream = container.streams.video[0]
-    stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # all cores are at work on other videos
     wanted = sorted({t for w in windows for t in w.frame_times_s})
     patience_s = 2.5 / float(stream.average_rate or 30)
     shown: dict[float, tuple[bytes, int, int, int]] = {}
@@ -211,5 +211,7 @@ def _encode(frame: av.VideoFrame, short_side_px: int, quality: int) -> tuple[byt
     scale = min(short_side_px / min(frame.height, frame.width), 1.0)
     height, width = (max(2 * round(side * scale / 2), 2) for side in (frame.height, frame.width))
     pixels = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
-    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="420")
+    jpeg = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
     return jpeg, round(float(frame.time) * 1e6), height, width

@@ -188,7 +188,9 @@ def read_labels(path: pathlib.Path) -> list[Narration]:
     Raises:
       ValueError: No such file or columns, an even split or a vote that is neither 0 nor 1.
     """
-    rows = _read_csv(path, {"video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "narration_text", "vote_1"})
+    rows = _read_csv(
+        path, {"video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "narration_text", "vote_1"}
+    )
     labelled = []
     for i, row in enumerate(rows):
         votes = [row[name] for name in row if name and name.startswith("vote_")]

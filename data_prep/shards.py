@@ -219,7 +219,9 @@ def finish(
     left_out = [dataclasses.asdict(r) for r in rejects] + [r for report in reports for r in report["rejects"]]
     written = sum(report["num_clips"] for report in reports)
     if written + len(left_out) != num_in:
-        raise ValueError(f"{num_in} narrations came in, {written} clips and {len(left_out)} rejects came out: some are lost")
+        raise ValueError(
+            f"{num_in} narrations came in, {written} clips and {len(left_out)} rejects came out: some are lost"
+        )
     for split in records.SPLITS:
         mine = sorted((r for r in reports if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(r["file"], r["num_clips"], r["bytes"], r["sha256"]) for r in mine]

@@ -39,7 +39,9 @@ def check_workdir(workdir: str, config: dict, *, must_exist: bool = False) -> No
     path = pathlib.Path(workdir) / CONFIG_FILE
     if not path.is_file():
         if must_exist:
-            raise ValueError(f"{workdir} holds no run: train it first with `python -m mc3_jax.train --workdir={workdir}`")
+            raise ValueError(
+                f"{workdir} holds no run: train it first with `python -m mc3_jax.train --workdir={workdir}`"
+            )
         if checkpoint_dir(workdir).is_dir():
             raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}: choose another workdir")
         return
@@ -72,9 +74,7 @@ def checkpoint_dir(workdir: str) -> pathlib.Path:
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
-def open_checkpoints(
-    workdir: str, *, every_steps: int, keep: int, keep_steps: list[int]
-) -> ocp.training.Checkpointer:
+def open_checkpoints(workdir: str, *, every_steps: int, keep: int, keep_steps: list[int]) -> ocp.training.Checkpointer:
     """Returns the run's checkpoints; offer it the state after every step, it decides.
 
     It writes in the background at every `every_steps`-th step, at `keep_steps`, and when the machine is about to go.

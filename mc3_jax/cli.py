@@ -1,11 +1,10 @@
 """Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong."""
 
 import contextlib
-import logging as stdlib_logging
 import sys
 from collections.abc import Callable, Iterator
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mc3_jax import config as config_lib
@@ -16,7 +15,9 @@ USER_ERROR = 2  # exit status for bad input, as argparse's
 def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines `--config` and `--workdir`; call once, at import of an entry point."""
     config = config_flags.DEFINE_config_file(
-        "config", None, "File in configs/ whose get_config() returns an mc3_jax.config.Config; fields can be overridden."
+        "config",
+        None,
+        "File in configs/ whose get_config() returns an mc3_jax.config.Config; fields can be overridden.",
     )
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results.")
     return config, workdir
@@ -46,7 +47,7 @@ def _parse(argv: list[str]) -> list[str]:
     except (KeyError, IndexError) as error:
         # config_flags lets the lookup's own exception through; the offending flag is the one that doesn't resolve.
         overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
-        _die(f"no such config field among {', '.join(overrides)}: {str(error.args[0])}")
+        _die(f"no such config field among {', '.join(overrides)}: {error.args[0]!s}")
     except (flags.Error, ValueError, TypeError, OSError) as error:
         _die(" ".join(str(error).split()))
     except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
@@ -58,20 +59,17 @@ def _parse(argv: list[str]) -> list[str]:
 def run(main: Callable[[config_lib.Config, str], None], config_flag, workdir_flag) -> None:
     """Parses the command line, validates the config and calls `main(config, workdir)`."""
 
-    # Orbax reports every step of every write; its warnings are enough.
-    for name in ("orbax", "absl.orbax"):
-        stdlib_logging.getLogger(name).setLevel(stdlib_logging.WARNING)
-
     def start(_):
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every write
         with user_errors():
             if config_flag.value is None:
                 raise ValueError("--config is missing: pass a file such as --config=configs/demo.py")
             if not isinstance(config_flag.value, config_lib.Config):
                 kind = type(config_flag.value).__name__
                 raise ValueError(f"get_config() must return mc3_jax.config.Config, got {kind}")
+            config_lib.validate(config_flag.value)
             if not workdir_flag.value:
                 raise ValueError("--workdir is missing: the folder for checkpoints, logs and results")
-            config_lib.validate(config_flag.value)
         main(config_flag.value, workdir_flag.value)
 
     app.run(start, flags_parser=_parse)

@@ -9,7 +9,6 @@ refused. "(open)" marks what neither the paper nor its public code settles; the 
 import dataclasses
 import json
 
-
 MODALITIES = ("audio", "video", "text")
 PAIRS = ("av", "al", "vl")
 

@@ -12,8 +12,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mc3_jax import checkpoint, cli, config as config_lib, mesh as mesh_lib, metric_writer, phases as phases_lib
-from mc3_jax import train_step as step_lib
+from mc3_jax import (
+    checkpoint,
+    cli,
+    config as config_lib,
+    mesh as mesh_lib,
+    metric_writer,
+    phases as phases_lib,
+    train_step as step_lib,
+)
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.evals import controls, discovery, metrics, report, retrieval
 
@@ -148,7 +155,9 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         embeddings, known = embed_split(embed, params, batches, mesh)
     labelled = known["label"] >= 0
     if len(np.unique(known["label"][labelled])) < 2:
-        raise ValueError(f"split {config.eval.split!r} of {config.data.dir} has no clips of both labels: nothing to measure")
+        raise ValueError(
+            f"split {config.eval.split!r} of {config.data.dir} has no clips of both labels: nothing to measure"
+        )
     known = {name: value[labelled] for name, value in known.items()}
     embeddings = {name: {k: v[labelled] for k, v in e.items()} for name, e in embeddings.items()}
     results = {

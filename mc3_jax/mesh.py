@@ -47,7 +47,9 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
       ValueError: It is not a multiple of the number of devices.
     """
     if batch_size % mesh.size:
-        raise ValueError(f"config.{field} = {batch_size} is not divisible by the {mesh.size} devices: choose a multiple")
+        raise ValueError(
+            f"config.{field} = {batch_size} is not divisible by the {mesh.size} devices: choose a multiple"
+        )
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

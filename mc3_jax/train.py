@@ -11,10 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import logging
 
-from mc3_jax import checkpoint, cli, config as config_lib, mesh as mesh_lib, metric_writer, phases as phases_lib
-from mc3_jax import train_step as step_lib
+from mc3_jax import (
+    checkpoint,
+    cli,
+    config as config_lib,
+    mesh as mesh_lib,
+    metric_writer,
+    phases as phases_lib,
+    train_step as step_lib,
+)
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.models.mc3 import MC3
 
@@ -66,8 +72,13 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
     checkpoint.claim_workdir(workdir, config_lib.to_dict(config))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    logging.info("%d clips, %d parameters, %s", len(source), num_parameters, mesh)
+    _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     return Run(config, workdir, mesh, model, shapes, phases, source, tokenize)
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def train(run: Run) -> step_lib.TrainState:
@@ -83,7 +94,7 @@ def train(run: Run) -> step_lib.TrainState:
         step = checkpoints.latest.step if checkpoints.latest else 0
         state = _first_state(run, checkpoints, step)
         if step >= stops[-1]:
-            logging.info("all %d steps are done", step)
+            _say(f"all {step} steps are done")
             return state
         batches = loader.train_batches(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
@@ -98,7 +109,7 @@ def train(run: Run) -> step_lib.TrainState:
                 if step < phase.stop:
                     step, state = _run_phase(run, phase, following, state, step, batches, checkpoints, writer)
                 if step < phase.stop:
-                    logging.warning("stopped after step %d, its state is saved; start again to go on", step)
+                    _say(f"stopped after step {step}, its state is saved; start again to go on")
                     break
     return state
 
@@ -109,7 +120,7 @@ def _first_state(run: Run, checkpoints, step: int) -> step_lib.TrainState:
     abstract = mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
     if step == 0:
         return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
-    logging.info("resuming from step %d", step)
+    _say(f"resuming after step {step}")
     return checkpoint.restore(checkpoints, step, abstract)
 
 

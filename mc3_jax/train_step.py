@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from mc3_jax import config as config_lib
-from mc3_jax import phases as phases_lib
+from mc3_jax import config as config_lib, phases as phases_lib
 from mc3_jax.losses import consensus, contrastive
 from mc3_jax.models import frontend
 from mc3_jax.models.audio import AudioSpectrogramTransformer

@@ -7,4 +7,6 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 
 import jaxtyping
 
-jaxtyping.install_import_hook(["mc3_jax", "data_prep"], "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["mc3_jax.models", "mc3_jax.losses", "mc3_jax.data", "mc3_jax.evals", "data_prep"], "beartype.beartype"
+)

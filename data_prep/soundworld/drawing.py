@@ -100,7 +100,9 @@ def thing(image, shape: str, rgb, centre, radius_px: float, angle: float = 0.0, 
 def lid(image, rgb, centre, radius_px: float, gap: float) -> None:
     """Draws what an opened thing shows: a dark mouth, and its lid above by how far it is open."""
     if gap > 0.05:
-        ellipse(image, (centre[0], centre[1] - 0.45 * radius_px), (0.8 * radius_px, 0.3 * radius_px * gap), (24, 20, 18))
+        ellipse(
+            image, (centre[0], centre[1] - 0.45 * radius_px), (0.8 * radius_px, 0.3 * radius_px * gap), (24, 20, 18)
+        )
     top = centre[1] - (0.6 + 1.1 * gap) * radius_px
     points = np.array(_box(-0.95, -0.14, 0.95, 0.14)) @ np.array([[1.0, -0.5 * gap], [0.0, 1.0]]) * radius_px
     polygon(image, points + (centre[0], top), shade(rgb, 1.2))
@@ -164,10 +166,16 @@ def machine(image, kind: str, centre, unit_px: float, running: bool, time_s: flo
             for k in range(3):
                 turn = 1.4 * phase + 2.1 * k
                 spot = at + 0.055 * unit_px * np.array([np.cos(turn), np.sin(turn)])
-                ellipse(image, spot, (0.03 * unit_px, 0.022 * unit_px), ((210, 90, 90), (230, 220, 120), (120, 200, 150))[k])
+                ellipse(
+                    image, spot, (0.03 * unit_px, 0.022 * unit_px), ((210, 90, 90), (230, 220, 120), (120, 200, 150))[k]
+                )
         case "blender":
             polygon(image, np.array(_box(-0.07, 0.06, 0.07, 0.2)) * unit_px + at, (60, 62, 70))
-            polygon(image, np.array([(-0.1, -0.2), (0.1, -0.2), (0.06, 0.06), (-0.06, 0.06)]) * unit_px + at, (190, 212, 206))
+            polygon(
+                image,
+                np.array([(-0.1, -0.2), (0.1, -0.2), (0.06, 0.06), (-0.06, 0.06)]) * unit_px + at,
+                (190, 212, 206),
+            )
             level = -0.02 + (0.03 * np.sin(3.1 * phase) if running else 0.0)
             polygon(image, np.array([(-0.085, -0.1 + level), (0.085, -0.1 - level), (0.06, 0.06), (-0.06, 0.06)]) * unit_px + at,
                     (206, 66, 90))  # fmt: skip
@@ -184,4 +192,6 @@ def machine(image, kind: str, centre, unit_px: float, running: bool, time_s: flo
             rgb = (34, 36, 42) if flicker < 0 else tuple(int(60 + (flicker * k) % 180) for k in (53, 97, 139))
             polygon(image, np.array(_box(-0.215, -0.135, 0.215, 0.115)) * unit_px + at, rgb)
             if flicker >= 0:
-                ellipse(image, at + (0.1 * np.sin(phase) * unit_px, 0), (0.06 * unit_px, 0.08 * unit_px), (230, 190, 160))
+                ellipse(
+                    image, at + (0.1 * np.sin(phase) * unit_px, 0), (0.06 * unit_px, 0.08 * unit_px), (230, 190, 160)
+                )

@@ -183,10 +183,7 @@ def _plan_segment(
     verb, noun = pair
     spec = taxonomy.VERBS[verb]
     wearer = bool(rng.random() >= 0.06)
-    if rng.random() < spec.sounding_rate:
-        region = "I"
-    else:
-        region = str(rng.choice(["II", "III", "IV"], p=[0.20, 0.66, 0.14]))
+    region = "I" if rng.random() < spec.sounding_rate else str(rng.choice(["II", "III", "IV"], p=[0.2, 0.66, 0.14]))
     if region == "II" and not machine_at_hand:
         region = "III"
     machine_too = region == "I" and bool(machine_at_hand) and rng.random() < 0.12
@@ -213,7 +210,11 @@ def _plan_segment(
         action_db=action_db,
         level_db=float(rng.normal(-24.0, 3.0)),
         clutter=[
-            (int(rng.integers(len(taxonomy.NOUNS))), float(side * rng.uniform(0.42, 0.75)), float(rng.uniform(-0.2, 0.2)))
+            (
+                int(rng.integers(len(taxonomy.NOUNS))),
+                float(side * rng.uniform(0.42, 0.75)),
+                float(rng.uniform(-0.2, 0.2)),
+            )
             for side in rng.choice([-1, 1], size=int(rng.integers(0, 3)))
         ],
         place=(float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.52, 0.64))),
@@ -232,6 +233,4 @@ def _add_distractors(video: Video, segment: Segment, rng: np.random.Generator) -
         level = rng.normal(-6.0, 3.0) if heard else rng.normal(0.0, 3.0)
         start = segment.start_s - float(rng.uniform(0.1, 0.5))
         stop = segment.stop_s + float(rng.uniform(0.0, 0.4))
-        video.distractors.append(
-            Distractor(str(kind), start, stop, float(level), int(rng.integers(2**31)))
-        )
+        video.distractors.append(Distractor(str(kind), start, stop, float(level), int(rng.integers(2**31))))

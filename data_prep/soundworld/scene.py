@@ -1,5 +1,6 @@
 """What a SoundWorld video shows: a room in its light, a work place, hands, tool, object and machine, frame by frame."""
 
+import itertools
 from collections.abc import Iterator
 
 import cv2
@@ -98,7 +99,7 @@ class _Action:
 
     def draw(self, i: int) -> np.ndarray:
         """Returns frame `i` of those the action was made with, uint8 [height, width, 3]."""
-        looks, unit, t = self.looks, self.unit_px, self.times_s[i]
+        looks, t = self.looks, self.times_s[i]
         swing = 0.018 * looks.unit_px * np.sin(2 * np.pi * np.array([0.31, 0.47]) * t + self.sway[:2])
         left = int(round(looks.margin_x + swing[0] + self.turn_px))
         top = int(round(looks.margin_y + np.clip(swing[1], -looks.margin_y, looks.margin_y)))
@@ -151,7 +152,7 @@ def render_frames(video: Video) -> Iterator[np.ndarray]:
     times_s = np.arange(int(video.duration_s * video.fps)) / video.fps
     # Half of the pause between two actions belongs to each.
     segments = video.segments
-    cuts = [(a.stop_s + b.start_s) / 2 for a, b in zip(segments, segments[1:], strict=False)]
+    cuts = [(a.stop_s + b.start_s) / 2 for a, b in itertools.pairwise(segments)]
     for segment, part in zip(segments, np.split(times_s, np.searchsorted(times_s, cuts)), strict=True):
         action = _Action(video, segment, looks, part)
         for i in range(len(part)):

@@ -31,7 +31,9 @@ def unit_rms(x: np.ndarray) -> np.ndarray:
 
 def _band(low_hz: float, high_hz: float, order: int = 2):
     """A smooth band-pass gain."""
-    return lambda hz: 1 / np.sqrt((1 + (low_hz / np.maximum(hz, 1.0)) ** (2 * order)) * (1 + (hz / high_hz) ** (2 * order)))
+    return lambda hz: (
+        1 / np.sqrt((1 + (low_hz / np.maximum(hz, 1.0)) ** (2 * order)) * (1 + (hz / high_hz) ** (2 * order)))
+    )
 
 
 class Instance:

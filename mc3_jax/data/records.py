@@ -13,7 +13,7 @@ import pathlib
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
-from jaxtyping import Int, Int64
+from jaxtyping import Int64
 
 SCHEMA_VERSION = 1
 CLIPS_FILE = "clips.json"
@@ -52,7 +52,7 @@ class Clip:
     frame_times_us: Int64[np.ndarray, " n"]
     frame_height: int
     frame_width: int
-    audio: Int[np.ndarray, " samples"]
+    audio: np.ndarray
     verb_id: int = UNKNOWN
     noun_id: int = UNKNOWN
     label: int = UNKNOWN
@@ -109,7 +109,9 @@ def encode(clip: Clip) -> bytes:
       ValueError: The audio isn't int16 mono, or frames and their times differ in number.
     """
     if clip.audio.dtype != np.int16 or clip.audio.ndim != 1:
-        raise ValueError(f"clip {clip.clip_id}: audio must be int16 [samples], got {clip.audio.dtype} {clip.audio.shape}")
+        raise ValueError(
+            f"clip {clip.clip_id}: audio must be int16 [samples], got {clip.audio.dtype} {clip.audio.shape}"
+        )
     if len(clip.frames) != len(clip.frame_times_us):
         raise ValueError(f"clip {clip.clip_id}: {len(clip.frames)} frames but {len(clip.frame_times_us)} frame times")
     example = _Example()
@@ -237,7 +239,9 @@ class ClipsInfo:
         if not path.parent.is_dir():
             raise ValueError(f"no data folder {path.parent}: make it with `python -m data_prep.ego4d --out {folder}`")
         if not path.is_file():
-            raise ValueError(f"{path.parent} holds no {CLIPS_FILE}: not a clips data set, or its conversion didn't finish")
+            raise ValueError(
+                f"{path.parent} holds no {CLIPS_FILE}: not a clips data set, or its conversion didn't finish"
+            )
         try:
             values = json.loads(path.read_text())
             version = values["schema_version"]

@@ -19,7 +19,9 @@ def onset_strength(audio: Int[np.ndarray, "b samples"]) -> Float[np.ndarray, " b
     return np.array([librosa.onset.onset_strength(y=wave, sr=SAMPLE_RATE_HZ).max() for wave in waves], np.float64)
 
 
-def verb_prior(verb_ids: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], seed: int = 0) -> Float[np.ndarray, " n"]:
+def verb_prior(
+    verb_ids: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], seed: int = 0
+) -> Float[np.ndarray, " n"]:
     """Returns how often each clip's verb sounds, learned from the other nine tenths of the labelled clips.
 
     Args:

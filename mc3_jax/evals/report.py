@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import pathlib
 import wave
 
@@ -121,7 +122,7 @@ def _discovery_plots(scores: dict[str, dict[str, np.ndarray]], labels: np.ndarra
 def _loss_plots(rows: list[dict]) -> list[dict]:
     """Returns loss curves, phase boundaries marked."""
     terms = sorted({key for row in rows for key in row if key.startswith(("loss", "contrastive", "consensus"))})
-    boundaries = [b["step"] for a, b in zip(rows, rows[1:], strict=False) if a["phase"] != b["phase"]]
+    boundaries = [b["step"] for a, b in itertools.pairwise(rows) if a["phase"] != b["phase"]]
     groups = (
         ("Loss and its contrastive part", [t for t in terms if t in ("loss", "contrastive")]),
         ("Contrastive loss of each pair", [t for t in terms if t.startswith("contrastive_")]),

@@ -47,8 +47,10 @@ def chance_levels(num_relevant: np.ndarray, pool_size: int) -> dict[str, float]:
     for k in RANKS:
         k_here = min(k, pool_size)
         misses = [
-            np.exp(_log_choose(pool_size - r, k_here) - _log_choose(pool_size, k_here)) if pool_size - r >= k_here else 0.0
-                for r in map(int, num_relevant)
+            np.exp(_log_choose(pool_size - r, k_here) - _log_choose(pool_size, k_here))
+            if pool_size - r >= k_here
+            else 0.0
+            for r in map(int, num_relevant)
         ]
         levels[f"hit@{k}"] = float(1 - np.mean(misses))
         levels[f"recall@{k}"] = k_here / pool_size

@@ -19,9 +19,7 @@ def _logits(x: Float[Array, "b d"], y: Float[Array, "b d"], temperature) -> Floa
     return product / temperature
 
 
-def info_nce(
-    x: Float[Array, "b d"], y: Float[Array, "b d"], temperature: float | Float[Array, ""]
-) -> Float[Array, ""]:
+def info_nce(x: Float[Array, "b d"], y: Float[Array, "b d"], temperature: float | Float[Array, ""]) -> Float[Array, ""]:
     """Returns the InfoNCE loss of x asking y: mean_t of -log softmax(x_t Yᵀ / τ)_t.
 
     Args:

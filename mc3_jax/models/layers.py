@@ -12,7 +12,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 
-
 def _std(width: int) -> float:
     """ViT, DeiT and BERT draw all weights from a normal of 0.02; timm's "truncated" normal cuts at ±2, a hundred sigmas.
 

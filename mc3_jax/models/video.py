@@ -143,9 +143,7 @@ class SpaceTimeTransformer(nn.Module):
         position = self.param("position_embedding", table_init, (1 + num_patches, self.width))
         temporal = self.param("temporal_embedding", nn.initializers.zeros, (self.num_positions, self.width))
 
-        patches = rearrange(
-            video, "b t (h i) (w j) c -> b t (h w) (i j c)", i=self.patch_px, j=self.patch_px
-        )
+        patches = rearrange(video, "b t (h i) (w j) c -> b t (h w) (i j c)", i=self.patch_px, j=self.patch_px)
         # A convolution whose stride is its kernel is a matmul of patches.
         embed = nn.Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
         grid = position[1:] + temporal[: video.shape[1], None]

@@ -33,7 +33,8 @@ def test_a_clip_survives_the_round_trip():
     clip, back = make_clip(), records.decode(records.encode(make_clip()))
     for field in dataclasses.fields(clip):
         np.testing.assert_array_equal(getattr(back, field.name), getattr(clip, field.name), err_msg=field.name)
-    assert back.audio.dtype == np.int16 and back.frame_times_us.dtype == np.int64
+    assert back.audio.dtype == np.int16
+    assert back.frame_times_us.dtype == np.int64
 
 
 def test_equal_clips_are_equal_bytes_and_every_field_changes_them():

@@ -25,10 +25,14 @@ def test_integer_weights_are_repeated_samples():
     weights = RNG.integers(0, 4, 200)
     repeated = np.repeat(np.arange(200), weights)
     for metric in (metrics.roc_auc, metrics.average_precision):
-        assert metric(LABELS, SCORES, weights)[0] == pytest.approx(metric(LABELS[repeated], SCORES[repeated]), abs=1e-12)
+        assert metric(LABELS, SCORES, weights)[0] == pytest.approx(
+            metric(LABELS[repeated], SCORES[repeated]), abs=1e-12
+        )
 
 
-@pytest.mark.parametrize(("labels", "scores"), [(np.ones(3, int), np.zeros(3)), (np.array([0, 1]), np.array([0, np.nan]))])
+@pytest.mark.parametrize(
+    ("labels", "scores"), [(np.ones(3, int), np.zeros(3)), (np.array([0, 1]), np.array([0, np.nan]))]
+)
 def test_undefined_metrics_are_refused(labels, scores):
     with pytest.raises(ValueError, match=r"both 0 and 1|not finite"):
         metrics.roc_auc(labels, scores)

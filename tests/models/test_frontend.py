@@ -51,7 +51,9 @@ def test_silence_is_the_floor_and_not_minus_infinity():
     np.testing.assert_allclose(ours, np.log(1.1920929e-7), rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_samples, message", [(24_000, "148 spectrogram frames"), (399, "one window needs 400")])
+@pytest.mark.parametrize(
+    ("num_samples", "message"), [(24_000, "148 spectrogram frames"), (399, "one window needs 400")]
+)
 def test_audio_too_long_or_too_short_is_refused(num_samples, message):
     with pytest.raises(ValueError, match=message):
         frontend.log_mel(jnp.zeros((1, num_samples)), num_mel=128, num_time_frames=147)
@@ -78,7 +80,7 @@ def pil(frames, box, size, flip=False):
     return (out / 255 - MEAN) / STD
 
 
-@pytest.mark.parametrize("height, width", [(40, 64), (64, 40), (20, 24), (64, 64)])
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (64, 40), (20, 24), (64, 64)])
 def test_the_center_crop_is_pils_antialiased_resize_of_the_central_square(height, width):
     video, size, frames = clip(height, width, (64, 64))
     ours = frontend.center_video(video, size, 32, 32)
@@ -162,16 +164,19 @@ def test_a_rows_augmentation_depends_on_the_key_and_its_row_alone():
     assert all(np.max(np.abs(x - y)) > 0.1 for x, y in zip(whole, other, strict=True))
 
 
-@pytest.mark.parametrize("height, width", [(72, 128), (72, 96), (128, 72), (30, 200)])
+@pytest.mark.parametrize(("height", "width"), [(72, 128), (72, 96), (128, 72), (30, 200)])
 def test_crops_lie_in_the_frame_and_keep_area_and_ratio(height, width):
     keys = jax.random.split(jax.random.key(0), 500)
     size = jnp.asarray([height, width])
     corner, crop = jax.vmap(lambda k: frontend._random_crop(k, size, (0.5, 1.0), (3 / 4, 4 / 3)))(keys)
     corner, crop = np.asarray(corner), np.asarray(crop)
-    assert np.all(corner >= 0) and np.all(crop >= 1) and np.all(corner + crop <= [height, width])
+    assert np.all(corner >= 0)
+    assert np.all(crop >= 1)
+    assert np.all(corner + crop <= [height, width])
     # Sides are rounded to whole pixels.
     ratio = crop[:, 1] / crop[:, 0]
-    assert np.all(ratio > 0.75 * 0.97) and np.all(ratio < 4 / 3 * 1.03)
+    assert np.all(ratio > 0.75 * 0.97)
+    assert np.all(ratio < 4 / 3 * 1.03)
     fallback = np.all(crop == np.round(np.minimum([height, width], [width / 0.75, height * 4 / 3])), axis=1)
     share = np.prod(crop, axis=1) / (height * width)
     assert np.all((share > 0.48) | fallback)

@@ -144,8 +144,8 @@ def test_the_time_branch_has_no_gradient_at_its_zero_start_from_scratch_but_at_r
 
         return np.max(np.abs(grads(jax.random.key(0))["time_attention"]["qkv"]["kernel"]))
 
-    assert gradient("zeros") < 1e-8
-    assert gradient("random") > 1e-6
+    # Exactly zero but for rounding, which float32 leaves at a few ten-millionths of the other.
+    assert gradient("zeros") < 1e-5 * gradient("random")
 
 
 @pytest.mark.parametrize("num_outputs", [1, 2, None])
@@ -166,15 +166,15 @@ def test_padding_tokens_do_not_reach_the_text_embedding():
     ids = jnp.asarray([[1, 5, 6, 0, 0]])
     mask = jnp.asarray([[1, 1, 1, 0, 0]])
     params = init(module, ids, mask)
-    one, other = (
-        module.apply({"params": params}, i, m)[:, :3] for i, m in ((ids, mask), (ids.at[:, 3:].set(9), mask))
-    )
+    one, other = (module.apply({"params": params}, i, m)[:, :3] for i, m in ((ids, mask), (ids.at[:, 3:].set(9), mask)))
     np.testing.assert_array_equal(one, other)
     short = module.apply({"params": params}, ids[:, :3], mask[:, :3])
     np.testing.assert_allclose(one, short, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("size, stride, length, axis", [(16, 10, 149, 1), (16, 16, 64, 1), (4, 6, 20, 2), (5, 1, 5, 1)])
+@pytest.mark.parametrize(
+    ("size", "stride", "length", "axis"), [(16, 10, 149, 1), (16, 16, 64, 1), (4, 6, 20, 2), (5, 1, 5, 1)]
+)
 def test_sliding_windows_are_the_slices_of_the_axis(size, stride, length, axis):
     shape = [2, 3, 4]
     shape[axis] = length
@@ -266,7 +266,7 @@ def test_embeddings_are_float32_of_length_1_and_dropout_acts_in_training_only():
     apply = jax.jit(model.apply, static_argnames="train")
     quiet = apply({"params": params}, **inputs)
     noisy = apply({"params": params}, **inputs, train=True, rngs={"dropout": jax.random.key(0)})
-    assert list(quiet) == ["audio", "video", "text"]
+    assert set(quiet) == {"audio", "video", "text"}
     for x in quiet.values():
         assert x.dtype == jnp.float32
         np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-6)
@@ -281,7 +281,7 @@ def test_a_vector_of_zeros_has_a_finite_norm_and_gradient():
 
 
 @pytest.mark.parametrize(
-    "module, args, message",
+    ("module", "args", "message"),
     [
         (SpaceTimeTransformer(image_size_px=30), [(1, 1, 30, 30, 3)], "multiple of patch_px 16"),
         (SpaceTimeTransformer(image_size_px=32), [(1, 1, 32, 48, 3)], "32x48 pixels"),

@@ -160,7 +160,8 @@ def run(
         # Named, because the default runner of recent Beams fetches a binary when it starts.
         mode = "multi_processing" if num_workers > 1 else "in_memory"
         beam_args = ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
-                     f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}"]  # fmt: skip
+                     f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}",
+                     "--default_sdk_harness_log_level=WARNING"]  # fmt: skip
     with beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
         # Without the reshuffle, one worker would get all shards fused behind Create.
         _ = (

@@ -1,0 +1,97 @@
+"""Imports go one way; see CONTRIBUTING.md. A module that is in nobody's rule fails, so that rules grow with the tree."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+ENTRY = {"checkpoint", "cli", "config", "data", "evals", "mesh", "metric_writer", "models", "phases", "train_step"}
+# Module or package under mc3_jax → what of mc3_jax it may import.
+ALLOWED = {
+    "train": ENTRY - {"evals"},
+    "evaluate": ENTRY,
+    "train_step": {"config", "losses", "models", "phases"},
+    "phases": {"config"},
+    "cli": {"config"},
+    "config": set(),
+    "mesh": set(),
+    "checkpoint": set(),
+    "metric_writer": set(),
+    "losses": set(),
+    "models": {"models"},
+    "data": {"data"},
+    "evals": {"evals"},
+    "__init__": set(),
+}
+NEVER = {"tensorflow", "pickle", "cloudpickle", "dill", "torch"}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Returns every module that a file imports, `from a import b` as both a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def violations(root: pathlib.Path) -> list[str]:
+    """Returns every import under `root` that goes the wrong way."""
+    wrong = []
+    for path in sorted(root.glob("mc3_jax/**/*.py")):
+        owner = path.relative_to(root / "mc3_jax").with_suffix("").parts[0]
+        for name in imports(path):
+            parts = name.split(".")
+            if owner not in ALLOWED:
+                wrong.append(f"{path.name}: no rule for {owner}; add one here and in CONTRIBUTING.md")
+            elif parts[0] == "mc3_jax" and len(parts) > 1 and parts[1] not in ALLOWED[owner]:
+                wrong.append(f"{path.name} imports {name}")
+            if parts[0] in ("data_prep", "configs", *NEVER) or (
+                owner == "data" and parts[0] in ("jax", "flax", "optax")
+            ):
+                wrong.append(f"{path.name} imports {name}")
+    for path in sorted(root.glob("configs/**/*.py")):
+        wrong += [f"{path.name} imports {n}" for n in imports(path) if n.startswith("mc3_jax.") and "config" not in n]
+    for path in sorted(root.glob("data_prep/**/*.py")):
+        for name in imports(path):
+            ours = name.startswith("mc3_jax") and not (name in ("mc3_jax", "mc3_jax.data") or "records" in name)
+            if ours or name.split(".")[0] in NEVER | {"jax", "flax"}:
+                wrong.append(f"{path.name} imports {name}")
+    return wrong
+
+
+def test_imports_go_one_way():
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("mc3_jax/losses/x.py", "from mc3_jax.models import layers"),
+        ("mc3_jax/models/x.py", "from mc3_jax import config"),
+        ("mc3_jax/data/x.py", "import jax.numpy as jnp"),
+        ("mc3_jax/evals/x.py", "import mc3_jax.train_step"),
+        ("mc3_jax/train.py", "import data_prep.media"),
+        ("mc3_jax/utils.py", "import os"),
+        ("mc3_jax/checkpoint.py", "import pickle"),
+        ("configs/x.py", "from mc3_jax.train import train"),
+        ("data_prep/x.py", "from mc3_jax.data import loader"),
+        ("data_prep/x.py", "import tensorflow"),
+    ],
+)
+def test_the_check_sees_a_wrong_import(tmp_path, file, line):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(line + "\n")
+    assert violations(tmp_path)
+
+
+def test_no_shell_strings():
+    for path in [*ROOT.glob("mc3_jax/**/*.py"), *ROOT.glob("data_prep/**/*.py")]:
+        text = path.read_text()
+        assert "shell=True" not in text, path
+        assert "os.system" not in text, path

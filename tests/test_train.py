@@ -1,0 +1,172 @@
+"""The demo's path, shrunk: real mp4 files to a report; resumed equals uninterrupted; one device equals eight."""
+
+import copy
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from mc3_jax import checkpoint, config as config_lib, evaluate, mesh as mesh_lib, phases as phases_lib, train
+from mc3_jax import train_step as step_lib
+from mc3_jax.data import loader, tokenizer
+from tests import world
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return world.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory):
+    """A run that was never interrupted: (config, workdir, final state)."""
+    config, workdir = world.small_config(data), str(tmp_path_factory.mktemp("run") / "full")
+    return config, workdir, train.train(train.set_up(config, workdir))
+
+
+def assert_equal_bits(left, right):
+    leaves = zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True)
+    for (path, a), b in leaves:
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("where", ["within align", "at the switch", "within refine"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, where):
+    config, workdir, state = finished
+    stops = [int(p.stop) for p in train.set_up(config, workdir).phases]
+    step = {"within align": 3, "at the switch": stops[0], "within refine": stops[0] // 3 * 3 + 3}[where]
+    shutil.copytree(workdir, tmp_path / "run")
+    kept = sorted(int(p.name) for p in checkpoint.checkpoint_dir(str(tmp_path / "run")).iterdir())
+    assert step in kept
+    for later in (s for s in kept if s > step):
+        shutil.rmtree(checkpoint.checkpoint_dir(str(tmp_path / "run")) / str(later))
+    resumed = train.train(train.set_up(config, str(tmp_path / "run")))
+    assert int(resumed.step) == stops[-1]
+    assert_equal_bits(resumed, state)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
+
+
+def test_one_device_equals_eight(data):
+    config = world.small_config(data)
+    source = loader.open_split(config.data.dir, "train", 4)
+    tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
+    batch = next(loader.train_batches(source, tokenize, batch_size=16, seed=0, num_threads=1))
+    model = step_lib.make_model(config.model)
+    params = step_lib.init_params(model, config.model, 0)
+    loss_fn = step_lib.make_loss_fn(model, config, config.phases[1])
+    outcome = {}
+    for shape in ((1, 1), (8, 1), (2, 4)):
+        devices = jax.devices()[: shape[0] * shape[1]]
+        mesh = jax.make_mesh(shape, mesh_lib.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        shapes = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: params))
+        placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, shapes))
+        with jax.set_mesh(mesh):
+            value, grads = jax.jit(jax.value_and_grad(lambda p, b: loss_fn(p, 3, b)[0]))(
+                placed, mesh_lib.put_batch(mesh, batch)
+            )
+        outcome[shape] = float(value), jax.device_get(grads)
+    loss, grads = outcome[1, 1]
+    for shape in ((8, 1), (2, 4)):
+        other_loss, other_grads = outcome[shape]
+        assert abs(other_loss - loss) <= 1e-6 * abs(loss)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
+            assert np.max(np.abs(a - b)) <= 1e-5 * max(np.max(np.abs(a)), 1e-12)
+
+
+def test_a_batch_is_a_function_of_the_step_however_many_processes_read_it(data):
+    config = world.small_config(data)
+    source = loader.open_split(config.data.dir, "train", 4)
+    tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
+
+    def batch(step, **kwargs):
+        stream = loader.train_batches(source, tokenize, batch_size=8, seed=1, num_threads=2, **kwargs)
+        for _ in range(step):
+            next(stream)
+        return next(stream)
+
+    whole = batch(7)
+    later = batch(0, start_step=7)
+    halves = [batch(2, start_step=5, process_index=i, process_count=2) for i in (0, 1)]
+    for name, value in whole.items():
+        np.testing.assert_array_equal(later[name], value)
+        np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), value)
+
+
+def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contained_report(finished, data):
+    config, workdir, _ = finished
+    evaluate.evaluate(config, workdir)
+    results = json.loads(open(f"{workdir}/results.json").read())
+    clips = json.loads((data / "clips" / "clips.json").read_text())["splits"]["test"]
+    for pair in ("av", "al"):
+        found = results["discovery"][pair]
+        assert found["num_clips"] == clips["num_labelled"]
+        assert found["num_positive"] == clips["num_positive"]
+        assert 0 <= found["roc_auc"] <= 1
+    assert results["checkpoint"] == "refine"
+    assert set(results["earlier"]) == {"align"}
+    page = open(f"{workdir}/report/index.html").read()
+    assert 'src="http' not in page
+    assert "<audio controls" in page
+    assert "SoundingActions" in page
+
+
+def _shards_gone(config, tmp_path):
+    folder = tmp_path / "clips"
+    shutil.copytree(config.data.dir, folder)
+    info = json.loads((folder / "clips.json").read_text())
+    info["splits"]["train"] |= {"shards": [], "num_clips": 0}
+    (folder / "clips.json").write_text(json.dumps(info))
+    config.data.dir = str(folder)
+
+
+BAD = {
+    "missing data folder": (lambda c, t: setattr(c.data, "dir", str(t / "absent")), "no data folder .*absent"),
+    "empty shard list": (_shards_gone, "shard list of split 'train' .* is empty"),
+    "another frame count": (
+        lambda c, t: setattr(c.model.video, "num_frames", 2),
+        "4 frame intervals .* num_frames is 2",
+    ),
+    "batch not divisible": (
+        lambda c, t: setattr(c.data, "batch_size", 12),
+        "batch_size = 12 is not divisible by the 8",
+    ),
+    "no tokenizer": (lambda c, t: setattr(c.data, "tokenizer", str(t / "none")), "no tokenizer folder"),
+    "vocabulary too large": (lambda c, t: setattr(c.model.text, "vocab_size", 50), "vocab_size is 50: raise it"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_set_ups_are_refused_with_the_value_and_the_fix(case, data, tmp_path):
+    config = world.small_config(data)
+    change, message = BAD[case]
+    change(config, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train.set_up(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_workdir_of_a_different_run_is_refused_and_names_the_field(finished):
+    config, workdir, _ = finished
+    other = copy.deepcopy(config)
+    other.phases[1].consensus.alpha_video = 0.25
+    with pytest.raises(
+        ValueError, match=r"different run: config.phases\[1\].consensus.alpha_video is 0.5 there and 0.25"
+    ):
+        train.set_up(other, workdir)
+
+
+def test_phases_that_cannot_keep_their_optimizer_are_refused_before_training(data, tmp_path):
+    config = world.small_config(data)
+    config.phases[1].trainable = ("audio",)
+    with pytest.raises(ValueError, match="'refine' keeps the optimizer state"):
+        train.set_up(config, str(tmp_path / "run"))
+
+
+def test_resolved_config_is_saved_beside_the_checkpoints(finished):
+    config, workdir, _ = finished
+    assert json.loads(open(f"{workdir}/config.json").read()) == config_lib.to_dict(config)
+    assert phases_lib.plan_phases(config.phases, 100, 16)[-1].stop > 0

@@ -1,0 +1,44 @@
+"""A little SoundWorld, converted by the commands a user would type; the demo's config shrunk to it."""
+
+import pathlib
+import subprocess
+import sys
+
+from configs import demo
+from mc3_jax.config import Config
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(module: str, *args: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
+    """Runs `python -m module args` from the project's folder."""
+    command = [sys.executable, "-m", module, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def make(folder: pathlib.Path) -> pathlib.Path:
+    """Makes videos, clips and vocabulary under `folder` and returns it."""
+    steps = (
+        ("data_prep.soundworld", "--out", folder / "world", "--videos", "8", "--video_seconds", "30"),
+        ("data_prep.ego4d", "--root", folder / "world", "--out", folder / "clips", "--short_side", "72"),
+        ("data_prep.vocabulary", "--clips", folder / "clips", "--out", folder / "vocabulary"),
+    )
+    for step in steps:
+        done = run(*step)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def small_config(folder: pathlib.Path) -> Config:
+    """Returns the demo's config with two layers' depth less, a batch of 16 and about ten steps a phase."""
+    config = demo.get_config()
+    config.data.dir, config.data.tokenizer = str(folder / "clips"), str(folder / "vocabulary")
+    config.data.batch_size = config.eval.batch_size = 16
+    for tower in (config.model.audio, config.model.video, config.model.text):
+        tower.width, tower.depth, tower.num_heads = 16, 1, 2
+    config.model.text.mlp_width, config.model.embed_dim = 32, 8
+    for phase in config.phases:
+        phase.epochs = 1
+    config.checkpoint.every_steps, config.checkpoint.keep = 3, 100
+    config.eval.num_bootstrap, config.eval.num_examples = 50, 1
+    return config

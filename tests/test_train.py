@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pathlib
 import shutil
 
 import jax
@@ -9,8 +10,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from mc3_jax import checkpoint, config as config_lib, evaluate, mesh as mesh_lib, phases as phases_lib, train
-from mc3_jax import train_step as step_lib
+from mc3_jax import (
+    checkpoint,
+    config as config_lib,
+    evaluate,
+    mesh as mesh_lib,
+    phases as phases_lib,
+    train,
+    train_step as step_lib,
+)
 from mc3_jax.data import loader, tokenizer
 from tests import world
 
@@ -99,7 +107,7 @@ def test_a_batch_is_a_function_of_the_step_however_many_processes_read_it(data):
 def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contained_report(finished, data):
     config, workdir, _ = finished
     evaluate.evaluate(config, workdir)
-    results = json.loads(open(f"{workdir}/results.json").read())
+    results = json.loads(pathlib.Path(f"{workdir}/results.json").read_text())
     clips = json.loads((data / "clips" / "clips.json").read_text())["splits"]["test"]
     for pair in ("av", "al"):
         found = results["discovery"][pair]
@@ -108,7 +116,7 @@ def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contain
         assert 0 <= found["roc_auc"] <= 1
     assert results["checkpoint"] == "refine"
     assert set(results["earlier"]) == {"align"}
-    page = open(f"{workdir}/report/index.html").read()
+    page = pathlib.Path(f"{workdir}/report/index.html").read_text()
     assert 'src="http' not in page
     assert "<audio controls" in page
     assert "SoundingActions" in page
@@ -168,5 +176,5 @@ def test_phases_that_cannot_keep_their_optimizer_are_refused_before_training(dat
 
 def test_resolved_config_is_saved_beside_the_checkpoints(finished):
     config, workdir, _ = finished
-    assert json.loads(open(f"{workdir}/config.json").read()) == config_lib.to_dict(config)
+    assert json.loads(pathlib.Path(f"{workdir}/config.json").read_text()) == config_lib.to_dict(config)
     assert phases_lib.plan_phases(config.phases, 100, 16)[-1].stop > 0

@@ -12,8 +12,8 @@ from mc3_jax import config as config_lib
 USER_ERROR = 2  # exit status for bad input, as argparse's
 
 
-def define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines `--config` and `--workdir`; call once, at import of an entry point."""
+def _define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines `--config` and `--workdir`."""
     config = config_flags.DEFINE_config_file(
         "config",
         None,
@@ -56,8 +56,9 @@ def _parse(argv: list[str]) -> list[str]:
     return argv
 
 
-def run(main: Callable[[config_lib.Config, str], None], config_flag, workdir_flag) -> None:
+def run(main: Callable[[config_lib.Config, str], None]) -> None:
     """Parses the command line, validates the config and calls `main(config, workdir)`."""
+    config_flag, workdir_flag = _define_flags()
 
     def start(_):
         logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every write

@@ -24,7 +24,6 @@ from mc3_jax import (
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.evals import controls, discovery, metrics, report, retrieval
 
-_CONFIG, _WORKDIR = cli.define_flags()
 _NUMBERS = ("index", "label", "verb_id", "noun_id", "loudness", "onset_strength")
 
 
@@ -209,4 +208,4 @@ def main(config: config_lib.Config, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _CONFIG, _WORKDIR)
+    cli.run(main)

@@ -24,8 +24,6 @@ from mc3_jax import (
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.models.mc3 import MC3
 
-_CONFIG, _WORKDIR = cli.define_flags()
-
 
 @dataclasses.dataclass
 class Run:
@@ -184,4 +182,4 @@ def main(config: config_lib.Config, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, _CONFIG, _WORKDIR)
+    cli.run(main)

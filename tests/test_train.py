@@ -136,7 +136,7 @@ BAD = {
     "empty shard list": (_shards_gone, "shard list of split 'train' .* is empty"),
     "another frame count": (
         lambda c, t: setattr(c.model.video, "num_frames", 2),
-        "4 frame intervals .* num_frames is 2",
+        "4 frame intervals .*num_frames is 2",
     ),
     "batch not divisible": (
         lambda c, t: setattr(c.data, "batch_size", 12),

@@ -37,7 +37,7 @@ def _spectrum_matrix(size: int, num_fft: int) -> np.ndarray:
     All four are linear. Nyquist's bin is left out: no mel band weighs it.
     """
     remove_dc = np.eye(size) - 1 / size
-    # Kaldi lets the sample before the first one equal the first one.
+    # Kaldi lets the sample before the first one equal the first one; Hann weighs it 0 anyway.
     emphasize = np.eye(size) - PRE_EMPHASIS * np.eye(size, k=1)
     emphasize[0, 0] -= PRE_EMPHASIS
     angles = 2 * np.pi / num_fft * np.outer(np.arange(size), np.arange(num_fft // 2))

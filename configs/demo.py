@@ -25,7 +25,7 @@ def get_config() -> Config:
         model=ModelConfig(
             audio=AudioConfig(num_mel=64, num_time_frames=149, stride_px=16, width=128, depth=3, num_heads=4),
             video=VideoConfig(
-                image_size_px=48, patch_px=8, num_frames=4, num_positions=4, width=128, depth=3, num_heads=4,
+                image_size_px=48, patch_px=12, num_frames=4, num_positions=4, width=128, depth=3, num_heads=4,
                 resize_px=54, time_init="random", crop_scale=(0.6, 1.0),
             ),
             text=TextConfig(
@@ -36,9 +36,9 @@ def get_config() -> Config:
         ),
         data=DataConfig(dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=64, num_threads=2),
         phases=[
-            PhaseConfig(name="align", epochs=7, temperature=0.07, optimizer=optimizer),
+            PhaseConfig(name="align", epochs=10, temperature=0.07, optimizer=optimizer),
             PhaseConfig(
-                name="refine", epochs=3, temperature=0.07, consensus_weight=1.0, consensus=ConsensusConfig(),
+                name="refine", epochs=5, temperature=0.07, consensus_weight=1.0, consensus=ConsensusConfig(),
                 optimizer=optimizer,
             ),
         ],

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from mc3_jax import config as config_lib, phases as phases_lib
 from mc3_jax.losses import consensus, contrastive
@@ -31,9 +31,11 @@ class TrainState(flax.struct.PyTreeNode):
       step: Steps done, int32 scalar.
       params: Parameters, float32: {"audio": ..., "video": ..., "text": ...}.
       opt_state: Of the phase the next step belongs to.
+
+    The leaves are arrays, or their shapes and shardings where `jax.eval_shape` or a mesh plans them.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt_state: Any
 
@@ -214,7 +216,7 @@ def make_train_step(
         rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": rate}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": rate}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

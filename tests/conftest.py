@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 
 import jaxtyping
 
+# An int is a float where a float is asked for (PEP 484).
 jaxtyping.install_import_hook(
-    ["mc3_jax.models", "mc3_jax.losses", "mc3_jax.data", "mc3_jax.evals", "data_prep"], "beartype.beartype"
+    ["mc3_jax", "data_prep"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )

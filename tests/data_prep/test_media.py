@@ -1,0 +1,461 @@
+"""Clips hold what is seen and heard at their time, or say why not: synthesised files whose content tells the time."""
+
+import collections
+import pathlib
+import random
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import simplejpeg
+
+from data_prep import media
+
+REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "media"
+WIDTH, HEIGHT, NUM_BARS = 192, 96, 12
+TONES = np.random.default_rng(0)
+TONES_HZ, PHASES = TONES.uniform(100, 6000, 24), TONES.uniform(0, 2 * np.pi, 24)
+
+
+def sound_at(time_s: np.ndarray) -> np.ndarray:
+    """Returns the sound of every test file at any time, about 0.18 RMS; its autocorrelation is one sharp peak."""
+    return 0.05 * np.sin(2 * np.pi * TONES_HZ[:, None] * time_s[None] + PHASES[:, None]).sum(0)
+
+
+def picture_of(number: int, width: int, height: int) -> np.ndarray:
+    """Returns a picture whose bars are the binary digits of the frame number, the lowest at the left."""
+    picture = np.full((height, width, 3), 20, np.uint8)
+    for k in range(NUM_BARS):
+        if number >> k & 1:
+            picture[:, k * width // NUM_BARS : (k + 1) * width // NUM_BARS] = 235
+    return picture
+
+
+def number_in(jpeg: bytes) -> int:
+    grey = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0]
+    bar = grey.shape[1] / NUM_BARS
+    return sum(1 << k for k in range(NUM_BARS) if grey[:, int((k + 0.3) * bar) : int((k + 0.7) * bar)].mean() > 128)
+
+
+def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", video_options=None, pixels="yuv420p",
+          size=(WIDTH, HEIGHT), rotation=None, audio="aac", rate=48000, layout="mono", audio_span=(0.0, None),
+          hole=(0.0, 0.0), right=1.0, options=None):  # fmt: skip
+    """Writes a file that tells the time.
+
+    Args:
+      path: Its ending says the container.
+      seconds: Of picture, and of sound where `audio_span` does not say.
+      fps, frame_starts_s: A frame rate, or when each frame begins.
+      video, audio: Encoders, or None for no such stream.
+      audio_span: (start, stop) of the sound, seconds; None is until the end.
+      hole: (start, stop) of what is lost of the sound's packets, seconds.
+      right: Gain of the right channel.
+      options: Of the muxer.
+    """
+    # Without it the mp4 muxer rounds the start of late audio to 1 ms.
+    options = {"movie_timescale": "48000"} if options is None and path.suffix in (".mp4", ".mov") else options
+    with av.open(str(path), "w", options=options or {}) as container:
+        picture = sound = None
+        if video:
+            picture = container.add_stream(video, rate=fps, time_base=Fraction(1, 90000))
+            picture.width, picture.height, picture.pix_fmt = *size, pixels
+            picture.codec_context.time_base = Fraction(1, 90000)
+            picture.options = video_options or {"preset": "ultrafast", "g": "60", "threads": "1"}
+            if rotation is not None:
+                picture.set_display_rotation(rotation)
+        if audio:
+            sound = container.add_stream(audio, rate=rate, layout=layout)
+            sound.bit_rate, sound.options = 192_000, {"aac_coder": "fast"} if audio == "aac" else {}
+            packets = _encode_sound(sound, audio_span[0], audio_span[1] or seconds, rate, layout, right)
+            container.mux([p for p in packets if not hole[0] <= p.pts * p.time_base < hole[1]])
+        if video:
+            starts = np.arange(round(seconds * fps)) / fps if frame_starts_s is None else frame_starts_s
+            for number, start in enumerate(starts):
+                frame = av.VideoFrame.from_ndarray(picture_of(number, *size), format="rgb24").reformat(format=pixels)
+                frame.pts, frame.time_base = round(start * 90000), Fraction(1, 90000)
+                container.mux(picture.encode(frame))
+            container.mux(picture.encode(None))
+
+
+def _encode_sound(sound, start_s, stop_s, rate, layout, right):
+    wave = sound_at(start_s + np.arange(round((stop_s - start_s) * rate)) / rate)
+    channels = np.stack([wave] if layout == "mono" else [wave, right * wave]).astype(np.float32)
+    name = sound.format.name
+    if name == "s16":
+        channels = np.round(channels.T.reshape(1, -1) * 32768).astype(np.int16)
+    elif name == "flt":
+        channels = channels.T.reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format=name, layout=layout)
+    frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(start_s * rate)
+    return sound.encode(frame) + sound.encode(None)
+
+
+def window(time_s: float, num_intervals: int = 4, num_candidates: int = 4) -> media.Window:
+    """Returns the window of the narration at a time, as the converter asks for it."""
+    start, stop = time_s - 0.5, time_s + 1.0
+    return media.Window(start, stop, media.frame_times(start, stop, num_intervals, num_candidates))
+
+
+def cut(path, times_s, **kwargs) -> list[media.Cut | str]:
+    """Returns what each time's window gave, having checked that each came once."""
+    windows = [window(float(t)) for t in times_s]
+    found = list(media.cut_windows(path, windows, **{"short_side_px": HEIGHT, **kwargs}))
+    assert sorted(i for i, _ in found) == list(range(len(windows)))
+    return [part for _, part in sorted(found, key=lambda pair: pair[0])]
+
+
+def lag_of(audio: np.ndarray, start_s: float) -> tuple[float, float]:
+    """Returns by how many samples the audio is late for its time, and its correlation with what should sound there."""
+    wave, reach = audio / 32768.0, 400
+    expected = sound_at(start_s + np.arange(-reach, len(wave) + reach) / 16000)
+    # By the Fourier transform: BLAS threads would spin on a busy machine.
+    size = 1 << 16
+    spectrum = np.fft.rfft(expected, size) * np.fft.rfft(wave, size).conj()
+    scores = np.fft.irfft(spectrum)[: 2 * reach + 1]
+    at = int(scores.argmax())
+    before, here, after = scores[max(at - 1, 0)], scores[at], scores[min(at + 1, len(scores) - 1)]
+    fraction = 0.5 * (before - after) / min(before - 2 * here + after, -1e-9)
+    late = reach - at - fraction
+    part = sound_at(start_s + (np.arange(len(wave)) - late) / 16000)
+    return late, float((wave * part).mean() / np.sqrt((wave**2).mean() * (part**2).mean() + 1e-12))
+
+
+def assert_in_time(part: media.Cut | str, time_s: float, starts_s: np.ndarray, lag: float = 0.6, tick_s: float = 0.0):
+    """Checks frames, their times and the sound of the window at a time."""
+    assert isinstance(part, media.Cut), part
+    wanted = np.array(window(time_s).frame_times_s)
+    expected = np.searchsorted(np.asarray(starts_s), wanted + 1e-6, side="right") - 1
+    if tick_s == 0.0:
+        assert [number_in(jpeg) for jpeg in part.frames] == expected.tolist()
+    else:  # where the container rounds, the frame may begin a rounding earlier or later
+        early, late = (np.searchsorted(starts_s, wanted + d, side="right") - 1 for d in (-tick_s, tick_s))
+        assert all(a <= number_in(jpeg) <= b for a, jpeg, b in zip(early, part.frames, late, strict=True))
+    numbers = [number_in(jpeg) for jpeg in part.frames]
+    np.testing.assert_allclose(part.frame_times_us, np.asarray(starts_s)[numbers] * 1e6, atol=20 + tick_s * 1e6)
+    assert part.audio.dtype == np.int16
+    assert part.audio.shape == (24_000,)
+    late, correlation = lag_of(part.audio, time_s - 0.5)
+    assert abs(late) <= lag
+    assert correlation > 0.97
+
+
+@pytest.mark.parametrize("num_intervals", [1, 4, 7])
+@pytest.mark.parametrize("num_candidates", [1, 2, 3, 4, 5])
+def test_frame_times_are_interval_major_and_candidate_half_c_is_the_middle(num_intervals, num_candidates):
+    times = np.array(media.frame_times(2.0, 3.5, num_intervals, num_candidates)).reshape(num_intervals, num_candidates)
+    edges = np.linspace(2.0, 3.5, num_intervals + 1)
+    assert (times >= edges[:-1, None] - 1e-9).all()
+    assert (times < edges[1:, None]).all()
+    np.testing.assert_allclose(times[:, num_candidates // 2], (edges[:-1] + edges[1:]) / 2)
+    if num_candidates > 1:
+        np.testing.assert_allclose(np.diff(times, axis=1), 1.5 / num_intervals / num_candidates)
+
+
+@pytest.mark.parametrize("fps", [25, 30])
+def test_the_frame_is_the_one_shown_at_its_time_and_the_sound_the_one_heard(tmp_path, fps):
+    write(tmp_path / "a.mp4", fps=fps)
+    times = (0.5, 0.517, 1.0, 1.2345678, 2.0, 2.97)
+    for time_s, part in zip(times, cut(tmp_path / "a.mp4", times), strict=True):
+        assert_in_time(part, time_s, np.arange(4 * fps) / fps)
+
+
+def test_with_a_variable_frame_rate_time_stamps_decide(tmp_path):
+    # From 10 to 100 frames a second, and nothing new for three quarters of a second.
+    rng = np.random.default_rng(1)
+    steps = rng.choice([0.01, 0.025, 0.04, 0.1], 100)
+    steps[20] = 0.75
+    starts = np.cumsum(np.r_[0.0, np.round(steps, 3)])
+    write(tmp_path / "a.mp4", frame_starts_s=starts, seconds=6.0)
+    times = (0.5, 1.1, 1.7, 2.3, starts[-1] - 1.0)
+    assert starts[-1] < 6.0
+    for time_s, part in zip(times, cut(tmp_path / "a.mp4", times), strict=True):
+        assert_in_time(part, time_s, starts)
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000])
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
+@pytest.mark.parametrize("start_s", [0.0, 1.3])
+def test_audio_is_placed_by_its_time_stamps_at_any_rate_and_start(tmp_path, rate, layout, start_s):
+    options = {"movie_timescale": str(rate)}
+    write(tmp_path / "a.mp4", rate=rate, layout=layout, audio_span=(start_s, None), options=options)
+    early, *late = cut(tmp_path / "a.mp4", (1.0, 1.9, 2.3456))
+    for time_s, part in zip((1.9, 2.3456), late, strict=True):
+        assert_in_time(part, time_s, np.arange(120) / 30)
+    if start_s:
+        assert early == "audio does not cover the clip"
+    else:
+        assert_in_time(early, 1.0, np.arange(120) / 30)
+
+
+def test_channels_are_averaged_and_full_scale_is_kept(tmp_path):
+    write(tmp_path / "a.mov", audio="pcm_s16le", rate=16_000, layout="stereo", right=0.0, seconds=2.0)
+    (part,) = cut(tmp_path / "a.mov", (0.6,))
+    np.testing.assert_allclose(part.audio, sound_at(0.1 + np.arange(24_000) / 16_000) * 16_384, atol=1.0)
+
+
+@pytest.mark.parametrize(("rate", "audio"), [(44_100, "aac"), (44_100, "flac"), (48_000, "libopus")])
+def test_matroskas_rounded_time_stamps_leave_no_holes(tmp_path, rate, audio):
+    # 1,024 samples of 44.1 kHz are 23.2 ms; Matroska says 23 or 24.
+    write(tmp_path / "a.mkv", rate=rate, audio=audio, seconds=10.0)
+    times = (0.5, 1.2, 9.0)
+    for time_s, part in zip(times, cut(tmp_path / "a.mkv", times), strict=True):
+        assert_in_time(part, time_s, np.arange(300) / 30, lag=8.6, tick_s=0.001)  # half a millisecond is eight samples
+
+
+def test_the_first_clip_and_the_last_are_whole(tmp_path):
+    write(tmp_path / "a.mp4", seconds=4.0)
+    first, last = cut(tmp_path / "a.mp4", (0.5, 3.0))
+    assert_in_time(first, 0.5, np.arange(120) / 30)
+    assert_in_time(last, 3.0, np.arange(120) / 30)
+    # The codec's first packet primes the decoder: without it, what follows is wrong for 20 ms.
+    assert lag_of(first.audio[:320], 0.0)[1] > 0.97
+    assert lag_of(last.audio[-320:], 3.98)[1] > 0.97
+
+
+@pytest.mark.parametrize(("ending", "open_gop"), [("mp4", 0), ("mp4", 1), ("mkv", 0), ("mkv", 1)])
+def test_windows_across_a_seek_equal_those_decoded_without_one(tmp_path, ending, open_gop, monkeypatch):
+    # B-frames: mp4 seeks by decoding time, so keyframes that are shown after the window begins are found first. In an
+    # open GOP, some that come after a keyframe need what is before it.
+    path = tmp_path / f"a.{ending}"
+    options = {"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0", "x264-params": f"open-gop={open_gop}"}
+    write(path, seconds=30.0, fps=25, video_options=options)
+    times = [0.5, *(2.46 + 0.02 * k for k in range(5)), 12.0, 20.5, 20.51, 20.52, 28.5]
+    with_seek = cut(path, times)
+    monkeypatch.setattr(media, "_SEEK_GAP_S", 1e9)
+    without = cut(path, times)
+    monkeypatch.setattr(media, "_SEEK_GAP_S", -1e9)
+    each_by_itself = cut(path, times)
+    tick_s, lag = (0.001, 1.6) if ending == "mkv" else (0.0, 0.6)
+    for time_s, a, b, c in zip(times, with_seek, without, each_by_itself, strict=True):
+        assert_in_time(a, time_s, np.arange(750) / 25, lag=lag, tick_s=tick_s)
+        assert a.frames == b.frames == c.frames
+        np.testing.assert_array_equal(a.frame_times_us, b.frame_times_us)
+        np.testing.assert_array_equal(a.frame_times_us, c.frame_times_us)
+        if ending == "mp4":
+            # AAC's noise substitution depends on what was decoded before.
+            np.testing.assert_allclose(a.audio, b.audio, atol=2)
+            np.testing.assert_allclose(a.audio, c.audio, atol=2)
+
+
+def test_a_long_video_is_decoded_in_runs_of_bounded_length():
+    windows = [window(0.7 * k) for k in range(1000)]
+    runs = list(media._runs(list(range(1000)), windows))
+    assert [i for run in runs for i in run] == list(range(1000))
+    assert max(windows[run[-1]].stop_s - windows[run[0]].start_s for run in runs) <= media._MAX_RUN_S
+    assert len(runs) < 10
+
+
+def test_a_window_where_a_stream_is_not_has_a_reason_never_silence_or_black(tmp_path):
+    write(tmp_path / "late.mp4", audio_span=(1.3, None))
+    write(tmp_path / "hole.mp4", hole=(1.5, 1.6))
+    write(tmp_path / "short_sound.mp4", audio_span=(0.0, 2.0))
+    write(tmp_path / "short_picture.mp4", audio_span=(0.0, 8.0))
+    write(tmp_path / "late_picture.mp4", frame_starts_s=1.0 + np.arange(90) / 30)
+    no_audio, no_video = "audio does not cover the clip", "video does not cover the clip"
+    expected = {
+        # The encoder's lead-in of 1,024 samples counts as sound.
+        "late.mp4": {0.4: no_audio, 1.0: no_audio, 1.77: no_audio, 1.79: None},
+        "hole.mp4": {0.5: None, 0.53: no_audio, 1.0: no_audio, 2.0: no_audio, 2.13: None},
+        "short_sound.mp4": {0.9: None, 1.1: no_audio, 3.0: no_audio, 100.0: no_audio},
+        "short_picture.mp4": {3.0: None, 3.2: no_video, 6.0: no_video},
+        "late_picture.mp4": {0.5: no_video, 1.4: no_video, 1.5: None},
+    }
+    for name, reasons in expected.items():
+        together = cut(tmp_path / name, reasons)
+        alone = [cut(tmp_path / name, [time_s])[0] for time_s in reasons]
+        for found in (together, alone):
+            told = {t: part if isinstance(part, str) else None for t, part in zip(reasons, found, strict=True)}
+            assert told == reasons, name
+
+
+def test_after_a_hole_the_sound_is_still_in_time(tmp_path):
+    write(tmp_path / "a.mp4", hole=(1.5, 1.6), rate=44_100)
+    before, after = cut(tmp_path / "a.mp4", (0.5, 2.2))
+    assert_in_time(before, 0.5, np.arange(120) / 30)
+    assert_in_time(after, 2.2, np.arange(120) / 30)
+
+
+def _unknown_codec(path, *codes: bytes):
+    """Overwrites each code in the sample table, which comes first in the file but for the brands."""
+    content = path.read_bytes()
+    for code in codes:
+        at = content.index(code, content.index(b"stsd") if code == b"avc1" else 0)
+        content = content[:at] + b"z" * len(code) + content[at + len(code) :]
+    path.write_bytes(content)
+
+
+def test_a_file_that_cannot_give_clips_says_why(tmp_path):
+    write(tmp_path / "mute.mp4", audio=None)
+    write(tmp_path / "blind.mp4", video=None)
+    write(tmp_path / "whole.mp4")
+    for name in ("odd_picture.mp4", "odd_sound.mp4"):
+        write(tmp_path / name, options={"movflags": "faststart", "brand": "mp42"})
+    _unknown_codec(tmp_path / "odd_picture.mp4", b"avc1")
+    _unknown_codec(tmp_path / "odd_sound.mp4", b"mp4a", b"\x40\x15")  # the second says AAC once more
+    content = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "truncated.mp4").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    expected = {
+        "mute.mp4": "no audio stream",
+        "blind.mp4": "no video stream",
+        "odd_picture.mp4": "no decoder for the video stream",
+        "odd_sound.mp4": "no decoder for the audio stream",
+        "truncated.mp4": "video file can't be opened: Invalid data found when processing input",
+        "text.mp4": "video file can't be opened: Invalid data found when processing input",
+        "empty.mp4": "video file can't be opened: Invalid data found when processing input",
+        "folder.mp4": "video file is missing",
+        "absent.mp4": "video file is missing",
+        "a\0b.mp4": "video file is missing",
+        "x" * 300 + ".mp4": "video file can't be opened: File name too long",
+    }
+    assert {name: cut(tmp_path / name, (0.5, 2.0)) for name in expected} == {
+        name: [reason, reason] for name, reason in expected.items()
+    }
+
+
+def test_of_a_file_cut_short_the_part_that_is_there_is_cut(tmp_path):
+    options = {"movflags": "faststart"}
+    write(tmp_path / "whole.mp4", seconds=10.0, options=options, video_options={"preset": "ultrafast", "g": "25"})
+    content = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "short.mp4").write_bytes(content[: 6 * len(content) // 10])
+    times = np.arange(0.5, 9.0, 0.5)
+    whole, short = (cut(tmp_path / name, times) for name in ("whole.mp4", "short.mp4"))
+    there = [isinstance(part, media.Cut) for part in short]
+    assert there == sorted(there, reverse=True)
+    assert 4 <= sum(there) <= 12
+    for a, b in zip(whole, short, strict=True):
+        if isinstance(b, media.Cut):
+            assert b.frames == a.frames
+            np.testing.assert_allclose(b.audio, a.audio, atol=2)
+
+
+def _offsets(path, kind: str) -> list[tuple[float, int, int]]:
+    """Returns (time, place in the file, bytes) of a stream's packets."""
+    with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[0]
+        return [(float(p.pts * p.time_base), p.pos, p.size) for p in container.demux(stream) if p.size]
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_a_damaged_packet_costs_the_clips_that_need_it_and_no_other(tmp_path, kind):
+    path = tmp_path / "a.mp4"
+    write(path, seconds=30.0, fps=25, video_options={"preset": "ultrafast", "g": "25"})
+    content = bytearray(path.read_bytes())
+    for time_s, at, size in _offsets(path, kind):
+        if 14.0 <= time_s < 14.1:
+            content[at : at + size] = b"\xff" * size
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    times = np.arange(0.5, 28.6, 1.0)
+    whole, damaged = cut(path, times), cut(tmp_path / "damaged.mp4", times)
+    for time_s, a, b in zip(times, whole, damaged, strict=True):
+        if time_s - 0.5 < 14.1 and time_s + 1.0 > 14.0:
+            assert isinstance(b, str), time_s
+            assert b.startswith("decoding failed: "), time_s
+        elif time_s < 12.0 or time_s > 16.0:
+            assert b.frames == a.frames, time_s
+            np.testing.assert_allclose(b.audio, a.audio, atol=8)
+
+
+def test_whatever_bytes_are_wrong_every_window_comes_once_and_nothing_is_raised(tmp_path):
+    path = tmp_path / "a.mp4"
+    write(path, seconds=3.0, options={"movflags": "faststart"})
+    content, rng = path.read_bytes(), random.Random(0)
+    header = content.index(b"mdat")
+    outcomes = collections.Counter()
+    for trial in range(120):
+        damaged = bytearray(content)
+        for _ in range(rng.choice([1, 3, 30])):
+            # Every second time in the tables, where sizes, rates and time stamps are.
+            damaged[rng.randrange(header if trial % 2 else len(content))] = rng.choice([0, 1, 255, rng.randrange(256)])
+        path.write_bytes(damaged)
+        outcomes.update(part if isinstance(part, str) else "cut" for part in cut(path, (0.5, 1.0, 2.0)))
+    assert len(outcomes) > 4
+    assert outcomes["cut"] > 20
+
+
+@pytest.mark.parametrize(("rotation", "size"), [(90, (HEIGHT, WIDTH)), (-90, (HEIGHT, WIDTH)), (180, (WIDTH, HEIGHT))])
+def test_a_rotated_video_is_cut_upright(tmp_path, rotation, size, monkeypatch):
+    # What lies in the file is the picture turned back by the rotation that the file asks for.
+    upright = picture_of
+    turned = lambda n, *_: np.ascontiguousarray(np.rot90(upright(n, WIDTH, HEIGHT), -rotation // 90))  # noqa: E731
+    monkeypatch.setitem(globals(), "picture_of", turned)
+    write(tmp_path / "a.mp4", rotation=rotation, size=size)
+    (part,) = cut(tmp_path / "a.mp4", (1.0,))
+    assert (part.height, part.width) == (HEIGHT, WIDTH)
+    assert_in_time(part, 1.0, np.arange(120) / 30)
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [
+        ((192, 96), 48, (48, 96)),
+        ((96, 192), 48, (96, 48)),  # upright: the short side is the width
+        ((193, 97), 96, (96, 192)),
+        ((101, 75), 256, (74, 100)),  # never up, not by a pixel; sides are even
+        ((640, 360), 256, (256, 456)),  # 455.1: the canvas for 16:9
+        ((192, 108), 72, (72, 128)),
+    ],
+)
+def test_frames_are_scaled_down_to_the_short_side_and_never_up(tmp_path, size, short_side, expected):
+    write(tmp_path / "a.mp4", size=size, pixels="yuv444p", seconds=2.0)  # 4:2:0 has no odd sides
+    (part,) = cut(tmp_path / "a.mp4", (0.9,), short_side_px=short_side)
+    assert (part.height, part.width) == expected
+    assert {simplejpeg.decode_jpeg(jpeg).shape[:2] for jpeg in part.frames} == {expected}
+    assert_in_time(part, 0.9, np.arange(60) / 30)
+
+
+def test_red_stays_red(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "picture_of", lambda n, w, h: np.full((h, w, 3), (200, 40, 90), np.uint8))
+    write(tmp_path / "a.mp4", seconds=2.0)
+    (part,) = cut(tmp_path / "a.mp4", (0.6,), quality=95)
+    pixels = simplejpeg.decode_jpeg(part.frames[0], colorspace="RGB")
+    np.testing.assert_allclose(pixels.mean((0, 1)), (200, 40, 90), atol=6)
+
+
+def test_pictures_that_change_their_size_within_a_clip_are_refused(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        sound = container.add_stream("aac", rate=48000, layout="mono")
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        container.start_encoding()
+        container.mux(_encode_sound(sound, 0.0, 6.0, 48000, "mono", 1.0))
+        for number in range(60):
+            height = HEIGHT if number < 30 else HEIGHT // 2
+            packet = av.Packet(simplejpeg.encode_jpeg(picture_of(number, WIDTH, height), colorsubsampling="420"))
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 10), number, number
+            container.mux(packet)
+    before, across, after = cut(tmp_path / "a.mkv", (1.0, 2.5, 4.0), short_side_px=HEIGHT)
+    assert (before.height, before.width) == (HEIGHT, WIDTH)
+    assert across == "picture size changes within the clip"
+    assert (after.height, after.width) == (HEIGHT // 2, WIDTH)
+
+
+def test_windows_of_equal_length_have_equally_many_samples():
+    # A narration's time plus and minus the window is not exactly the window's length.
+    before, after = 0.25, 0.25003125  # 8,000.5 samples
+    lengths = {media.num_samples((t + after) - (t - before)) for t in np.random.default_rng(0).uniform(0, 1e4, 1000)}
+    assert lengths == {media.num_samples(before + after)}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no folder {REAL}")
+@pytest.mark.parametrize(
+    ("name", "seconds", "size"), [("nasa_13013.mp4", 13.0, (144, 256)), ("flipping_a_pancake.mkv", 10.38, (144, 256))]
+)
+def test_real_videos_are_cut_from_their_first_second_to_their_last(name, seconds, size):
+    times = np.arange(0.5, seconds - 1.0, 0.5)
+    parts = cut(REAL / name, [*times, seconds + 0.5], short_side_px=144)
+    assert parts[-1].endswith("does not cover the clip")
+    for time_s, part in zip(times, parts[:-1], strict=True):
+        assert (part.height, part.width) == size, time_s
+        wanted_us = np.array(window(time_s).frame_times_s) * 1e6
+        assert (part.frame_times_us <= wanted_us + 1).all()
+        assert (part.frame_times_us > wanted_us - 1e6 / 20).all()
+        assert part.audio.std() > 10
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no folder {REAL}")
+def test_a_real_corrupted_video_has_a_reason():
+    assert cut(REAL / "corrupted.mp4", (0.5, 3.0)) == ["no audio stream"] * 2

@@ -3,19 +3,26 @@
 import ast
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import pathlib
 import re
 
 from mc3_jax.data.records import SPLITS, UNKNOWN
 
 _PASSES = ("narration_pass_1", "narration_pass_2")
-# "#C C", and what slips of the pen make of it: "#c C", "# C C", "#C  C", "#C c", "#CC".
-_WEARER = re.compile(r"^\s*#\s*c\b|^\s*#\s*cc\b", re.IGNORECASE)
-_OTHER = re.compile(r"^\s*#\s*o\b|^\s*#\s*oo\b", re.IGNORECASE)
+# "#C C", and what slips of the pen make of it: "#c C", "# C C", "#C  C", "#C c", "#CC", "C C", "3C C", "@C C".
+_WEARER = re.compile(r"^\s*(#\s*cc?\b|[3@]?c\s+c\b)", re.IGNORECASE)
+_OTHER = re.compile(r"^\s*#\s*oo?\b", re.IGNORECASE)
 _UNSURE = re.compile(r"#\s*uns?u?re\b", re.IGNORECASE)
-_TAG = re.compile(r"^\s*#\s*\w+\s+(\w\b)?|#\s*uns?u?re\b", re.IGNORECASE)
+_TAG = re.compile(r"^\s*#\s*\w+\s+(\w\b)?|^\s*[3@]?c\s+c\b|#\s*uns?u?re\b", re.IGNORECASE)
+# Endings of inflected forms and what they stand for: chops, washes, carries, slicing, diced, leaves, knives.
+_ENDINGS = (
+    ("es", ""), ("s", ""), ("ies", "y"), ("ing", ""), ("ing", "e"), ("ed", ""), ("ed", "e"), ("ied", "y"), ("ves", "f"),
+    ("ves", "fe"),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Narration:
     Attributes:
       video_uid, annotation_uid: Ego4D's ids.
       source: "narration_pass_1" or "narration_pass_2", or the label file's word for it.
-      time_s: Moment in the video.
+      time_s: Moment in the video; NaN where the file names none.
       text: As written.
       label: 1, 0 or -1 for no label.
     """
@@ -40,7 +47,8 @@ class Narration:
     @property
     def clip_id(self) -> str:
         """Unique: one annotation uid may cover a whole pass, so the moment is part of it."""
-        return f"{self.video_uid}_{self.annotation_uid}_{round(self.time_s * 1e6):011d}"
+        moment = f"{round(self.time_s * 1e6):011d}" if math.isfinite(self.time_s) else "no_time"
+        return f"{self.video_uid}_{self.annotation_uid}_{moment}"
 
 
 def who(text: str) -> str:
@@ -57,8 +65,24 @@ def _read_json(path: pathlib.Path):
         raise ValueError(f"no file {path}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _expect(value, kinds: type | tuple[type, ...], what: str):
+    """Returns the value if it is of these kinds, or None; `what` says where it stands and what it should be."""
+    if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{what}, got {value!r:.60}")
+
+
+def _seconds(value, where: str) -> float:
+    """Returns a time as a number of seconds, NaN for none at all: null, NaN or infinity."""
+    try:
+        time_s = float("nan" if value is None else _expect(value, (int, float, str), f"{where} must be seconds"))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{where} must be seconds, got {value!r:.60}") from error
+    return time_s if math.isfinite(time_s) else float("nan")
 
 
 def read_narrations(path: pathlib.Path) -> list[Narration]:
@@ -67,28 +91,34 @@ def read_narrations(path: pathlib.Path) -> list[Narration]:
     Entries without a text or time are kept, with an empty text or NaN, so that the caller can count them.
 
     Raises:
-      ValueError: No such file, no JSON or another layout.
+      ValueError: No such file, no JSON or another layout; what is wrong is named with its video, pass and row.
     """
     content = _read_json(path)
-    videos = content.get("videos", content) if isinstance(content, dict) else None
+    videos = content.get("videos", content) if isinstance(content, dict) else content
     if not isinstance(videos, dict):
-        raise ValueError(f"{path} must hold an object of videos")
+        raise ValueError(f"{path} must hold an object of videos, got {videos!r:.60}")
     found = []
     for uid, video in videos.items():
         for name in _PASSES:
-            part = video.get(name) if isinstance(video, dict) else None
-            for line in (part or {}).get("narrations") or ():
-                time_s = line.get("timestamp_sec")
-                found.append(
-                    Narration(
-                        video_uid=str(uid),
-                        annotation_uid=str(line.get("annotation_uid", "")),
-                        source=name,
-                        time_s=float("nan") if time_s is None else float(time_s),
-                        text=str(line.get("narration_text") or ""),
-                    )
-                )
-    return sorted(found, key=lambda n: (n.video_uid, n.time_s, n.source, n.annotation_uid))
+            where = f"{path}, video {uid}"
+            part = (_expect(video, dict, f"{where} must be an object") or {}).get(name)
+            where = f"{where}, {name}"
+            lines = (_expect(part, dict, f"{where} must be an object") or {}).get("narrations")
+            for i, line in enumerate(_expect(lines, list, f"{where}: narrations must be a list") or ()):
+                row = f"{where}, row {i + 1}"
+                if not isinstance(line, dict):
+                    raise ValueError(f"{row} must be an object, got {line!r:.60}")
+                annotation = _expect(line.get("annotation_uid"), (str, int), f"{row}: annotation_uid must be text")
+                text = _expect(line.get("narration_text"), str, f"{row}: narration_text must be text")
+                time_s = _seconds(line.get("timestamp_sec"), f"{row}: timestamp_sec")
+                annotation = "" if annotation is None else str(annotation)
+                found.append(Narration(str(uid), annotation, name, time_s, text or ""))
+    return sorted(found, key=lambda n: (n.video_uid, *_order(n.time_s), n.source, n.annotation_uid))
+
+
+def _order(time_s: float) -> tuple[bool, float]:
+    """Sorts times, those that are NaN last: by itself it would put the others out of order."""
+    return (True, 0.0) if math.isnan(time_s) else (False, time_s)
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, dict]:
@@ -104,15 +134,26 @@ def read_metadata(path: pathlib.Path) -> dict[str, dict]:
         raise ValueError(f"{path} must hold a list `videos` of objects with `video_uid`") from error
 
 
-def _read_csv(path: pathlib.Path, columns: set[str], delimiter: str = ",") -> list[dict[str, str]]:
+def _read_csv(path: pathlib.Path, columns: set[str], delimiter: str = ",") -> list[tuple[str, dict[str, str]]]:
+    """Returns ("FILE, row N", values by column) of every row; rows are counted as lines of the file."""
     if not path.is_file():
         raise ValueError(f"no file {path}")
-    with path.open(newline="", encoding="utf-8") as f:
+    rows = []
+    with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark before the first column's name
         reader = csv.DictReader(f, delimiter=delimiter)
-        missing = columns - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; it has {reader.fieldnames}")
-        return list(reader)
+        try:
+            missing = columns - set(reader.fieldnames or ())
+            if missing:
+                has = ", ".join(map(repr, reader.fieldnames or ())) or "none"
+                raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; it has {has:.200}")
+            for row in reader:
+                where = f"{path}, row {reader.line_num}"
+                if None in row or None in row.values():
+                    raise ValueError(f"{where}: its values are not one a column: {list(row.values())!r:.100}")
+                rows.append((where, row))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}, row {reader.line_num + 1} can't be read: {error}") from error
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,21 +162,46 @@ class Taxonomy:
 
     Attributes:
       labels: In order of the file; the index is the id.
-      forms: (words of a surface form, id), longest first.
+      forms: Words of a surface form → id.
     """
 
     labels: list[str]
     forms: dict[tuple[str, ...], int]
 
-    def match(self, words: list[str]) -> int:
-        """Returns the id of the first surface form in the words, the longest where several begin; -1 without any."""
-        longest = max((len(form) for form in self.forms), default=0)
-        for start in range(len(words)):
-            for length in range(min(longest, len(words) - start), 0, -1):
-                found = self.forms.get(tuple(words[start : start + length]))
+    @functools.cached_property
+    def _vocabulary(self) -> frozenset[str]:
+        return frozenset(word for form in self.forms for word in form)
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.forms), default=0)
+
+    def find(self, words: list[str]) -> tuple[int, int]:
+        """Returns (id, place after it) of the first surface form in the words, the longest where several begin there.
+
+        Inflected words that the taxonomy lacks are tried without their ending: "chops" is "chop". Without any form the
+        id is -1 and the place 0.
+        """
+        plain = [_stem(word, self._vocabulary) for word in words]
+        for start in range(len(plain)):
+            for stop in range(min(start + self._longest, len(plain)), start, -1):
+                found = self.forms.get(tuple(plain[start:stop]))
                 if found is not None:
-                    return found
-        return UNKNOWN
+                    return found, stop
+        return UNKNOWN, 0
+
+
+def _stem(word: str, vocabulary: frozenset[str]) -> str:
+    """Returns the word of the vocabulary that a word is a form of, or the word itself."""
+    if word in vocabulary:
+        return word
+    for ending, instead in _ENDINGS:
+        if word.endswith(ending):
+            base = word.removesuffix(ending)
+            for candidate in (base + instead, base[:-1] if base[-1:] == base[-2:-1] else base):  # chopping
+                if candidate in vocabulary:
+                    return candidate
+    return word
 
 
 def read_taxonomy(path: pathlib.Path) -> Taxonomy:
@@ -144,15 +210,20 @@ def read_taxonomy(path: pathlib.Path) -> Taxonomy:
     Raises:
       ValueError: No such file, column or list.
     """
-    labels, forms = [], {}
-    for i, row in enumerate(_read_csv(path, {"label", "group"})):
-        labels.append(row["label"])
+    labels: list[str] = []
+    forms: dict[tuple[str, ...], int] = {}
+    for where, row in _read_csv(path, {"label", "group"}):
         try:
             group = ast.literal_eval(row["group"])  # literals only: nothing of the file is run
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"{path}, row {i + 2}: group {row['group'][:60]!r} is no list of forms") from error
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            group = None
+        if not isinstance(group, list) or not all(isinstance(form, str) for form in group):
+            raise ValueError(f"{where}: group {row['group'][:60]!r} is no list of forms")
         for form in group:
-            forms.setdefault(tuple(str(form).replace("_", " ").lower().split()), i)
+            words = tuple(form.replace("_", " ").lower().split())
+            if words:
+                forms.setdefault(words, len(labels))
+        labels.append(row["label"])
     return Taxonomy(labels, forms)
 
 
@@ -162,43 +233,30 @@ def words_of(text: str) -> list[str]:
 
 
 def find_verb_and_noun(text: str, verbs: Taxonomy, nouns: Taxonomy) -> tuple[int, int]:
-    """Returns the taxonomy ids of a narration's verb and noun: the first verb, and the first noun after it.
-
-    Inflected forms that the taxonomy lacks are tried without their ending: "chops" is "chop".
-    """
+    """Returns the taxonomy ids of a narration's verb and noun: the first verb, and the first noun after it."""
     words = words_of(text)
-    plain = [_stem(word, verbs, nouns) for word in words]
-    verb_at = next((i for i in range(len(plain)) if verbs.match(plain[i : i + 1]) != UNKNOWN), None)
-    verb = verbs.match(plain[verb_at:]) if verb_at is not None else UNKNOWN
-    noun = nouns.match(plain[verb_at + 1 :] if verb_at is not None else plain)
-    return verb, noun
-
-
-def _stem(word: str, verbs: Taxonomy, nouns: Taxonomy) -> str:
-    for ending in ("", "es", "s", "ing", "ed"):
-        base = word.removesuffix(ending)
-        if (base,) in verbs.forms or (base,) in nouns.forms:
-            return base
-    return word
+    verb, after = verbs.find(words)
+    return verb, nouns.find(words[after:])[0]
 
 
 def read_labels(path: pathlib.Path) -> list[Narration]:
     """Returns labelled narrations: the majority of `vote_1`, `vote_2`, ... in each row. The list is taken whole.
 
     Raises:
-      ValueError: No such file or columns, an even split or a vote that is neither 0 nor 1.
+      ValueError: No such file or columns, a time that is none, an even split or a vote that is neither 0 nor 1.
     """
-    rows = _read_csv(
-        path, {"video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "narration_text", "vote_1"}
-    )
+    columns = {"video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "narration_text", "vote_1"}
     labelled = []
-    for i, row in enumerate(rows):
-        votes = [row[name] for name in row if name and name.startswith("vote_")]
+    for where, row in _read_csv(path, columns):
+        votes = [row[name] for name in row if name.startswith("vote_")]
         if set(votes) - {"0", "1"} or 2 * votes.count("1") == len(votes):
-            raise ValueError(f"{path}, row {i + 2}: votes {votes} have no majority of 0 or 1")
+            raise ValueError(f"{where}: votes {votes} have no majority of 0 or 1")
+        time_s = _seconds(row["timestamp_sec"], f"{where}: timestamp_sec")
+        if math.isnan(time_s):
+            raise ValueError(f"{where}: timestamp_sec must be seconds, got {row['timestamp_sec']!r:.60}")
         label = int(2 * votes.count("1") > len(votes))
         ids = (row["video_uid"], row["annotation_uid"], row["narration_pass"])
-        labelled.append(Narration(*ids, float(row["timestamp_sec"]), row["narration_text"], label))
+        labelled.append(Narration(*ids, time_s, row["narration_text"], label))
     return labelled
 
 
@@ -206,13 +264,16 @@ def read_splits(path: pathlib.Path) -> dict[str, str]:
     """Returns video uid → split of a CSV with columns `video_uid` and `split`.
 
     Raises:
-      ValueError: No such file or columns, or a split that is not one of `records.SPLITS`.
+      ValueError: No such file or columns, a split that is not one of `records.SPLITS`, or one video in two splits.
     """
-    rows = _read_csv(path, {"video_uid", "split"})
-    for i, row in enumerate(rows):
-        if row["split"] not in SPLITS:
-            raise ValueError(f"{path}, row {i + 2}: split {row['split']!r} is none of {', '.join(SPLITS)}")
-    return {row["video_uid"]: row["split"] for row in rows}
+    splits: dict[str, str] = {}
+    for where, row in _read_csv(path, {"video_uid", "split"}):
+        uid, split = row["video_uid"], row["split"]
+        if split not in SPLITS:
+            raise ValueError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        if splits.setdefault(uid, split) != split:
+            raise ValueError(f"{where}: video {uid} is in {split!r}, but was in {splits[uid]!r} before")
+    return splits
 
 
 def split_by_hash(video_uid: str, shares: tuple[float, float, float] = (0.9, 0.02, 0.08)) -> str:

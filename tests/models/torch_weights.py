@@ -1,80 +1,12 @@
-"""Reads PyTorch checkpoints without PyTorch, and renames their weights to ours.
+"""Renames the weights of PyTorch checkpoints to ours, tower by tower and by hand.
 
-A `.pth` file is a zip archive of a pickle and raw storages. Only dictionaries and tensors are rebuilt; any other class
-the pickle names becomes an inert placeholder, so nothing of the file is ever executed, nor need its modules exist.
+Independent of `mc3_jax.models.layouts`, so that the encoders are held against the originals without it.
 """
-
-import collections
-import pathlib
-import pickle
-import zipfile
 
 import numpy as np
 from einops import rearrange
 
-DTYPES = {"FloatStorage": np.float32, "DoubleStorage": np.float64, "LongStorage": np.int64, "HalfStorage": np.float16}
 Weights = dict[str, np.ndarray]
-
-
-class Placeholder:
-    """Stands for an object of a class that is not a tensor; swallows what a pickle may do to one."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, item):
-        pass
-
-    def extend(self, items):
-        pass
-
-
-def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_) -> np.ndarray:
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if 0 in shape:
-        return np.zeros(shape, storage.dtype)
-    if min((offset, *strides)) < 0 or last >= len(storage):
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {len(storage)} values: broken file")
-    strides = [s * storage.itemsize for s in strides]
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides).copy()
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, pickle_name: str):
-        super().__init__(archive.open(pickle_name))
-        self.archive, self.folder = archive, pickle_name.removesuffix("data.pkl")
-
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        return type(name, (Placeholder,), {})
-
-    def persistent_load(self, pid):
-        _, dtype, key, _, num_values = pid
-        return np.frombuffer(self.archive.read(f"{self.folder}data/{key}"), dtype, num_values)
-
-
-def read_pth(path: pathlib.Path) -> dict:
-    """Returns what `torch.save` wrote, tensors as numpy arrays, objects of other classes as inert placeholders.
-
-    Raises:
-      ValueError: If it is not an archive as PyTorch 1.6 and later write it.
-    """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a zip archive: save it again with PyTorch 1.6 or later")
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-        return _Unpickler(archive, name).load()
 
 
 def take(weights: Weights, prefix: str) -> Weights:

@@ -1,0 +1,298 @@
+"""How other people's checkpoints name and lay out the weights of our three towers: one table per tower.
+
+A row says what one of our layers is called in each source. Import and export read the same tables, so a round trip is
+bit-exact. Sources: showlab/EgoVLP (`model/model.py`, `model/video_transformer.py`), YuanGongND/ast
+(`src/models/ast_models.py`), timm's VisionTransformer, huggingface/transformers (ViT, AST, DistilBERT),
+ChanganVR/action2sound (EgoVLP's layout with an `audio_model`).
+
+Parameters are handled flat: {"encoder/block_0/mlp/out/kernel": array}. numpy only.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from einops import rearrange
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer or array.
+
+    Attributes:
+      kind: "dense" (kernel and bias), "norm" (scale and bias), "patches" (a convolution that is a matmul of patches), or an
+        array: "array" as it is, "table" [n, w] that is [1, n, w] there, "token" [w] that is [1, 1, w] there.
+      ours: Path in the tower's parameters; `{i}` counts blocks.
+      theirs: Source → its name there; several names are columns of one matmul. A source that lacks the row isn't named.
+    """
+
+    kind: str
+    ours: str
+    theirs: Mapping[str, str | tuple[str, ...]]
+
+
+def _vit_rows(norm_attention: str, attention: str, num_special: int) -> list[Row]:
+    """Returns the rows that any ViT has, under the names its blocks have in a tower of ours."""
+    hf = "encoder.layer.{i}."
+    names = {
+        ("token", "class_token"): ("cls_token", "embeddings.cls_token"),
+        ("token", "distillation_token"): ("dist_token", "embeddings.distillation_token"),
+        ("table", "position_embedding"): ("pos_embed", "embeddings.position_embeddings"),
+        ("patches", "patch_embedding"): ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+        ("norm", "norm"): ("norm", "layernorm"),
+        ("norm", "block_{i}/" + norm_attention): ("blocks.{i}.norm1", hf + "layernorm_before"),
+        ("dense", "block_{i}/" + attention + "/qkv"): (
+            "blocks.{i}.attn.qkv",
+            tuple(f"{hf}attention.attention.{name}" for name in ("query", "key", "value")),
+        ),
+        ("dense", "block_{i}/" + attention + "/out"): ("blocks.{i}.attn.proj", hf + "attention.output.dense"),
+        ("norm", "block_{i}/norm_mlp"): ("blocks.{i}.norm2", hf + "layernorm_after"),
+        ("dense", "block_{i}/mlp/hidden"): ("blocks.{i}.mlp.fc1", hf + "intermediate.dense"),
+        ("dense", "block_{i}/mlp/out"): ("blocks.{i}.mlp.fc2", hf + "output.dense"),
+    }
+    return [
+        Row(kind, f"encoder/{ours}", {"timm": timm, "hf": hf})
+        for (kind, ours), (timm, hf) in names.items()
+        if num_special == 2 or ours != "distillation_token"
+    ]
+
+
+# EgoVLP's video_model is timm's ViT with a time attention in every block.
+_VIDEO_ONLY = [
+    Row("table", "encoder/temporal_embedding", {"egovlp": "temporal_embed"}),
+    Row("norm", "encoder/block_{i}/norm_time", {"egovlp": "blocks.{i}.norm3"}),
+    Row("dense", "encoder/block_{i}/time_attention/qkv", {"egovlp": "blocks.{i}.timeattn.qkv"}),
+    Row("dense", "encoder/block_{i}/time_attention/out", {"egovlp": "blocks.{i}.timeattn.proj"}),
+]
+_VIDEO = [
+    Row(row.kind, row.ours, {**row.theirs, "egovlp": row.theirs["timm"]})
+    for row in _vit_rows("norm_space", "space_attention", 1)
+]
+_TEXT_BLOCK = "transformer.layer.{i}."
+TABLES: dict[str, list[Row]] = {
+    "audio": [
+        *_vit_rows("norm_attention", "attention", 2),
+        Row("norm", "norm", {"head": "mlp_head.0", "hf_head": "classifier.layernorm"}),
+        Row("dense", "projection", {"head": "mlp_head.1", "hf_head": "classifier.dense"}),
+    ],
+    "video": [*_VIDEO, *_VIDEO_ONLY, Row("dense", "projection", {"head": "vid_proj.0"})],
+    "text": [
+        Row("array", "encoder/word_embedding/embedding", {"hf": "embeddings.word_embeddings.weight"}),
+        Row("array", "encoder/position_embedding", {"hf": "embeddings.position_embeddings.weight"}),
+        Row("norm", "encoder/norm_embedding", {"hf": "embeddings.LayerNorm"}),
+        Row(
+            "dense",
+            "encoder/block_{i}/attention/qkv",
+            {"hf": tuple(f"{_TEXT_BLOCK}attention.{name}_lin" for name in "qkv")},
+        ),
+        Row("dense", "encoder/block_{i}/attention/out", {"hf": _TEXT_BLOCK + "attention.out_lin"}),
+        Row("norm", "encoder/block_{i}/norm_attention", {"hf": _TEXT_BLOCK + "sa_layer_norm"}),
+        Row("dense", "encoder/block_{i}/mlp/hidden", {"hf": _TEXT_BLOCK + "ffn.lin1"}),
+        Row("dense", "encoder/block_{i}/mlp/out", {"hf": _TEXT_BLOCK + "ffn.lin2"}),
+        Row("norm", "encoder/block_{i}/norm_mlp", {"hf": _TEXT_BLOCK + "output_layer_norm"}),
+        Row("dense", "projection", {"head": "txt_proj.1"}),
+    ],
+}
+# Classifiers, poolers and buffers that no encoder of ours has. Anything else that is left over is an error.
+_UNUSED = re.compile(
+    r"^(head|head_dist|pre_logits|fc|fc_norm|pooler|classifier|pre_classifier|qa_outputs|cls_classifier|"
+    r"distillation_classifier|vocab_transform|vocab_layer_norm|vocab_projector|lm_head)(\.|$)|(^|\.)position_ids$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A tower found in a checkpoint.
+
+    Attributes:
+      tower: "audio", "video", "text", or "image" for a ViT or DeiT that audio or video can start from.
+      encoder: Column of the encoder's rows: "timm", "egovlp" or "hf".
+      head: Column of the projection's rows, "" where there are none.
+      tensors: By the names of those columns.
+    """
+
+    tower: str
+    encoder: str
+    head: str
+    tensors: Tensors
+
+
+def _take(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _strip(tensors: Tensors) -> Tensors:
+    """Returns the tensors without the prefixes that wrappers put before every name."""
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _strip(_take(tensors, prefix))
+    return tensors
+
+
+def _audio_source(tensors: Tensors) -> Source:
+    head = _take(tensors, "mlp_head.")
+    encoder = {name: value for name, value in tensors.items() if not name.startswith("mlp_head.")}
+    inner = {f"mlp_head.{name}": value for name, value in head.items()}
+    return Source("audio", "timm", "head" if head else "", {**_take(encoder, "v."), **inner})
+
+
+def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
+    """Returns the towers of a checkpoint, told by its names.
+
+    Args:
+      tensors: As read from the file.
+      path: For the error.
+
+    Raises:
+      ValueError: Nobody's layout that is known here; the message shows some of the names.
+    """
+    tensors = _strip(tensors)
+    found = {}
+    if any(name.startswith(("video_model.", "text_model.", "audio_model.")) for name in tensors):
+        groups = {"video": ("egovlp", "vid_proj."), "text": ("hf", "txt_proj.")}
+        for tower, (encoder, head) in groups.items():
+            own = _take(tensors, f"{tower}_model.")
+            heads = {name: value for name, value in tensors.items() if name.startswith(head)}
+            if own:
+                found[tower] = Source(tower, encoder, "head" if heads else "", own | heads)
+        if audio := _take(tensors, "audio_model."):
+            found["audio"] = _audio_source(_strip(audio))
+        used = ("video_model.", "text_model.", "audio_model.", "vid_proj.", "txt_proj.")
+        if other := [name for name in tensors if not name.startswith(used)]:
+            raise ValueError(f"{path}: EgoVLP's layout, but {_some(other)} belong(s) to none of {', '.join(used)}")
+        return found
+    for prefix in ("distilbert.", "audio_spectrogram_transformer.", "vit.", "deit."):
+        if inner := _take(tensors, prefix):
+            outer = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+            tensors = {**inner, **outer}
+    if "v.cls_token" in tensors:
+        return {"audio": _audio_source(tensors)}
+    if "transformer.layer.0.attention.q_lin.weight" in tensors:
+        return {"text": Source("text", "hf", "", tensors)}
+    if "temporal_embed" in tensors:
+        return {"video": Source("video", "egovlp", "head" if "vid_proj.0.weight" in tensors else "", tensors)}
+    if "patch_embed.proj.weight" in tensors and "blocks.0.attn.qkv.weight" in tensors:
+        return {"image": Source("image", "timm", "", tensors)}
+    kernel = tensors.get("embeddings.patch_embeddings.projection.weight")
+    if kernel is not None and kernel.ndim == 4:
+        if kernel.shape[1] == 3:
+            return {"image": Source("image", "hf", "", tensors)}
+        return {"audio": Source("audio", "hf", "hf_head" if "classifier.dense.weight" in tensors else "", tensors)}
+    raise ValueError(
+        f"{path}: not a checkpoint of EgoVLP, action2sound, AST, DeiT, ViT or DistilBERT; it holds {_some(tensors)}"
+    )
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nothing"
+
+
+def _depth(tensors: Tensors) -> int:
+    """Returns the number of blocks: one more than the highest that is named."""
+    found = [re.search(r"(?:blocks|layer|layers)\.(\d+)\.", name) for name in tensors]
+    return max((int(match.group(1)) for match in found if match), default=-1) + 1
+
+
+def _leaves(row: Row) -> list[tuple[str, str]]:
+    """Returns (leaf of ours, suffix of theirs) of a layer; both empty for an array."""
+    leaves = {
+        "dense": [("/kernel", ".weight"), ("/bias", ".bias")],
+        "patches": [("/kernel", ".weight"), ("/bias", ".bias")],
+        "norm": [("/scale", ".weight"), ("/bias", ".bias")],
+    }
+    return leaves.get(row.kind, [("", "")])
+
+
+def _to_ours(kind: str, leaf: str, parts: list[np.ndarray]) -> np.ndarray:
+    array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if kind == "token" or kind == "table":
+        return array.reshape(array.shape[-1:] if kind == "token" else array.shape[-2:])
+    if leaf == "/kernel":
+        return rearrange(array, "o c i j -> (i j c) o") if kind == "patches" else array.T
+    return array
+
+
+def _to_theirs(kind: str, leaf: str, array: np.ndarray, num_parts: int, channels: int) -> list[np.ndarray]:
+    if kind == "token" or kind == "table":
+        return [array.reshape(1, -1, array.shape[-1])]
+    if leaf == "/kernel":
+        if kind == "patches":
+            side = round((array.shape[0] / channels) ** 0.5)
+            return [rearrange(array, "(i j c) o -> o c i j", i=side, j=side, c=channels)]
+        array = array.T
+    return np.split(array, num_parts)
+
+
+def _names(row: Row, column: str, depth: int):
+    """Yields (path of ours, names of theirs, leaf of ours) for every leaf and block of a row."""
+    theirs = row.theirs[column]
+    theirs = (theirs,) if isinstance(theirs, str) else theirs
+    for i in range(depth) if "{i}" in row.ours else (0,):
+        for leaf, suffix in _leaves(row):
+            yield row.ours.format(i=i) + leaf, [name.format(i=i) + suffix for name in theirs], leaf
+
+
+def to_ours(source: Source, tower: str, path: str) -> Tensors:
+    """Returns a tower's parameters in our names and layout; those the source lacks are left out.
+
+    Args:
+      source: Of `recognize`.
+      tower: "audio", "video" or "text"; an "image" source may be asked for audio or video.
+      path: For the error.
+
+    Raises:
+      ValueError: A tensor the source should have is missing, or one is left over: a list of - missing, + unexpected.
+    """
+    if source.tower not in (tower, "image") or (source.tower == "image" and tower == "text"):
+        raise ValueError(f"{path} holds a tower for {source.tower}, not for {tower}")
+    rest = dict(source.tensors)
+    params, missing = {}, []
+    for row in TABLES[tower]:
+        column = source.head if source.head in row.theirs else source.encoder
+        if column not in row.theirs:
+            continue
+        for ours, theirs, leaf in _names(row, column, _depth(source.tensors)):
+            if ours.endswith("distillation_token") and source.tower == "image" and theirs[0] not in rest:
+                continue  # a plain ViT has none
+            lacking = [name for name in theirs if name not in rest]
+            if lacking:
+                missing += lacking
+                continue
+            params[ours] = _to_ours(row.kind, leaf, [rest.pop(name) for name in theirs])
+    if tower == "video":
+        distillation = next((n for n in ("dist_token", "embeddings.distillation_token") if n in rest), None)
+        if distillation and source.tower == "image":
+            # A distilled DeiT: its second token and that one's position have no place in the video tower.
+            rest.pop(distillation)
+            params["encoder/position_embedding"] = np.delete(params["encoder/position_embedding"], 1, axis=0)
+    unexpected = [name for name in rest if not _UNUSED.search(name)]
+    if missing or unexpected:
+        lines = [f"- {name}" for name in missing] + [f"+ {name} {list(rest[name].shape)}" for name in unexpected]
+        raise ValueError(f"{path} does not hold a whole {tower} tower (- missing, + unexpected): {'; '.join(lines)}")
+    return params
+
+
+def to_theirs(params: Tensors, tower: str, encoder: str, head: str = "") -> Tensors:
+    """Returns a tower's parameters in a source's names and layout, the reverse of `to_ours`.
+
+    Args:
+      params: Flat parameters of the tower.
+      tower: "audio", "video" or "text".
+      encoder: "timm", "egovlp" or "hf".
+      head: "head", "hf_head", or "" to leave the projection out.
+    """
+    depth = 1 + max(int(match.group(1)) for name in params if (match := re.search(r"block_(\d+)/", name)))
+    channels = 1 if tower == "audio" else 3
+    tensors = {}
+    for row in TABLES[tower]:
+        column = head if head in row.theirs else encoder
+        if column not in row.theirs:
+            continue
+        for ours, theirs, leaf in _names(row, column, depth):
+            parts = _to_theirs(row.kind, leaf, params[ours], len(theirs), channels)
+            tensors |= dict(zip(theirs, map(np.ascontiguousarray, parts), strict=True))
+    return tensors

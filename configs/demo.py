@@ -5,13 +5,13 @@ python -m mc3_jax.train --config=configs/demo.py --workdir=runs/demo/train
 
 from mc3_jax.config import (
     AudioConfig,
-    CheckpointConfig,
     Config,
     ConsensusConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
     PhaseConfig,
+    SaveConfig,
     TextConfig,
     VideoConfig,
 )
@@ -42,5 +42,5 @@ def get_config() -> Config:
                 optimizer=optimizer,
             ),
         ],
-        checkpoint=CheckpointConfig(every_steps=100, keep=1),
+        save=SaveConfig(every_steps=100, keep=1),
     )  # fmt: skip

@@ -1,12 +1,14 @@
 """The paper's run: MC3 on 250K Ego4D clips, Sec. 4.4 and 5 of SoundingActions (CVPR 2024).
 
     python -m mc3_jax.train --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d \
-        --config.data.dir=data/ego4d_clips --config.data.tokenizer=weights/distilbert-base-uncased
+        --config.data.dir=data/ego4d_clips
 
-Towers start from random weights here; the paper starts video and text from EgoVLP and audio from ImageNet (DeiT).
+Beside the clips it reads three things from `weights/`, which is for you to fill (nothing is downloaded): EgoVLP's pre-trained
+checkpoint, DeiT-B distilled 384 from facebookresearch/deit, and the files of Hugging Face's `distilbert-base-uncased`.
+`--config.init.audio=` (empty) starts a tower at random.
 """
 
-from mc3_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig, PhaseConfig
+from mc3_jax.config import Config, DataConfig, InitConfig, ModelConfig, OptimizerConfig, PhaseConfig, SaveConfig
 
 
 def get_config() -> Config:
@@ -16,7 +18,13 @@ def get_config() -> Config:
         name="mc3_ego4d",
         # Sec. 4.4: TimeSformer as in EgoVLP (ViT-B/16, 224 px, 4 frames), DistilBERT base, AST base; 256-d joint space.
         model=ModelConfig(),
-        data=DataConfig(batch_size=256),  # Sec. 4.4: 256 over 8 A40s
+        # Sec. 4.4: video and text from EgoVLP, audio from ImageNet: AST's own way is DeiT-B distilled at 384 px.
+        init=InitConfig(
+            audio="weights/deit_base_distilled_patch16_384-d0272ac0.pth",
+            video="weights/egovlp.pth",
+            text="weights/egovlp.pth",
+        ),
+        data=DataConfig(tokenizer="weights/distilbert-base-uncased", batch_size=256),  # Sec. 4.4: 256 over 8 A40s
         phases=[
             # Sec. 4.1 and 4.4: 5 epochs for each stage (open: whether "5 epochs for both stages" means 5 + 5).
             PhaseConfig(name="align", epochs=5, temperature=0.05, optimizer=OptimizerConfig(**adam)),
@@ -24,5 +32,5 @@ def get_config() -> Config:
                 name="refine", epochs=5, temperature=0.05, consensus_weight=1.0, optimizer=OptimizerConfig(**adam)
             ),  # Eq. 4: both terms, weight 1; anchor audio, α_v = 0.5, α_l = 1 (Sec. 4.4) are the defaults
         ],
-        checkpoint=CheckpointConfig(every_steps=500, keep=2),
+        save=SaveConfig(every_steps=500, keep=2),
     )

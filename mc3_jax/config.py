@@ -8,6 +8,7 @@ refused. "(open)" marks what neither the paper nor its public code settles; the 
 
 import dataclasses
 import json
+import typing
 
 MODALITIES = ("audio", "video", "text")
 PAIRS = ("av", "al", "vl")
@@ -98,6 +99,24 @@ class ModelConfig:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     embed_dim: int = 256
     dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass
+class InitConfig:
+    """Weights each tower starts from; empty is random. See `mc3_jax.weights.read_towers` for what is read.
+
+    Attributes:
+      audio: AST or DeiT/ViT (paper: DeiT-B distilled, ImageNet), or a checkpoint that holds an audio tower.
+      video: EgoVLP (paper), ViT or DeiT, or a checkpoint that holds a video tower.
+      text: EgoVLP (paper) or DistilBERT, or a checkpoint that holds a text tower.
+      temporal: Where the model has more temporal positions than the checkpoint: "zeros" appends zeros, "linear"
+        interpolates.
+    """
+
+    audio: str = ""
+    video: str = ""
+    text: str = ""
+    temporal: str = "zeros"
 
 
 @dataclasses.dataclass
@@ -194,7 +213,7 @@ class PhaseConfig:
 
 
 @dataclasses.dataclass
-class CheckpointConfig:
+class SaveConfig:
     """How often the state is written and how much of it stays. The end of each phase is always written and kept.
 
     Attributes:
@@ -248,15 +267,19 @@ class Config:
       name: Of the run.
       seed: Of initialisation, data order, augmentation and dropout.
       fsdp: Devices along the mesh axis over which parameters are sharded; the rest go along "data".
+      checkpoint: Evaluation only: weights to evaluate instead of the workdir's run, a file or folder as
+        `mc3_jax.weights.read_checkpoint` reads it.
     """
 
     name: str = "mc3"
     seed: int = 0
     fsdp: int = 1
+    checkpoint: str = ""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     phases: list[PhaseConfig] = dataclasses.field(default_factory=lambda: [PhaseConfig()])
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
@@ -264,6 +287,42 @@ class Config:
 def to_dict(config: Config) -> dict:
     """Returns the config as nested plain values, as it is saved beside checkpoints."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type, values: dict, where: str = "config"):
+    """Returns the dataclass that `to_dict` made `values` of; fields it lacks keep their defaults.
+
+    Args:
+      kind: `Config`, `ModelConfig`, ...
+      values: Plain nested values, e.g. of a JSON file.
+      where: Name of the whole, for the error.
+
+    Raises:
+      ValueError: An unknown field or a value of another type; the message names both.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object, got {values!r:.80}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    made = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise ValueError(f"{where}.{name} is unknown: this version knows {', '.join(fields)}")
+        made[name] = _from_plain(fields[name].type, value, f"{where}.{name}")
+    return kind(**made)
+
+
+def _from_plain(kind, value, where: str):
+    """Returns a plain value as a field's type wants it: nested dataclasses, lists of them, tuples, int for float."""
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, where)
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_from_plain(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is float and type(value) is int:
+        return float(value)
+    if type(value) is not origin:
+        raise ValueError(f"{where} = {value!r:.80}: must be {origin.__name__}")
+    return value
 
 
 def _require(holds: bool, field: str, value, fix: str) -> None:
@@ -287,8 +346,10 @@ def validate(config: Config) -> None:
     for i, phase in enumerate(config.phases):
         _validate_phase(f"phases[{i}]", phase)
     for field in ("every_steps", "keep"):
-        value = getattr(config.checkpoint, field)
-        _require(value >= 1, f"checkpoint.{field}", value, "must be at least 1")
+        value = getattr(config.save, field)
+        _require(value >= 1, f"save.{field}", value, "must be at least 1")
+    known = config.init.temporal in ("zeros", "linear")
+    _require(known, "init.temporal", config.init.temporal, "zeros or linear")
     _require(config.log.every_steps >= 1, "log.every_steps", config.log.every_steps, "must be at least 1")
 
 

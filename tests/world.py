@@ -39,6 +39,6 @@ def small_config(folder: pathlib.Path) -> Config:
     config.model.text.mlp_width, config.model.embed_dim = 32, 8
     for phase in config.phases:
         phase.epochs = 1
-    config.checkpoint.every_steps, config.checkpoint.keep = 3, 100
+    config.save.every_steps, config.save.keep = 3, 100
     config.eval.num_bootstrap, config.eval.num_examples = 50, 1
     return config

@@ -9,18 +9,18 @@ from orbax.checkpoint import v1 as ocp
 CONFIG_FILE = "config.json"
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
-    "fsdp", "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "checkpoint", "eval", "log",
+    "fsdp", "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "save", "eval", "log",
 )  # fmt: skip
 
 
-def _flatten(value, prefix: str = "") -> dict:
+def _flatten_config(value, prefix: str = "") -> dict:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None:
         return {prefix: value}
     flat = {prefix: len(value)} if isinstance(value, list) else {}
     for key, child in items:
         name = f"{prefix}[{key}]" if isinstance(value, list) else f"{prefix}.{key}" if prefix else key
-        flat |= _flatten(child, name)
+        flat |= _flatten_config(child, name)
     return flat
 
 
@@ -46,10 +46,10 @@ def check_workdir(workdir: str, config: dict, *, must_exist: bool = False) -> No
             raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}: choose another workdir")
         return
     try:
-        there = _flatten(json.loads(path.read_text()))
+        there = _flatten_config(json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): choose another workdir") from error
-    here = _flatten(config)
+    here = _flatten_config(config)
     for name in dict.fromkeys([*here, *there]):
         if name.startswith(_FREE) or there.get(name) == here.get(name):
             continue
@@ -116,3 +116,78 @@ def restore(checkpoints: ocp.training.Checkpointer, step: int, abstract_state):
     except (ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:600]
         raise ValueError(f"checkpoint {checkpoints.directory}/{step} can't be restored: {reason}") from error
+
+
+def restore_params(workdir: str, step: int, abstract_params):
+    """Returns the parameters alone of the state written after `step` steps; no optimizer is read.
+
+    Args:
+      workdir: Folder of the run.
+      step: Of an existing checkpoint.
+      abstract_params: `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises:
+      ValueError: There is none of that step, it holds other names or shapes, or it is damaged.
+    """
+    path = checkpoint_dir(workdir) / str(step)
+    if not path.is_dir():
+        raise ValueError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        there = ocp.metadata(path).metadata["params"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:600]
+        raise ValueError(f"checkpoint {path} is damaged: {reason}") from error
+    # A partial load passes over what the checkpoint lacks without a word: names and shapes are compared first.
+    check_shapes(flatten(there), flatten(abstract_params), f"checkpoint {path}")
+    try:
+        with context, ocp.training.Checkpointer(checkpoint_dir(workdir)) as checkpoints:
+            return checkpoints.load(step, {"params": abstract_params})["params"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:600]
+        raise ValueError(f"checkpoint {path} can't be restored: {reason}") from error
+
+
+def flatten(tree) -> dict:
+    """Returns nested dictionaries as {"audio/encoder/norm/scale": leaf}."""
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(flat: dict) -> dict:
+    """Returns the nested dictionaries that `flatten` took apart."""
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def check_shapes(found: dict, expected: dict, where: str) -> None:
+    """Checks that two flat trees have the same names and shapes.
+
+    Raises:
+      ValueError: They don't; a list of - missing, + unexpected and ! of another shape.
+    """
+    missing = [f"- {name} {list(leaf.shape)}" for name, leaf in expected.items() if name not in found]
+    unexpected = [f"+ {name} {list(leaf.shape)}" for name, leaf in found.items() if name not in expected]
+    other = [
+        f"! {name} {list(found[name].shape)}, the model's is {list(leaf.shape)}"
+        for name, leaf in expected.items()
+        if name in found and tuple(found[name].shape) != tuple(leaf.shape)
+    ]
+    shown = []
+    for kind in (missing, unexpected, other):
+        shown += kind[:10] + ([f"{kind[0][0]} {len(kind) - 10} more"] if len(kind) > 10 else [])
+    if shown:
+        raise ValueError(f"{where} doesn't fit the model (- missing, + unexpected, ! other shape): {'; '.join(shown)}")
+
+
+def steps_of(workdir: str) -> list[int]:
+    """Returns the steps a run has checkpoints of, in order; [] where there is no run."""
+    folder = checkpoint_dir(workdir)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())

@@ -71,3 +71,15 @@ def abstract_state(mesh: Mesh, shapes):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, shapes)
+
+
+def replace_leaves(tree: dict, new: dict) -> dict:
+    """Returns `tree` with the arrays of `new`, which holds some of its names, laid out as those they replace.
+
+    Args:
+      tree: Nested dictionaries of arrays on the devices.
+      new: Nested dictionaries of host arrays, the same on every process.
+    """
+    if not isinstance(tree, dict):
+        return jax.make_array_from_callback(tree.shape, tree.sharding, lambda index: new[index])
+    return {name: replace_leaves(leaf, new[name]) if name in new else leaf for name, leaf in tree.items()}

@@ -69,8 +69,11 @@ def run(main: Callable[[config_lib.Config, str], None]) -> None:
                 kind = type(config_flag.value).__name__
                 raise ValueError(f"get_config() must return mc3_jax.config.Config, got {kind}")
             config_lib.validate(config_flag.value)
-            if not workdir_flag.value:
+            workdir = workdir_flag.value
+            if not workdir and config_flag.value.checkpoint:
+                workdir = f"runs/{config_flag.value.name}"  # a file is evaluated, there is no run
+            if not workdir:
                 raise ValueError("--workdir is missing: the folder for checkpoints, logs and results")
-        main(config_flag.value, workdir_flag.value)
+        main(config_flag.value, workdir)
 
     app.run(start, flags_parser=_parse)

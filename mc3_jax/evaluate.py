@@ -1,10 +1,10 @@
 """Evaluates a run: `python -m mc3_jax.evaluate --config=configs/demo.py --workdir=DIR`.
 
 Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
-retrieval (`mc3_jax/evals`), and writes `WORKDIR/results.json` and `WORKDIR/report/index.html`.
+retrieval (`mc3_jax/evals`), and writes `WORKDIR/results.json` and `WORKDIR/report/index.html`. Weights from elsewhere
+are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE`.
 """
 
-import functools
 import json
 import pathlib
 
@@ -20,6 +20,7 @@ from mc3_jax import (
     metric_writer,
     phases as phases_lib,
     train_step as step_lib,
+    weights,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.evals import controls, discovery, metrics, report, retrieval
@@ -87,24 +88,27 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
     }
 
 
-def _load_params(config, workdir, mesh, model, phases) -> dict[str, tuple[int, dict]]:
-    """Returns name → (step, parameters): the ends of phases before, then the newest checkpoint."""
-    stops = [phase.stop for phase in phases]
-    saving = config.checkpoint
-    with checkpoint.open_checkpoints(
-        workdir, every_steps=saving.every_steps, keep=saving.keep, keep_steps=stops
-    ) as checkpoints:
-        steps = [c.step for c in checkpoints.checkpoints]
-        if not steps:
-            raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
-        loaded = {}
-        for step in [*(s for s in stops if s in steps and s < steps[-1]), steps[-1]]:
-            init = functools.partial(step_lib.init_state, model, config, phases_lib.phase_at(phases, step))
-            abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
-            done = phases_lib.phase_at(phases, step - 1).config.name
-            name = done if step in stops else f"{done}, step {step}"
-            loaded[name] = (step, checkpoint.restore(checkpoints, step, abstract).params)
+def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[int, dict]]:
+    """Returns name → (step, parameters) of a run: the ends of phases before, then the newest checkpoint."""
+    train = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
+    phases = phases_lib.plan_phases(config.phases, len(train), config.data.batch_size)
+    steps, stops = checkpoint.steps_of(workdir), [phase.stop for phase in phases]
+    if not steps:
+        raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
+    abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
+    loaded = {}
+    for step in [*(s for s in stops if s in steps and s < steps[-1]), steps[-1]]:
+        done = phases_lib.phase_at(phases, step - 1).config.name
+        name = done if step in stops else f"{done}, step {step}"
+        loaded[name] = (step, checkpoint.restore_params(workdir, step, abstract))
     return loaded
+
+
+def _load_file(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
+    """Returns name → (0, parameters) of the weights that `config.checkpoint` names."""
+    flat = weights.read_checkpoint(config.checkpoint, config.model, temporal=config.init.temporal)
+    abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
+    return {pathlib.Path(config.checkpoint).name: (0, mesh_lib.replace_leaves(abstract, checkpoint.unflatten(flat)))}
 
 
 def _examples(source, clips: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> list[report.Example]:
@@ -131,19 +135,20 @@ def _examples(source, clips: np.ndarray, scores: np.ndarray, labels: np.ndarray,
 def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """Measures every phase's end, writes results and report, and returns the results of the newest checkpoint.
 
+    With `config.checkpoint` those weights are measured alone and the workdir need not hold a run.
+
     Raises:
-      ValueError: No run or checkpoint in the workdir, data that don't fit or carry no labels.
+      ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or data without labels.
     """
-    checkpoint.check_workdir(workdir, config_lib.to_dict(config), must_exist=True)
+    if not config.checkpoint:
+        checkpoint.check_workdir(workdir, config_lib.to_dict(config), must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     source = loader.open_split(config.data.dir, config.eval.split, config.model.video.num_frames)
-    train = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
     text = config.model.text
     tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
-    phases = phases_lib.plan_phases(config.phases, len(train), config.data.batch_size)
     model = step_lib.make_model(config.model)
-    loaded = _load_params(config, workdir, mesh, model, phases)
+    loaded = _load_file(config, mesh) if config.checkpoint else _load_run(config, workdir, mesh)
     batches = loader.eval_batches(
         source, tokenize, batch_size=config.eval.batch_size, process_index=jax.process_index(),
         process_count=jax.process_count(), num_threads=config.data.num_threads, prefetch=config.data.prefetch,
@@ -175,17 +180,19 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
         "checkpoint": last, **results[last], "earlier": {name: results[name] for name in before},
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
     labels = known["label"].astype(np.int64)
     shown = _examples(source, known["index"], scores[last]["av"], labels, config.eval.num_examples)
+    where = config.checkpoint or f"after step {results[last]['step']} ({last})"
     facts = (
         f"{source.info.name}, {config.eval.split} split, {len(labels)} labelled clips; seed {config.seed}; "
-        f"checkpoint after step {results[last]['step']} ({last})"
+        f"checkpoint {where}"
     )
     page = report.write_report(
         pathlib.Path(workdir) / "report", title=f"mc3_jax: {config.name}", facts=facts, results=results, scores=scores,
-        labels=labels, metric_rows=metric_writer.read_metrics(workdir), examples=shown,
+        labels=labels, metric_rows=[] if config.checkpoint else metric_writer.read_metrics(workdir), examples=shown,
     )  # fmt: skip
     for name, result in results.items():
         found = result["discovery"]

@@ -1,7 +1,10 @@
 """Trains a run: `python -m mc3_jax.train --config=configs/demo.py --workdir=DIR`. Starting it again resumes it.
 
-This file owns the order of things: what is set up, when a phase begins, when the state is written, when numbers are
-read. Order matters in three places, marked below.
+Parameters are, in this order: the workdir's newest checkpoint; else the files that `config.init` names, tower by tower;
+else random.
+
+This file owns the order of things: what is set up, when a phase begins, when the state is written, when numbers are read.
+Order matters in three places, marked below.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from mc3_jax import (
     metric_writer,
     phases as phases_lib,
     train_step as step_lib,
+    weights,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.models.mc3 import MC3
@@ -37,6 +41,7 @@ class Run:
       phases: Placed in the run.
       source: Training clips.
       tokenize: Text to ids and mask.
+      initial: Flat parameters of the towers that start from files, where nothing is trained yet.
     """
 
     config: config_lib.Config
@@ -47,6 +52,7 @@ class Run:
     phases: list[phases_lib.Phase]
     source: loader.ClipSource
     tokenize: Callable
+    initial: weights.Flat
 
 
 def set_up(config: config_lib.Config, workdir: str) -> Run:
@@ -59,6 +65,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     Raises:
       ValueError: The data, the workdir or the devices don't fit the config; one line says how.
     """
+    if config.checkpoint:
+        raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
     checkpoint.check_workdir(workdir, config_lib.to_dict(config))
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
@@ -68,10 +76,16 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     model = step_lib.make_model(config.model)
     shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
+    starts = {tower: getattr(config.init, tower) for tower in config_lib.MODALITIES if getattr(config.init, tower)}
+    initial, notes = {}, []
+    if starts and not checkpoint.steps_of(workdir):
+        initial, notes = weights.read_towers(starts, config.model, temporal=config.init.temporal)
     checkpoint.claim_workdir(workdir, config_lib.to_dict(config))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
-    return Run(config, workdir, mesh, model, shapes, phases, source, tokenize)
+    for note in notes:
+        _say(note)
+    return Run(config, workdir, mesh, model, shapes, phases, source, tokenize, initial)
 
 
 def _say(line: str) -> None:
@@ -86,7 +100,7 @@ def train(run: Run) -> step_lib.TrainState:
     with (
         jax.set_mesh(run.mesh),
         checkpoint.open_checkpoints(
-            run.workdir, every_steps=config.checkpoint.every_steps, keep=config.checkpoint.keep, keep_steps=stops
+            run.workdir, every_steps=config.save.every_steps, keep=config.save.keep, keep_steps=stops
         ) as checkpoints,
     ):
         step = checkpoints.latest.step if checkpoints.latest else 0
@@ -113,11 +127,12 @@ def train(run: Run) -> step_lib.TrainState:
 
 
 def _first_state(run: Run, checkpoints, step: int) -> step_lib.TrainState:
-    """Returns the state to go on from: the newest checkpoint's, or fresh parameters."""
+    """Returns the state to go on from: the newest checkpoint's, or fresh parameters under those read from files."""
     init = functools.partial(step_lib.init_state, run.model, run.config, phases_lib.phase_at(run.phases, step))
     abstract = mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
     if step == 0:
-        return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+        return state.replace(params=mesh_lib.replace_leaves(state.params, checkpoint.unflatten(run.initial)))
     _say(f"resuming after step {step}")
     return checkpoint.restore(checkpoints, step, abstract)
 
@@ -134,7 +149,7 @@ def _run_phase(
         step_lib.make_train_step(run.model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None)
     )
     every, batch_size = config.log.every_steps, config.data.batch_size
-    scheduled = config.checkpoint.every_steps
+    scheduled = config.save.every_steps
     due, clock = None, (step, time.monotonic())
     batch = mesh_lib.put_batch(mesh, next(batches))
     while step < phase.stop:

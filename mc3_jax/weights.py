@@ -1,0 +1,243 @@
+"""Parameters from and to files: other people's checkpoints, runs, and folders of our own.
+
+A folder of ours holds `config.json` (the model's sizes), `model.safetensors` (float32, names such as
+"video/encoder/block_0/mlp/out/kernel"), the tokenizer's files and a model card. Other people's files are read by
+`mc3_jax.models.checkpoint_files`, which runs nothing of them, renamed by `mc3_jax.models.layouts` and fitted to the model's
+sizes by `mc3_jax.models.fitting`.
+
+Parameters are flat here: {"video/encoder/norm/scale": float32 array}.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, train_step as step_lib
+from mc3_jax.models import checkpoint_files, fitting, layouts
+
+FORMAT = "mc3_jax"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+Flat = dict[str, np.ndarray]
+Shapes = dict[str, jax.ShapeDtypeStruct]
+# What a video tower made from an image model has to begin anew.
+_NOT_IN_IMAGES = ("encoder/temporal_embedding", "/norm_time/", "/time_attention/")
+
+
+def param_shapes(config: config_lib.ModelConfig) -> Shapes:
+    """Returns the flat shapes of a model's parameters, computing nothing."""
+    return checkpoint.flatten(jax.eval_shape(lambda: step_lib.init_params(step_lib.make_model(config), config, 0)))
+
+
+def is_own_folder(path: str) -> bool:
+    """Returns whether `path` is a folder that `write_folder` made."""
+    folder = pathlib.Path(path)
+    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        return False
+    return checkpoint_files.read_config(folder).get("format") == FORMAT
+
+
+def is_run(path: str) -> bool:
+    """Returns whether `path` is the workdir of a run that has a checkpoint."""
+    return bool(checkpoint.steps_of(path))
+
+
+def read_model_config(path: str) -> config_lib.ModelConfig:
+    """Returns the sizes of the model in a folder of ours or a run.
+
+    Raises:
+      ValueError: It is neither, or its `config.json` is damaged or of another version.
+    """
+    if is_run(path):
+        return read_run_config(path).model
+    if not is_own_folder(path):
+        raise ValueError(f"{path} is neither a folder of `python -m mc3_jax.convert` nor the workdir of a run")
+    values = checkpoint_files.read_config(pathlib.Path(path)).get("model")
+    return config_lib.from_dict(config_lib.ModelConfig, values, f"{path}/{CONFIG_FILE}: model")
+
+
+def read_run_config(workdir: str) -> config_lib.Config:
+    """Returns the config a run was started with.
+
+    Raises:
+      ValueError: There is none, or it is damaged or of another version.
+    """
+    values = checkpoint_files.read_config(pathlib.Path(workdir))
+    return config_lib.from_dict(config_lib.Config, values, f"{workdir}/{CONFIG_FILE}")
+
+
+def read_run(workdir: str, step: int = 0) -> Flat:
+    """Returns the parameters of a run's checkpoint, on the host.
+
+    Args:
+      workdir: Of the run.
+      step: Of the checkpoint; 0 is the newest.
+
+    Raises:
+      ValueError: No such checkpoint, damaged, or of another model.
+    """
+    shapes = checkpoint.unflatten(param_shapes(read_model_config(workdir)))
+    abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(), shapes)
+    params = checkpoint.restore_params(workdir, step or checkpoint.steps_of(workdir)[-1], abstract)
+    return {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(params).items()}
+
+
+def _read(path: str) -> Flat | dict[str, layouts.Source]:
+    """Returns what a path holds: parameters of ours, or towers of somebody else's."""
+    if is_run(path):
+        return read_run(path)
+    tensors = checkpoint_files.read_tensors(pathlib.Path(path))
+    ours = bool(tensors) and all(name.split("/")[0] in config_lib.MODALITIES for name in tensors)
+    return tensors if ours else layouts.recognize(tensors, path)
+
+
+def read_towers(
+    paths: Mapping[str, str], config: config_lib.ModelConfig, *, temporal: str = "zeros"
+) -> tuple[Flat, list[str]]:
+    """Returns parameters of towers that start from files, and what was done to them, a line each.
+
+    What a file lacks is left out for `complete`: projections of encoders without any (or of another `embed_dim`), and the
+    time attention where a video tower starts from an image model.
+
+    Args:
+      paths: Tower → file or folder: a run's workdir, a folder of ours, or a checkpoint of EgoVLP, action2sound, AST, DeiT,
+        ViT or DistilBERT as `.pth`, safetensors or Hugging Face folder. Towers may share one.
+      config: Sizes of the model.
+      temporal: See `config.InitConfig`.
+
+    Raises:
+      ValueError: A file is damaged, unknown, holds no such tower, or has other names or shapes; a +/- list of them.
+    """
+    shapes = param_shapes(config)
+    flat, notes = {}, []
+    for path in dict.fromkeys(paths.values()):
+        found = _read(path)
+        for tower in (tower for tower, own in paths.items() if own == path):
+            params, done = _take_tower(found, tower, config, shapes, temporal, path)
+            flat |= params
+            notes.append(f"{tower} from {path}" + (f": {'; '.join(done)}" if done else ""))
+    return flat, notes
+
+
+def _take_tower(found, tower: str, config, shapes: Shapes, temporal: str, path: str) -> tuple[Flat, list[str]]:
+    """Returns one tower of what a file holds, in the model's sizes, and what was done to it."""
+    wanted = {name: shape for name, shape in shapes.items() if name.startswith(f"{tower}/")}
+    may_lack, notes = (), []
+    if not found or not isinstance(next(iter(found.values())), layouts.Source):
+        own = {name: value for name, value in found.items() if name.startswith(f"{tower}/")}
+    else:
+        source = found.get(tower) or found.get("image")
+        if source is None:
+            raise ValueError(f"{path} holds {' and '.join(found)}, no {tower} tower")
+        params = layouts.to_ours(source, tower, path)
+        image = source.tower == "image"
+        if tower == "audio":
+            params, notes = _fit_audio(params, config, image, path)
+        elif tower == "video":
+            positions = wanted["video/encoder/position_embedding"], wanted["video/encoder/temporal_embedding"]
+            params, notes = _fit_video(params, *(p.shape[0] for p in positions), temporal, path)
+        params, dropped = _drop_other_head(params, config.embed_dim)
+        notes += dropped
+        own = {f"{tower}/{name}": value for name, value in params.items()}
+        may_lack = ("/norm/", "/projection/") if not any("/projection/" in name for name in own) else ()
+        may_lack = tuple(f"{tower}{part}" for part in may_lack) + (_NOT_IN_IMAGES if image and tower == "video" else ())
+    expected = {n: s for n, s in wanted.items() if n in own or not any(part in n for part in may_lack)}
+    checkpoint.check_shapes(own, expected, f"{path}, {tower} tower,")
+    lacking = wanted.keys() - own.keys()
+    fresh = {"time attention" if any(part in n for part in _NOT_IN_IMAGES) else n.split("/")[1] for n in lacking}
+    if fresh:
+        notes.append(f"not in the file, starts afresh: {', '.join(sorted(fresh))}")
+    return {name: np.asarray(value, np.float32) for name, value in own.items()}, notes
+
+
+def _fit_audio(params: Flat, config: config_lib.ModelConfig, image: bool, path: str) -> tuple[Flat, list[str]]:
+    """Returns AST's encoder from an AST of another length, or from an image model, and what was done to it."""
+    kernel, token = "encoder/patch_embedding/kernel", "encoder/distillation_token"
+    position, notes = params["encoder/position_embedding"], []
+    if image:
+        params = params | {kernel: fitting.sum_over_rgb(params[kernel], len(params[kernel]) // 3)}
+        notes.append("patch kernel summed over RGB")
+        if token not in params:
+            # A ViT that was never distilled: the second token starts as a copy of the first.
+            params[token] = params["encoder/class_token"].copy()
+            position = np.concatenate([position[:1], position])
+            notes.append("distillation token copied from the class token")
+    grid = step_lib.make_model(config).audio_tower.grid
+    position, note = fitting.fit_audio_positions(position, grid, from_image=image, path=path)
+    return params | {"encoder/position_embedding": position}, notes + ([note] if note else [])
+
+
+def _fit_video(
+    params: Flat, num_positions: int, num_times: int, temporal: str, path: str
+) -> tuple[Flat, list[str]]:
+    """Returns a video encoder with the model's image grid and temporal positions, and what was done to it."""
+    place, time = "encoder/position_embedding", "encoder/temporal_embedding"
+    position, note = fitting.fit_image_positions(params[place], num_positions - 1, path)
+    params, notes = params | {place: position}, [note]
+    if time in params:
+        table, note = fitting.fit_temporal(params[time], num_times, temporal)
+        params, notes = params | {time: table}, [*notes, note]
+    return params, [note for note in notes if note]
+
+
+def _drop_other_head(params: Flat, embed_dim: int) -> tuple[Flat, list[str]]:
+    """Returns the parameters without a projection to another dimension (a classifier's), and what was done."""
+    bias = params.get("projection/bias")
+    if bias is None or len(bias) == embed_dim:
+        return params, []
+    encoder = {name: value for name, value in params.items() if name.startswith("encoder/")}
+    return encoder, [f"its head of {len(bias)} outputs is left out, embed_dim being {embed_dim}"]
+
+
+def read_checkpoint(path: str, config: config_lib.ModelConfig, *, temporal: str = "zeros") -> Flat:
+    """Returns all parameters of a model from one file or folder, nothing of it at random.
+
+    Args:
+      path: As for `read_towers`.
+      config: Sizes of the model.
+      temporal: See `config.InitConfig`.
+
+    Raises:
+      ValueError: As `read_towers`; or a tower or projection isn't in it.
+    """
+    flat, _ = read_towers(dict.fromkeys(config_lib.MODALITIES, path), config, temporal=temporal)
+    checkpoint.check_shapes(flat, param_shapes(config), path)
+    return flat
+
+
+def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
+    """Returns all parameters: those given, the rest freshly initialised from the seed, as `init_params` does."""
+    missing = [name for name in param_shapes(config) if name not in flat]
+    model = step_lib.make_model(config)
+
+    def fresh():
+        drawn = checkpoint.flatten(step_lib.init_params(model, config, seed))
+        return {name: drawn[name] for name in missing}  # what isn't returned is never computed
+
+    return flat | ({name: np.asarray(value) for name, value in jax.jit(fresh)().items()} if missing else {})
+
+
+def write_folder(folder: str, flat: Flat, config: config_lib.ModelConfig, facts: dict | None = None) -> None:
+    """Writes `config.json` and `model.safetensors`, each aside and renamed; a config therefore names whole weights.
+
+    Args:
+      folder: Made where missing.
+      flat: All parameters.
+      config: Their sizes.
+      facts: More of what `config.json` should say, plain values.
+    """
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    aside = path / f".{WEIGHTS_FILE}.tmp"
+    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
+    safetensors.numpy.save_file(tensors, aside, metadata={"format": FORMAT})
+    os.replace(aside, path / WEIGHTS_FILE)
+    content = {"format": FORMAT, "model": dataclasses.asdict(config), **(facts or {})}
+    aside = path / f".{CONFIG_FILE}.tmp"
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(aside, path / CONFIG_FILE)

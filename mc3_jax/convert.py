@@ -1,0 +1,264 @@
+"""Checkpoints in and out: `python -m mc3_jax.convert {import,export,show} ...`.
+
+    python -m mc3_jax.convert import --video egovlp.pth --text egovlp.pth --audio deit.pth --out weights/start
+    python -m mc3_jax.convert export runs/mc3_ego4d --to pth --out mc3.pth
+    python -m mc3_jax.convert show anything.pth
+
+What comes in is read without running anything of it; see `mc3_jax.models.checkpoint_files`. What goes out has EgoVLP's
+layout with action2sound's `audio_model` (`pth`, `safetensors`), Hugging Face's (`hf_text`, `hf_audio`), or is a folder of
+ours. Weights are float32 and go out with the bits they have.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import shutil
+import sys
+
+import jinja2
+import numpy as np
+import safetensors.numpy
+import transformers
+
+import mc3_jax
+from mc3_jax import config as config_lib, weights
+from mc3_jax.models import checkpoint_files, layouts
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+# The classifiers of timm's distilled DeiT, which AST carries along and never reads; ImageNet's 1,000 classes.
+_UNREAD_HEADS = ("v.head", "v.head_dist")
+_NUM_UNREAD_CLASSES = 1000
+
+
+def to_torch_layout(flat: weights.Flat) -> dict[str, np.ndarray]:
+    """Returns all parameters under the names of EgoVLP's `FrozenInTime` and action2sound's `audio_model`.
+
+    AST's two unread classifiers, which its module would miss in a strict load, are zeros.
+
+    Args:
+      flat: Flat parameters of all three towers.
+    """
+    out = {}
+    for tower, encoder, prefix in (("video", "egovlp", "video_model."), ("text", "hf", "text_model.")):
+        for name, value in layouts.to_theirs(_tower(flat, tower), tower, encoder, "head").items():
+            out[name if name.startswith(("vid_proj.", "txt_proj.")) else prefix + name] = value
+    for name, value in layouts.to_theirs(_tower(flat, "audio"), "audio", "timm", "head").items():
+        out[f"audio_model.{name}" if name.startswith("mlp_head.") else f"audio_model.v.{name}"] = value
+    width = len(flat["audio/encoder/class_token"])
+    for head in _UNREAD_HEADS:
+        out[f"audio_model.{head}.weight"] = np.zeros((_NUM_UNREAD_CLASSES, width), np.float32)
+        out[f"audio_model.{head}.bias"] = np.zeros(_NUM_UNREAD_CLASSES, np.float32)
+    return out
+
+
+def _tower(flat: weights.Flat, tower: str) -> weights.Flat:
+    return {name.removeprefix(f"{tower}/"): value for name, value in flat.items() if name.startswith(f"{tower}/")}
+
+
+def write_safetensors(flat: weights.Flat, path: pathlib.Path) -> None:
+    """Writes `to_torch_layout` as safetensors; the names are those of the bare module."""
+    safetensors.numpy.save_file(to_torch_layout(flat), path, metadata={"format": "pt"})
+
+
+def write_pth(flat: weights.Flat, path: pathlib.Path) -> None:
+    """Writes `to_torch_layout` as EgoVLP's trainer does: {"state_dict": {"module.<name>": tensor}}.
+
+    Raises:
+      ValueError: PyTorch isn't installed.
+    """
+    try:
+        import torch  # only here: nothing else needs it
+    except ImportError as error:
+        raise ValueError("--to pth needs PyTorch: `pip install torch`, or take --to safetensors") from error
+    tensors = {f"module.{name}": torch.from_numpy(value) for name, value in to_torch_layout(flat).items()}
+    torch.save({"arch": "FrozenInTime", "state_dict": tensors}, path)
+
+
+def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower: str, folder: pathlib.Path) -> None:
+    """Writes the encoder of a tower as a folder that `AutoModel.from_pretrained` opens.
+
+    The projection, which those classes lack, lies beside it in `projection.safetensors`.
+
+    Args:
+      flat: Flat parameters.
+      config: Their sizes.
+      tower: "text" (DistilBertModel) or "audio" (ASTModel).
+      folder: Made where missing.
+    """
+    own = _tower(flat, tower)
+    if tower == "text":
+        text = config.text
+        described = transformers.DistilBertConfig(
+            vocab_size=text.vocab_size, max_position_embeddings=text.num_positions, dim=text.width,
+            n_layers=text.depth, n_heads=text.num_heads, hidden_dim=text.mlp_width, dropout=text.dropout,
+            attention_dropout=text.dropout, architectures=["DistilBertModel"],
+        )  # fmt: skip
+    else:
+        audio = config.audio
+        described = transformers.ASTConfig(
+            hidden_size=audio.width, num_hidden_layers=audio.depth, num_attention_heads=audio.num_heads,
+            intermediate_size=own["encoder/block_0/mlp/hidden/bias"].shape[0], patch_size=audio.patch_px,
+            frequency_stride=audio.stride_px, time_stride=audio.stride_px, max_length=audio.num_time_frames,
+            num_mel_bins=audio.num_mel, layer_norm_eps=1e-6, qkv_bias=True, architectures=["ASTModel"],
+        )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    described.save_pretrained(folder)
+    tensors = layouts.to_theirs(own, tower, "hf")
+    safetensors.numpy.save_file(tensors, folder / weights.WEIGHTS_FILE, metadata={"format": "pt"})
+    named = layouts.to_theirs(own, tower, "hf", "head")
+    heads = {name: value for name, value in named.items() if name not in tensors}
+    safetensors.numpy.save_file(heads, folder / "projection.safetensors", metadata={"format": "pt"})
+
+
+def write_own_folder(
+    flat: weights.Flat, config: config_lib.ModelConfig, folder: pathlib.Path, tokenizer: str, origin: list[str]
+) -> None:
+    """Writes a folder of ours with the tokenizer's files and a model card.
+
+    Args:
+      flat: Flat parameters.
+      config: Their sizes.
+      folder: Made where missing.
+      tokenizer: Folder whose tokenizer is copied; "" for none.
+      origin: Lines on where the weights come from.
+    """
+    weights.write_folder(str(folder), flat, config, {"mc3_jax_version": mc3_jax.__version__, "origin": origin})
+    tokenizer = copy_tokenizer(tokenizer, folder)
+    sizes = {tower: sum(value.size for value in _tower(flat, tower).values()) for tower in config_lib.MODALITIES}
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mc3_jax", "."), keep_trailing_newline=True)
+    card = environment.get_template("model_card.md.j2").render(
+        name=folder.name, sizes=sizes, config=config, tokenizer=tokenizer, version=mc3_jax.__version__, origin=origin
+    )
+    (folder / "README.md").write_text(card)
+
+
+def copy_tokenizer(source: str, folder: pathlib.Path) -> bool:
+    """Copies a tokenizer's files into a folder and returns whether there were any; "" is none."""
+    files = [path for name in _TOKENIZER_FILES if source and (path := pathlib.Path(source) / name).is_file()]
+    for path in files:
+        if path.resolve() != (folder / path.name).resolve():
+            shutil.copyfile(path, folder / path.name)
+    return bool(files)
+
+
+def _read_config(path: str) -> config_lib.ModelConfig:
+    """Returns the model of a file in configs/; "" is the paper's."""
+    if not path:
+        return config_lib.ModelConfig()
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"no config file {path}")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config_lib.validate(config)
+    return config.model
+
+
+def import_weights(args: argparse.Namespace) -> None:
+    """Makes a folder of ours from checkpoints.
+
+    Raises:
+      ValueError: No checkpoint is named, or one can't be taken; see `weights.read_towers`.
+    """
+    config = _read_config(args.config)
+    paths = {tower: getattr(args, tower) or args.checkpoint for tower in config_lib.MODALITIES}
+    paths = {tower: path for tower, path in paths.items() if path}
+    if not paths:
+        raise ValueError("name what to import: --checkpoint FILE for all towers, or --audio, --video, --text")
+    flat, notes = weights.read_towers(paths, config, temporal=args.temporal)
+    notes += [f"{tower} starts at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
+    flat = weights.complete(flat, config, args.seed)
+    write_own_folder(flat, config, pathlib.Path(args.out), args.tokenizer, notes)
+    print("\n".join(notes))
+    print(f"{sum(value.size for value in flat.values()):,} parameters -> {args.out}")
+
+
+def export_weights(args: argparse.Namespace) -> None:
+    """Writes a folder of ours or a run in another layout.
+
+    Raises:
+      ValueError: The source is neither, or a step is asked of something that is no run.
+    """
+    config = weights.read_model_config(args.source)
+    if args.step and not weights.is_run(args.source):
+        raise ValueError(f"--step {args.step}: {args.source} is no run")
+    flat = (
+        weights.read_run(args.source, args.step)
+        if weights.is_run(args.source)
+        else weights.read_checkpoint(args.source, config)
+    )
+    out = pathlib.Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = weights.read_run_config(args.source).data.tokenizer if weights.is_run(args.source) else args.source
+    if args.to in ("pth", "safetensors"):
+        aside = out.with_name(f".{out.name}.tmp")
+        (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
+        os.replace(aside, out)
+    elif args.to == "folder":
+        origin = [f"{pathlib.Path(args.source).name}" + (f", step {args.step}" if args.step else "")]
+        write_own_folder(flat, config, out, tokenizer, origin)
+    else:
+        write_hugging_face(flat, config, args.to.removeprefix("hf_"), out)
+        copy_tokenizer(tokenizer if args.to == "hf_text" else "", out)
+    print(f"{args.source} -> {args.out}")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Prints what a checkpoint holds: layout, towers, tensors.
+
+    Raises:
+      ValueError: It can't be read, or its layout is unknown.
+    """
+    if weights.is_run(args.source) or weights.is_own_folder(args.source):
+        print(f"{args.source}: mc3_jax, {dataclasses.asdict(weights.read_model_config(args.source))}")
+        return
+    tensors = checkpoint_files.read_tensors(pathlib.Path(args.source))
+    for tower, source in layouts.recognize(tensors, args.source).items():
+        num = sum(value.size for value in source.tensors.values())
+        head = f", projection as {source.head}" if source.head else ", no projection"
+        print(f"{tower}: {source.encoder} layout{head}, {len(source.tensors)} tensors, {num:,} numbers")
+        for name, value in source.tensors.items() if args.names else ():
+            print(f"  {name} {list(value.shape)} {value.dtype}")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mc3_jax.convert", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    take = commands.add_parser("import", help="checkpoints of others -> a folder of ours")
+    take.add_argument("--checkpoint", default="", help="file or folder that holds several towers")
+    for tower in config_lib.MODALITIES:
+        take.add_argument(f"--{tower}", default="", help=f"file or folder the {tower} tower comes from")
+    take.add_argument("--config", default="", help="file in configs/ with the model's sizes; default the paper's")
+    take.add_argument("--tokenizer", default="", help="folder whose tokenizer is enclosed")
+    take.add_argument("--temporal", choices=("zeros", "linear"), default="zeros", help="fill of temporal positions")
+    take.add_argument("--seed", type=int, default=0, help="of what no file holds")
+    take.add_argument("--out", required=True, help="folder to write")
+    take.set_defaults(run=import_weights)
+    give = commands.add_parser("export", help="a folder of ours or a run -> PyTorch, Hugging Face or a folder")
+    give.add_argument("source", help="folder of ours or workdir of a run")
+    give.add_argument("--to", required=True, choices=("pth", "safetensors", "hf_text", "hf_audio", "folder"))
+    give.add_argument("--step", type=int, default=0, help="of a run's checkpoint; default the newest")
+    give.add_argument("--out", required=True, help="file or folder to write")
+    give.set_defaults(run=export_weights)
+    look = commands.add_parser("show", help="what a checkpoint holds")
+    look.add_argument("source")
+    look.add_argument("--names", action="store_true", help="every tensor's name, shape and dtype")
+    look.set_defaults(run=show)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command, or ends with one line and status 2."""
+    args = _parse(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

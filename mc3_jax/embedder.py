@@ -1,0 +1,171 @@
+"""A trained model made ready for use: sounds, frames and sentences in, L2-normalised numpy embeddings out.
+
+    model = mc3_jax.load("runs/demo/train")
+    model.embed_audio(waveform, 44_100) @ model.embed_text(["#C C cuts the onion"]).T
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+from jaxtyping import Float, Num
+
+from mc3_jax import checkpoint, config as config_lib, train_step as step_lib, weights
+from mc3_jax.data import tokenizer as tokenizer_lib
+from mc3_jax.models import frontend
+
+SAMPLE_RATE_HZ = 16_000
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+class Embedder:
+    """Embeds any number of inputs in batches of one size, so each shape of input is compiled once.
+
+    Attributes:
+      config: Sizes of the model.
+      batch_size: Rows computed at a time.
+    """
+
+    def __init__(
+        self, params: weights.Flat, config: config_lib.ModelConfig, tokenizer: str = "", batch_size: int = 32
+    ):
+        """Puts the parameters on the default device.
+
+        Args:
+          params: All of them, flat.
+          config: Their sizes.
+          tokenizer: Folder of the tokenizer; without one `embed_text` is refused.
+          batch_size: Rows computed at a time.
+
+        Raises:
+          ValueError: The tokenizer's folder holds none, or one with more tokens than the model.
+        """
+        self.config, self.batch_size = config, batch_size
+        model = step_lib.make_model(config)
+        checkpoint.check_shapes(params, weights.param_shapes(config), "params")
+        self._params = jax.device_put(checkpoint.unflatten(params))
+        text = config.text
+        self._tokenize = (
+            tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size) if tokenizer else None
+        )
+
+        def audio(params, waveform):
+            spectrogram = frontend.log_mel(
+                waveform, num_mel=config.audio.num_mel, num_time_frames=config.audio.num_time_frames
+            )
+            return model.apply({"params": params}, audio=spectrogram)["audio"]
+
+        def video(params, frames):
+            size = jnp.broadcast_to(jnp.array(frames.shape[2:4], jnp.int32), (len(frames), 2))
+            frames = frontend.center_video(frames, size, config.video.image_size_px, config.video.resize_px)
+            return model.apply({"params": params}, video=frames)["video"]
+
+        def text_tower(params, ids, mask):
+            return model.apply({"params": params}, text_ids=ids, text_mask=mask)["text"]
+
+        self._audio, self._video, self._text = jax.jit(audio), jax.jit(video), jax.jit(text_tower)
+
+    def _in_batches(self, embed: Callable, *inputs: np.ndarray) -> Float[np.ndarray, "b d"]:
+        """Returns `embed` of all rows; the last batch is filled up with copies of its last row."""
+        num, out = len(inputs[0]), []
+        for start in range(0, num, self.batch_size):
+            rows = np.minimum(np.arange(start, start + self.batch_size), num - 1)
+            out.append(np.asarray(embed(self._params, *(x[rows] for x in inputs))))
+        return np.concatenate(out)[:num] if out else np.zeros((0, self.config.embed_dim), np.float32)
+
+    def embed_audio(self, waveform: Num[np.ndarray, "*batch n"], sample_rate: float) -> Float[np.ndarray, "*batch d"]:
+        """Returns L2-normalised embeddings of mono sounds.
+
+        Args:
+          waveform: One [n] or several [b, n]; floats in [-1, 1] or int16.
+          sample_rate: Hz; resampled to 16 kHz where it is another.
+
+        Raises:
+          ValueError: A sound is longer than the model's window, shorter than one spectrogram frame, not finite, or has
+            another dtype.
+        """
+        waveform = np.asarray(waveform)
+        if waveform.ndim not in (1, 2):
+            raise ValueError(f"waveform must be [n] or [b, n], got {waveform.shape}: mix channels down first")
+        if waveform.dtype == np.int16:
+            waveform = waveform / np.float32(32768)
+        if not np.issubdtype(waveform.dtype, np.floating) or not np.isfinite(waveform).all():
+            raise ValueError(f"waveform must be int16 or finite floats in [-1, 1], got {waveform.dtype}")
+        rows = np.atleast_2d(waveform).astype(np.float32)
+        if sample_rate != SAMPLE_RATE_HZ:
+            rows = librosa.resample(rows, orig_sr=sample_rate, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq", axis=-1)
+        # 25 ms frames every 10 ms: so many samples fill the spectrogram, and hop - 1 more change nothing.
+        frame, hop = SAMPLE_RATE_HZ * 25 // 1000, SAMPLE_RATE_HZ * 10 // 1000
+        most = (self.config.audio.num_time_frames - 1) * hop + frame + hop - 1
+        if rows.shape[1] < frame:
+            raise ValueError(f"{rows.shape[1]} samples at 16 kHz are shorter than a spectrogram frame of {frame}")
+        if rows.shape[1] > most:
+            raise ValueError(
+                f"sounds of {rows.shape[1] / SAMPLE_RATE_HZ:.2f} s are longer than the model's window of "
+                f"{most / SAMPLE_RATE_HZ:.2f} s: cut them into windows"
+            )
+        out = self._in_batches(self._audio, rows)
+        return out[0] if waveform.ndim == 1 else out
+
+    def embed_video(self, frames: np.ndarray) -> Float[np.ndarray, "*batch d"]:
+        """Returns L2-normalised embeddings of clips: short side resized, centre cropped, normalised as in evaluation.
+
+        Args:
+          frames: RGB of one clip [t, h, w, 3] or several [b, t, h, w, 3], t at most the model's temporal positions; the
+            model was trained on `config.video.num_frames`, the middles of as many equal intervals.
+
+        Raises:
+          ValueError: Another shape or dtype, or too many frames.
+        """
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
+            raise ValueError(f"frames must be uint8 [t, h, w, 3] or [b, t, h, w, 3], got {frames.dtype} {frames.shape}")
+        if frames.shape[-4] > self.config.video.num_positions:
+            raise ValueError(f"{frames.shape[-4]} frames, the model takes at most {self.config.video.num_positions}")
+        out = self._in_batches(self._video, frames if frames.ndim == 5 else frames[None])
+        return out[0] if frames.ndim == 4 else out
+
+    def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "b d"]:
+        """Returns L2-normalised embeddings of sentences, cut at the model's number of tokens.
+
+        Raises:
+          ValueError: The model came without a tokenizer, or `texts` is a bare string.
+        """
+        if self._tokenize is None:
+            raise ValueError("the model came without a tokenizer: mc3_jax.load(path, tokenizer=FOLDER)")
+        if isinstance(texts, str):
+            raise ValueError(f"texts must be a list of strings, got the string {texts[:40]!r}: put it in a list")
+        tokens = [self._tokenize(text) for text in texts]
+        shape = (len(tokens), self.config.text.num_tokens)
+        ids, mask = (np.array([t[i] for t in tokens], np.int32).reshape(shape) for i in (0, 1))
+        return self._in_batches(self._text, ids, mask)
+
+
+def load(
+    path: str, *, tokenizer: str = "", model: config_lib.ModelConfig | None = None, batch_size: int = 32
+) -> Embedder:
+    """Returns a model ready to embed, from whatever holds its weights; nothing is downloaded or unpickled.
+
+    Args:
+      path: A folder made by `python -m mc3_jax.convert`, the workdir of a run, or somebody else's checkpoint that holds all
+        three towers with their projections (see `weights.read_checkpoint`).
+      tokenizer: Folder of the tokenizer; "" takes the one in the folder, or the one the run was trained with.
+      model: Sizes, for somebody else's checkpoint; default the paper's. Folders and runs know theirs.
+      batch_size: Rows computed at a time.
+
+    Raises:
+      ValueError: Nothing that can be read is there, weights are missing or don't fit, or the tokenizer doesn't.
+    """
+    known = weights.is_own_folder(path) or weights.is_run(path)
+    if known and model is not None:
+        raise ValueError(f"{path} knows its model's sizes: leave `model` out")
+    config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
+    params = weights.read_checkpoint(path, config)
+    if not tokenizer and any((pathlib.Path(path) / name).is_file() for name in _TOKENIZER_FILES):
+        tokenizer = path
+    if not tokenizer and weights.is_run(path):
+        tokenizer = weights.read_run_config(path).data.tokenizer
+    return Embedder(params, config, tokenizer, batch_size)

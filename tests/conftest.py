@@ -11,3 +11,21 @@ import jaxtyping
 jaxtyping.install_import_hook(
     ["mc3_jax", "data_prep"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+
+import pytest
+
+from mc3_jax import train
+from tests import world
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A little SoundWorld's folder: clips and vocabulary."""
+    return world.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory):
+    """A run that was never interrupted: (config, workdir, final state)."""
+    config, workdir = world.small_config(data), str(tmp_path_factory.mktemp("run") / "full")
+    return config, workdir, train.train(train.set_up(config, workdir))

@@ -23,18 +23,6 @@ from mc3_jax.data import loader, tokenizer
 from tests import world
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    return world.make(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="session")
-def finished(data, tmp_path_factory):
-    """A run that was never interrupted: (config, workdir, final state)."""
-    config, workdir = world.small_config(data), str(tmp_path_factory.mktemp("run") / "full")
-    return config, workdir, train.train(train.set_up(config, workdir))
-
-
 def assert_equal_bits(left, right):
     leaves = zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True)
     for (path, a), b in leaves:

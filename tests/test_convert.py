@@ -1,0 +1,242 @@
+"""`python -m mc3_jax.convert`: in by one command, out to the sources' own modules, bit for bit both ways."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+
+import mc3_jax
+from mc3_jax import checkpoint, config as config_lib, convert, train_step, weights
+from mc3_jax.models import checkpoint_files
+from tests import golden_models, world
+from tests.models import torch_models
+
+GOLDEN = golden_models.GOLDEN
+CONFIG_FILE = """
+from mc3_jax.config import Config
+from tests import golden_models
+
+def get_config():
+    return Config(model=golden_models.model_config())
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of ours made from EgoVLP's video and text and an AST, by the command."""
+    root = tmp_path_factory.mktemp("convert")
+    (root / "tiny.py").write_text(CONFIG_FILE)
+    done = world.run(
+        "mc3_jax.convert", "import", "--video", GOLDEN / "egovlp_config.pth", "--text", GOLDEN / "egovlp_tiny.pth",
+        "--audio", GOLDEN / "ast_tiny_148.pth", "--config", root / "tiny.py", "--out", root / "folder",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "head of 7 outputs is left out, embed_dim being 32" in done.stdout
+    return root / "folder"
+
+
+def flat(folder):
+    return weights.read_checkpoint(str(folder), golden_models.model_config())
+
+
+def test_what_is_imported_computes_what_the_originals_computed(folder):
+    params, sizes = flat(folder), golden_models.model_config()
+    model = train_step.make_model(sizes)
+    golden = golden_models.egovlp_outputs()
+    inputs = {"video": golden["video"]}
+    out = jax.jit(model.apply)({"params": checkpoint.unflatten(params)}, **inputs)["video"]
+    np.testing.assert_allclose(out, golden_models.normalize(golden["video_embedding"]), atol=1e-5, rtol=0)
+    text = {"text_ids": golden["input_ids"], "text_mask": golden["attention_mask"]}
+    out = jax.jit(model.apply)({"params": checkpoint.unflatten(params)}, **text)["text"]
+    np.testing.assert_allclose(out, golden_models.normalize(golden["text_embedding"]), atol=1e-5, rtol=0)
+
+
+def torch_model():
+    """Returns EgoVLP's model with action2sound's audio model, sized as the golden checkpoints, at other weights."""
+    video, text = golden_models.EGOVLP["video"], golden_models.EGOVLP["text"]
+    return torch_models.FrozenInTime(
+        torch_models.VideoModel(48, 2, 4, 16, num_frames=video["num_frames"]),
+        transformers.DistilBertModel(
+            transformers.DistilBertConfig(
+                dim=48, n_layers=2, n_heads=4, hidden_dim=192, vocab_size=120,
+                max_position_embeddings=text["max_position_embeddings"],
+            )
+        ),
+        torch_models.AudioModel(48, 2, 4, 168, label_dim=32),
+        embed_dim=32,
+    ).eval()  # fmt: skip
+
+
+def assert_computes_the_golden_outputs(model):
+    golden, ast = golden_models.egovlp_outputs(), golden_models.ast_outputs()
+    with torch.no_grad():
+        video = model.video_model(torch.from_numpy(golden["video"]).permute(0, 1, 4, 2, 3))
+        ids, mask = (torch.from_numpy(golden[name].astype(np.int64)) for name in ("input_ids", "attention_mask"))
+        first = model.text_model(ids, mask).last_hidden_state[:, 0]
+        audio = model.audio_model.features(torch.from_numpy(ast["spectrogram_148"]))
+        np.testing.assert_allclose(video, golden["video_features"], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(model.vid_proj(video), golden["video_embedding"], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(model.txt_proj(first), golden["text_embedding"], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(audio, ast["features_148"], atol=1e-5, rtol=1e-5)
+
+
+def test_an_exported_pth_loads_strictly_into_the_original_modules_and_recomputes_the_golden_outputs(folder, tmp_path):
+    path = tmp_path / "out.pth"
+    convert.main(["export", str(folder), "--to", "pth", "--out", str(path)])
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(name.startswith("module.") for name in state)
+    model = torch_model()
+    model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=True)
+    assert_computes_the_golden_outputs(model)
+
+
+def test_an_exported_pth_has_the_names_and_shapes_of_the_originals_files(folder, tmp_path):
+    convert.main(["export", str(folder), "--to", "pth", "--out", str(tmp_path / "out.pth")])
+    shapes = {n: v.shape for n, v in checkpoint_files.read_tensors(tmp_path / "out.pth").items()}
+    egovlp = {n: v.shape for n, v in checkpoint_files.read_tensors(GOLDEN / "egovlp_tiny.pth").items()}
+    assert {n: s for n, s in shapes.items() if ".audio_model." not in n} == egovlp
+    ast = {
+        n.replace("module.", "module.audio_model.", 1): v.shape
+        for n, v in checkpoint_files.read_tensors(GOLDEN / "ast_tiny_148.pth").items()
+    }
+    audio = {n: s for n, s in shapes.items() if ".audio_model." in n}
+    assert set(audio) == set(ast)
+    # The golden AST has 7 labels and 10 classes of its image model; ours have the joint space and ImageNet's 1,000.
+    sized_otherwise = ("head.", "head_dist.", "mlp_head.1.")
+    for name, shape in ast.items():
+        assert any(part in name for part in sized_otherwise) or audio[name] == shape, name
+
+
+def test_exported_safetensors_load_strictly_without_prefix(folder, tmp_path):
+    convert.main(["export", str(folder), "--to", "safetensors", "--out", str(tmp_path / "out.safetensors")])
+    tensors = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    model = torch_model()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=True)
+    assert_computes_the_golden_outputs(model)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_a_round_trip_through_their_layout_is_bit_exact(kind, folder, tmp_path):
+    path = tmp_path / f"out.{kind}"
+    convert.main(["export", str(folder), "--to", kind, "--out", str(path)])
+    back = weights.read_checkpoint(str(path), golden_models.model_config())
+    for name, value in flat(folder).items():
+        assert value.tobytes() == back[name].tobytes(), name
+
+
+@pytest.mark.parametrize(("kind", "opened_as"), [("hf_text", "DistilBertModel"), ("hf_audio", "ASTModel")])
+def test_hugging_face_opens_an_exported_folder_whole_and_computes_the_golden_outputs(kind, opened_as, folder, tmp_path):
+    convert.main(["export", str(folder), "--to", kind, "--out", str(tmp_path / "hf")])
+    model, report = transformers.AutoModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert type(model).__name__ == opened_as
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    golden, ast = golden_models.egovlp_outputs(), golden_models.ast_outputs()
+    with torch.no_grad():
+        if kind == "hf_text":
+            ids, mask = (torch.from_numpy(golden[name].astype(np.int64)) for name in ("input_ids", "attention_mask"))
+            found = model.eval()(ids, mask).last_hidden_state[mask.bool()]
+            expected = golden["text_hidden"][golden["attention_mask"].astype(bool)]
+        else:
+            hidden = model.eval()(torch.from_numpy(ast["spectrogram_148"])).last_hidden_state
+            found, expected = hidden[:, :2].mean(1), ast["features_148"]
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+    back, _ = weights.read_towers({kind.removeprefix("hf_"): str(tmp_path / "hf")}, golden_models.model_config())
+    for name, value in back.items():
+        assert value.tobytes() == flat(folder)[name].tobytes(), name
+    heads = safetensors.numpy.load_file(tmp_path / "hf" / "projection.safetensors")
+    assert {name.split(".")[0] for name in heads} == ({"txt_proj"} if kind == "hf_text" else {"mlp_head"})
+
+
+def test_a_folder_of_ours_holds_sizes_weights_and_a_card_and_copies_bit_for_bit(folder, tmp_path):
+    convert.main(["export", str(folder), "--to", "folder", "--out", str(tmp_path / "copy")])
+    for name, value in flat(folder).items():
+        assert value.tobytes() == flat(tmp_path / "copy")[name].tobytes(), name
+    described = json.loads((folder / "config.json").read_text())
+    assert described["format"] == "mc3_jax"
+    assert weights.read_model_config(str(folder)) == golden_models.model_config()
+    card = (folder / "README.md").read_text()
+    assert 'mc3_jax.load("folder")' in card
+    assert "ast_tiny_148.pth" in card
+    assert "starts afresh: norm, projection" in card
+
+
+def test_what_no_file_holds_is_what_training_would_start_from(folder):
+    sizes = golden_models.model_config()
+    fresh = checkpoint.flatten(train_step.init_params(train_step.make_model(sizes), sizes, 0))
+    for name in ("audio/norm/scale", "audio/projection/kernel"):
+        np.testing.assert_array_equal(flat(folder)[name], fresh[name])
+
+
+def test_a_tower_of_one_file_and_a_whole_of_another_may_be_combined(folder, tmp_path):
+    (tmp_path / "tiny.py").write_text(CONFIG_FILE)
+    arguments = ["import", "--checkpoint", str(folder), "--video", str(GOLDEN / "egovlp_tiny.pth")]
+    convert.main([*arguments, "--config", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "mixed")])
+    for name, value in flat(tmp_path / "mixed").items():
+        assert value.tobytes() == flat(folder)[name].tobytes(), name
+
+
+def test_show_says_what_a_checkpoint_holds(folder, capsys):
+    convert.main(["show", str(GOLDEN / "egovlp_tiny.pth")])
+    convert.main(["show", str(folder)])
+    shown = capsys.readouterr().out
+    assert "video: egovlp layout, projection as head, 45 tensors" in shown
+    assert "'num_time_frames': 148" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import", "--out", "{tmp}/x"], "name what to import"),
+        (["import", "--video", "{tmp}/absent.pth", "--out", "{tmp}/x"], "absent.pth"),
+        (["import", "--video", "{tmp}/page.pth", "--out", "{tmp}/x"], "page.pth"),
+        (["import", "--video", "{golden}/egovlp_tiny.pth", "--out", "{tmp}/x"], "! video/encoder"),
+        (["import", "--video", "{golden}/egovlp_tiny.pth", "--config", "{tmp}/no.py", "--out", "{tmp}/x"], "no.py"),
+        (["export", "{tmp}", "--to", "pth", "--out", "{tmp}/x"], "neither a folder of"),
+        (["show", "{tmp}/page.pth"], "page.pth"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_status_2(arguments, message, tmp_path):
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>Not found</html>")
+    arguments = [argument.format(tmp=tmp_path, golden=GOLDEN) for argument in arguments]
+    done = world.run("mc3_jax.convert", *arguments)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_base_size_checkpoints_are_imported_within_a_minute_and_4_gb(tmp_path):
+    """EgoVLP (16 temporal positions), AST and their optimizer-less sizes, random weights; needs 3 GB of disk."""
+    model = torch_models.FrozenInTime(
+        torch_models.VideoModel(768, 12, 12, 196, num_frames=16),
+        transformers.DistilBertModel(transformers.DistilBertConfig()),
+        torch_models.AudioModel(768, 12, 12, 168, label_dim=256),
+        embed_dim=256,
+    )
+    torch.save({"state_dict": {f"module.{n}": v for n, v in model.state_dict().items()}}, tmp_path / "base.pth")
+    del model
+    code = (
+        "import resource, sys, time; from mc3_jax import convert; begin = time.monotonic(); convert.main(sys.argv[1:]); "
+        "print(time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    arguments = ["import", "--checkpoint", str(tmp_path / "base.pth"), "--out", str(tmp_path / "folder")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    seconds, gigabytes = map(float, done.stdout.splitlines()[-1].split())
+    print(f"\nbase import: {seconds:.1f} s, {gigabytes:.2f} GiB")
+    assert seconds < 60
+    assert gigabytes < 4
+    config = weights.read_model_config(str(tmp_path / "folder"))
+    assert config == config_lib.ModelConfig()
+    params = weights.read_checkpoint(str(tmp_path / "folder"), config)
+    counts = [sum(v.size for n, v in params.items() if n.startswith(p)) for p in ("video/e", "text/e", "audio/")]
+    assert counts == [114_177_792, 66_362_880, 85_583_872]
+    assert mc3_jax.__version__ in (tmp_path / "folder" / "README.md").read_text()

@@ -1,0 +1,130 @@
+"""`mc3_jax.load`: a run, a folder or a checkpoint becomes a model; what it embeds is what evaluation embeds."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import librosa
+import numpy as np
+import pytest
+
+import mc3_jax
+from mc3_jax import convert, train_step, weights
+from mc3_jax.data import loader, tokenizer, transforms
+from tests import golden_models
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+    return mc3_jax.load(finished[1], batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def clips(finished):
+    """The first clips of the test split, and their frames as evaluation takes them."""
+    config = finished[0]
+    source = loader.open_split(config.data.dir, "test", config.model.video.num_frames)
+    chosen = transforms.choose_frames(source.info.num_intervals, source.info.num_candidates, None)
+    picked = [source[i] for i in range(6)]
+    frames = [transforms.decode_frames([c.frames[i] for i in chosen], source.info.canvas_px, "x") for c in picked]
+    return picked, frames
+
+
+def test_a_loaded_run_embeds_clips_as_evaluation_does(finished, model, clips):
+    config, _, state = finished
+    picked, frames = clips
+    tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
+    source = loader.open_split(config.data.dir, "test", 4)
+    batch = next(loader.eval_batches(source, tokenize, batch_size=16, num_threads=1))
+    embed = jax.jit(train_step.make_embed_fn(train_step.make_model(config.model), config.model))
+    inputs = ("audio", "video", "video_size", "text_ids", "text_mask")
+    expected = embed(state.params, {name: batch[name] for name in inputs})
+    audio = model.embed_audio(np.stack([clip.audio for clip in picked]), 16_000)
+    np.testing.assert_allclose(audio, expected["audio"][:6], atol=1e-5)
+    text = model.embed_text([clip.narration for clip in picked])
+    np.testing.assert_allclose(text, expected["text"][:6], atol=1e-5)
+    for i, (canvas, size) in enumerate(frames):
+        video = model.embed_video(canvas[:, : size[0], : size[1]])
+        np.testing.assert_allclose(video, expected["video"][i], atol=1e-5)
+
+
+def test_embeddings_are_of_length_1_and_do_not_depend_on_the_batch(model, clips):
+    audio = np.stack([clip.audio for clip in clips[0]])
+    whole = model.embed_audio(audio, 16_000)
+    assert whole.shape == (6, 8)
+    assert isinstance(whole, np.ndarray)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose([model.embed_audio(a, 16_000) for a in audio], whole, atol=1e-6)
+    as_float = audio.astype(np.float64) / 32768
+    np.testing.assert_allclose(model.embed_audio(as_float, 16_000), whole, atol=1e-5)
+    assert model.embed_text([]).shape == (0, 8)
+
+
+def test_a_shape_is_compiled_once(model, clips):
+    audio = np.stack([clip.audio for clip in clips[0]])
+    model.embed_audio(audio, 16_000)
+    compiled = model._audio._cache_size()
+    model.embed_audio(audio[:1], 16_000)
+    model.embed_audio(audio[:3], 16_000)
+    assert model._audio._cache_size() == compiled
+    model.embed_audio(audio[:, :16_000], 16_000)
+    assert model._audio._cache_size() == compiled + 1
+
+
+def test_sounds_at_another_rate_are_resampled(model, clips):
+    audio = clips[0][0].audio / np.float32(32768)
+    faster = librosa.resample(audio, orig_sr=16_000, target_sr=44_100, res_type="soxr_hq")
+    at_home = model.embed_audio(audio, 16_000)
+    assert model.embed_audio(faster, 44_100) @ at_home > 0.999
+    assert model.embed_audio(faster[: len(audio)], 16_000) @ at_home < 0.999
+
+
+def test_a_folder_exported_from_a_run_is_that_run_tokenizer_included(finished, model, clips, tmp_path):
+    convert.main(["export", finished[1], "--to", "folder", "--out", str(tmp_path / "model")])
+    again = mc3_jax.load(tmp_path / "model", batch_size=4)
+    texts = [clip.narration for clip in clips[0]]
+    np.testing.assert_array_equal(again.embed_text(texts), model.embed_text(texts))
+    assert (tmp_path / "model" / "tokenizer.json").is_file()
+
+
+def test_an_earlier_step_of_a_run_can_be_exported(finished, tmp_path):
+    convert.main(["export", finished[1], "--to", "folder", "--step", "3", "--out", str(tmp_path / "early")])
+    early, last = (weights.read_checkpoint(str(p), finished[0].model) for p in (tmp_path / "early", finished[1]))
+    assert any((early[name] != last[name]).any() for name in early)
+
+
+def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model():
+    sizes = golden_models.model_config()
+    with pytest.raises(ValueError, match="holds video and text, no audio tower"):
+        mc3_jax.load(golden_models.GOLDEN / "egovlp_tiny.pth", model=sizes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.embed_audio(np.zeros(40_000, np.float32), 16_000), r"2.50 s are longer .* window of 1.5\d s"),
+        (lambda m: m.embed_audio(np.zeros(100, np.float32), 16_000), "shorter than a spectrogram frame of 400"),
+        (lambda m: m.embed_audio(np.zeros((2, 3, 4), np.float32), 16_000), "mix channels down"),
+        (lambda m: m.embed_audio(np.zeros(24_000, np.int64), 16_000), "got int64"),
+        (lambda m: m.embed_audio(np.full(24_000, np.nan), 16_000), "finite"),
+        (lambda m: m.embed_video(np.zeros((4, 90, 160, 3), np.float32)), "must be uint8"),
+        (lambda m: m.embed_video(np.zeros((9, 90, 160, 3), np.uint8)), "9 frames, the model takes at most 4"),
+        (lambda m: m.embed_text("#C C cuts"), "must be a list of strings"),
+    ],
+)
+def test_bad_input_is_refused_with_the_value_and_the_fix(call, message, model):
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="absent"):
+        mc3_jax.load(tmp_path / "absent")
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        mc3_jax.load(pathlib.Path(tmp_path))
+
+
+def test_importing_the_package_does_not_import_jax():
+    code = "import sys, mc3_jax, mc3_jax.data.records; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

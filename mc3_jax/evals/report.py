@@ -124,12 +124,12 @@ def _loss_plots(rows: list[dict]) -> list[dict]:
     terms = sorted({key for row in rows for key in row if key.startswith(("loss", "contrastive", "consensus"))})
     boundaries = [b["step"] for a, b in itertools.pairwise(rows) if a["phase"] != b["phase"]]
     groups = (
-        ("Loss and its contrastive part", [t for t in terms if t in ("loss", "contrastive")]),
-        ("Contrastive loss of each pair", [t for t in terms if t.startswith("contrastive_")]),
-        ("Consensus loss", [t for t in terms if t == "consensus"]),
+        ("Loss and its contrastive part", "nats", [t for t in terms if t in ("loss", "contrastive")]),
+        ("Contrastive loss of each pair", "nats", [t for t in terms if t.startswith("contrastive_")]),
+        ("Consensus loss", "distance of cosines", [t for t in terms if t == "consensus"]),
     )
     plots = []
-    for title, names in groups:
+    for title, unit, names in groups:
 
         def curves(axes, names=names):
             for name in names:
@@ -139,7 +139,7 @@ def _loss_plots(rows: list[dict]) -> list[dict]:
                 axes.axvline(step, color="#999", lw=0.8, ls=":")
 
         if names:
-            plots.append(_plot(curves, title, "step", "nats" if title[0] != "Con" else "loss"))
+            plots.append(_plot(curves, title, "step", unit))
     return plots
 
 

@@ -2,16 +2,20 @@
 
 A shard is a fixed set of videos. Beam maps over shards and moves no payload: a task cuts its videos' clips into a spool
 file, then writes its shard in the order of clip ids, syncs and renames it, and leaves a report beside it. A rerun takes
-finished shards as they are. What was read, written and left out must add up.
+finished shards as they are: those whose videos, settings and bytes are what their report says. What was read, written and
+left out must add up, and nothing of an earlier conversion stays.
 """
 
+import builtins
 import collections
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 
 import apache_beam as beam
@@ -24,6 +28,9 @@ from mc3_jax.data import records
 
 REJECTED_FILE = "rejected.jsonl"
 _REPORTS = "reports"  # folder inside the data set: one JSON file a shard
+_SHARD_FILE = rf"(?P<name>\w+)-({'|'.join(records.SPLITS)})\.array_record-\d+-of-\d+"
+# Files that make a folder a data set; there only while all shards they name are.
+_INDEX_FILES = (records.CLIPS_FILE, "dataset_info.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +72,23 @@ def assign_shards(uids: list[str], num_shards: int) -> list[list[str]]:
 
 
 def _fingerprint(task: ShardTask, settings: dict) -> str:
-    content = json.dumps([dataclasses.asdict(task), settings], sort_keys=True)
+    content = json.dumps([records.SCHEMA_VERSION, dataclasses.asdict(task), settings], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _report_path(task: ShardTask, folder: str, name: str) -> pathlib.Path:
+    return pathlib.Path(folder) / _REPORTS / f"{task.file(name)}.json"
+
+
+def _read_report(task: ShardTask, folder: str, name: str, settings: dict) -> dict | None:
+    """Returns the report of a shard that is there and of this task, or None. Its bytes are counted, not read."""
+    path, report_path = pathlib.Path(folder) / task.file(name), _report_path(task, folder, name)
+    try:
+        report = json.loads(report_path.read_text())
+        fits = report["fingerprint"] == _fingerprint(task, settings) and report["bytes"] == path.stat().st_size
+    except (OSError, ValueError, TypeError, KeyError):  # none, or of a writer that was cut off
+        return None
+    return report if fits else None
 
 
 def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, settings: dict) -> dict:
@@ -83,14 +105,12 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
       ValueError: Two clips have one id, or the shard read back holds another number of records than were written.
     """
     path = pathlib.Path(folder) / task.file(name)
-    report_path = pathlib.Path(folder) / _REPORTS / f"{path.name}.json"
-    fingerprint = _fingerprint(task, settings)
-    if report_path.is_file() and path.is_file():
-        report = json.loads(report_path.read_text())
-        if report["fingerprint"] == fingerprint and report["bytes"] == path.stat().st_size:
-            return report
-    report_path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    report = _read_report(task, folder, name, settings)
+    # Read whole: a flipped byte would otherwise be found when training meets it. That costs a disk's speed, not a decoder's.
+    if report is not None and report["sha256"] == _sha256(path):
+        return report
+    # A name of its own: on shared disks two attempts at one shard may run at once, on machines with equal process ids.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     counts = collections.Counter()
     rejects = []
     with tempfile.TemporaryFile(dir=folder) as spool:
@@ -116,12 +136,14 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
         writer.close()
     _check_and_publish(aside, path, len(places))
     report = {
-        "fingerprint": fingerprint, "split": task.split, "index": task.index, "file": path.name,
+        "fingerprint": _fingerprint(task, settings), "split": task.split, "index": task.index, "file": path.name,
         "num_clips": len(places), "num_labelled": counts["labelled"], "num_positive": counts["positive"],
         "long_side_px": counts["long_side"], "bytes": path.stat().st_size, "sha256": _sha256(path),
         "rejects": sorted(rejects, key=lambda r: r["clip_id"]),
     }  # fmt: skip
-    aside = report_path.with_suffix(".tmp")
+    report_path = _report_path(task, folder, name)
+    report_path.parent.mkdir(parents=True, exist_ok=True)
+    aside = report_path.with_name(f".{report_path.name}.{uuid.uuid4().hex}.tmp")
     aside.write_text(json.dumps(report))
     os.replace(aside, report_path)
     return report
@@ -155,28 +177,51 @@ def run(
       folder, name, make_clips, settings: As for `write_shard`.
       num_workers: Local processes.
       beam_args: Beam's own options, e.g. `--runner=DataflowRunner`; empty is the local runner on all cores.
+
+    Raises:
+      ValueError: A shard can't be written or is not there in the end, or the folder holds another data set.
     """
+    others = {m["name"] for path in pathlib.Path(folder).glob("*") if (m := re.fullmatch(_SHARD_FILE, path.name))} - {
+        name
+    }
+    if others:
+        raise ValueError(f"{folder} holds the data set {min(others)!r}: choose another folder or name than {name!r}")
+    if any(_read_report(task, folder, name, settings) is None for task in tasks):
+        # While shards change, whoever opens the folder must not take it for the finished data set that it was.
+        for file in _INDEX_FILES:
+            (pathlib.Path(folder) / file).unlink(missing_ok=True)
     if not beam_args:
         # Named, because the default runner of recent Beams fetches a binary when it starts.
         mode = "multi_processing" if num_workers > 1 else "in_memory"
         beam_args = ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
                      f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}",
                      "--default_sdk_harness_log_level=WARNING"]  # fmt: skip
-    with beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
-        # Without the reshuffle, one worker would get all shards fused behind Create.
-        _ = (
-            pipeline
-            | "Shards" >> beam.Create(tasks)
-            | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(_write, folder, name, make_clips, settings)
-        )
-    reports = []
-    for task in tasks:
-        path = pathlib.Path(folder) / _REPORTS / f"{task.file(name)}.json"
-        if not path.is_file():
+    try:
+        with beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
+            # Without the reshuffle, one worker would get all shards fused behind Create.
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(tasks)
+                | "Spread" >> beam.Reshuffle()
+                | "Write" >> beam.Map(_write, folder, name, make_clips, settings)
+            )
+    except RuntimeError as error:
+        raise _unwrap(error) from error
+    reports = [_read_report(task, folder, name, settings) for task in tasks]
+    for task, report in zip(tasks, reports, strict=True):
+        if report is None:
             raise ValueError(f"shard {task.file(name)} was not written though the pipeline says it is done")
-        reports.append(json.loads(path.read_text()))
     return reports
+
+
+def _unwrap(error: RuntimeError) -> Exception:
+    """Returns a worker's ValueError or OSError as one line; of anything else, Beam's error with the worker's traceback."""
+    last = str(error).strip().splitlines()[-1]
+    found = re.fullmatch(r"(?:RuntimeError: )?(\w+): (.*?)(?: \[while running '.*'\])?", last)
+    kind = getattr(builtins, found[1], None) if found else None
+    if isinstance(kind, type) and issubclass(kind, ValueError | OSError):
+        return ValueError(f"a worker failed: {found[2]}")
+    return error
 
 
 def _write(task: ShardTask, folder: str, name: str, make_clips: MakeClips, settings: dict) -> None:
@@ -207,6 +252,8 @@ def finish(
 ) -> records.ClipsInfo:
     """Checks the sums, writes `clips.json`, `rejected.jsonl` and the TFDS metadata; returns the completed info.
 
+    Shards and reports that an earlier conversion left in the folder are removed.
+
     Args:
       reports: Of all shards.
       folder: Of the data set.
@@ -215,7 +262,7 @@ def finish(
       num_in: Narrations read.
 
     Raises:
-      ValueError: Records in are not records out and left out.
+      ValueError: Records in are not records out and left out, or there is no clip at all.
     """
     left_out = [dataclasses.asdict(r) for r in rejects] + [r for report in reports for r in report["rejects"]]
     written = sum(report["num_clips"] for report in reports)
@@ -223,12 +270,19 @@ def finish(
         raise ValueError(
             f"{num_in} narrations came in, {written} clips and {len(left_out)} rejects came out: some are lost"
         )
+    lines = sorted(left_out, key=lambda r: (r["reason"], r["clip_id"]))
+    (folder / REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if not written:
+        reasons = collections.Counter(r["reason"] for r in left_out)
+        told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
+        raise ValueError(f"none of {num_in} narrations became a clip ({told}); see {folder / REJECTED_FILE}")
     for split in records.SPLITS:
         mine = sorted((r for r in reports if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(r["file"], r["num_clips"], r["bytes"], r["sha256"]) for r in mine]
         sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
         info.splits[split] = records.SplitInfo(*sums, shards)
     info.canvas_px = (info.short_side_px, max([r["long_side_px"] for r in reports] + [info.short_side_px]))
+    _remove_leftovers(folder, info.name, {report["file"] for report in reports})
     template = tfds.core.ShardedFileTemplate(folder, dataset_name=info.name, filetype_suffix="array_record")
     splits = [
         tfds.core.SplitInfo(
@@ -241,7 +295,13 @@ def finish(
         data_dir=folder, features=feature_spec(info), split_infos=splits, version="1.0.0", check_data=False,
         description="Clips of narrated egocentric video: frames, audio and narration around a moment.",
     )  # fmt: skip
-    lines = sorted(left_out, key=lambda r: (r["reason"], r["clip_id"]))
-    (folder / REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     info.dump(folder)
     return info
+
+
+def _remove_leftovers(folder: pathlib.Path, name: str, files: set[str]) -> None:
+    """Removes shards of the data set that aren't among `files`, their reports, and what killed writers left."""
+    for path in [*folder.glob("*"), *(folder / _REPORTS).glob("*")]:
+        found = re.fullmatch(rf"\.?({_SHARD_FILE})(\.json)?((\.\w+)?\.tmp)?", path.name)
+        if found and found["name"] == name and (path.name.endswith(".tmp") or found[1] not in files):
+            path.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
 [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there are any, are taken whole and become the
-validation and test splits' labels. Options it doesn't know go to Beam (`--runner=DataflowRunner ...`).
+validation and test splits' labels. With `--runner=DataflowRunner` or the like, options it doesn't know go to Beam.
 """
 
 import argparse
@@ -10,24 +10,26 @@ import collections
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 from absl import logging
 
 from data_prep import media, narrations, shards
 from mc3_jax.data import records
 
 _ANNOTATIONS = "v2/annotations"
+_MAX_WINDOW_S = 60.0  # a shard's spool and a batch would burst long before
 
 
 def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Reject]:
     """Yields a clip or a reject for every narration of a video.
 
     Args:
-      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}.
-      settings: Of the command line; see `_settings`.
+      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}; see
+        `plan_tasks`.
+      settings: Of the command line; see `convert`.
     """
     uid, lines = item["video_uid"], item["narrations"]
     before, after = settings["window_s"]
@@ -36,7 +38,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         start, stop = line["time_s"] - before, line["time_s"] + after
         times = media.frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
         windows.append(media.Window(start, stop, times))
-    path = pathlib.Path(settings["video_dir"]) / f"{uid}.mp4"
+    path = _video_path(settings["video_dir"], uid)
     for i, cut in media.cut_windows(
         path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"]
     ):
@@ -87,7 +89,9 @@ def choose(
             reason = "same narration twice"
         elif not narration.text.strip():
             reason = "narration has no text"
-        elif math.isnan(narration.time_s):
+        elif re.search("[\ud800-\udfff]", narration.text):
+            reason = "narration is no valid Unicode"  # half a character, which JSON can escape and no file can hold
+        elif not math.isfinite(narration.time_s):
             reason = "narration has no time"
         elif narration.label == records.UNKNOWN:
             speaker = narrations.who(narration.text)
@@ -110,8 +114,12 @@ def plan_tasks(
     verbs: narrations.Taxonomy,
     nouns: narrations.Taxonomy,
     num_shards: int,
+    video_dir: pathlib.Path,
 ) -> list[shards.ShardTask]:
-    """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos."""
+    """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos.
+
+    The size of each video file is part of its shard's task, so a rerun after more videos came redoes their shards.
+    """
     total = sum(map(len, chosen.values()))
     tasks = []
     for split, lines in chosen.items():
@@ -125,13 +133,30 @@ def plan_tasks(
         count = max(round(num_shards * len(lines) / max(total, 1)), 1)
         groups = shards.assign_shards(list(by_video), count)
         for i, uids in enumerate(groups):
-            items = tuple({"video_uid": uid, "narrations": by_video[uid]} for uid in uids)
+            items = tuple(
+                {"video_uid": uid, "video_bytes": _size(_video_path(video_dir, uid)), "narrations": by_video[uid]}
+                for uid in uids
+            )
             tasks.append(shards.ShardTask(split, i, len(groups), items))
     return tasks
 
 
+def _video_path(video_dir: str | pathlib.Path, uid: str) -> pathlib.Path:
+    return pathlib.Path(video_dir) / f"{uid}.mp4"
+
+
+def _size(path: pathlib.Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return None
+
+
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.ego4d", description=__doc__.split("\n")[0])
+    # No abbreviations: a Beam option that begins like one of ours is Beam's.
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.ego4d", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     add = parser.add_argument
     add("--root", required=True, type=pathlib.Path, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
     add("--out", required=True, type=pathlib.Path, help="folder of the data set to write")
@@ -157,17 +182,21 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _check(args: argparse.Namespace) -> None:
-    for name in ("num_intervals", "num_candidates"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
+    if beam_args and not any(arg.split("=")[0] == "--runner" for arg in beam_args):
+        raise ValueError(f"unknown option(s) {' '.join(beam_args)}; Beam's own are taken together with --runner only")
+    for name, least in (("num_intervals", 1), ("num_candidates", 1), ("num_shards", 0), ("num_workers", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if args.short_side < 16 or args.short_side % 2:
         raise ValueError(f"--short_side must be even and at least 16, got {args.short_side}")
     if not 1 <= args.jpeg_quality <= 100:
         raise ValueError(f"--jpeg_quality must be from 1 to 100, got {args.jpeg_quality}")
-    if min(args.window) < 0 or sum(args.window) <= 0:
-        raise ValueError(f"--window must not be negative or empty, got {tuple(args.window)}")
-    if not args.name.replace("_", "").isalnum() or not args.name[0].isalpha():
+    if not (min(args.window) >= 0 and 0 < sum(args.window) <= _MAX_WINDOW_S):
+        raise ValueError(
+            f"--window must not be negative, empty or longer than {_MAX_WINDOW_S:g} s, got {tuple(args.window)}"
+        )
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
         raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
     for folder in (args.root, args.root / args.video_dir):
         if not folder.is_dir():
@@ -182,7 +211,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     Raises:
       ValueError: Bad options, missing or damaged annotation files, or lost records.
     """
-    _check(args)
+    _check(args, beam_args)
     annotations = args.root / _ANNOTATIONS
     found = narrations.read_narrations(annotations / "narration.json")
     verbs, nouns = (
@@ -199,19 +228,19 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
         raise ValueError(f"none of {len(found)} narrations can become a clip: {_counts(rejects)}")
     workers = args.num_workers or os.cpu_count() or 1
     num_shards = args.num_shards or max(sum(map(len, chosen.values())) // 512, 4 * workers)
-    tasks = plan_tasks(chosen, verbs, nouns, num_shards)
+    video_dir = (args.root / args.video_dir).absolute()
+    tasks = plan_tasks(chosen, verbs, nouns, num_shards, video_dir)
     settings = {
-        "video_dir": str((args.root / args.video_dir).absolute()), "window_s": list(args.window),
+        "video_dir": str(video_dir), "window_s": list(args.window),
         "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,
         "jpeg_quality": args.jpeg_quality,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     reports = shards.run(tasks, str(args.out.absolute()), args.name, make_clips, settings, workers, beam_args)
-    num_samples = round(sum(args.window) * records.SAMPLE_RATE_HZ)
     info = records.ClipsInfo(
         name=args.name, window_s=tuple(args.window), num_intervals=args.num_intervals,
         num_candidates=args.num_candidates, short_side_px=args.short_side, canvas_px=(args.short_side, args.short_side),
-        num_samples=num_samples, verbs=verbs.labels, nouns=nouns.labels, splits={},
+        num_samples=media.num_samples(sum(args.window)), verbs=verbs.labels, nouns=nouns.labels, splits={},
     )  # fmt: skip
     ids = {n.clip_id for n in labelled}
     num_in = len(labelled) + sum(n.clip_id not in ids for n in found)
@@ -233,7 +262,6 @@ def _counts(rejects: list[shards.Reject]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Converts, or ends with one line and status 2."""
     logging.set_verbosity(logging.WARNING)
-    np.seterr(all="raise", under="ignore")
     args, beam_args = _arguments(argv)
     try:
         convert(args, beam_args)

@@ -1,0 +1,458 @@
+"""The converter end to end on a little SoundWorld: every narration becomes a clip or a reason, and what it says is true."""
+
+import collections
+import csv
+import json
+import math
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import simplejpeg
+import soxr
+from array_record.python.array_record_module import ArrayRecordReader
+
+from data_prep import ego4d, media, narrations
+from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
+from mc3_jax.data import records
+from tests import world as commands
+
+# Of this world's eight videos the fifth has no sound and the third's begins late; all splits and frame rates occur.
+SEED, NUM_VIDEOS = 438, 8
+VIDEOS = [plan.plan_video(SEED, i, 20.0, 64) for i in range(NUM_VIDEOS)]
+MUTE, LATE = VIDEOS[4], VIDEOS[2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("ego4d")
+    (folder / "v2" / "video_540ss").mkdir(parents=True)
+    annotate.write_annotations(folder, VIDEOS, SEED)
+    for video in VIDEOS:
+        video_file.write_video(video, str(folder / "v2" / "video_540ss"), [])
+    return folder
+
+
+class Converted:
+    """A data set and what it was made of.
+
+    Attributes:
+      root, folder: Source and data set.
+      info: What clips.json says.
+      splits: Clips by split.
+      rejected: Rows of rejected.jsonl.
+    """
+
+    def __init__(self, root: pathlib.Path, folder: pathlib.Path):
+        self.root, self.folder = root, folder
+        self.info = records.ClipsInfo.load(folder)
+        self.splits = {name: self._read(split) for name, split in self.info.splits.items()}
+        self.rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+
+    def _read(self, split: records.SplitInfo) -> list[records.Clip]:
+        clips = []
+        for shard in split.shards:
+            reader = ArrayRecordReader(str(self.folder / shard.file))
+            clips += [records.decode(record) for record in reader.read_all()]
+            reader.close()
+        return clips
+
+    @property
+    def clips(self) -> dict[str, records.Clip]:
+        return {clip.clip_id: clip for clips in self.splits.values() for clip in clips}
+
+    def reasons(self, uid: str | None = None) -> collections.Counter:
+        return collections.Counter(row["reason"] for row in self.rejected if uid in (None, row["video_uid"]))
+
+
+def convert(root: pathlib.Path, folder: pathlib.Path, *args) -> Converted:
+    """Converts with one worker, in this process."""
+    ego4d.main(["--root", str(root), "--out", str(folder), "--num_workers", "1", "--short_side", "64", *map(str, args)])
+    return Converted(root, folder)
+
+
+@pytest.fixture(scope="module")
+def converted(root, tmp_path_factory) -> Converted:
+    """What the command makes, with two workers in processes of their own."""
+    folder = tmp_path_factory.mktemp("clips") / "out"
+    done = commands.run("data_prep.ego4d", "--root", root, "--out", folder, "--short_side", "64", "--num_workers", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = Converted(root, folder)
+    counts = ", ".join(f"{len(clips)} {name}" for name, clips in result.splits.items())
+    total = len(result.clips) + len(result.rejected)
+    assert done.stdout.startswith(f"{total} narrations: {counts}\nleft out {len(result.rejected)} (rejected.jsonl): ")
+    assert "positive" in done.stdout
+    return result
+
+
+@pytest.fixture
+def copy(root, tmp_path) -> pathlib.Path:
+    """The world once more, to do harm to: own annotations, links to the videos."""
+    folder = tmp_path / "copy"
+    shutil.copytree(root / "v2" / "annotations", folder / "v2" / "annotations")
+    videos = folder / "v2" / "video_540ss"
+    videos.mkdir()
+    for path in (root / "v2" / "video_540ss").iterdir():
+        (videos / path.name).symlink_to(path)
+    return folder
+
+
+def video_path(root: pathlib.Path, video: plan.Video) -> pathlib.Path:
+    return root / "v2" / "video_540ss" / f"{video.uid}.mp4"
+
+
+def all_ids(root: pathlib.Path) -> list[str]:
+    """Returns the ids of all narrations, from the JSON itself."""
+    videos = json.loads((root / "v2" / "annotations" / "narration.json").read_text())["videos"]
+    return [
+        f"{uid}_{line['annotation_uid']}_{round(line['timestamp_sec'] * 1e6):011d}"
+        for uid, video in videos.items()
+        for part in video.values()
+        for line in part["narrations"]
+    ]
+
+
+def labels_by_id(root: pathlib.Path) -> dict[str, int]:
+    with (root / "v2" / "annotations" / "sounding_labels.csv").open(newline="") as f:
+        return {
+            f"{r['video_uid']}_{r['annotation_uid']}_{round(float(r['timestamp_sec']) * 1e6):011d}": int(
+                int(r["vote_1"]) + int(r["vote_2"]) + int(r["vote_3"]) >= 2
+            )
+            for r in csv.DictReader(f)
+        }
+
+
+def test_every_narration_ends_as_a_clip_or_as_a_row_with_its_reason(converted):
+    out = [*converted.clips, *(row["clip_id"] for row in converted.rejected)]
+    assert sorted(out) == sorted(all_ids(converted.root))
+    assert len(converted.clips) == sum(map(len, converted.splits.values())) > 30
+    assert all(row["reason"] for row in converted.rejected)
+    for name, split in converted.info.splits.items():
+        assert split.num_clips == len(converted.splits[name])
+        assert split.num_labelled == sum(c.label != records.UNKNOWN for c in converted.splits[name])
+        assert split.num_positive == sum(c.label == 1 for c in converted.splits[name])
+
+
+def test_a_video_without_audio_and_audio_that_begins_late_are_counted_not_filled_in(converted):
+    assert converted.reasons(MUTE.uid)["no audio stream"] >= 5
+    assert not [c for c in converted.clips.values() if c.video_uid == MUTE.uid]
+    early = [s for s in LATE.segments if s.narration_s - 0.5 < LATE.audio_start_s - 0.1]
+    assert early
+    assert converted.reasons(LATE.uid)["audio does not cover the clip"] >= 1
+    assert all(
+        c.start_us > 1e6 * LATE.audio_start_s - 50_000 for c in converted.clips.values() if c.video_uid == LATE.uid
+    )
+
+
+def test_training_takes_the_wearers_narrations_and_the_other_splits_their_label_list_whole(converted):
+    assert {narrations.who(c.narration) for c in converted.splits["train"]} == {"wearer"}
+    assert {c.label for c in converted.splits["train"]} == {records.UNKNOWN}
+    assert converted.reasons()["somebody else's action"] >= 1
+    labels = labels_by_id(converted.root)
+    labelled = {c.clip_id: c.label for name in ("validation", "test") for c in converted.splits[name]}
+    rejected = {row["clip_id"] for row in converted.rejected}
+    assert set(labels) == set(labelled) | (set(labels) & rejected)
+    assert {row["reason"] for row in converted.rejected if row["clip_id"] in labels} <= {
+        "audio does not cover the clip", "video does not cover the clip"
+    }  # fmt: skip
+
+
+def test_labels_are_the_majority_of_the_votes(converted):
+    labels = labels_by_id(converted.root)
+    found = {c.clip_id: c.label for name in ("validation", "test") for c in converted.splits[name]}
+    assert len(found) >= 10
+    assert set(found.values()) == {0, 1}
+    assert found == {clip_id: labels[clip_id] for clip_id in found}
+
+
+def test_no_video_is_in_two_splits_and_all_are_where_the_file_says(converted):
+    where = {name: {c.video_uid for c in clips} for name, clips in converted.splits.items()}
+    assert all(where.values())
+    for video in VIDEOS:
+        homes = [name for name, uids in where.items() if video.uid in uids]
+        assert homes == ([video.split] if video is not MUTE else [])
+
+
+def test_verb_and_noun_are_the_true_ones_where_the_narrator_made_no_slip(converted):
+    truth = json.loads((converted.root / "truth.json").read_text())
+    assert converted.info.verbs[0].startswith("wash_(")
+    num_right, num_slips = 0, 0
+    for clip in converted.clips.values():
+        segment = truth[clip.video_uid]["segments"][truth[clip.video_uid]["narrations"][clip.clip_id.split("_")[1]]]
+        verb, noun = taxonomy.VERBS[segment["verb"]], taxonomy.NOUNS[segment["noun"]]
+        words = clip.narration.lower().split()
+        if set(words) & set(verb.forms) and set(words) & set(noun.forms):
+            assert (clip.verb_id, clip.noun_id) == (segment["verb"], segment["noun"]), clip.narration
+            num_right += 1
+        else:
+            num_slips += 1
+    assert num_right > 30
+    assert num_slips < 0.2 * num_right
+
+
+def test_every_clip_holds_what_clips_json_promises(converted):
+    assert converted.info.num_samples == 24_000
+    assert (converted.info.num_intervals, converted.info.num_candidates) == (4, 4)
+    assert converted.info.canvas_px[0] == 64
+    rates = {v.uid: v.fps for v in VIDEOS}
+    for clip in converted.clips.values():
+        records.check(clip, converted.info)
+        assert (clip.start_us, clip.stop_us) == (clip.time_us - 500_000, clip.time_us + 1_000_000)
+        assert simplejpeg.decode_jpeg(clip.frames[0]).shape == (clip.frame_height, clip.frame_width, 3)
+        wanted = np.array(media.frame_times(clip.start_us / 1e6, clip.stop_us / 1e6, 4, 4))
+        shown = np.floor(wanted * rates[clip.video_uid] + 1e-4) / rates[clip.video_uid]
+        np.testing.assert_allclose(clip.frame_times_us / 1e6, shown, atol=2e-6)
+
+
+def test_a_clips_sound_is_the_videos_at_its_time(converted):
+    for video in VIDEOS:
+        mine = [c for c in converted.clips.values() if c.video_uid == video.uid]
+        if not mine:
+            continue
+        wave = sound.synthesize(video, []).mean(0)
+        whole = soxr.resample(wave.astype(np.float32), video.sample_rate_hz, 16_000, quality="HQ")
+        late = 0.0 if video is not LATE else 17.0  # the muxer rounds where audio begins to a millisecond
+        for clip in mine:
+            at = round((clip.start_us / 1e6 - video.audio_start_s) * 16_000)
+            part = whole[max(at, 0) : at + 24_000]
+            size = 1 << 16
+            product = np.fft.rfft(part, size) * np.fft.rfft(clip.audio[-len(part) :] / 32768.0, size).conj()
+            lag = int(np.fft.irfft(product).argmax())
+            lag -= size * (lag > size // 2)
+            assert abs(lag) <= 1 + late, clip.clip_id
+
+
+def test_one_worker_in_this_process_writes_the_same_shards(converted, tmp_path):
+    again = convert(
+        converted.root, tmp_path / "out", "--num_shards", sum(len(s.shards) for s in converted.info.splits.values())
+    )
+    assert {c: records.encode(a) for c, a in again.clips.items()} == {
+        c: records.encode(a) for c, a in converted.clips.items()
+    }
+    assert again.rejected == converted.rejected
+
+
+def test_window_and_frame_counts_are_options(root, tmp_path):
+    made = convert(root, tmp_path / "out", "--window", 0.25, 0.5, "--num_intervals", 3, "--num_candidates", 2)
+    assert made.info.window_s == (0.25, 0.5)
+    assert made.info.num_samples == 12_000
+    assert (made.info.num_intervals, made.info.num_candidates) == (3, 2)
+    rates = {v.uid: v.fps for v in VIDEOS}
+    for clip in made.clips.values():
+        records.check(clip, made.info)
+        assert (clip.start_us, clip.stop_us) == (clip.time_us - 250_000, clip.time_us + 500_000)
+        middles = (clip.start_us + 750_000 * (np.arange(3) + 0.5) / 3) / 1e6
+        shown = np.floor(middles * rates[clip.video_uid] + 1e-4) / rates[clip.video_uid]
+        np.testing.assert_allclose(clip.frame_times_us[1::2] / 1e6, shown, atol=2e-6)
+
+
+def test_a_broken_a_mute_and_a_missing_video_cost_only_themselves(converted, copy, tmp_path):
+    broken, missing = VIDEOS[0], VIDEOS[5]
+    video_path(copy, broken).unlink()
+    content = video_path(converted.root, broken).read_bytes()
+    video_path(copy, broken).write_bytes(content[: len(content) // 3].replace(b"moov", b"zzzz"))
+    video_path(copy, missing).unlink()
+    made = convert(copy, tmp_path / "out")
+    lost = {broken.uid, missing.uid}
+    assert {c: records.encode(clip) for c, clip in made.clips.items()} == {
+        c: records.encode(clip) for c, clip in converted.clips.items() if clip.video_uid not in lost
+    }
+    before = len([c for c in converted.clips.values() if c.video_uid == broken.uid])
+    told = "video file can't be opened: Invalid data found when processing input"
+    assert made.reasons(broken.uid)[told] >= before > 3
+    assert made.reasons(missing.uid)["video file is missing"] > 3
+    assert made.reasons(MUTE.uid) == converted.reasons(MUTE.uid)
+    # When the videos have come, a rerun cuts them, and only them anew.
+    untouched = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*validation*")}
+    for video in (broken, missing):
+        video_path(copy, video).unlink(missing_ok=True)
+        video_path(copy, video).symlink_to(video_path(converted.root, video))
+    again = convert(copy, tmp_path / "out")
+    assert set(again.clips) == set(converted.clips)
+    assert untouched == {p: p.stat().st_mtime_ns for p in untouched}
+
+
+def test_odd_narrations_are_left_out_with_their_reasons_and_the_sums_still_hold(copy, tmp_path):
+    path = copy / "v2" / "annotations" / "narration.json"
+    content = json.loads(path.read_text())
+    video = VIDEOS[0]
+    lines = content["videos"][video.uid]["narration_pass_1"]["narrations"]
+    odd = {
+        "narration has no time": {"timestamp_sec": None, "narration_text": "#C C stirs", "annotation_uid": "x1"},
+        "narration has no text": {"timestamp_sec": 5.0, "narration_text": None, "annotation_uid": "x2"},
+        "narration is no valid Unicode": {
+            "timestamp_sec": 5.0,
+            "narration_text": "#C C \ud83d",
+            "annotation_uid": "x3",
+        },
+        "narrator is unsure": {"timestamp_sec": 5.0, "narration_text": "#unsure", "annotation_uid": "x4"},
+        "nobody's tag": {"timestamp_sec": 5.0, "narration_text": "stirs", "annotation_uid": "x5"},
+        "same narration twice": lines[0],
+        "audio does not cover the clip": {"timestamp_sec": -3.0, "narration_text": "#C C", "annotation_uid": "x6"},
+    }
+    lines += odd.values()
+    lines += [{"timestamp_sec": 1e300, "narration_text": "#C C far away", "annotation_uid": "x7"}]
+    content["videos"]["no/such/video"] = {"narration_pass_1": {"narrations": [lines[0]]}}
+    path.write_text(json.dumps(content))
+    made = convert(copy, tmp_path / "out", "--splits", write_splits(tmp_path, content["videos"]))
+    reasons = made.reasons(video.uid)
+    assert all(reasons[reason] >= 1 for reason in odd), reasons
+    assert made.reasons("no/such/video") == {"video file is missing": 1}
+    assert len(made.clips) + len(made.rejected) == sum(
+        len(part["narrations"]) for v in content["videos"].values() for part in v.values()
+    )
+
+
+def write_splits(folder: pathlib.Path, uids, split: str = "train") -> pathlib.Path:
+    path = folder / "my_splits.csv"
+    path.write_text("video_uid,split\n" + "".join(f"{uid},{split}\n" for uid in uids))
+    return path
+
+
+def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearers_narrations_count(copy, tmp_path):
+    for name in ("sounding_labels.csv", "splits.csv"):
+        (copy / "v2" / "annotations" / name).unlink()
+    made = convert(copy, tmp_path / "out")
+    for name, clips in made.splits.items():
+        assert {narrations.split_by_hash(c.video_uid) for c in clips} <= {name}
+        assert {c.label for c in clips} <= {records.UNKNOWN}
+    assert {narrations.who(c.narration) for c in made.clips.values()} == {"wearer"}
+    assert sorted([*made.clips, *(r["clip_id"] for r in made.rejected)]) == sorted(all_ids(copy))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--num_intervals", "0"], "--num_intervals must be at least 1, got 0"),
+        (["--num_candidates", "-1"], "--num_candidates must be at least 1, got -1"),
+        (["--num_shards", "-1"], "--num_shards must be at least 0, got -1"),
+        (["--num_workers", "-2"], "--num_workers must be at least 0, got -2"),
+        (["--short_side", "63"], "--short_side must be even and at least 16, got 63"),
+        (["--short_side", "8"], "--short_side must be even and at least 16, got 8"),
+        (["--jpeg_quality", "0"], "--jpeg_quality must be from 1 to 100, got 0"),
+        (["--window", "-1", "1"], "--window must not be negative"),
+        (["--window", "0", "0"], "--window must not be negative, empty"),
+        (["--window", "nan", "1"], "--window must not be"),
+        (["--window", "inf", "1"], "--window must not be negative, empty or longer than 60 s"),
+        (["--window", "1e9", "1"], "--window must not be negative, empty or longer than 60 s"),
+        (["--name", ""], "--name must be letters, digits and _, got ''"),
+        (["--name", "a-b"], "--name must be letters, digits and _, got 'a-b'"),
+        (["--name", "../up"], "--name must be"),
+        (["--name", "é"], "--name must be"),
+        (["--video_dir", "v2/clips"], "no folder .*v2/clips: point --root at what Ego4D's CLI filled"),
+        (["--video_dir", "v2/annotations"], "no mp4 files in .*v2/annotations: choose another --video_dir"),
+        (["--labels", "absent.csv"], "no file absent.csv"),
+        (["--splits", "absent.csv"], "no file absent.csv"),
+        (["--short_sied", "72"], "unknown option.s. --short_sied 72; Beam's own are taken together with --runner only"),
+        (["--short", "72"], "unknown option.s. --short 72"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(root, tmp_path, capsys, args, words):
+    with pytest.raises(SystemExit) as ended:
+        ego4d.main(["--root", str(root), "--out", str(tmp_path / "out"), *args])
+    assert ended.value.code == 2
+    assert_one_line(capsys.readouterr().err, words)
+    assert not (tmp_path / "out").exists()
+
+
+def assert_one_line(err: str, words: str):
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert re.search(words, err), err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("narration.json", None, "no file .*narration.json"),
+        ("narration.json", "{", "narration.json is no JSON"),
+        ("narration.json", '{"v": 3}', "video v must be an object, got 3"),
+        ("narration.json", "{}", "none of .* narrations can become a clip"),
+        ("narration_verb_taxonomy.csv", None, "no file .*narration_verb_taxonomy.csv"),
+        ("narration_noun_taxonomy.csv", "label,group\ncup,3\n", "narration_noun_taxonomy.csv, row 2: group '3'"),
+        ("sounding_labels.csv", "video_uid\nv\n", "sounding_labels.csv lacks the column"),
+        ("splits.csv", "video_uid,split\nv,dev\n", "splits.csv, row 2: split 'dev' is none of"),
+    ],
+)
+def test_a_wrong_annotation_file_is_one_line_and_status_2(copy, tmp_path, capsys, name, content, words):
+    path = copy / "v2" / "annotations" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    if content == "{}":
+        (copy / "v2" / "annotations" / "sounding_labels.csv").unlink()
+    with pytest.raises(SystemExit) as ended:
+        ego4d.main(["--root", str(copy), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert_one_line(capsys.readouterr().err, words)
+
+
+def test_an_option_of_another_type_or_a_missing_one_is_told_without_a_traceback(root, tmp_path, capsys):
+    for args in (["--num_intervals", "four"], ["--window", "1"], []):
+        with pytest.raises(SystemExit) as ended:
+            ego4d.main(["--root", str(root), *(["--out", str(tmp_path / "out")] if args else []), *args])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("python -m data_prep.ego4d: error: ")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(root, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        ego4d.main(["--root", str(root), "--out", str(tmp_path / "file" / "out"), "--num_workers", "1"])
+    assert ended.value.code == 2
+    assert_one_line(capsys.readouterr().err, "Not a directory")
+
+
+def test_converting_leaves_numpys_error_handling_as_it_was(root, tmp_path):
+    before = np.geterr()
+    with pytest.raises(SystemExit):
+        ego4d.main(["--root", str(root), "--out", str(tmp_path), "--num_intervals", "0"])
+    assert np.geterr() == before
+
+
+def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") -> narrations.Narration:
+    return narrations.Narration(uid, annotation, "narration_pass_1", time_s, text, label)
+
+
+def test_of_a_narration_in_both_lists_the_labelled_one_counts():
+    found = [narration(), narration("#C C cuts", time_s=2.0), narration("#C C pours", uid="w")]
+    labelled = [narration("#O man X stirs", label=0), narration("nobody's", uid="u", label=1)]
+    chosen, rejects = ego4d.choose(found, labelled, {"v": "test", "u": "validation", "w": "train"})
+    assert [(n.text, n.label) for n in chosen["test"]] == [("#O man X stirs", 0)]
+    assert [(n.text, n.label) for n in chosen["validation"]] == [("nobody's", 1)]
+    assert [n.text for n in chosen["train"]] == ["#C C pours"]
+    assert [(r.reason, r.video_uid) for r in rejects] == [("no label, though in the test split", "v")]
+
+
+def test_a_label_given_twice_is_taken_once():
+    chosen, rejects = ego4d.choose([], [narration(label=1), narration(label=0)], {"v": "test"})
+    assert [n.label for n in chosen["test"]] == [1]
+    assert [r.reason for r in rejects] == ["same narration twice"]
+
+
+def test_narrations_without_a_time_are_each_counted():
+    lines = [narration(time_s=float("nan"), annotation=a) for a in "ab"]
+    _, rejects = ego4d.choose(lines, [], {})
+    assert [r.reason for r in rejects] == ["narration has no time"] * 2
+    assert len({r.clip_id for r in rejects}) == 2
+
+
+def test_shards_are_shared_out_by_the_splits_sizes_and_none_is_without_a_video(tmp_path):
+    empty = narrations.Taxonomy([], {})
+    chosen = {
+        "train": [narration(uid=f"t{i}", time_s=t) for i in range(30) for t in (1.0, 2.0, 3.0)],
+        "validation": [narration(uid="v0")],
+        "test": [],
+    }
+    (tmp_path / "v0.mp4").write_bytes(b"12345")
+    for num_shards in (1, 8, 1000):
+        tasks = ego4d.plan_tasks(chosen, empty, empty, num_shards, tmp_path)
+        counts = collections.Counter(t.split for t in tasks)
+        assert counts == {"train": min(max(math.floor(num_shards * 90 / 91 + 0.5), 1), 30), "validation": 1}
+        assert all(task.items for task in tasks)
+        assert all(task.num_shards == counts[task.split] for task in tasks)
+        written = [line["clip_id"] for task in tasks for item in task.items for line in item["narrations"]]
+        assert sorted(written) == sorted(n.clip_id for lines in chosen.values() for n in lines)
+        assert {i["video_uid"]: i["video_bytes"] for t in tasks for i in t.items if t.split != "train"} == {"v0": 5}

@@ -170,13 +170,13 @@ NOUN_INDEX = {noun.name: i for i, noun in enumerate(NOUNS)}
 
 
 def pair_weights() -> list[tuple[int, int, float]]:
-    """Returns every (verb index, noun index, relative frequency): Zipf over each verb's nouns.
+    """Returns every (verb index, noun index, relative frequency): Zipf's law over each verb's nouns.
 
-    The exponent makes a long tail: the commonest fifth of the pairs is half of all actions, the rarer half a fifth.
+    A long tail: the commonest fifth of the pairs is nearly half of all actions, the rarer half a quarter.
     """
     pairs = []
     for v, verb in enumerate(VERBS):
-        zipf = [1.0 / (rank + 1) ** 1.2 for rank in range(len(verb.nouns))]
+        zipf = [1.0 / (rank + 1) for rank in range(len(verb.nouns))]
         total = sum(zipf)
         pairs += [(v, NOUN_INDEX[n], verb.weight * z / total) for n, z in zip(verb.nouns, zipf, strict=True)]
     return pairs

@@ -8,6 +8,7 @@ left out must add up, and nothing of an earlier conversion stays.
 
 import builtins
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -194,10 +195,9 @@ def run(
         # Named, because the default runner of recent Beams fetches a binary when it starts.
         mode = "multi_processing" if num_workers > 1 else "in_memory"
         beam_args = ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
-                     f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}",
-                     "--default_sdk_harness_log_level=WARNING"]  # fmt: skip
+                     f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}"]  # fmt: skip
     try:
-        with beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
+        with _quiet_local_workers(), beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
             # Without the reshuffle, one worker would get all shards fused behind Create.
             _ = (
                 pipeline
@@ -212,6 +212,25 @@ def run(
         if report is None:
             raise ValueError(f"shard {task.file(name)} was not written though the pipeline says it is done")
     return reports
+
+
+@contextlib.contextmanager
+def _quiet_local_workers() -> Iterator[None]:
+    """Keeps local workers from reporting how they start and stop.
+
+    The local runner passes them no options; they read their log level from the file that this variable names.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"options": {"default_sdk_harness_log_level": "ERROR"}}, file)
+        file.flush()
+        before = os.environ.get("PIPELINE_OPTIONS_FILE")
+        os.environ["PIPELINE_OPTIONS_FILE"] = file.name
+        try:
+            yield
+        finally:
+            del os.environ["PIPELINE_OPTIONS_FILE"]
+            if before is not None:
+                os.environ["PIPELINE_OPTIONS_FILE"] = before
 
 
 def _unwrap(error: RuntimeError) -> Exception:

@@ -1,6 +1,7 @@
 """Where a run's numbers go: a progress bar on a terminal, `metrics.jsonl` and TensorBoard always, W&B on request."""
 
 import json
+import os
 import pathlib
 import sys
 
@@ -61,9 +62,13 @@ class MetricWriter:
             except ImportError as error:
                 raise ValueError("log.wandb_project needs `pip install mc3_jax[wandb]`") from error
             self._wandb = wandb.init(project=wandb_project, dir=str(path), id=path.absolute().name, resume="allow")
+        # A terminal that doesn't know its size (a container's) says 0, and tqdm would draw nothing.
+        terminal = sys.stderr.isatty()
+        known = terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        size = {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 40}
         self._bar = tqdm(
             total=total_steps * batch_size, initial=start_step * batch_size, unit="clip", unit_scale=True,
-            disable=not sys.stderr.isatty(), dynamic_ncols=True,
+            disable=not terminal, **size,
         )  # fmt: skip
 
     def __enter__(self) -> "MetricWriter":

@@ -1,0 +1,72 @@
+"""Where numbers go: rows survive a crash and a resume, and a terminal shows a bar with terms and time left."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+from tensorboardX.proto import event_pb2
+
+from mc3_jax import metric_writer
+
+BAR = """
+import time
+from mc3_jax import metric_writer
+options = dict(total_steps=4, start_step=0, batch_size=16, tensorboard=False, wandb_project="")
+with metric_writer.MetricWriter({folder!r}, **options) as writer:
+    for step in range(1, 5):
+        writer.write(step, "refine", dict(loss=2.5, contrastive=2.25, consensus=0.25, clips_per_s=64))
+        writer.advance(step, "refine")
+        time.sleep(0.12)
+"""
+
+
+def write(folder, start_step, steps, tensorboard=False):
+    options = dict(total_steps=10, batch_size=4, tensorboard=tensorboard, wandb_project="")
+    with metric_writer.MetricWriter(str(folder), start_step=start_step, **options) as writer:
+        for step in steps:
+            writer.write(step, "align", {"loss": float(step)})
+
+
+def test_rows_of_steps_that_are_done_again_are_replaced_and_half_a_line_is_left_out(tmp_path):
+    write(tmp_path, 0, [2, 4, 6])
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 8, "lo')
+    write(tmp_path, 4, [6, 8])
+    rows = metric_writer.read_metrics(str(tmp_path))
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
+
+
+def test_tensorboard_files_hold_the_scalars(tmp_path):
+    write(tmp_path, 0, [2, 4], tensorboard=True)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, values = path.read_bytes(), {}
+    while content:  # TFRecord: length, its checksum, the event, its checksum
+        length = int.from_bytes(content[:8], "little")
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        values |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+        content = content[16 + length :]
+    assert values == {(2, "loss"): 2.0, (4, "loss"): 4.0}
+
+
+def test_a_terminal_that_does_not_know_its_size_shows_the_bar_with_terms_rate_and_time_left(tmp_path):
+    ours, theirs = pty.openpty()  # born 0 columns wide
+    code = BAR.format(folder=str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    assert child.wait() == 0
+    os.close(ours)
+    for words in (b"refine", b"loss=2.500", b"contrastive=2.250", b"consensus=0.250", b"clip/s", b"100%", b"/64"):
+        assert words in shown, shown
+    assert b"<00:00" in shown

@@ -13,12 +13,13 @@ def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) ->
     """Returns `tokenize(text) -> (ids, mask)`, int32 [num_tokens] each, cut at the end or padded; safe in threads.
 
     Args:
-      path: Folder with `tokenizer.json` or `vocab.txt`; nothing is downloaded.
+      path: Folder with `tokenizer.json` or `vocab.txt`; nothing is downloaded, and no code in it is run.
       num_tokens: Length, [CLS] and [SEP] included.
       vocab_size: Rows of the embedding the ids will index.
 
     Raises:
-      ValueError: There is no such folder, it holds no tokenizer, or one with more tokens than `vocab_size`.
+      ValueError: There is no such folder, it holds no tokenizer or one that needs its own code, or one with more tokens than
+        `vocab_size`.
     """
     if not path:
         raise ValueError("config.data.tokenizer is empty: name the folder of a tokenizer")
@@ -27,10 +28,14 @@ def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) ->
             f"no tokenizer folder {path}: copy distilbert-base-uncased there or run `python -m data_prep.vocabulary`"
         )
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, use_fast=True)
+        # Unless told, transformers asks on the terminal whether to run the Python code that a folder brings along.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            path, local_files_only=True, use_fast=True, trust_remote_code=False
+        )
         backend = tokenizer.backend_tokenizer
     except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} holds no fast tokenizer: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} holds no fast tokenizer: {type(error).__name__}: {reason}") from error
     size = backend.get_vocab_size(with_added_tokens=True)
     if size > vocab_size:
         raise ValueError(f"{path} has {size} tokens but config.model.text.vocab_size is {vocab_size}: raise it")

@@ -83,7 +83,7 @@ def fit_audio_positions(
     Raises:
       ValueError: The checkpoint's grid can't be told.
     """
-    num = len(table) - 2
+    num = max(len(table) - 2, 0)
     rows = math.isqrt(num) if from_image else grid[0]
     if rows < 1 or num % rows or (from_image and rows * rows != num):
         want = "a square" if from_image else f"a grid of {grid[0]} patches along mel"
@@ -105,7 +105,7 @@ def fit_image_positions(
       ValueError: The checkpoint's grid or ours is not square.
     """
     have, want = math.isqrt(len(table) - 1), math.isqrt(num_patches)
-    if have**2 != len(table) - 1 or want**2 != num_patches:
+    if have < 1 or have**2 != len(table) - 1 or want**2 != num_patches:
         raise ValueError(f"{path}: {len(table) - 1} positions can't be fitted to {num_patches} patches: not square grids")
     if have == want:
         return table, None

@@ -174,7 +174,10 @@ def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
         return {"text": Source("text", "hf", "", tensors)}
     if "temporal_embed" in tensors:
         return {"video": Source("video", "egovlp", "head" if "vid_proj.0.weight" in tensors else "", tensors)}
-    if "patch_embed.proj.weight" in tensors and "blocks.0.attn.qkv.weight" in tensors:
+    kernel = tensors.get("patch_embed.proj.weight")
+    if kernel is not None and "blocks.0.attn.qkv.weight" in tensors:
+        if kernel.ndim != 4 or kernel.shape[1] != 3:
+            raise ValueError(f"{path}: timm's ViT, but patch_embed.proj.weight {list(kernel.shape)} is not for RGB images")
         return {"image": Source("image", "timm", "", tensors)}
     kernel = tensors.get("embeddings.patch_embeddings.projection.weight")
     if kernel is not None and kernel.ndim == 4:
@@ -192,9 +195,9 @@ def _some(names) -> str:
 
 
 def _depth(tensors: Tensors) -> int:
-    """Returns the number of blocks: one more than the highest that is named."""
-    found = [re.search(r"(?:blocks|layer|layers)\.(\d+)\.", name) for name in tensors]
-    return max((int(match.group(1)) for match in found if match), default=-1) + 1
+    """Returns the number of blocks named; counted, so that one name with a number of a billion can't keep us busy."""
+    found = [re.search(r"(?:blocks|layer)\.(\d+)\.", name) for name in tensors]
+    return len({match.group(1) for match in found if match})
 
 
 def _leaves(row: Row) -> list[tuple[str, str]]:
@@ -205,6 +208,16 @@ def _leaves(row: Row) -> list[tuple[str, str]]:
         "norm": [("/scale", ".weight"), ("/bias", ".bias")],
     }
     return leaves.get(row.kind, [("", "")])
+
+
+def _is_sound(kind: str, leaf: str, parts: list[np.ndarray]) -> bool:
+    """Returns whether arrays are floats of the shape their layer has there, but for its sizes; several, of one shape."""
+    shape = parts[0].shape
+    ones = {"token": 2, "table": 1}.get(kind, 0)  # leading dimensions of length 1
+    num_dims = 1 if kind == "norm" or leaf == "/bias" else {"token": 3, "table": 3, "patches": 4}.get(kind, 2)
+    is_float = all(part.dtype.kind == "f" or part.dtype.name == "bfloat16" for part in parts)
+    same = all(part.shape == shape for part in parts)
+    return is_float and same and len(shape) == num_dims and shape[:ones] == (1,) * ones and 0 not in shape
 
 
 def _to_ours(kind: str, leaf: str, parts: list[np.ndarray]) -> np.ndarray:
@@ -237,7 +250,7 @@ def _names(row: Row, column: str, depth: int):
 
 
 def to_ours(source: Source, tower: str, path: str) -> Tensors:
-    """Returns a tower's parameters in our names and layout; those the source lacks are left out.
+    """Returns a tower's parameters in our names and layout, float32; those the source lacks are left out.
 
     Args:
       source: Of `recognize`.
@@ -245,12 +258,13 @@ def to_ours(source: Source, tower: str, path: str) -> Tensors:
       path: For the error.
 
     Raises:
-      ValueError: A tensor the source should have is missing, or one is left over: a list of - missing, + unexpected.
+      ValueError: A tensor the source should have is missing, is no float or no array of its layer, or one is left over: a
+        list of - missing, ! malformed, + unexpected.
     """
     if source.tower not in (tower, "image") or (source.tower == "image" and tower == "text"):
         raise ValueError(f"{path} holds a tower for {source.tower}, not for {tower}")
     rest = dict(source.tensors)
-    params, missing = {}, []
+    params, missing, malformed = {}, [], []
     for row in TABLES[tower]:
         column = source.head if source.head in row.theirs else source.encoder
         if column not in row.theirs:
@@ -260,20 +274,31 @@ def to_ours(source: Source, tower: str, path: str) -> Tensors:
                 continue  # a plain ViT has none
             lacking = [name for name in theirs if name not in rest]
             if lacking:
-                missing += lacking
+                missing += [f"- {name}" for name in lacking]
                 continue
-            params[ours] = _to_ours(row.kind, leaf, [rest.pop(name) for name in theirs])
-    if tower == "video":
-        distillation = next((n for n in ("dist_token", "embeddings.distillation_token") if n in rest), None)
-        if distillation and source.tower == "image":
-            # A distilled DeiT: its second token and that one's position have no place in the video tower.
-            rest.pop(distillation)
-            params["encoder/position_embedding"] = np.delete(params["encoder/position_embedding"], 1, axis=0)
-    unexpected = [name for name in rest if not _UNUSED.search(name)]
-    if missing or unexpected:
-        lines = [f"- {name}" for name in missing] + [f"+ {name} {list(rest[name].shape)}" for name in unexpected]
-        raise ValueError(f"{path} does not hold a whole {tower} tower (- missing, + unexpected): {'; '.join(lines)}")
+            parts = [rest.pop(name) for name in theirs]
+            if not _is_sound(row.kind, leaf, parts):
+                named = zip(theirs, parts, strict=True)
+                malformed += [f"! {name} {part.dtype} {list(part.shape)}" for name, part in named]
+                continue
+            # Before anything is computed of them: half precision would round sums.
+            params[ours] = _to_ours(row.kind, leaf, [np.asarray(part, np.float32) for part in parts])
+    second = ("dist_token", "embeddings.distillation_token") if (source.tower, tower) == ("image", "video") else ()
+    is_distilled = any([rest.pop(name, None) is not None for name in second])
+    unexpected = [f"+ {name} {list(value.shape)}" for name, value in rest.items() if not _UNUSED.search(name)]
+    lines = [line for kind in (missing, malformed, unexpected) for line in _shorten(kind)]
+    if lines:
+        kinds = "- missing, ! malformed, + unexpected"
+        raise ValueError(f"{path} does not hold a whole {tower} tower ({kinds}): {'; '.join(lines)}")
+    if is_distilled:
+        # DeiT's second token and that one's position have no place in the video tower.
+        position = params["encoder/position_embedding"]
+        params["encoder/position_embedding"] = np.concatenate([position[:1], position[2:]])
     return params
+
+
+def _shorten(lines: list[str]) -> list[str]:
+    return lines[:10] + ([f"{lines[0][0]} {len(lines) - 10} more"] if len(lines) > 10 else [])
 
 
 def to_theirs(params: Tensors, tower: str, encoder: str, head: str = "") -> Tensors:

@@ -200,6 +200,52 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_listed_in_one_error(
         weights.read_towers({"video": path}, golden_models.model_config(video__depth=3))
 
 
+def deit(**changes):
+    """Returns the golden DeiT's tensors, some of them replaced; None removes one."""
+    tensors = layouts._strip(checkpoint_files.read_tensors(GOLDEN / "deit_tiny.pth"))
+    tensors |= {name.replace("__", "."): value for name, value in changes.items()}
+    return {name: value for name, value in tensors.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (deit(patch_embed__proj__bias=np.zeros((2, 48), np.float32)), r"! patch_embed.proj.bias float32 \[2, 48\]"),
+        (deit(pos_embed=np.zeros((2, 578, 48), np.float32)), r"! pos_embed float32 \[2, 578, 48\]"),
+        (deit(cls_token=np.zeros((2, 48), np.float32)), r"! cls_token float32 \[2, 48\]"),
+        (deit(norm__weight=np.zeros((), np.float32)), r"! norm.weight float32 \[\]"),
+        (deit(norm__weight=np.ones(48, np.int8)), r"! norm.weight int8 \[48\]"),
+        (deit(pos_embed=None), "- pos_embed"),
+        (deit(pos_embed=np.zeros((1, 1, 48), np.float32)), "x.pth: .* positions"),
+        # AudioMAE's, e.g.: timm's names around a spectrogram's single channel.
+        (deit(patch_embed__proj__weight=np.zeros((48, 1, 16, 16), np.float32)), r"\[48, 1, 16, 16\] is not for RGB"),
+        (deit(patch_embed__proj__weight=np.zeros(48, np.float32)), r"\[48\] is not for RGB"),
+    ],
+)
+@pytest.mark.parametrize("tower", ["audio", "video"])
+def test_malformed_tensors_are_named_with_their_shapes(tensors, message, tower, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "read_tensors", lambda path: tensors)
+    with pytest.raises(ValueError, match=message):
+        weights.read_towers({tower: "x.pth"}, golden_models.model_config())
+
+
+def test_a_block_of_an_absurd_number_is_one_unexpected_name():
+    tensors = deit(blocks__100000__norm1__weight=np.zeros(48, np.float32))
+    with pytest.raises(ValueError, match=r"\+ blocks.100000.norm1.weight \[48\]"):
+        layouts.to_ours(layouts.recognize(tensors, "x")["image"], "audio", "x")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_weights_are_summed_and_fitted_in_float32(dtype, monkeypatch):
+    half = {name: value.astype(jnp.dtype(dtype)) for name, value in deit().items()}
+    found = []
+    for tensors in (half, {name: value.astype(np.float32) for name, value in half.items()}):
+        monkeypatch.setattr(checkpoint_files, "read_tensors", lambda path, tensors=tensors: tensors)
+        found.append(weights.read_towers({"audio": "x"}, golden_models.model_config(audio__num_time_frames=1024))[0])
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][name], err_msg=name)
+
+
 def test_names_of_nobody_and_towers_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="x: not a checkpoint of EgoVLP.*it holds layer1.weight"):
         layouts.recognize({"layer1.weight": np.zeros(2)}, "x")

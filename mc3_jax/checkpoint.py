@@ -190,4 +190,4 @@ def steps_of(workdir: str) -> list[int]:
     """Returns the steps a run has checkpoints of, in order; [] where there is no run."""
     folder = checkpoint_dir(workdir)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isdecimal() and name.isascii())

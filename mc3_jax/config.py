@@ -338,8 +338,7 @@ def validate(config: Config) -> None:
     """
     _require(config.data.batch_size > 1, "data.batch_size", config.data.batch_size, "must be at least 2 to contrast")
     _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
-    _require(config.model.dtype in ("float32", "bfloat16"), "model.dtype", config.model.dtype, "float32 or bfloat16")
-    _validate_model(config.model)
+    validate_model(config.model)
     _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")
     names = [phase.name for phase in config.phases]
     _require(len(set(names)) == len(names), "phases", names, "names must differ")
@@ -353,9 +352,21 @@ def validate(config: Config) -> None:
     _require(config.log.every_steps >= 1, "log.every_steps", config.log.every_steps, "must be at least 1")
 
 
-def _validate_model(model: ModelConfig) -> None:
+def validate_model(model: ModelConfig) -> None:
+    """Checks a model's sizes, which may come from a stranger's file.
+
+    Raises:
+      ValueError: Names the field, its value and what it may be.
+    """
+    _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
+    _require(model.embed_dim >= 1, "model.embed_dim", model.embed_dim, "must be at least 1")
     for name in MODALITIES:
         tower = getattr(model, name)
+        for field in dataclasses.fields(tower):
+            value = getattr(tower, field.name)
+            _require(field.type is not int or value >= 1, f"model.{name}.{field.name}", value, "must be at least 1")
+        # Blocks are traced one by one: a number of a million would keep us busy for hours.
+        _require(tower.depth <= 1000, f"model.{name}.depth", tower.depth, "must be at most 1000")
         fix = f"must be a multiple of num_heads = {tower.num_heads}"
         _require(tower.width % tower.num_heads == 0, f"model.{name}.width", tower.width, fix)
     video, text, audio = model.video, model.text, model.audio
@@ -367,12 +378,14 @@ def _validate_model(model: ModelConfig) -> None:
     _require(video.resize_px >= video.image_size_px, "model.video.resize_px", video.resize_px, fix)
     known = video.time_init in ("zeros", "random")
     _require(known, "model.video.time_init", video.time_init, "zeros or random")
-    low, high = video.crop_scale
-    _require(0 < low <= high <= 1, "model.video.crop_scale", video.crop_scale, "needs 0 < low <= high <= 1")
+    known = len(video.crop_scale) == 2 and 0 < video.crop_scale[0] <= video.crop_scale[1] <= 1
+    _require(known, "model.video.crop_scale", video.crop_scale, "needs 0 < low <= high <= 1")
     fix = f"must be at most num_positions = {text.num_positions}"
     _require(text.num_tokens <= text.num_positions, "model.text.num_tokens", text.num_tokens, fix)
     fix = f"must be at least patch_px = {audio.patch_px}"
-    _require(audio.num_mel >= audio.patch_px, "model.audio.num_mel", audio.num_mel, fix)
+    for field in ("num_mel", "num_time_frames"):
+        value = getattr(audio, field)
+        _require(value >= audio.patch_px, f"model.audio.{field}", value, fix)
 
 
 def _validate_phase(where: str, phase: PhaseConfig) -> None:

@@ -51,14 +51,20 @@ def read_model_config(path: str) -> config_lib.ModelConfig:
     """Returns the sizes of the model in a folder of ours or a run.
 
     Raises:
-      ValueError: It is neither, or its `config.json` is damaged or of another version.
+      ValueError: It is neither, or its `config.json` is damaged, of another version, or names sizes no model has.
     """
     if is_run(path):
-        return read_run_config(path).model
-    if not is_own_folder(path):
+        model = read_run_config(path).model
+    elif is_own_folder(path):
+        values = checkpoint_files.read_config(pathlib.Path(path)).get("model")
+        model = config_lib.from_dict(config_lib.ModelConfig, values, f"{path}/{CONFIG_FILE}: model")
+    else:
         raise ValueError(f"{path} is neither a folder of `python -m mc3_jax.convert` nor the workdir of a run")
-    values = checkpoint_files.read_config(pathlib.Path(path)).get("model")
-    return config_lib.from_dict(config_lib.ModelConfig, values, f"{path}/{CONFIG_FILE}: model")
+    try:
+        config_lib.validate_model(model)
+    except ValueError as error:
+        raise ValueError(f"{path}/{CONFIG_FILE}: {error}") from error
+    return model
 
 
 def read_run_config(workdir: str) -> config_lib.Config:

@@ -45,6 +45,10 @@ def test_the_papers_numbers_stand_in_its_config():
     [
         (lambda c: setattr(c.data, "batch_size", 1), "config.data.batch_size = 1: must be at least 2"),
         (lambda c: setattr(c.model, "dtype", "float64"), "config.model.dtype = 'float64': float32 or bfloat16"),
+        (lambda c: setattr(c.model.audio, "num_heads", 0), "model.audio.num_heads = 0: must be at least 1"),
+        (lambda c: setattr(c.model.audio, "num_time_frames", 9), "num_time_frames = 9: must be at least patch_px = 16"),
+        (lambda c: setattr(c.model.text, "depth", 10**9), "model.text.depth = 1000000000: must be at most 1000"),
+        (lambda c: setattr(c.model.video, "crop_scale", (1.0,)), r"crop_scale = \(1.0,\): needs 0 < low"),
         (lambda c: setattr(c.model.video, "image_size_px", 225), "image_size_px = 225: must be a multiple of patch_px"),
         (lambda c: setattr(c.model.text, "num_tokens", 513), "num_tokens = 513: must be at most num_positions = 512"),
         (lambda c: setattr(c.phases[0], "epochs", 0), r"phases\[0\].epochs = 0: must be positive"),

@@ -125,6 +125,18 @@ def test_what_is_no_model_is_refused(tmp_path):
         mc3_jax.load(pathlib.Path(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("tower", "field", "value"),
+    [("audio", "num_heads", 0), ("audio", "stride_px", 0), ("video", "patch_px", -4), ("text", "depth", 10**8)],
+)
+def test_sizes_no_model_has_in_a_strangers_folder_are_one_error_with_file_and_field(tower, field, value, tmp_path):
+    sizes = golden_models.model_config()
+    setattr(getattr(sizes, tower), field, value)
+    weights.write_folder(str(tmp_path), {}, sizes)
+    with pytest.raises(ValueError, match=rf"config.json: config.model.{tower}.{field} = {value}: must be at"):
+        mc3_jax.load(tmp_path)
+
+
 def test_importing_the_package_does_not_import_jax():
     code = "import sys, mc3_jax, mc3_jax.data.records; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -117,13 +117,18 @@ def read_towers(
       temporal: See `config.InitConfig`.
 
     Raises:
-      ValueError: A file is damaged, unknown, holds no such tower, or has other names or shapes; a +/- list of them.
+      ValueError: A file is damaged, unknown, holds no such tower, or has other names or shapes; a +/- list of them. A run or
+        folder of ours has another number of heads.
     """
     shapes = param_shapes(config)
     flat, notes = {}, []
     for path in dict.fromkeys(paths.values()):
         found = _read(path)
+        known = read_model_config(path) if is_run(path) or is_own_folder(path) else config
         for tower in (tower for tower, own in paths.items() if own == path):
+            theirs, ours = (getattr(sizes, tower).num_heads for sizes in (known, config))
+            if theirs != ours:  # No shape tells: the same matrices would be cut into other heads.
+                raise ValueError(f"{path} has model.{tower}.num_heads = {theirs} and the config {ours}: set it to {theirs}")
             params, done = _take_tower(found, tower, config, shapes, temporal, path)
             flat |= params
             notes.append(f"{tower} from {path}" + (f": {'; '.join(done)}" if done else ""))

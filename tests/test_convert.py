@@ -181,6 +181,11 @@ def test_a_tower_of_one_file_and_a_whole_of_another_may_be_combined(folder, tmp_
         assert value.tobytes() == flat(folder)[name].tobytes(), name
 
 
+def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_shape_fits(folder):
+    with pytest.raises(ValueError, match=r"folder has model.text.num_heads = 4 and the config 6: set it to 4"):
+        weights.read_checkpoint(str(folder), golden_models.model_config(text__num_heads=6))
+
+
 def test_show_says_what_a_checkpoint_holds(folder, capsys):
     convert.main(["show", str(GOLDEN / "egovlp_tiny.pth")])
     convert.main(["show", str(folder)])

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from data_prep.soundworld import annotate, plan, video_file
 
+_RECORDINGS = (".wav", ".ogg", ".flac", ".mp3")
+
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data_prep.soundworld", description=__doc__.split("\n")[0])
@@ -32,31 +34,52 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--videos must be at least 1, got {args.videos}")
     if args.short_side < 64 or args.short_side % 2:
         parser.error(f"--short_side must be even and at least 64, got {args.short_side}")
-    if args.video_seconds < 8:
-        parser.error(f"--video_seconds must be at least 8, got {args.video_seconds}")
+    if not 8 <= args.video_seconds <= 36_000:
+        parser.error(f"--video_seconds must be from 8 to 36000, got {args.video_seconds}")
+    if args.num_workers < 0 or args.seed < 0:
+        parser.error(f"--num_workers and --seed must not be negative, got {args.num_workers} and {args.seed}")
     if args.ambience is not None and not args.ambience.is_dir():
         parser.error(f"--ambience: no folder {args.ambience}")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes the world named by the command line, on all cores."""
+    """Writes the world named by the command line, on all cores, or ends with one line and status 2."""
     args = _arguments(argv)
-    suffixes = (".wav", ".ogg", ".flac", ".mp3")
-    ambience = sorted(str(p) for p in args.ambience.rglob("*") if p.suffix in suffixes) if args.ambience else []
+    try:
+        make(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def make(args: argparse.Namespace) -> None:
+    """Makes the world.
+
+    Raises:
+      ValueError: There is another world in the folder already, or no recording among the ambience.
+    """
+    found = sorted(args.ambience.rglob("*")) if args.ambience else []
+    ambience = [str(p) for p in found if p.suffix.lower() in _RECORDINGS]
     if args.ambience and not ambience:
-        sys.exit(f"--ambience: no {', '.join(suffixes)} files in {args.ambience}")
+        raise ValueError(f"--ambience: no {', '.join(_RECORDINGS)} files in {args.ambience}")
+    names = [os.path.relpath(path, args.ambience) for path in ambience]
+    videos = [plan.plan_video(args.seed, i, args.video_seconds, args.short_side) for i in range(args.videos)]
+    annotate.check_same_world(args.out, videos, args.seed, names)
     folder = args.out / "v2" / "video_540ss"
     folder.mkdir(parents=True, exist_ok=True)
-    videos = [plan.plan_video(args.seed, i, args.video_seconds, args.short_side) for i in range(args.videos)]
-    annotate.write_annotations(args.out, videos, args.seed)
+    annotate.write_annotations(args.out, videos, args.seed, names)
     workers = args.num_workers or os.cpu_count() or 1
     began = time.monotonic()
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(video_file.write_video, video, str(folder), ambience) for video in videos]
         done = concurrent.futures.as_completed(jobs)
         bar = tqdm(done, total=len(jobs), unit="video", desc="SoundWorld", disable=not sys.stderr.isatty())
-        seconds = sum(job.result() for job in bar)
+        try:
+            seconds = sum(job.result() for job in bar)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else the error is told when all other videos are done
+            raise
     elapsed = time.monotonic() - began
     actions = sum(len(v.segments) for v in videos)
     rate = seconds / elapsed / workers

@@ -87,13 +87,35 @@ def _write_csv(path: pathlib.Path, header: list[str], rows: list[list]) -> None:
         writer.writerows(rows)
 
 
-def write_annotations(out: pathlib.Path, videos: list[plan.Video], seed: int) -> None:
+def check_same_world(out: pathlib.Path, videos: list[plan.Video], seed: int, ambience: list[str]) -> None:
+    """Checks that what is under `out` already, if anything, belongs to this world: videos there are not made anew.
+
+    Raises:
+      ValueError: It is of another seed, length, size or ambience, or no SoundWorld.
+    """
+    path = out / "ego4d.json"
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text())
+        there = {entry["video_uid"]: entry for entry in found["videos"]}
+        same = (found["seed"], found.get("ambience", [])) == (seed, ambience)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of a SoundWorld: choose another folder") from error
+    if not same or any(there.get(v.uid, _video_metadata(v)) != _video_metadata(v) for v in videos):
+        raise ValueError(f"{out} holds a world of another seed, length, size or ambience: choose another folder")
+
+
+def write_annotations(
+    out: pathlib.Path, videos: list[plan.Video], seed: int, ambience: list[str] | None = None
+) -> None:
     """Writes every file beside the videos under `out`.
 
     Args:
       out: Root of the data set; gets `ego4d.json`, `truth.json` and `v2/annotations/`.
       videos: All plans.
       seed: Of the world; noted in `ego4d.json`.
+      ambience: Names of the recordings mixed in; noted there too.
     """
     annotations = out / "v2" / "annotations"
     metadata, narrations, labels, truth = [], {}, [], {}
@@ -110,7 +132,9 @@ def write_annotations(out: pathlib.Path, videos: list[plan.Video], seed: int) ->
         }
         if video.split != "train":
             labels += _label_rows(video, lines)
-    _write_json(out / "ego4d.json", {"version": "soundworld-1", "seed": seed, "videos": metadata})
+    _write_json(
+        out / "ego4d.json", {"version": "soundworld-1", "seed": seed, "ambience": ambience or [], "videos": metadata}
+    )
     _write_json(annotations / "narration.json", {"videos": narrations})
     _write_json(out / "truth.json", truth)
     for kind, entries in (("verb", taxonomy.VERBS), ("noun", taxonomy.NOUNS)):

@@ -59,7 +59,14 @@ def _reverberate(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _load_ambience(path: str) -> np.ndarray:
-    return librosa.load(path, sr=RATE_HZ, mono=True)[0]
+    try:
+        with open(path, "rb") as f:  # an open file: with a path, librosa goes on to try programs it may find
+            recording = librosa.load(f, sr=RATE_HZ, mono=True)[0]
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} can't be read as a recording: {error}") from error
+    if not len(recording):
+        raise ValueError(f"{path} holds no sound")
+    return recording
 
 
 def _ambience(files: list[str], n: int, rng: np.random.Generator) -> np.ndarray:
@@ -134,6 +141,9 @@ def synthesize(video: plan.Video, ambience_files: list[str]) -> np.ndarray | Non
 
     Returns:
       The waveform, or None where the video has no audio.
+
+    Raises:
+      ValueError: An ambience file is no recording.
     """
     if not video.has_audio:
         return None

@@ -72,7 +72,7 @@ def write_pth(flat: weights.Flat, path: pathlib.Path) -> None:
         import torch  # only here: nothing else needs it
     except ImportError as error:
         raise ValueError("--to pth needs PyTorch: `pip install torch`, or take --to safetensors") from error
-    tensors = {f"module.{name}": torch.from_numpy(value) for name, value in to_torch_layout(flat).items()}
+    tensors = {f"module.{name}": torch.from_numpy(value.copy()) for name, value in to_torch_layout(flat).items()}
     torch.save({"arch": "FrozenInTime", "state_dict": tensors}, path)
 
 

@@ -73,7 +73,7 @@ def abstract_state(mesh: Mesh, shapes):
     return jax.tree.map(place, shapes)
 
 
-def replace_leaves(tree: dict, new: dict) -> dict:
+def replace_leaves(tree, new):
     """Returns `tree` with the arrays of `new`, which holds some of its names, laid out as those they replace.
 
     Args:

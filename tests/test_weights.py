@@ -1,0 +1,107 @@
+"""Towers from files in training and evaluation: what is read is what starts, and what is evaluated."""
+
+import copy
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mc3_jax import checkpoint, convert, evaluate, train, weights
+from tests import world
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """The finished run as somebody else's `.pth`."""
+    path = tmp_path_factory.mktemp("exported") / "theirs.pth"
+    convert.main(["export", finished[1], "--to", "pth", "--out", str(path)])
+    return str(path)
+
+
+def first_params(config, workdir):
+    """Returns the flat parameters a run starts from."""
+    run = train.set_up(config, str(workdir))
+    with (
+        jax.set_mesh(run.mesh),
+        checkpoint.open_checkpoints(str(workdir), every_steps=3, keep=1, keep_steps=[]) as checkpoints,
+    ):
+        return {n: np.asarray(v) for n, v in checkpoint.flatten(train._first_state(run, checkpoints, 0).params).items()}
+
+
+def test_a_run_starts_from_the_files_its_config_names_and_at_random_elsewhere(finished, exported, tmp_path, capsys):
+    config, workdir, state = finished
+    trained = {name: np.asarray(value) for name, value in checkpoint.flatten(state.params).items()}
+    fresh = first_params(config, tmp_path / "fresh")
+    started = copy.deepcopy(config)
+    started.init.audio, started.init.video = exported, workdir  # somebody's file, and a run of ours
+    params = first_params(started, tmp_path / "started")
+    for name, value in params.items():
+        expected = fresh if name.startswith("text/") else trained
+        assert value.tobytes() == expected[name].tobytes(), name
+    assert f"audio from {exported}" in capsys.readouterr().out
+    assert any((fresh[name] != trained[name]).any() for name in fresh)
+
+
+def test_a_resumed_run_does_not_need_the_files_it_started_from(finished, exported, tmp_path):
+    config = copy.deepcopy(finished[0])
+    shutil.copy(exported, tmp_path / "gone.pth")
+    config.init.text = str(tmp_path / "gone.pth")
+    config.phases[0].epochs = config.phases[1].epochs = 0.5
+    state = train.train(train.set_up(config, str(tmp_path / "run")))
+    (tmp_path / "gone.pth").unlink()
+    again = train.train(train.set_up(config, str(tmp_path / "run")))
+    assert int(again.step) == int(state.step)
+    with pytest.raises(ValueError, match="gone.pth is no file"):
+        train.set_up(config, str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_file_is_evaluated_without_a_run_and_as_the_run_it_came_from(finished, exported, tmp_path):
+    config, workdir, _ = finished
+    of_run = evaluate.evaluate(config, workdir)
+    other = dataclasses.replace(config, checkpoint=exported, phases=finished[0].phases[:1])
+    of_file = evaluate.evaluate(other, str(tmp_path / "results"))
+    assert of_file["discovery"] == of_run["discovery"]
+    assert of_file["retrieval"] == of_run["retrieval"]
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert results["checkpoint"] == "theirs.pth"
+    assert results["earlier"] == {}
+    assert (tmp_path / "results" / "report" / "index.html").is_file()
+
+
+def test_evaluating_a_file_needs_no_workdir_on_the_command_line(exported, data, tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(
+        f"import pathlib, sys\nsys.path.insert(0, {str(world.ROOT)!r})\nfrom tests import world\n\ndef get_config():\n"
+        f"    config = world.small_config(pathlib.Path({str(data)!r}))\n    config.name = 'theirs'\n    return config\n"
+    )
+    done = world.run("mc3_jax.evaluate", f"--config={path}", f"--config.checkpoint={exported}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert pathlib.Path(tmp_path / "runs" / "theirs" / "results.json").is_file()
+
+
+def test_training_refuses_evaluations_field(finished, exported, tmp_path):
+    with pytest.raises(ValueError, match=r"config.checkpoint is evaluation's: .* config.init"):
+        train.set_up(dataclasses.replace(finished[0], checkpoint=exported), str(tmp_path / "run"))
+
+
+def test_a_file_that_lacks_something_is_not_evaluated_with_random_weights(finished, exported, tmp_path):
+    import torch
+
+    content = torch.load(exported, weights_only=True)
+    del content["state_dict"]["module.vid_proj.0.weight"], content["state_dict"]["module.vid_proj.0.bias"]
+    torch.save(content, tmp_path / "headless.pth")
+    config = dataclasses.replace(finished[0], checkpoint=str(tmp_path / "headless.pth"))
+    with pytest.raises(ValueError, match=r"headless.pth doesn't fit the model .*- video/projection/bias"):
+        evaluate.evaluate(config, str(tmp_path / "results"))
+
+
+def test_params_of_a_run_of_another_model_are_listed_not_passed_over(finished):
+    config = copy.deepcopy(finished[0].model)
+    config.embed_dim = 6
+    with pytest.raises(ValueError, match=r"doesn't fit .*! audio/projection/bias \[8\], the model's is \[6\]"):
+        weights.read_checkpoint(finished[1], config)

@@ -4,6 +4,8 @@ For runs from scratch. To start from DistilBERT's weights, use its own tokenizer
 """
 
 import argparse
+import collections
+import itertools
 import pathlib
 import sys
 
@@ -13,15 +15,80 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from mc3_jax.data import records
 
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def learn_pieces(words: collections.Counter[str], size: int) -> list[str]:
+    """Returns WordPiece tokens: every character, then merges of the commonest neighbours that occur twice or more.
+
+    What `tokenizers`' trainer does, but for ties: it breaks them by the order of a hash map, so that equal texts give
+    other ids in each process. Here the alphabet breaks them.
+
+    Args:
+      words: How often each word occurs.
+      size: Most tokens.
+
+    Raises:
+      ValueError: More characters than tokens.
+    """
+    parts = {word: [word[0], *(f"##{c}" for c in word[1:])] for word in words}
+    pieces = sorted({c for word in words for c in word} | {piece for split in parts.values() for piece in split})
+    if len(pieces) > size:
+        raise ValueError(f"{size} tokens are too few for the {len(pieces)} characters of the narrations")
+    pairs: collections.Counter[tuple[str, str]] = collections.Counter()
+    where = collections.defaultdict(set)
+    for word, split in parts.items():
+        for pair in itertools.pairwise(split):
+            pairs[pair] += words[word]
+            where[pair].add(word)
+    known = set(pieces)
+    while len(pieces) < size and pairs:
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if pairs[best] < 2:
+            break
+        merged = best[0] + best[1].removeprefix("##")
+        if merged not in known:
+            known.add(merged)
+            pieces.append(merged)
+        for word in where.pop(best):
+            for pair in itertools.pairwise(parts[word]):
+                pairs[pair] -= words[word]
+            parts[word] = _merge(parts[word], best, merged)
+            for pair in itertools.pairwise(parts[word]):
+                pairs[pair] += words[word]
+                where[pair].add(word)
+        del pairs[best]
+    return pieces
+
+
+def _merge(split: list[str], pair: tuple[str, str], merged: str) -> list[str]:
+    """Returns a word's pieces with every occurrence of the pair made one, from the left."""
+    out: list[str] = []
+    for piece in split:
+        if out and (out[-1], piece) == pair:
+            out[-1] = merged
+        else:
+            out.append(piece)
+    return out
+
 
 def train_vocabulary(texts: list[str], size: int) -> transformers.PreTrainedTokenizerFast:
-    """Returns an uncased BERT WordPiece tokenizer of at most `size` tokens, a function of the texts alone."""
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(sorted(texts), trainer)
+    """Returns an uncased BERT WordPiece tokenizer of at most `size` tokens, a function of the texts alone.
+
+    Raises:
+      ValueError: The texts have more characters than `size` has room for.
+    """
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    words: collections.Counter[str] = collections.Counter()
+    for text, count in collections.Counter(texts).items():
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
+            words[word] += count
+    pieces = [*_SPECIAL, *learn_pieces(words, size - len(_SPECIAL))]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
+    backend.add_special_tokens(list(_SPECIAL))
     ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     backend.decoder = tokenizers.decoders.WordPiece()
@@ -57,11 +124,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.size < 64:
             raise ValueError(f"--size must be at least 64, got {args.size}")
         texts = read_texts(args.clips)
+        args.out.mkdir(parents=True, exist_ok=True)  # transformers only logs that it can't
         tokenizer = train_vocabulary(texts, args.size)
+        tokenizer.save_pretrained(args.out)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    tokenizer.save_pretrained(args.out)
     print(f"{len(tokenizer)} tokens from {len(texts)} narrations -> {args.out}")
 
 

@@ -85,15 +85,19 @@ class Embedder:
 
         Raises:
           ValueError: A sound is longer than the model's window, shorter than one spectrogram frame, not finite, or has
-            another dtype.
+            another dtype; or the rate is not positive.
         """
         waveform = np.asarray(waveform)
         if waveform.ndim not in (1, 2):
             raise ValueError(f"waveform must be [n] or [b, n], got {waveform.shape}: mix channels down first")
         if waveform.dtype == np.int16:
             waveform = waveform / np.float32(32768)
-        if not np.issubdtype(waveform.dtype, np.floating) or not np.isfinite(waveform).all():
-            raise ValueError(f"waveform must be int16 or finite floats in [-1, 1], got {waveform.dtype}")
+        if not np.issubdtype(waveform.dtype, np.floating):
+            raise ValueError(f"waveform must be int16 or floats in [-1, 1], got {waveform.dtype}")
+        if bad := int(np.sum(~np.isfinite(waveform))):
+            raise ValueError(f"waveform must be finite, {bad} of its values are NaN or infinite: mend or drop the sound")
+        if not 0 < sample_rate < float("inf"):
+            raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
         rows = np.atleast_2d(waveform).astype(np.float32)
         if sample_rate != SAMPLE_RATE_HZ:
             rows = librosa.resample(rows, orig_sr=sample_rate, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq", axis=-1)
@@ -118,11 +122,13 @@ class Embedder:
             model was trained on `config.video.num_frames`, the middles of as many equal intervals.
 
         Raises:
-          ValueError: Another shape or dtype, or too many frames.
+          ValueError: Another shape or dtype, no frames or too many.
         """
         frames = np.asarray(frames)
         if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 [t, h, w, 3] or [b, t, h, w, 3], got {frames.dtype} {frames.shape}")
+        if 0 in frames.shape[-4:]:
+            raise ValueError(f"frames are empty: {frames.shape}")
         if frames.shape[-4] > self.config.video.num_positions:
             raise ValueError(f"{frames.shape[-4]} frames, the model takes at most {self.config.video.num_positions}")
         out = self._in_batches(self._video, frames if frames.ndim == 5 else frames[None])

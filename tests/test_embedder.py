@@ -8,6 +8,7 @@ import jax
 import librosa
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import mc3_jax
 from mc3_jax import convert, train_step, weights
@@ -94,10 +95,15 @@ def test_an_earlier_step_of_a_run_can_be_exported(finished, tmp_path):
     assert any((early[name] != last[name]).any() for name in early)
 
 
-def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model():
+def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model(tmp_path):
     sizes = golden_models.model_config()
     with pytest.raises(ValueError, match="holds video and text, no audio tower"):
         mc3_jax.load(golden_models.GOLDEN / "egovlp_tiny.pth", model=sizes)
+    tensors = convert.to_torch_layout(weights.complete({}, sizes, seed=0))
+    headless = {name: value for name, value in tensors.items() if not name.startswith("txt_proj.")}
+    safetensors.numpy.save_file(headless, tmp_path / "headless.safetensors")
+    with pytest.raises(ValueError, match=r"headless.safetensors doesn't fit the model .*: - text/projection/bias \[32\]"):
+        mc3_jax.load(tmp_path / "headless.safetensors", model=sizes)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,11 @@ def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model():
         (lambda m: m.embed_audio(np.zeros(100, np.float32), 16_000), "shorter than a spectrogram frame of 400"),
         (lambda m: m.embed_audio(np.zeros((2, 3, 4), np.float32), 16_000), "mix channels down"),
         (lambda m: m.embed_audio(np.zeros(24_000, np.int64), 16_000), "got int64"),
-        (lambda m: m.embed_audio(np.full(24_000, np.nan), 16_000), "finite"),
+        (lambda m: m.embed_audio(np.full(24_000, np.nan), 16_000), "24000 of its values are NaN"),
+        (lambda m: m.embed_audio(np.zeros(24_000), 0), "positive number of Hz, got 0"),
+        (lambda m: m.embed_audio(np.zeros(24_000), float("nan")), "positive number of Hz, got nan"),
+        (lambda m: m.embed_video(np.zeros((0, 90, 160, 3), np.uint8)), r"empty: \(0, 90, 160, 3\)"),
+        (lambda m: m.embed_video(np.zeros((4, 0, 160, 3), np.uint8)), r"empty: \(4, 0, 160, 3\)"),
         (lambda m: m.embed_video(np.zeros((4, 90, 160, 3), np.float32)), "must be uint8"),
         (lambda m: m.embed_video(np.zeros((9, 90, 160, 3), np.uint8)), "9 frames, the model takes at most 4"),
         (lambda m: m.embed_text("#C C cuts"), "must be a list of strings"),

@@ -178,6 +178,7 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
     tensors = {}
     with safetensors.safe_open(path, "np") as file:
         for name in file.keys():  # noqa: SIM118 - no mapping
+            _check_printable(name)
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _SAFETENSORS_DTYPES:
                 raise RefusedError(
@@ -283,6 +284,12 @@ def _choose(top, limit: int) -> dict[str, torch_pickles.Tensor]:
     return found
 
 
+def _check_printable(name: str):
+    """Refuses names that would steer a terminal: they are shown in errors and lists."""
+    if not name.isprintable():
+        raise RefusedError(f"holds the name {name[:40]!a}, not printable: damaged or hostile, not read")
+
+
 def _flatten(top: dict, limit: int) -> dict[str, torch_pickles.Tensor]:
     found, num_entries = {}, 0
 
@@ -300,6 +307,7 @@ def _flatten(top: dict, limit: int) -> dict[str, torch_pickles.Tensor]:
             elif isinstance(value, torch_pickles.Opaque) and value.is_tensor:
                 raise RefusedError(f"holds {name[:120]!r} as {value.origin}, not read here: save it as dense float32")
             elif isinstance(value, torch_pickles.Tensor):
+                _check_printable(name)
                 if name in found:
                     raise RefusedError(f"holds two tensors of the name {name[:120]!r}: save its state_dict alone")
                 found[name] = value

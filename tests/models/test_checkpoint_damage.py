@@ -160,6 +160,17 @@ def test_float8_in_safetensors_is_refused_by_name(tmp_path):
         checkpoint_files.read_tensors(tmp_path / "x.safetensors")
 
 
+def test_names_that_would_steer_a_terminal_are_refused(tmp_path):
+    tensors = {"w\x1b[2J": torch.ones(2)}
+    save({"state_dict": tensors}, tmp_path / "x.pth")
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
+    for name in ("x.pth", "x.safetensors"):
+        with pytest.raises(ValueError, match=r"the name 'w\\x1b\[2J', not printable"):
+            checkpoint_files.read_tensors(tmp_path / name)
+    save({"state_dict": {"w": torch.ones(2), "note\n": 1}}, tmp_path / "x.pth")  # what names no tensor may be anything
+    assert list(checkpoint_files.read_tensors(tmp_path / "x.pth")) == ["w"]
+
+
 ONE = torch_files.dump({"w": torch_files.tensor(torch_files.floats("0", 2), 0, (2,), (1,))})
 VALUES = {"data/0": np.ones(2, np.float32).tobytes()}
 

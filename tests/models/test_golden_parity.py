@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from mc3_jax import checkpoint, train_step, weights
 from tests import golden_models
@@ -90,10 +91,15 @@ def test_ast_made_from_deit_is_the_ast_the_original_code_made(num_time_frames):
     np.testing.assert_allclose(features, golden[f"features_{num_time_frames}"], atol=1e-4, rtol=0)
 
 
-def test_an_ast_stretched_to_a_longer_input_keeps_its_own_positions_interpolated():
-    params, config = read_audio("ast_tiny_148.pth", audio__num_time_frames=1024)
-    assert params["audio/encoder/position_embedding"].shape == (2 + 12 * 101, 48)
-    assert encoder(params, config, "audio")(jnp.asarray(golden_models.ast_outputs()["spectrogram_1024"])).shape == (2, 48)
+def test_an_ast_stretched_to_a_longer_input_keeps_its_own_positions_interpolated_along_time():
+    short, _ = read_audio("ast_tiny_148.pth")
+    long, config = read_audio("ast_tiny_148.pth", audio__num_time_frames=1024)
+    name = "audio/encoder/position_embedding"
+    np.testing.assert_array_equal(long[name][:2], short[name][:2])
+    grid = torch.from_numpy(short[name][2:].reshape(12, 14, 48).astype(np.float64)).permute(2, 0, 1)
+    expected = torch.nn.functional.interpolate(grid[None], (12, 101), mode="bilinear")[0].permute(1, 2, 0)
+    np.testing.assert_allclose(long[name][2:].reshape(12, 101, 48), expected, atol=1e-6)
+    assert encoder(long, config, "audio")(jnp.asarray(golden_models.ast_outputs()["spectrogram_1024"])).shape == (2, 48)
 
 
 def test_bfloat16_stays_close_to_float32():

@@ -24,7 +24,7 @@ import transformers
 
 import mc3_jax
 from mc3_jax import config as config_lib, weights
-from mc3_jax.models import checkpoint_files, layouts
+from mc3_jax.models import layouts
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 # The classifiers of timm's distilled DeiT, which AST carries along and never reads; ImageNet's 1,000 classes.
@@ -147,22 +147,36 @@ def _read_config(path: str) -> config_lib.ModelConfig:
     """Returns the model of a file in configs/; "" is the paper's."""
     if not path:
         return config_lib.ModelConfig()
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"no config file {path}")
+    if not pathlib.Path(path).is_file() or not path.endswith(".py"):
+        raise ValueError(f"no config file {path}: name a .py file such as configs/mc3_ego4d.py")
     spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
+        raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
     config_lib.validate(config)
     return config.model
+
+
+def _check_out(folder: pathlib.Path) -> None:
+    """Refuses to write over a run, whose config.json a folder's would replace.
+
+    Raises:
+      ValueError: The folder is a run's workdir.
+    """
+    if weights.is_run(str(folder)):
+        raise ValueError(f"--out {folder} is the workdir of a run: choose another folder")
 
 
 def import_weights(args: argparse.Namespace) -> None:
     """Makes a folder of ours from checkpoints.
 
     Raises:
-      ValueError: No checkpoint is named, or one can't be taken; see `weights.read_towers`.
+      ValueError: No checkpoint is named, or one can't be taken, see `weights.read_towers`; or the output is a run.
     """
+    _check_out(pathlib.Path(args.out))
     config = _read_config(args.config)
     paths = {tower: getattr(args, tower) or args.checkpoint for tower in config_lib.MODALITIES}
     paths = {tower: path for tower, path in paths.items() if path}
@@ -180,8 +194,9 @@ def export_weights(args: argparse.Namespace) -> None:
     """Writes a folder of ours or a run in another layout.
 
     Raises:
-      ValueError: The source is neither, or a step is asked of something that is no run.
+      ValueError: The source is neither, a step is asked of something that is no run, or the output is a run.
     """
+    _check_out(pathlib.Path(args.out))
     config = weights.read_model_config(args.source)
     if args.step and not weights.is_run(args.source):
         raise ValueError(f"--step {args.step}: {args.source} is no run")
@@ -215,8 +230,11 @@ def show(args: argparse.Namespace) -> None:
     if weights.is_run(args.source) or weights.is_own_folder(args.source):
         print(f"{args.source}: mc3_jax, {dataclasses.asdict(weights.read_model_config(args.source))}")
         return
-    tensors = checkpoint_files.read_tensors(pathlib.Path(args.source))
-    for tower, source in layouts.recognize(tensors, args.source).items():
+    found = weights.read_sources(args.source)
+    if not isinstance(next(iter(found.values())), layouts.Source):
+        print(f"{args.source}: mc3_jax, {len(found)} tensors without the model's sizes")
+        return
+    for tower, source in found.items():
         num = sum(value.size for value in source.tensors.values())
         head = f", projection as {source.head}" if source.head else ", no projection"
         print(f"{tower}: {source.encoder} layout{head}, {len(source.tensors)} tensors, {num:,} numbers")

@@ -93,7 +93,7 @@ def read_run(workdir: str, step: int = 0) -> Flat:
     return {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(params).items()}
 
 
-def _read(path: str) -> Flat | dict[str, layouts.Source]:
+def read_sources(path: str) -> Flat | dict[str, layouts.Source]:
     """Returns what a path holds: parameters of ours, or towers of somebody else's."""
     if is_run(path):
         return read_run(path)
@@ -123,7 +123,7 @@ def read_towers(
     shapes = param_shapes(config)
     flat, notes = {}, []
     for path in dict.fromkeys(paths.values()):
-        found = _read(path)
+        found = read_sources(path)
         known = read_model_config(path) if is_run(path) or is_own_folder(path) else config
         for tower in (tower for tower, own in paths.items() if own == path):
             theirs, ours = (getattr(sizes, tower).num_heads for sizes in (known, config))

@@ -189,9 +189,27 @@ def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_s
 def test_show_says_what_a_checkpoint_holds(folder, capsys):
     convert.main(["show", str(GOLDEN / "egovlp_tiny.pth")])
     convert.main(["show", str(folder)])
+    convert.main(["show", str(folder / "model.safetensors")])
     shown = capsys.readouterr().out
     assert "video: egovlp layout, projection as head, 45 tensors" in shown
     assert "'num_time_frames': 148" in shown
+    assert f"model.safetensors: mc3_jax, {len(flat(folder))} tensors without the model's sizes" in shown
+
+
+def test_the_workdir_of_a_run_is_never_written_over(folder, tmp_path, capsys):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("its own")
+    for arguments in (["import", "--checkpoint", str(folder)], ["export", str(folder), "--to", "folder"]):
+        with pytest.raises(SystemExit):
+            convert.main([*arguments, "--out", str(tmp_path)])
+        assert "is the workdir of a run: choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == "its own"
+
+
+def test_a_config_file_that_fails_is_one_line_with_its_name(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return nothing\n")
+    with pytest.raises(ValueError, match=r"broken.py can't be read: NameError: name 'nothing' is not defined"):
+        convert._read_config(str(tmp_path / "broken.py"))
 
 
 @pytest.mark.parametrize(

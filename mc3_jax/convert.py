@@ -109,7 +109,7 @@ def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower
     safetensors.numpy.save_file(tensors, folder / weights.WEIGHTS_FILE, metadata={"format": "pt"})
     named = layouts.to_theirs(own, tower, "hf", "head")
     heads = {name: value for name, value in named.items() if name not in tensors}
-    safetensors.numpy.save_file(heads, folder / "projection.safetensors", metadata={"format": "pt"})
+    safetensors.numpy.save_file(heads, folder / weights.PROJECTION_FILE, metadata={"format": "pt"})
 
 
 def write_own_folder(
@@ -231,13 +231,11 @@ def show(args: argparse.Namespace) -> None:
         print(f"{args.source}: mc3_jax, {dataclasses.asdict(weights.read_model_config(args.source))}")
         return
     found = weights.read_sources(args.source)
-    if not isinstance(next(iter(found.values())), layouts.Source):
-        print(f"{args.source}: mc3_jax, {len(found)} tensors without the model's sizes")
-        return
     for tower, source in found.items():
         num = sum(value.size for value in source.tensors.values())
-        head = f", projection as {source.head}" if source.head else ", no projection"
-        print(f"{tower}: {source.encoder} layout{head}, {len(source.tensors)} tensors, {num:,} numbers")
+        has_head = source.head or any(name.startswith("projection/") for name in source.tensors)
+        head = "with" if has_head else "without"
+        print(f"{tower}: {source.encoder} layout {head} projection, {len(source.tensors)} tensors, {num:,} numbers")
         for name, value in source.tensors.items() if args.names else ():
             print(f"  {name} {list(value.shape)} {value.dtype}")
 

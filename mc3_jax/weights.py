@@ -23,6 +23,7 @@ from mc3_jax.models import checkpoint_files, fitting, layouts
 
 FORMAT = "mc3_jax"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+PROJECTION_FILE = "projection.safetensors"  # beside a Hugging Face folder of ours, whose classes lack it
 Flat = dict[str, np.ndarray]
 Shapes = dict[str, jax.ShapeDtypeStruct]
 # What a video tower made from an image model has to begin anew.
@@ -93,17 +94,41 @@ def read_run(workdir: str, step: int = 0) -> Flat:
     return {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(params).items()}
 
 
-def read_sources(path: str) -> Flat | dict[str, layouts.Source]:
-    """Returns what a path holds: parameters of ours, or towers of somebody else's."""
+def read_sources(path: str) -> dict[str, layouts.Source]:
+    """Returns the towers a path holds, ours or somebody else's.
+
+    Raises:
+      ValueError: It can't be read, or its layout is unknown.
+    """
     if is_run(path):
-        return read_run(path)
+        return layouts.recognize(read_run(path), path)
     tensors = checkpoint_files.read_tensors(pathlib.Path(path))
-    ours = bool(tensors) and all(name.split("/")[0] in config_lib.MODALITIES for name in tensors)
-    return tensors if ours else layouts.recognize(tensors, path)
+    beside = pathlib.Path(path) / PROJECTION_FILE
+    if beside.is_file():
+        tensors |= checkpoint_files.read_tensors(beside)
+    return layouts.recognize(tensors, path)
+
+
+def _check_num_heads(path: str, tower: str, config: config_lib.ModelConfig) -> None:
+    """Checks the number of heads, which no shape tells: the same matrices would be cut into other heads.
+
+    Raises:
+      ValueError: What lies beside the weights says another number.
+    """
+    ours = getattr(config, tower).num_heads
+    if is_run(path) or is_own_folder(path):
+        theirs = getattr(read_model_config(path), tower).num_heads
+    elif pathlib.Path(path).is_dir():
+        described = checkpoint_files.read_config(path)
+        theirs = described.get("num_attention_heads", described.get("n_heads", ours))
+    else:
+        return
+    if theirs != ours:
+        raise ValueError(f"{path} has model.{tower}.num_heads = {theirs} and the config {ours}: set it to {theirs}")
 
 
 def read_towers(
-    paths: Mapping[str, str], config: config_lib.ModelConfig, *, temporal: str = "zeros"
+    paths: Mapping[str, str], config: config_lib.ModelConfig, *, temporal: str = "zeros", drop_heads: bool = True
 ) -> tuple[Flat, list[str]]:
     """Returns parameters of towers that start from files, and what was done to them, a line each.
 
@@ -115,55 +140,55 @@ def read_towers(
         ViT or DistilBERT as `.pth`, safetensors or Hugging Face folder. Towers may share one.
       config: Sizes of the model.
       temporal: See `config.InitConfig`.
+      drop_heads: Whether a projection to another dimension, such as a classifier's, is left out; else it is refused.
 
     Raises:
-      ValueError: A file is damaged, unknown, holds no such tower, or has other names or shapes; a +/- list of them. A run or
-        folder of ours has another number of heads.
+      ValueError: A file is damaged, unknown, holds no such tower, or has other names or shapes; a +/- list of them; or
+        the number of heads beside it is another.
     """
     shapes = param_shapes(config)
     flat, notes = {}, []
     for path in dict.fromkeys(paths.values()):
         found = read_sources(path)
-        known = read_model_config(path) if is_run(path) or is_own_folder(path) else config
         for tower in (tower for tower, own in paths.items() if own == path):
-            theirs, ours = (getattr(sizes, tower).num_heads for sizes in (known, config))
-            if theirs != ours:  # No shape tells: the same matrices would be cut into other heads.
-                raise ValueError(f"{path} has model.{tower}.num_heads = {theirs} and the config {ours}: set it to {theirs}")
-            params, done = _take_tower(found, tower, config, shapes, temporal, path)
+            _check_num_heads(path, tower, config)
+            params, done = _take_tower(found, tower, config, shapes, temporal, drop_heads, path)
             flat |= params
             notes.append(f"{tower} from {path}" + (f": {'; '.join(done)}" if done else ""))
     return flat, notes
 
 
-def _take_tower(found, tower: str, config, shapes: Shapes, temporal: str, path: str) -> tuple[Flat, list[str]]:
+def _take_tower(
+    found: Mapping[str, layouts.Source], tower: str, config: config_lib.ModelConfig, shapes: Shapes, temporal: str,
+    drop_heads: bool, path: str,
+) -> tuple[Flat, list[str]]:  # fmt: skip
     """Returns one tower of what a file holds, in the model's sizes, and what was done to it."""
-    wanted = {name: shape for name, shape in shapes.items() if name.startswith(f"{tower}/")}
-    may_lack, notes = (), []
-    if not found or not isinstance(next(iter(found.values())), layouts.Source):
-        own = {name: value for name, value in found.items() if name.startswith(f"{tower}/")}
-    else:
-        source = found.get(tower) or found.get("image")
-        if source is None:
-            raise ValueError(f"{path} holds {' and '.join(found)}, no {tower} tower")
-        params = layouts.to_ours(source, tower, path)
-        image = source.tower == "image"
-        if tower == "audio":
-            params, notes = _fit_audio(params, config, image, path)
-        elif tower == "video":
-            positions = wanted["video/encoder/position_embedding"], wanted["video/encoder/temporal_embedding"]
-            params, notes = _fit_video(params, *(p.shape[0] for p in positions), temporal, path)
-        params, dropped = _drop_other_head(params, config.embed_dim)
-        notes += dropped
-        own = {f"{tower}/{name}": value for name, value in params.items()}
-        may_lack = ("/norm/", "/projection/") if not any("/projection/" in name for name in own) else ()
-        may_lack = tuple(f"{tower}{part}" for part in may_lack) + (_NOT_IN_IMAGES if image and tower == "video" else ())
-    expected = {n: s for n, s in wanted.items() if n in own or not any(part in n for part in may_lack)}
-    checkpoint.check_shapes(own, expected, f"{path}, {tower} tower,")
-    lacking = wanted.keys() - own.keys()
-    fresh = {"time attention" if any(part in n for part in _NOT_IN_IMAGES) else n.split("/")[1] for n in lacking}
-    if fresh:
-        notes.append(f"not in the file, starts afresh: {', '.join(sorted(fresh))}")
-    return {name: np.asarray(value, np.float32) for name, value in own.items()}, notes
+    source = found.get(tower) or found.get("image")
+    if source is None:
+        raise ValueError(f"{path} holds {' and '.join(found)}, no {tower} tower")
+    wanted = {name.removeprefix(f"{tower}/"): shape for name, shape in shapes.items() if name.startswith(f"{tower}/")}
+    params, where = layouts.to_ours(source, tower, path), f"{path}, {tower} tower,"
+    if any(name not in params for name in wanted if name.endswith("_embedding") and source.encoder == layouts.OURS):
+        checkpoint.check_shapes(params, wanted, where)  # nothing to fit
+    if any(name in wanted and value.ndim != len(wanted[name].shape) for name, value in params.items()):
+        checkpoint.check_shapes(params, wanted, where)
+    image, notes = source.tower == "image", []
+    if tower == "audio":
+        params, notes = _fit_audio(params, config, image, path)
+    elif tower == "video":
+        positions = (wanted[f"encoder/{name}_embedding"].shape[0] for name in ("position", "temporal"))
+        params, notes = _fit_video(params, *positions, temporal, path)
+    params, dropped = _drop_other_head(params, config.embed_dim) if drop_heads else (params, [])
+    headless, timeless = "projection/kernel" not in params, image and tower == "video"
+    kinds = {}
+    for name in (name for name in wanted if name not in params):
+        if headless and name.startswith(("norm/", "projection/")):
+            kinds[name] = name.split("/")[0]
+        elif timeless and any(part in name for part in _NOT_IN_IMAGES):
+            kinds[name] = "time attention"
+    checkpoint.check_shapes(params, {name: shape for name, shape in wanted.items() if name not in kinds}, where)
+    notes += dropped + ([f"not in the file, starts afresh: {', '.join(sorted(set(kinds.values())))}"] if kinds else [])
+    return {f"{tower}/{name}": np.asarray(value, np.float32) for name, value in params.items()}, notes
 
 
 def _fit_audio(params: Flat, config: config_lib.ModelConfig, image: bool, path: str) -> tuple[Flat, list[str]]:
@@ -216,7 +241,8 @@ def read_checkpoint(path: str, config: config_lib.ModelConfig, *, temporal: str 
     Raises:
       ValueError: As `read_towers`; or a tower or projection isn't in it.
     """
-    flat, _ = read_towers(dict.fromkeys(config_lib.MODALITIES, path), config, temporal=temporal)
+    paths = dict.fromkeys(config_lib.MODALITIES, path)
+    flat, _ = read_towers(paths, config, temporal=temporal, drop_heads=False)
     checkpoint.check_shapes(flat, param_shapes(config), path)
     return flat
 
@@ -234,7 +260,7 @@ def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
 
 
 def write_folder(folder: str, flat: Flat, config: config_lib.ModelConfig, facts: dict | None = None) -> None:
-    """Writes `config.json` and `model.safetensors`, each aside and renamed; a config therefore names whole weights.
+    """Writes `config.json` and `model.safetensors`, each aside and renamed; where there is a config, its weights are whole.
 
     Args:
       folder: Made where missing.
@@ -244,6 +270,7 @@ def write_folder(folder: str, flat: Flat, config: config_lib.ModelConfig, facts:
     """
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
+    (path / CONFIG_FILE).unlink(missing_ok=True)
     aside = path / f".{WEIGHTS_FILE}.tmp"
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
     safetensors.numpy.save_file(tensors, aside, metadata={"format": FORMAT})

@@ -16,6 +16,7 @@ import numpy as np
 from einops import rearrange
 
 Tensors = dict[str, np.ndarray]
+OURS = "mc3_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Source:
 
     Attributes:
       tower: "audio", "video", "text", or "image" for a ViT or DeiT that audio or video can start from.
-      encoder: Column of the encoder's rows: "timm", "egovlp" or "hf".
+      encoder: Column of the encoder's rows: "timm", "egovlp" or "hf"; `OURS` where nothing has to be renamed.
       head: Column of the projection's rows, "" where there are none.
       tensors: By the names of those columns.
     """
@@ -149,6 +150,8 @@ def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
     Raises:
       ValueError: Nobody's layout that is known here; the message shows some of the names.
     """
+    if tensors and all(name.split("/")[0] in TABLES for name in tensors):
+        return {tower: Source(tower, OURS, "", own) for tower in TABLES if (own := _take(tensors, f"{tower}/"))}
     tensors = _strip(tensors)
     found = {}
     if any(name.startswith(("video_model.", "text_model.", "audio_model.")) for name in tensors):
@@ -171,7 +174,7 @@ def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
     if "v.cls_token" in tensors:
         return {"audio": _audio_source(tensors)}
     if "transformer.layer.0.attention.q_lin.weight" in tensors:
-        return {"text": Source("text", "hf", "", tensors)}
+        return {"text": Source("text", "hf", "head" if "txt_proj.1.weight" in tensors else "", tensors)}
     if "temporal_embed" in tensors:
         return {"video": Source("video", "egovlp", "head" if "vid_proj.0.weight" in tensors else "", tensors)}
     kernel = tensors.get("patch_embed.proj.weight")
@@ -183,7 +186,9 @@ def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
     if kernel is not None and kernel.ndim == 4:
         if kernel.shape[1] == 3:
             return {"image": Source("image", "hf", "", tensors)}
-        return {"audio": Source("audio", "hf", "hf_head" if "classifier.dense.weight" in tensors else "", tensors)}
+        heads = {"mlp_head.1.weight": "head", "classifier.dense.weight": "hf_head"}
+        head = next((column for name, column in heads.items() if name in tensors), "")
+        return {"audio": Source("audio", "hf", head, tensors)}
     raise ValueError(
         f"{path}: not a checkpoint of EgoVLP, action2sound, AST, DeiT, ViT or DistilBERT; it holds {_some(tensors)}"
     )
@@ -263,6 +268,10 @@ def to_ours(source: Source, tower: str, path: str) -> Tensors:
     """
     if source.tower not in (tower, "image") or (source.tower == "image" and tower == "text"):
         raise ValueError(f"{path} holds a tower for {source.tower}, not for {tower}")
+    if source.encoder == OURS:
+        if other := _shorten([f"! {name} {v.dtype}" for name, v in source.tensors.items() if v.dtype != np.float32]):
+            raise ValueError(f"{path}: weights of ours are float32, but {'; '.join(other)}")
+        return dict(source.tensors)
     rest = dict(source.tensors)
     params, missing, malformed = {}, [], []
     for row in TABLES[tower]:

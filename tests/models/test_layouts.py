@@ -192,11 +192,11 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_listed_in_one_error(
     with pytest.raises(ValueError, match=r"x.pth .* video tower .*- blocks.1.timeattn.proj.bias; \+ blocks.1.gate \[3\]"):
         layouts.to_ours(source, "video", "x.pth")
     path = str(GOLDEN / "egovlp_tiny.pth")
-    with pytest.raises(ValueError, match=r"! text/encoder/word_embedding/embedding \[120, 48\], the model's is \[99, 48\]"):
+    with pytest.raises(ValueError, match=r"! encoder/word_embedding/embedding \[120, 48\], the model's is \[99, 48\]"):
         weights.read_towers({"text": path}, golden_models.model_config(text__vocab_size=99))
-    with pytest.raises(ValueError, match=r"\+ video/encoder/block_1"):
+    with pytest.raises(ValueError, match=r"video tower.*\+ encoder/block_1"):
         weights.read_towers({"video": path}, golden_models.model_config(video__depth=1))
-    with pytest.raises(ValueError, match=r"- video/encoder/block_2"):
+    with pytest.raises(ValueError, match=r"video tower.*- encoder/block_2"):
         weights.read_towers({"video": path}, golden_models.model_config(video__depth=3))
 
 

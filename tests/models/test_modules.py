@@ -1,12 +1,12 @@
 """The encoders' parts against PyTorch and naive float64 numpy, and their sizes."""
 
-import importlib.util
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from einops import rearrange
 
 from mc3_jax.models import layers
@@ -14,8 +14,6 @@ from mc3_jax.models.audio import AudioSpectrogramTransformer
 from mc3_jax.models.mc3 import MC3, AudioTower
 from mc3_jax.models.text import DistilBert
 from mc3_jax.models.video import DividedAttention, SpaceTimeBlock, SpaceTimeTransformer
-
-HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
 def randomize(params, seed=0):
@@ -188,10 +186,7 @@ def test_sliding_windows_of_too_short_an_axis_are_refused():
         layers.sliding_windows(jnp.zeros((1, 15)), 16, 10, 1)
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 def test_patch_embeddings_are_convolutions():
-    import torch
-
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(8, 1, 16, 16)).astype(np.float32)
     spectrogram = rng.normal(size=(2, 39, 46)).astype(np.float32)
@@ -204,10 +199,7 @@ def test_patch_embeddings_are_convolutions():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 def test_gelu_is_pytorchs_exact_one(dtype):
-    import torch
-
     x = np.linspace(-6, 6, 401, dtype=np.float32)
     expected = torch.nn.functional.gelu(torch.tensor(x).to(getattr(torch, dtype))).float().numpy()
     ours = np.asarray(layers.gelu(jnp.asarray(x).astype(dtype)).astype(jnp.float32))

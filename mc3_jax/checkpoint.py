@@ -6,6 +6,8 @@ import pathlib
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from mc3_jax import config as config_lib
+
 CONFIG_FILE = "config.json"
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
@@ -24,12 +26,12 @@ def _flatten_config(value, prefix: str = "") -> dict:
     return flat
 
 
-def check_workdir(workdir: str, config: dict, *, must_exist: bool = False) -> None:
-    """Checks that a workdir is empty of runs or holds this one.
+def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool = False) -> None:
+    """Checks that a workdir is empty of runs or holds this one. Fields newer than the run count as their defaults.
 
     Args:
       workdir: Folder of the run.
-      config: `config.to_dict` of the run.
+      config: Of the run.
       must_exist: A run must be there already.
 
     Raises:
@@ -46,12 +48,15 @@ def check_workdir(workdir: str, config: dict, *, must_exist: bool = False) -> No
             raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}: choose another workdir")
         return
     try:
-        there = _flatten_config(json.loads(path.read_text()))
+        saved = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): choose another workdir") from error
-    here = _flatten_config(config)
+    there = _flatten_config(config_lib.to_dict(config_lib.from_dict(config_lib.Config, saved, str(path))))
+    here = _flatten_config(config_lib.to_dict(config))
+    # What the towers started from is read no more once something is trained.
+    free = (*_FREE, "init") if steps_of(workdir) else _FREE
     for name in dict.fromkeys([*here, *there]):
-        if name.startswith(_FREE) or there.get(name) == here.get(name):
+        if name.startswith(free) or there.get(name) == here.get(name):
             continue
         raise ValueError(
             f"{workdir} holds a different run: config.{name} is {there.get(name)!r} there and {here.get(name)!r} here; "
@@ -59,13 +64,13 @@ def check_workdir(workdir: str, config: dict, *, must_exist: bool = False) -> No
         )
 
 
-def claim_workdir(workdir: str, config: dict) -> None:
+def claim_workdir(workdir: str, config: config_lib.Config) -> None:
     """Writes the config into a workdir that has none, by one process."""
     path = pathlib.Path(workdir) / CONFIG_FILE
     if jax.process_index() == 0 and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(config, indent=1) + "\n")
+        aside.write_text(json.dumps(config_lib.to_dict(config), indent=1) + "\n")
         aside.rename(path)
 
 

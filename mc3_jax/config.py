@@ -289,12 +289,12 @@ def to_dict(config: Config) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(kind: type, values: dict, where: str = "config"):
+def from_dict(kind: type, values, where: str = "config"):
     """Returns the dataclass that `to_dict` made `values` of; fields it lacks keep their defaults.
 
     Args:
       kind: `Config`, `ModelConfig`, ...
-      values: Plain nested values, e.g. of a JSON file.
+      values: Plain nested values, e.g. of a JSON file; whatever it holds.
       where: Name of the whole, for the error.
 
     Raises:

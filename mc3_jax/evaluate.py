@@ -140,8 +140,10 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     Raises:
       ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or data without labels.
     """
+    if config.checkpoint and checkpoint.steps_of(workdir):
+        raise ValueError(f"{workdir} holds a run: name another --workdir for the results of {config.checkpoint}")
     if not config.checkpoint:
-        checkpoint.check_workdir(workdir, config_lib.to_dict(config), must_exist=True)
+        checkpoint.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     source = loader.open_split(config.data.dir, config.eval.split, config.model.video.num_frames)

@@ -67,7 +67,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     """
     if config.checkpoint:
         raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
-    checkpoint.check_workdir(workdir, config_lib.to_dict(config))
+    checkpoint.check_workdir(workdir, config)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
@@ -80,7 +80,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     initial, notes = {}, []
     if starts and not checkpoint.steps_of(workdir):
         initial, notes = weights.read_towers(starts, config.model, temporal=config.init.temporal)
-    checkpoint.claim_workdir(workdir, config_lib.to_dict(config))
+    checkpoint.claim_workdir(workdir, config)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:

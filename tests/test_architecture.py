@@ -20,7 +20,7 @@ ALLOWED = {
     "cli": {"config"},
     "config": set(),
     "mesh": set(),
-    "checkpoint": set(),
+    "checkpoint": {"config"},
     "metric_writer": set(),
     "losses": set(),
     "models": {"models"},

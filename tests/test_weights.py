@@ -89,6 +89,45 @@ def test_training_refuses_evaluations_field(finished, exported, tmp_path):
         train.set_up(dataclasses.replace(finished[0], checkpoint=exported), str(tmp_path / "run"))
 
 
+def test_a_file_is_not_evaluated_over_a_runs_results(finished, exported):
+    config, workdir, _ = finished
+    with pytest.raises(ValueError, match="holds a run: name another --workdir"):
+        evaluate.evaluate(dataclasses.replace(config, checkpoint=exported), workdir)
+
+
+def test_a_run_of_before_a_field_came_goes_on_and_of_an_unknown_field_does_not(finished, tmp_path):
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["init"], saved["checkpoint"], saved["phases"][0]["optimizer"]["clip_norm"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"config.phases\[0\].optimizer.clip_norm is 0.0 there and 1.0 here"):
+        checkpoint.check_workdir(str(tmp_path / "run"), config)
+    saved["phases"][0]["optimizer"]["clip_norm"] = 1
+    path.write_text(json.dumps(saved))
+    checkpoint.check_workdir(str(tmp_path / "run"), config)
+    path.write_text(json.dumps({**saved, "gravity": 9.8}))
+    with pytest.raises(ValueError, match="gravity is unknown"):
+        checkpoint.check_workdir(str(tmp_path / "run"), config)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json must be an object, got \[\]"):
+        checkpoint.check_workdir(str(tmp_path / "run"), config)
+
+
+def test_towers_of_ours_are_fitted_like_anybodys(finished):
+    config, workdir, _ = finished
+    sizes = copy.deepcopy(config.model)
+    sizes.video.num_positions, sizes.video.image_size_px, sizes.video.resize_px = 6, 60, 60
+    sizes.audio.num_time_frames, sizes.embed_dim = 200, 12
+    params, notes = weights.read_towers(dict.fromkeys(("audio", "video", "text"), workdir), sizes)
+    said = " ".join(notes)
+    for words in ("from 4 to 6", "4x4 interpolated to 5x5", "4x9 cut or stretched to 4x12", "head of 8 outputs is left out"):
+        assert words in said
+    full = weights.complete(params, sizes, seed=0)
+    assert {n: v.shape for n, v in full.items()} == {n: s.shape for n, s in weights.param_shapes(sizes).items()}
+
+
 def test_a_file_that_lacks_something_is_not_evaluated_with_random_weights(finished, exported, tmp_path):
     import torch
 
@@ -103,5 +142,5 @@ def test_a_file_that_lacks_something_is_not_evaluated_with_random_weights(finish
 def test_params_of_a_run_of_another_model_are_listed_not_passed_over(finished):
     config = copy.deepcopy(finished[0].model)
     config.embed_dim = 6
-    with pytest.raises(ValueError, match=r"doesn't fit .*! audio/projection/bias \[8\], the model's is \[6\]"):
+    with pytest.raises(ValueError, match=r"audio tower, doesn't fit .*! projection/bias \[8\], the model's is \[6\]"):
         weights.read_checkpoint(finished[1], config)

@@ -22,7 +22,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 class Embedder:
-    """Embeds any number of inputs in batches of one size, so each shape of input is compiled once.
+    """Embeds any number of inputs in batches of at most one size, so each shape of input is compiled a few times at most.
 
     Attributes:
       config: Sizes of the model.
@@ -69,10 +69,11 @@ class Embedder:
         self._audio, self._video, self._text = jax.jit(audio), jax.jit(video), jax.jit(text_tower)
 
     def _in_batches(self, embed: Callable, *inputs: np.ndarray) -> Float[np.ndarray, "b d"]:
-        """Returns `embed` of all rows; the last batch is filled up with copies of its last row."""
+        """Returns `embed` of all rows; the last batch is filled up to a power of two with copies of its last row."""
         num, out = len(inputs[0]), []
         for start in range(0, num, self.batch_size):
-            rows = np.minimum(np.arange(start, start + self.batch_size), num - 1)
+            size = min(1 << (num - start - 1).bit_length(), self.batch_size)
+            rows = np.minimum(np.arange(start, start + size), num - 1)
             out.append(np.asarray(embed(self._params, *(x[rows] for x in inputs))))
         return np.concatenate(out)[:num] if out else np.zeros((0, self.config.embed_dim), np.float32)
 
@@ -99,6 +100,8 @@ class Embedder:
         if not 0 < sample_rate < float("inf"):
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
         rows = np.atleast_2d(waveform).astype(np.float32)
+        if rows.size and np.abs(rows).max() > 2:
+            raise ValueError(f"waveform reaches {np.abs(rows).max():g}: floats must be in [-1, 1], or give int16")
         if sample_rate != SAMPLE_RATE_HZ:
             rows = librosa.resample(rows, orig_sr=sample_rate, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq", axis=-1)
         # 25 ms frames every 10 ms: so many samples fill the spectrogram, and hop - 1 more change nothing.

@@ -10,7 +10,7 @@ DEMO_FLAGS ?=
 RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEED) \
 	--config.data.dir=$(WORK)/clips --config.data.tokenizer=$(WORK)/vocabulary $(DEMO_FLAGS)
 
-.PHONY: demo demo-ci test lint clean install
+.PHONY: demo demo-ci test test-slow lint clean install
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,10 @@ demo-ci:
 
 test: install
 	$(PY) -m pytest
+
+# What takes gigabytes: checkpoints and precision at the paper's sizes.
+test-slow: install
+	$(PY) -m pytest -m slow
 
 lint: install
 	$(PY) -m ruff check .

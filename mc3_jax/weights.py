@@ -168,10 +168,9 @@ def _take_tower(
         raise ValueError(f"{path} holds {' and '.join(found)}, no {tower} tower")
     wanted = {name.removeprefix(f"{tower}/"): shape for name, shape in shapes.items() if name.startswith(f"{tower}/")}
     params, where = layouts.to_ours(source, tower, path), f"{path}, {tower} tower,"
-    if any(name not in params for name in wanted if name.endswith("_embedding") and source.encoder == layouts.OURS):
-        checkpoint.check_shapes(params, wanted, where)  # nothing to fit
-    if any(name in wanted and value.ndim != len(wanted[name].shape) for name, value in params.items()):
-        checkpoint.check_shapes(params, wanted, where)
+    tables = [name for name in wanted if name.endswith("_embedding") and source.encoder == layouts.OURS]
+    if any(params.get(name, np.zeros(())).ndim != 2 for name in tables):
+        checkpoint.check_shapes(params, wanted, where)  # a stranger's idea of ours: there is nothing to fit
     image, notes = source.tower == "image", []
     if tower == "audio":
         params, notes = _fit_audio(params, config, image, path)
@@ -179,16 +178,22 @@ def _take_tower(
         positions = (wanted[f"encoder/{name}_embedding"].shape[0] for name in ("position", "temporal"))
         params, notes = _fit_video(params, *positions, temporal, path)
     params, dropped = _drop_other_head(params, config.embed_dim) if drop_heads else (params, [])
-    headless, timeless = "projection/kernel" not in params, image and tower == "video"
-    kinds = {}
-    for name in (name for name in wanted if name not in params):
-        if headless and name.startswith(("norm/", "projection/")):
-            kinds[name] = name.split("/")[0]
-        elif timeless and any(part in name for part in _NOT_IN_IMAGES):
-            kinds[name] = "time attention"
-    checkpoint.check_shapes(params, {name: shape for name, shape in wanted.items() if name not in kinds}, where)
-    notes += dropped + ([f"not in the file, starts afresh: {', '.join(sorted(set(kinds.values())))}"] if kinds else [])
+    fresh = _starts_afresh([name for name in wanted if name not in params], params, image and tower == "video")
+    checkpoint.check_shapes(params, {name: shape for name, shape in wanted.items() if name not in fresh}, where)
+    notes += dropped + ([f"not in the file, starts afresh: {', '.join(sorted(set(fresh.values())))}"] if fresh else [])
     return {f"{tower}/{name}": np.asarray(value, np.float32) for name, value in params.items()}, notes
+
+
+def _starts_afresh(missing: list[str], params: Flat, timeless: bool) -> dict[str, str]:
+    """Returns which of the missing parameters a file need not hold, and what each belongs to.
+
+    A whole head may be missing, not half of one; time attention where the file is an image model's.
+    """
+    headless = not any(name.startswith("projection/") for name in params)
+    kinds = {name: name.split("/")[0] for name in missing if headless and name.startswith(("norm/", "projection/"))}
+    return kinds | {
+        name: "time attention" for name in missing if timeless and any(part in name for part in _NOT_IN_IMAGES)
+    }
 
 
 def _fit_audio(params: Flat, config: config_lib.ModelConfig, image: bool, path: str) -> tuple[Flat, list[str]]:

@@ -19,7 +19,8 @@ from mc3_jax.config import (
 
 def get_config() -> Config:
     """Returns the demo's run."""
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.05, clip_norm=1.0)
+    # From scratch, 1e-3 keeps the loss at chance for 150 steps and 2e-3 for good; 5e-4 leaves it within 50.
+    adam = dict(learning_rate=5e-4, weight_decay=0.05, clip_norm=1.0)
     return Config(
         name="demo",
         model=ModelConfig(
@@ -36,10 +37,12 @@ def get_config() -> Config:
         ),
         data=DataConfig(dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=64, num_threads=2),
         phases=[
-            PhaseConfig(name="align", epochs=10, temperature=0.07, optimizer=optimizer),
+            PhaseConfig(
+                name="align", epochs=10, temperature=0.07, optimizer=OptimizerConfig(**adam, warmup_steps=20)
+            ),
             PhaseConfig(
                 name="refine", epochs=5, temperature=0.07, consensus_weight=1.0, consensus=ConsensusConfig(),
-                optimizer=optimizer,
+                optimizer=OptimizerConfig(**adam, schedule="cosine"),
             ),
         ],
         save=SaveConfig(every_steps=100, keep=1),

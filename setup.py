@@ -52,6 +52,7 @@ setup(
             "beartype>=0.22",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.14",
             "scikit-learn>=1.5",
             "torch==2.13.0",

@@ -41,6 +41,12 @@ def folder(tmp_path_factory):
     return root / "folder"
 
 
+def assert_equal_bits(found, expected):
+    """Every parameter of `found` is that of `expected`, bit for bit."""
+    for name, value in found.items():
+        assert value.tobytes() == expected[name].tobytes(), name
+
+
 def flat(folder):
     return weights.read_checkpoint(str(folder), golden_models.model_config())
 
@@ -126,8 +132,7 @@ def test_a_round_trip_through_their_layout_is_bit_exact(kind, folder, tmp_path):
     path = tmp_path / f"out.{kind}"
     convert.main(["export", str(folder), "--to", kind, "--out", str(path)])
     back = weights.read_checkpoint(str(path), golden_models.model_config())
-    for name, value in flat(folder).items():
-        assert value.tobytes() == back[name].tobytes(), name
+    assert_equal_bits(flat(folder), back)
 
 
 @pytest.mark.parametrize(("kind", "opened_as"), [("hf_text", "DistilBertModel"), ("hf_audio", "ASTModel")])
@@ -149,16 +154,14 @@ def test_hugging_face_opens_an_exported_folder_whole_and_computes_the_golden_out
     tower = kind.removeprefix("hf_")
     back, _ = weights.read_towers({tower: str(tmp_path / "hf")}, golden_models.model_config())
     assert set(back) == {name for name in flat(folder) if name.startswith(f"{tower}/")}
-    for name, value in back.items():
-        assert value.tobytes() == flat(folder)[name].tobytes(), name
+    assert_equal_bits(back, flat(folder))
     heads = safetensors.numpy.load_file(tmp_path / "hf" / "projection.safetensors")
     assert {name.split(".")[0] for name in heads} == ({"txt_proj"} if kind == "hf_text" else {"mlp_head"})
 
 
 def test_a_folder_of_ours_holds_sizes_weights_and_a_card_and_copies_bit_for_bit(folder, tmp_path):
     convert.main(["export", str(folder), "--to", "folder", "--out", str(tmp_path / "copy")])
-    for name, value in flat(folder).items():
-        assert value.tobytes() == flat(tmp_path / "copy")[name].tobytes(), name
+    assert_equal_bits(flat(folder), flat(tmp_path / "copy"))
     described = json.loads((folder / "config.json").read_text())
     assert described["format"] == "mc3_jax"
     assert weights.read_model_config(str(folder)) == golden_models.model_config()
@@ -170,17 +173,16 @@ def test_a_folder_of_ours_holds_sizes_weights_and_a_card_and_copies_bit_for_bit(
 
 def test_what_no_file_holds_is_what_training_would_start_from(folder):
     sizes = golden_models.model_config()
-    fresh = checkpoint.flatten(train_step.init_params(train_step.make_model(sizes), sizes, 0))
+    fresh, params = checkpoint.flatten(train_step.init_params(train_step.make_model(sizes), sizes, 0)), flat(folder)
     for name in ("audio/norm/scale", "audio/projection/kernel"):
-        np.testing.assert_array_equal(flat(folder)[name], fresh[name])
+        np.testing.assert_array_equal(params[name], fresh[name])
 
 
 def test_a_tower_of_one_file_and_a_whole_of_another_may_be_combined(folder, tmp_path):
     (tmp_path / "tiny.py").write_text(CONFIG_FILE)
     arguments = ["import", "--checkpoint", str(folder), "--video", str(GOLDEN / "egovlp_tiny.pth")]
     convert.main([*arguments, "--config", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "mixed")])
-    for name, value in flat(tmp_path / "mixed").items():
-        assert value.tobytes() == flat(folder)[name].tobytes(), name
+    assert_equal_bits(flat(tmp_path / "mixed"), flat(folder))
 
 
 def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_shape_fits(folder):

@@ -85,8 +85,8 @@ class Embedder:
           sample_rate: Hz; resampled to 16 kHz where it is another.
 
         Raises:
-          ValueError: A sound is longer than the model's window, shorter than one spectrogram frame, not finite, or has
-            another dtype; or the rate is not positive.
+          ValueError: A sound is longer than the model's window, shorter than one spectrogram frame, not finite, beyond
+            [-2, 2] (int16 values as floats), or has another dtype; or the rate is not positive.
         """
         waveform = np.asarray(waveform)
         if waveform.ndim not in (1, 2):

@@ -16,7 +16,10 @@ def loudness(audio: Int[np.ndarray, "b samples"]) -> Float[np.ndarray, " b"]:
 def onset_strength(audio: Int[np.ndarray, "b samples"]) -> Float[np.ndarray, " b"]:
     """Returns the strongest onset of each clip: the maximum of librosa's spectral-flux envelope."""
     waves = audio.astype(np.float32) / 32768.0
-    return np.array([librosa.onset.onset_strength(y=wave, sr=SAMPLE_RATE_HZ).max() for wave in waves], np.float64)
+    # The mel filters are made once for all clips. The decibels are each clip's own: librosa cuts 80 below the loudest.
+    powers = librosa.feature.melspectrogram(y=waves, sr=SAMPLE_RATE_HZ)
+    levels = [librosa.power_to_db(power) for power in powers]
+    return np.array([librosa.onset.onset_strength(S=level, sr=SAMPLE_RATE_HZ).max() for level in levels], np.float64)
 
 
 def verb_prior(

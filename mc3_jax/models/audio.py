@@ -13,7 +13,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Mlp, SelfAttention, sliding_windows, table_init
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, Mlp, SelfAttention, sliding_windows, table_init
 
 
 class PreNormBlock(nn.Module):
@@ -91,7 +91,7 @@ class AudioSpectrogramTransformer(nn.Module):
         patches = sliding_windows(log_mel, self.patch_px, self.stride_px, axis=2)
         patches = sliding_windows(patches, self.patch_px, self.stride_px, axis=1)
         patches = rearrange(patches, "b t j f i -> b (f t) (i j)")
-        embed = nn.Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
+        embed = Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
         special = jnp.broadcast_to(jnp.stack([class_token, distillation_token]), (len(log_mel), 2, self.width))
         x = jnp.concatenate([special.astype(self.dtype), embed(patches)], axis=1) + position.astype(self.dtype)
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mc3_jax.models.audio import AudioSpectrogramTransformer
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, l2_normalize
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, l2_normalize
 from mc3_jax.models.text import DistilBert
 from mc3_jax.models.video import SpaceTimeTransformer
 
@@ -56,8 +56,8 @@ class TextTower(nn.Module):
         return l2_normalize(_projection(self)(nn.relu(first)))
 
 
-def _projection(tower: AudioTower | VideoTower | TextTower) -> nn.Dense:
-    return nn.Dense(tower.embed_dim, kernel_init=TORCH_DEFAULT_INIT, dtype=tower.dtype, name="projection")
+def _projection(tower: AudioTower | VideoTower | TextTower) -> Dense:
+    return Dense(tower.embed_dim, kernel_init=TORCH_DEFAULT_INIT, dtype=tower.dtype, name="projection")
 
 
 class MC3(nn.Module):

@@ -17,7 +17,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Mlp, attend, kernel_init, split_heads, table_init
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, Mlp, attend, kernel_init, split_heads, table_init
 
 # The class token and the patches of a clip; the patches are None once nothing reads them.
 Tokens = tuple[Float[Array, "b 1 w"], Float[Array, "b t p w"] | None]
@@ -49,8 +49,8 @@ class DividedAttention(nn.Module):
         width = class_token.shape[-1]
         qkv_init = nn.initializers.zeros if self.zero_output else kernel_init
         out_init = nn.initializers.ones if self.zero_output else kernel_init
-        qkv = nn.Dense(3 * width, kernel_init=qkv_init, dtype=self.dtype, name="qkv")
-        out = nn.Dense(width, kernel_init=out_init, dtype=self.dtype, name="out")
+        qkv = Dense(3 * width, kernel_init=qkv_init, dtype=self.dtype, name="qkv")
+        out = Dense(width, kernel_init=out_init, dtype=self.dtype, name="out")
 
         class_query, class_key, class_value = split_heads(qkv(class_token), self.num_heads)
         grid = split_heads(qkv(patches), self.num_heads)
@@ -145,7 +145,7 @@ class SpaceTimeTransformer(nn.Module):
 
         patches = rearrange(video, "b t (h i) (w j) c -> b t (h w) (i j c)", i=self.patch_px, j=self.patch_px)
         # A convolution whose stride is its kernel is a matmul of patches.
-        embed = nn.Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
+        embed = Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
         grid = position[1:] + temporal[: video.shape[1], None]
         patches = embed(patches) + grid.astype(self.dtype)
         class_token = jnp.broadcast_to((class_token + position[0]).astype(self.dtype), (len(video), 1, self.width))

@@ -1,9 +1,9 @@
 """Writes clips into ArrayRecord shards by Beam, and makes of the folder a TFDS data set, without TensorFlow.
 
 A shard is a fixed set of videos. Beam maps over shards and moves no payload: a task cuts its videos' clips into a spool
-file, then writes its shard in the order of clip ids, syncs and renames it, and leaves a report beside it. A rerun takes
-finished shards as they are: those whose videos, settings and bytes are what their report says. What was read, written and
-left out must add up, and nothing of an earlier conversion stays.
+file, then writes its shard, video by video in the order of clip ids, syncs and renames it, and leaves a report beside it.
+A rerun takes finished shards as they are: those whose videos, settings and bytes are what their report says. What was
+read, written and left out must add up, and nothing of an earlier conversion stays.
 """
 
 import builtins
@@ -115,7 +115,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
     counts = collections.Counter()
     rejects = []
     with tempfile.TemporaryFile(dir=folder) as spool:
-        places: dict[str, tuple[int, int]] = {}
+        places: dict[str, tuple[str, int, int]] = {}
         for item in task.items:
             for made in make_clips(item, settings):
                 if isinstance(made, Reject):
@@ -124,14 +124,15 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
                 if made.clip_id in places:
                     raise ValueError(f"two clips have the id {made.clip_id}: ids must differ")
                 record = records.encode(made)
-                places[made.clip_id] = (spool.tell(), len(record))
+                places[made.clip_id] = (made.video_uid, spool.tell(), len(record))
                 spool.write(record)
                 counts["labelled"] += made.label != records.UNKNOWN
                 counts["positive"] += made.label == 1
                 counts["long_side"] = max(counts["long_side"], made.frame_height, made.frame_width)
         writer = ArrayRecordWriter(str(aside), "group_size:1")
-        for clip_id in sorted(places):
-            start, length = places[clip_id]
+        order = sorted(places, key=lambda clip_id: (places[clip_id][0], clip_id))
+        for clip_id in order:
+            _, start, length = places[clip_id]
             spool.seek(start)
             writer.write(spool.read(length))
         writer.close()
@@ -140,6 +141,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
         "fingerprint": _fingerprint(task, settings), "split": task.split, "index": task.index, "file": path.name,
         "num_clips": len(places), "num_labelled": counts["labelled"], "num_positive": counts["positive"],
         "long_side_px": counts["long_side"], "bytes": path.stat().st_size, "sha256": _sha256(path),
+        "video_clips": list(collections.Counter(places[clip_id][0] for clip_id in order).values()),
         "rejects": sorted(rejects, key=lambda r: r["clip_id"]),
     }  # fmt: skip
     report_path = _report_path(task, folder, name)
@@ -297,7 +299,7 @@ def finish(
         raise ValueError(f"none of {num_in} narrations became a clip ({told}); see {folder / REJECTED_FILE}")
     for split in records.SPLITS:
         mine = sorted((r for r in reports if r["split"] == split), key=lambda r: r["index"])
-        shards = [records.Shard(r["file"], r["num_clips"], r["bytes"], r["sha256"]) for r in mine]
+        shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]
         sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
         info.splits[split] = records.SplitInfo(*sums, shards)
     info.canvas_px = (info.short_side_px, max([r["long_side_px"] for r in reports] + [info.short_side_px]))

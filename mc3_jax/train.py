@@ -110,6 +110,7 @@ def train(run: Run) -> step_lib.TrainState:
             return state
         batches = loader.train_batches(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
+            clips_per_video=config.data.clips_per_video,
             process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=config.data.num_threads, prefetch=config.data.prefetch,
         )  # fmt: skip

@@ -73,13 +73,16 @@ def test_one_device_equals_eight(data):
             assert np.max(np.abs(a - b)) <= 1e-5 * max(np.max(np.abs(a)), 1e-12)
 
 
-def test_a_batch_is_a_function_of_the_step_however_many_processes_read_it(data):
+@pytest.mark.parametrize("clips_per_video", [1, 3])
+def test_a_batch_is_a_function_of_the_step_however_many_processes_read_it(data, clips_per_video):
     config = world.small_config(data)
     source = loader.open_split(config.data.dir, "train", 4)
     tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
 
     def batch(step, **kwargs):
-        stream = loader.train_batches(source, tokenize, batch_size=8, seed=1, num_threads=2, **kwargs)
+        stream = loader.train_batches(
+            source, tokenize, batch_size=8, seed=1, clips_per_video=clips_per_video, num_threads=2, **kwargs
+        )
         for _ in range(step):
             next(stream)
         return next(stream)

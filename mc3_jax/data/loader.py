@@ -1,20 +1,25 @@
 """Batches of clips from ArrayRecord shards, by Grain's threads.
 
 A training batch is a pure function of (seed, step): row r of step t is sample t * B + r of an endless stream that is
-shuffled anew each epoch. Processes read contiguous blocks of rows. So a resumed run needs the step alone, and the number
-of processes and threads may change.
+shuffled anew each epoch (`epoch_order`). Processes read contiguous blocks of rows. So a resumed run needs the step alone,
+and the number of processes and threads may change.
 """
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
+from jaxtyping import Int
 
 from mc3_jax.data import records, transforms
 from mc3_jax.data.transforms import Tokenize
 
 Batch = dict[str, np.ndarray]
+
+# More samples than any run reads: grain's indices are 64 bit, and it multiplies some of them by the batch size.
+_ENDLESS = 1 << 48
 
 
 class ClipSource:
@@ -23,6 +28,7 @@ class ClipSource:
     Attributes:
       info: What `clips.json` says.
       split: Name.
+      video_clips: Clips of each video, in the order of the clips.
     """
 
     def __init__(self, folder: str | os.PathLike, split: str):
@@ -36,12 +42,18 @@ class ClipSource:
         self.split = split
         paths = self.info.shard_paths(folder, split)
         self._records = grain.ArrayRecordDataSource(paths)
+        self.video_clips = [count for shard in self.info.splits[split].shards for count in shard.video_clips]
         expected = self.info.splits[split].num_clips
         if len(self._records) != expected:
             # The raw reader takes a truncated shard for an empty one.
             raise ValueError(
                 f"{folder}: the shards of split {split!r} hold {len(self._records)} clips, {records.CLIPS_FILE} says "
                 f"{expected}: a shard is damaged; convert again"
+            )
+        if sum(self.video_clips) != expected:
+            raise ValueError(
+                f"{folder}: by {records.CLIPS_FILE} the videos of split {split!r} have {sum(self.video_clips)} clips, its "
+                f"shards {expected}: convert again"
             )
 
     def __len__(self) -> int:
@@ -73,12 +85,35 @@ def open_split(folder: str | os.PathLike, split: str, num_frames: int) -> ClipSo
     return source
 
 
+def epoch_order(video_clips: Sequence[int], clips_per_video: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
+    """Returns every clip once, in the order of an epoch.
+
+    Args:
+      video_clips: Clips of each video, in the order of the clips.
+      clips_per_video: 1 shuffles the clips. Above, those of a video are shuffled among themselves and cut into groups of
+        this many, the last of a video being smaller, and the groups are shuffled.
+      seed, epoch: Of the shuffle.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    counts = np.asarray(video_clips)
+    order = rng.permutation(counts.sum())
+    if clips_per_video == 1:
+        return order
+    video = np.repeat(np.arange(len(counts)), counts)
+    order = order[np.argsort(video[order], kind="stable")]  # video by video, each shuffled
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    num_groups = -(-counts // clips_per_video)
+    group = np.repeat(np.cumsum(num_groups) - num_groups, counts) + place // clips_per_video
+    return order[np.argsort(rng.permutation(num_groups.sum())[group], kind="stable")]
+
+
 def train_batches(
     source: ClipSource,
     tokenize: Tokenize,
     *,
     batch_size: int,
     seed: int,
+    clips_per_video: int = 1,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -92,6 +127,7 @@ def train_batches(
       tokenize: Text to ids and mask.
       batch_size: Global; a multiple of `process_count`.
       seed: Of order and choice of frames.
+      clips_per_video: See `epoch_order`.
       start_step: First step.
       process_index, process_count: Which rows.
       num_threads: That read and decode.
@@ -104,10 +140,17 @@ def train_batches(
     local = batch_size // process_count
     rows = (process_index * local + np.arange(local)).astype(np.int32)
 
-    def load(clip: records.Clip, rng: np.random.Generator) -> Batch:
+    @functools.lru_cache(maxsize=2)  # reading ahead crosses from one epoch to the next
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(source.video_clips, clips_per_video, seed, epoch)
+
+    def load(sample: int) -> Batch:
+        epoch, place = divmod(int(sample), len(source))
+        clip = source[int(order(epoch)[place])]
+        rng = np.random.default_rng([seed, epoch, 1 + place])  # a 0 at the end would be the stream of the epoch's order
         return transforms.make_sample(clip, source.info, tokenize, rng)
 
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).random_map(load)
+    dataset = grain.MapDataset.range(_ENDLESS).map(load)
     dataset = dataset.batch(local)[start_step * process_count + process_index :: process_count]
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     return ({**batch, "row": rows} for batch in dataset.to_iter_dataset(options))

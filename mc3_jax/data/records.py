@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from jaxtyping import Int64
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CLIPS_FILE = "clips.json"
 SAMPLE_RATE_HZ = 16_000
 SPLITS = ("train", "validation", "test")
@@ -167,12 +167,14 @@ class Shard:
       file: Name inside the data set's folder.
       num_clips, bytes: Records and file size.
       sha256: Of the file, hexadecimal.
+      video_clips: Clips of each video, in the order of the records.
     """
 
     file: str
     num_clips: int
     bytes: int
     sha256: str
+    video_clips: list[int]
 
 
 @dataclasses.dataclass
@@ -205,7 +207,7 @@ class ClipsInfo:
       verbs, nouns: Taxonomy labels; `Clip.verb_id` and `.noun_id` index them.
       splits: By name; a split without clips has no shards.
       sample_rate_hz: Of the audio.
-      schema_version: Of the records.
+      schema_version: Of the records and of this file.
     """
 
     name: str

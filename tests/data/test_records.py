@@ -21,7 +21,7 @@ def make_clip(**changes) -> records.Clip:
 
 
 def make_info(**changes) -> records.ClipsInfo:
-    split = records.SplitInfo(1, 1, 1, [records.Shard("w-train.array_record-00000-of-00001", 1, 9, "ab")])
+    split = records.SplitInfo(1, 1, 1, [records.Shard("w-train.array_record-00000-of-00001", 1, 9, "ab", [1])])
     info = records.ClipsInfo(
         name="w", window_s=(0.5, 1.0), num_intervals=3, num_candidates=1, short_side_px=112, canvas_px=(112, 200),
         num_samples=4, verbs=["stir"], nouns=[], splits={"train": split},
@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="can't be read"):
         records.ClipsInfo.load(tmp_path)
     make_info(schema_version=99).dump(tmp_path)
-    with pytest.raises(ValueError, match="schema version 99, this code reads 1"):
+    with pytest.raises(ValueError, match="schema version 99, this code reads 2"):
         records.ClipsInfo.load(tmp_path)
     values = dataclasses.asdict(make_info())
     del values["splits"]

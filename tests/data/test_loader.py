@@ -1,0 +1,47 @@
+"""The order of training clips."""
+
+import numpy as np
+import pytest
+
+from mc3_jax.data import loader
+
+VIDEO_CLIPS = [7, 1, 12, 4, 0, 9]
+VIDEO = np.repeat(np.arange(len(VIDEO_CLIPS)), VIDEO_CLIPS)
+
+
+@pytest.mark.parametrize("clips_per_video", [1, 2, 4, 100])
+def test_an_epoch_has_every_clip_once_in_an_order_of_its_own(clips_per_video):
+    orders = [loader.epoch_order(VIDEO_CLIPS, clips_per_video, 5, epoch) for epoch in (0, 1, 0)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(len(VIDEO)))
+    assert not np.array_equal(orders[0], orders[1])
+    np.testing.assert_array_equal(orders[0], orders[2])
+    assert not np.array_equal(orders[0], loader.epoch_order(VIDEO_CLIPS, clips_per_video, 6, 0))
+
+
+def test_clips_come_in_groups_of_a_video_that_differ_from_epoch_to_epoch():
+    groups = []
+    for epoch in range(20):
+        order = loader.epoch_order(VIDEO_CLIPS, 4, 0, epoch)
+        # Neighbouring groups may be of one video: such a stretch is as long as its groups together.
+        cuts = np.flatnonzero(np.diff(VIDEO[order])) + 1
+        for stretch in np.split(order, cuts):
+            size = VIDEO_CLIPS[VIDEO[stretch[0]]]
+            assert len(stretch) in {4 * n for n in range(1, 4)} | {size % 4 + 4 * n for n in range(3)}
+        assert len(cuts) + 1 <= sum(-(-n // 4) for n in VIDEO_CLIPS)
+        groups.append(frozenset(order[:4].tolist()))
+    assert len(set(groups)) > 10
+
+
+def test_single_clips_do_not_come_in_groups():
+    counts = [50] * 40
+    video = np.repeat(np.arange(40), 50)
+    order = loader.epoch_order(counts, 1, 0, 0)
+    assert np.mean(video[order[1:]] == video[order[:-1]]) < 0.06  # 1 in 40 by chance
+    order = loader.epoch_order(counts, 10, 0, 0)
+    assert np.mean(video[order[1:]] == video[order[:-1]]) > 0.85
+
+
+def test_an_order_does_not_repeat_the_files_order_within_a_group():
+    order = loader.epoch_order([64], 8, 0, 0)
+    assert np.mean(np.diff(order) == 1) < 0.2

@@ -23,6 +23,8 @@ class AudioConfig:
       num_time_frames: Spectrogram length; shorter ones are padded with zeros after normalising.
       patch_px, stride_px: Patch size and stride, the same along mel and time.
       width, depth, num_heads: Of the transformer.
+      max_time_mask, max_mel_mask: Training: longest SpecAugment mask in frames and in mel bands; 0, the paper's as it
+        names none, is off.
     """
 
     num_mel: int = 128
@@ -32,6 +34,8 @@ class AudioConfig:
     width: int = 768
     depth: int = 12
     num_heads: int = 12
+    max_time_mask: int = 0
+    max_mel_mask: int = 0
 
 
 @dataclasses.dataclass
@@ -127,6 +131,9 @@ class DataConfig:
       dir: Folder of shards; holds `clips.json`.
       tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`.
       batch_size: Global, over all processes and devices (paper: 256).
+      clips_per_video: Clips come in groups of up to this many of one video, shuffled, so that a batch holds negatives of
+        the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1, the paper's,
+        shuffles single clips.
       num_threads: Threads that read and decode, per process.
       prefetch: Batches read ahead, per process.
     """
@@ -134,6 +141,7 @@ class DataConfig:
     dir: str = ""
     tokenizer: str = ""
     batch_size: int = 256
+    clips_per_video: int = 1
     num_threads: int = 16
     prefetch: int = 4
 
@@ -337,6 +345,8 @@ def validate(config: Config) -> None:
       ValueError: Names the field, its value and what it may be.
     """
     _require(config.data.batch_size > 1, "data.batch_size", config.data.batch_size, "must be at least 2 to contrast")
+    value = config.data.clips_per_video
+    _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
     _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
     validate_model(config.model)
     _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")
@@ -364,7 +374,9 @@ def validate_model(model: ModelConfig) -> None:
         tower = getattr(model, name)
         for field in dataclasses.fields(tower):
             value = getattr(tower, field.name)
-            _require(field.type is not int or value >= 1, f"model.{name}.{field.name}", value, "must be at least 1")
+            least = 0 if field.name.endswith("_mask") else 1
+            fix = f"must be at least {least}"
+            _require(field.type is not int or value >= least, f"model.{name}.{field.name}", value, fix)
         # Blocks are traced one by one: a number of a million would keep us busy for hours.
         _require(tower.depth <= 1000, f"model.{name}.depth", tower.depth, "must be at most 1000")
         fix = f"must be a multiple of num_heads = {tower.num_heads}"
@@ -386,6 +398,9 @@ def validate_model(model: ModelConfig) -> None:
     for field in ("num_mel", "num_time_frames"):
         value = getattr(audio, field)
         _require(value >= audio.patch_px, f"model.audio.{field}", value, fix)
+    for field, size in (("max_time_mask", audio.num_time_frames), ("max_mel_mask", audio.num_mel)):
+        value = getattr(audio, field)
+        _require(value <= size, f"model.audio.{field}", value, f"must be at most {size}, all of the spectrogram")
 
 
 def _validate_phase(where: str, phase: PhaseConfig) -> None:

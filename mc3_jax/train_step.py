@@ -140,18 +140,23 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
     Args:
       batch: `audio` int16 [b, samples], `video` uint8 [b, t, h, w, 3] on the canvas, `video_size` int32 [b, 2],
         `text_ids` and `text_mask` int32 [b, l], `row` int32 [b]; see `mc3_jax.data.loader`.
-      config: Sizes, crop and flip.
-      key: Of the step, for random crops and flips; None takes the centre crop.
+      config: Sizes and augmentation.
+      key: Of the step, for random masks, crops and flips; None takes the centre crop of all there is.
     """
     audio, video = config.audio, config.video
     log_mel = frontend.log_mel(batch["audio"], num_mel=audio.num_mel, num_time_frames=audio.num_time_frames)
     if key is None:
         frames = frontend.center_video(batch["video"], batch["video_size"], video.image_size_px, video.resize_px)
     else:
+        audio_key, video_key = jax.random.split(key)
+        if audio.max_time_mask or audio.max_mel_mask:
+            keys = frontend.row_keys(audio_key, batch["row"])
+            masks = {"max_time_mask": audio.max_time_mask, "max_mel_mask": audio.max_mel_mask}
+            log_mel = frontend.mask_spectrogram(log_mel, keys, **masks)
         frames = frontend.augment_video(
             batch["video"],
             batch["video_size"],
-            frontend.row_keys(key, batch["row"]),
+            frontend.row_keys(video_key, batch["row"]),
             video.image_size_px,
             scale=video.crop_scale,
             flip_probability=video.flip_probability,

@@ -119,6 +119,36 @@ def log_mel(
     return jnp.pad((fbank - LOG_MEL_MEAN) / (2 * LOG_MEL_STD), ((0, 0), (0, missing), (0, 0)))
 
 
+def mask_spectrogram(
+    log_mel: Float[Array, "b time mel"], keys: Key[Array, " b"], *, max_time_mask: int, max_mel_mask: int
+) -> Float[Array, "b time mel"]:
+    """Returns spectrograms with one stretch of time and one band of mel each at 0, which is the data's mean.
+
+    SpecAugment (Park et al., Interspeech 2019) with one mask of either kind, as AST trains; there the masks are 0 before
+    normalising. A clip's masks depend on its key alone.
+
+    Args:
+      log_mel: Normalised spectrograms.
+      keys: One per clip; see `row_keys`.
+      max_time_mask, max_mel_mask: Longest mask in frames and in bands; a mask's length is uniform from 0 on.
+    """
+
+    def outside(key, size: int, longest: int) -> Bool[Array, " n"]:
+        length_key, start_key = jax.random.split(key)
+        length = jax.random.randint(length_key, (), 0, longest + 1)
+        start = jax.random.randint(start_key, (), 0, size - length + 1)
+        i = jnp.arange(size)
+        return (i < start) | (i >= start + length)
+
+    def mask(spectrogram, key):
+        time_key, mel_key = jax.random.split(key)
+        frames, bands = spectrogram.shape
+        kept = outside(time_key, frames, max_time_mask)[:, None] & outside(mel_key, bands, max_mel_mask)
+        return jnp.where(kept, spectrogram, 0)
+
+    return jax.vmap(mask)(log_mel, keys)
+
+
 def row_keys(key: Key[Array, ""], row: Int[Array, " b"]) -> Key[Array, " b"]:
     """Returns one key per row of the global batch, whatever devices the rows lie on."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(row)

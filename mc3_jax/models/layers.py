@@ -130,17 +130,27 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-class Dense(nn.Dense):
+class Dense(nn.Module):
     """flax's Dense, on rows [n, in] whatever the axes before the last are.
 
     With several axes before the last, XLA's CPU compiler takes the kernel's gradient from a transposed copy of the
     output's, at three times the cost of the layer; on rows it makes none. Elsewhere it is all the same.
+
+    Attributes:
+      features: Width of the output.
+      kernel_init: Of the kernel [in, out].
+      dtype: Compute dtype.
     """
 
+    features: int
     kernel_init: nn.initializers.Initializer = kernel_init
+    dtype: DTypeLike = jnp.float32
 
+    @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+        dense = nn.Dense(self.features, kernel_init=self.kernel_init, dtype=self.dtype)
+        nn.share_scope(self, dense)
+        return dense(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
 class SelfAttention(nn.Module):

@@ -59,6 +59,37 @@ def test_audio_too_long_or_too_short_is_refused(num_samples, message):
         frontend.log_mel(jnp.zeros((1, num_samples)), num_mel=128, num_time_frames=147)
 
 
+def masked(num_rows=4000, time=11, mel=7, **longest):
+    """What masks leave of ones: bool [rows, time, mel]."""
+    keys = frontend.row_keys(jax.random.key(3), jnp.arange(num_rows))
+    kept = frontend.mask_spectrogram(jnp.ones((num_rows, time, mel)), keys, **longest)
+    assert set(np.unique(kept)) <= {0, 1}
+    return np.asarray(kept) > 0
+
+
+def test_masks_are_one_stretch_of_time_and_one_band_of_mel_of_uniform_length_anywhere():
+    kept = masked(max_time_mask=4, max_mel_mask=7)
+    lost_time = ~kept.any(2)
+    lost_mel = ~kept.any(1)
+    whole = lost_mel.all(1) | lost_time.all(1)  # a band as high as the spectrogram hides where the stretch was
+    np.testing.assert_array_equal(kept[~whole], (~lost_time[:, :, None] & ~lost_mel[:, None])[~whole])
+    for lost, longest in ((lost_time[~whole], 4), (lost_mel, 7)):
+        lengths = lost.sum(1)
+        assert lengths.max() == longest
+        edges = np.diff(np.pad(lost, ((0, 0), (1, 1))).astype(int), axis=1) == 1
+        assert (edges.sum(1) == (lengths > 0)).all()  # one stretch
+        some = lost[lengths == 2]
+        assert some.any(0).all()  # every place is hit
+    shares = np.bincount(lost_time[~whole].sum(1), minlength=5) / (~whole).sum()
+    np.testing.assert_allclose(shares, 1 / 5, atol=0.03)
+
+
+def test_masks_differ_from_row_to_row_and_a_length_of_zero_masks_nothing():
+    assert len(np.unique(masked(64, max_time_mask=5, max_mel_mask=3).reshape(64, -1), axis=0)) > 30
+    assert masked(64, max_time_mask=0, max_mel_mask=0).all()
+    assert masked(64, max_time_mask=0, max_mel_mask=3).any(2).all()
+
+
 def clip(height, width, canvas, num_frames=2, seed=0, padding=0):
     """A blurred random clip in the corner of a canvas: uint8 [1, t, *canvas, 3], its size, and the clip itself."""
     rng = np.random.default_rng(seed)

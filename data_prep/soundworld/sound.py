@@ -34,11 +34,11 @@ def isolated_action(segment: plan.Segment) -> np.ndarray:
     n = int((segment.stop_s - segment.start_s + 0.6) * RATE_HZ)
     times = segment.start_s + np.arange(0, n, 64) / RATE_HZ
     speed = np.interp(np.arange(n), np.arange(0, n, 64), segment.pose(times).speed)
-    out = np.zeros(n)
+    out = np.zeros(n, np.float32)
     for kind, weight in verb.sound.items():
         if kind == "impact":
             blows = [thing.ring(rng) for _ in range(3)]
-            track = np.zeros(n)
+            track = np.zeros(n, np.float32)
             for at, strength in segment.contacts():
                 blow = blows[rng.integers(3)]
                 add(track, int((at - segment.start_s) * RATE_HZ), blow * strength * np.exp(rng.normal(0, 0.15)))
@@ -51,7 +51,7 @@ def isolated_action(segment: plan.Segment) -> np.ndarray:
 def _reverberate(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns the sound in a room: the direct sound and an exponentially decaying tail."""
     length = int(rng.uniform(0.15, 0.45) * RATE_HZ)
-    tail = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
+    tail = rng.standard_normal(length, np.float32) * np.exp(np.arange(length, dtype=np.float32) * (-6.9 / length))
     tail *= rng.uniform(0.15, 0.45) / np.sqrt((tail**2).sum())
     tail[0] += 1.0
     return scipy.signal.oaconvolve(x, tail)[: len(x)]
@@ -71,10 +71,10 @@ def _load_ambience(path: str) -> np.ndarray:
 
 def _ambience(files: list[str], n: int, rng: np.random.Generator) -> np.ndarray:
     """Returns real recordings one after the other, faded into each other, for the whole of a video."""
-    out, start, fade = np.zeros(n), 0, int(0.05 * RATE_HZ)
+    out, start, fade = np.zeros(n, np.float32), 0, int(0.05 * RATE_HZ)
     ramp = np.linspace(0, 1, fade)
     while start < n:
-        recording = voices.unit_rms(np.array(_load_ambience(files[rng.integers(len(files))]), np.float64))
+        recording = voices.unit_rms(np.array(_load_ambience(files[rng.integers(len(files))])))
         if len(recording) > 2 * fade:
             recording[:fade] *= ramp
             recording[-fade:] *= ramp[::-1]
@@ -87,7 +87,7 @@ def _mix(video: plan.Video, ambience_files: list[str]) -> np.ndarray:
     """Returns the whole sound of a video before the recorder's gain, mono at `RATE_HZ`."""
     rng = np.random.default_rng([video.seed, 21])
     n = int(video.duration_s * RATE_HZ)
-    heard = np.zeros(n)
+    heard = np.zeros(n, np.float32)
     for segment in video.segments:
         if segment.action_db is not None:
             add(heard, int(segment.start_s * RATE_HZ), _gain(segment.action_db) * isolated_action(segment))
@@ -109,7 +109,8 @@ def _mix(video: plan.Video, ambience_files: list[str]) -> np.ndarray:
 
 def _fade(n: int) -> np.ndarray:
     """Ramps of 80 ms at both ends."""
-    return np.clip(np.minimum(np.arange(n), np.arange(n)[::-1]) / (0.08 * RATE_HZ), 0.0, 1.0)
+    i = np.arange(n, dtype=np.float32)
+    return np.minimum(np.minimum(i, i[::-1]) / (0.08 * RATE_HZ), 1.0)
 
 
 def _level(video: plan.Video, heard: np.ndarray) -> np.ndarray:
@@ -128,8 +129,8 @@ def _level(video: plan.Video, heard: np.ndarray) -> np.ndarray:
     order = np.argsort(times)
     coarse = np.arange(0, len(heard), 256)
     db = np.interp(coarse / RATE_HZ, np.array(times)[order], np.array(gains)[order])
-    gain = 10.0 ** (np.interp(np.arange(len(heard)), coarse, db) / 20.0)
-    return heard * gain
+    # Interpolated in dB, made a factor where it is known and interpolated again: 256 samples are 11 ms.
+    return heard * np.interp(np.arange(len(heard)), coarse, 10.0 ** (db / 20.0)).astype(np.float32)
 
 
 def synthesize(video: plan.Video, ambience_files: list[str]) -> np.ndarray | None:

@@ -10,6 +10,11 @@ DEMO_FLAGS ?=
 RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEED) \
 	--config.data.dir=$(WORK)/clips --config.data.tokenizer=$(WORK)/vocabulary $(DEMO_FLAGS)
 
+# On a CPU, XLA takes a step's scratch memory from malloc and gives it back: 84,000 page faults a step of the demo. glibc
+# told to keep it, on huge pages, saves a quarter of the time.
+KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:$\
+	glibc.malloc.top_pad=67108864
+
 .PHONY: demo demo-ci test test-slow lint clean install
 
 install: $(VENV)/.installed
@@ -26,8 +31,8 @@ demo: install
 	$(PY) -m data_prep.soundworld --out $(WORK)/soundworld --videos $(VIDEOS) --seed $(SEED)
 	$(PY) -m data_prep.ego4d --root $(WORK)/soundworld --out $(WORK)/clips --name soundworld --short_side 72
 	$(PY) -m data_prep.vocabulary --clips $(WORK)/clips --out $(WORK)/vocabulary
-	$(PY) -m mc3_jax.train $(RUN_FLAGS)
-	$(PY) -m mc3_jax.evaluate $(RUN_FLAGS)
+	$(KEEP_MEMORY) $(PY) -m mc3_jax.train $(RUN_FLAGS)
+	$(KEEP_MEMORY) $(PY) -m mc3_jax.evaluate $(RUN_FLAGS)
 	@echo "done in $$(( $$(date +%s) - $$(cat .demo_start) )) s: open $(WORK)/train/report/index.html"; rm -f .demo_start
 
 # The same path at a size that checks the plumbing and proves nothing about the method.

@@ -24,10 +24,13 @@ def get_config() -> Config:
     return Config(
         name="demo",
         model=ModelConfig(
-            audio=AudioConfig(num_mel=64, num_time_frames=149, stride_px=16, width=128, depth=3, num_heads=4),
+            audio=AudioConfig(
+                num_mel=64, num_time_frames=149, stride_px=16, width=128, depth=3, num_heads=4, max_time_mask=40,
+                max_mel_mask=16,
+            ),
             video=VideoConfig(
                 image_size_px=48, patch_px=12, num_frames=4, num_positions=4, width=128, depth=3, num_heads=4,
-                resize_px=54, time_init="random", crop_scale=(0.6, 1.0),
+                resize_px=50, time_init="random", crop_scale=(0.4, 1.0),
             ),
             text=TextConfig(
                 vocab_size=600, num_positions=16, num_tokens=16, width=128, depth=2, num_heads=4, mlp_width=512
@@ -35,7 +38,9 @@ def get_config() -> Config:
             embed_dim=64,
             dtype="float32",
         ),
-        data=DataConfig(dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=64, num_threads=2),
+        data=DataConfig(
+            dir="runs/demo/clips", tokenizer="runs/demo/vocabulary", batch_size=64, clips_per_video=8, num_threads=2
+        ),
         phases=[
             PhaseConfig(
                 name="align", epochs=10, temperature=0.07, optimizer=OptimizerConfig(**adam, warmup_steps=20)

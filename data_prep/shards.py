@@ -27,7 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from mc3_jax.data import records
 
-REJECTED_FILE = "rejected.jsonl"
+REJECTED_FILE = records.REJECTED_FILE
 _REPORTS = "reports"  # folder inside the data set: one JSON file a shard
 _SHARD_FILE = rf"(?P<name>\w+)-({'|'.join(records.SPLITS)})\.array_record-\d+-of-\d+"
 # Files that make a folder a data set; there only while all shards they name are.

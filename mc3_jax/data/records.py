@@ -17,6 +17,7 @@ from jaxtyping import Int64
 
 SCHEMA_VERSION = 2
 CLIPS_FILE = "clips.json"
+REJECTED_FILE = "rejected.jsonl"  # what gave no clip, and why
 SAMPLE_RATE_HZ = 16_000
 SPLITS = ("train", "validation", "test")
 UNKNOWN = -1  # verb_id, noun_id and label where nobody knows

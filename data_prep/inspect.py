@@ -1,0 +1,210 @@
+"""Shows what is in a clips data set: `python -m data_prep.inspect CLIPS --out DIR`.
+
+Prints and writes counts (clips, hours, verbs, nouns), draws the long tail of verbs and nouns (Fig. 4 of the paper), how often
+each verb sounds (Table 1) and a contact sheet: frames, waveform, log-mel and caption of clips drawn at random.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import pathlib
+import sys
+
+import grain.python as grain
+import librosa
+import matplotlib
+import numpy as np
+import simplejpeg
+from matplotlib import figure
+
+from mc3_jax.data import records
+
+_MIN_LABELLED = 5  # clips of a verb, below which its sounding rate is noise
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Counts of one split.
+
+    Attributes:
+      num_clips, num_videos: In it.
+      hours: Of clips, overlaps counted twice.
+      num_labelled, num_positive: Clips with a label, and with label 1.
+      verbs, nouns: Clips of each label, commonest first; without those whose verb or noun is unknown.
+      num_pairs: Different pairs of verb and noun.
+      sounding_rates: Of each verb with at least 5 labelled clips, (share of positive clips, labelled clips), highest first.
+    """
+
+    num_clips: int
+    num_videos: int
+    hours: float
+    num_labelled: int
+    num_positive: int
+    verbs: dict[str, int]
+    nouns: dict[str, int]
+    num_pairs: int
+    sounding_rates: dict[str, tuple[float, int]]
+
+
+def open_split(folder: pathlib.Path, info: records.ClipsInfo, split: str) -> grain.ArrayRecordDataSource:
+    """Returns the records of a split.
+
+    Raises:
+      ValueError: No such split or no shards.
+    """
+    return grain.ArrayRecordDataSource(info.shard_paths(folder, split))
+
+
+def count(source: grain.ArrayRecordDataSource, info: records.ClipsInfo) -> Statistics:
+    """Returns a split's statistics; reads all of it.
+
+    Raises:
+      ValueError: A record can't be read, or its ids are not of this data set.
+    """
+    videos, verbs, nouns, pairs = set(), collections.Counter(), collections.Counter(), set()
+    labelled, positive = collections.Counter(), collections.Counter()
+    seconds = 0.0
+    for i in range(len(source)):
+        clip = records.decode(source[i])
+        if clip.verb_id >= len(info.verbs) or clip.noun_id >= len(info.nouns):
+            raise ValueError(f"clip {clip.clip_id} has verb {clip.verb_id} and noun {clip.noun_id}: run data_prep.verify")
+        verb = info.verbs[clip.verb_id] if clip.verb_id >= 0 else None
+        noun = info.nouns[clip.noun_id] if clip.noun_id >= 0 else None
+        videos.add(clip.video_uid)
+        seconds += (clip.stop_us - clip.start_us) / 1e6
+        verbs[verb] += 1
+        nouns[noun] += 1
+        if verb is not None and noun is not None:
+            pairs.add((verb, noun))
+        if clip.label != records.UNKNOWN:
+            labelled[verb] += 1
+            positive[verb] += clip.label == 1
+    rates = {v: (positive[v] / n, n) for v, n in labelled.items() if v is not None and n >= _MIN_LABELLED}
+    return Statistics(
+        num_clips=len(source),
+        num_videos=len(videos),
+        hours=seconds / 3600,
+        num_labelled=labelled.total(),
+        num_positive=positive.total(),
+        verbs={name: n for name, n in verbs.most_common() if name is not None},
+        nouns={name: n for name, n in nouns.most_common() if name is not None},
+        num_pairs=len(pairs),
+        sounding_rates=dict(sorted(rates.items(), key=lambda item: -item[1][0])),
+    )
+
+
+def _short(label: str) -> str:
+    """Returns a taxonomy's label without its list of forms: "wash_(wash,_rinse)" is "wash"."""
+    return label.split("_(")[0]
+
+
+def describe(split: str, found: Statistics) -> str:
+    """Returns the statistics of a split as lines of text."""
+    lines = [
+        f"{split}: {found.num_clips:,} clips of {found.num_videos:,} videos, {found.hours:.2f} h; {len(found.verbs)} verbs, "
+        f"{len(found.nouns)} nouns, {found.num_pairs} pairs"
+    ]
+    for kind, counts in (("verbs", found.verbs), ("nouns", found.nouns)):
+        if counts:
+            common = ", ".join(f"{_short(name)} {n}" for name, n in list(counts.items())[:8])
+            fifth = sum(list(counts.values())[: max(len(counts) // 5, 1)]) / sum(counts.values())
+            lines.append(f"  {kind}: {common}, ...; the commonest fifth is {fifth:.0%} of all")
+    if found.num_labelled:
+        share = found.num_positive / found.num_labelled
+        lines.append(f"  labelled: {found.num_labelled:,}, {share:.1%} of them positive")
+        rates = [f"{_short(name)} {rate:.2f} of {n}" for name, (rate, n) in found.sounding_rates.items()]
+        lines.append("  sounding rates: " + "; ".join(rates if len(rates) <= 10 else [*rates[:5], "...", *rates[-5:]]))
+    return "\n".join(lines)
+
+
+def draw_statistics(found: dict[str, Statistics]) -> figure.Figure:
+    """Returns a figure: clips of each verb and noun over their rank, and the sounding rate of each verb."""
+    sheet = figure.Figure(figsize=(12, 7.5), layout="constrained")
+    verbs, nouns, rates = sheet.subplot_mosaic([["verbs", "nouns"], ["rates", "rates"]]).values()
+    for axes, kind in ((verbs, "verbs"), (nouns, "nouns")):
+        for split, statistics in found.items():
+            counts = list(getattr(statistics, kind).values())
+            axes.loglog(np.arange(1, len(counts) + 1), counts, ".-", label=split)
+        axes.set_xlabel(f"{kind} by frequency")
+        axes.set_ylabel("clips")
+        axes.legend()
+    labelled = max(found.values(), key=lambda statistics: statistics.num_labelled)
+    names = list(labelled.sounding_rates)
+    rates.bar(range(len(names)), [labelled.sounding_rates[name][0] for name in names])
+    rates.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90, fontsize=8, parse_math=False)
+    rates.set_ylabel("share of clips that sound")
+    rates.set_ylim(0, 1)
+    return sheet
+
+
+def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> figure.Figure:
+    """Returns a figure with a row for every clip: a frame of each interval, the waveform, the log-mel, and its caption.
+
+    Raises:
+      ValueError: A frame can't be decoded.
+    """
+    columns = info.num_intervals + 2
+    sheet = figure.Figure(figsize=(2.1 * columns, 1.75 * len(clips)), layout="constrained")
+    grid = sheet.subplots(len(clips), columns, squeeze=False)
+    labels = {records.UNKNOWN: "no label", 0: "does not sound", 1: "sounds"}
+    for row, clip in zip(grid, clips, strict=True):
+        for axes, jpeg in zip(row, clip.frames[info.num_candidates // 2 :: info.num_candidates], strict=False):
+            axes.imshow(simplejpeg.decode_jpeg(jpeg, "RGB"))
+            axes.axis("off")
+        wave = clip.audio / np.float32(32768)
+        times = np.arange(len(wave)) / info.sample_rate_hz
+        row[-2].plot(times, wave, linewidth=0.4)
+        row[-2].set_ylim(-1, 1)
+        mel = librosa.feature.melspectrogram(y=wave, sr=info.sample_rate_hz, n_fft=400, hop_length=160, n_mels=64)
+        row[-1].imshow(librosa.power_to_db(mel), origin="lower", aspect="auto", extent=(0, times[-1], 0, 64))
+        for axes in row[-2:]:
+            axes.tick_params(labelsize=6)
+        # The text of a stranger: a dollar sign must not start a formula.
+        caption = f"{clip.narration}   [{labels.get(clip.label, clip.label)}, {clip.time_us / 1e6:.1f} s of {clip.video_uid}]"
+        place = {"x": 0, "y": 1.06, "transform": row[0].transAxes, "in_layout": False}
+        row[0].text(s=caption[:150], fontsize=8, parse_math=False, **place)
+        row[-1].set_ylabel("mel band", fontsize=6)
+    for axes in grid[-1, -2:]:
+        axes.set_xlabel("s", fontsize=6)
+    return sheet
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Inspects, or ends with one line and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description=__doc__.split("\n")[0])
+    parser.add_argument("clips", type=pathlib.Path, help="folder made by data_prep.ego4d")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("inspect"), help="folder for the pictures")
+    parser.add_argument("--split", choices=records.SPLITS, help="of the contact sheet; default is the largest labelled one")
+    parser.add_argument("--num_clips", type=int, default=12, help="on the contact sheet")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips on the contact sheet")
+    args = parser.parse_args(argv)
+    if not 1 <= args.num_clips <= 100:
+        parser.error(f"--num_clips must be from 1 to 100, got {args.num_clips}")
+    if args.seed < 0:
+        parser.error(f"--seed must not be negative, got {args.seed}")
+    try:
+        info = records.ClipsInfo.load(args.clips)
+        sources = {name: open_split(args.clips, info, name) for name, split in info.splits.items() if split.shards}
+        if args.split and args.split not in sources:
+            raise ValueError(f"{args.clips} has no clips in the split {args.split!r}, only in {', '.join(sources)}")
+        found = {name: count(source, info) for name, source in sources.items()}
+        for name, statistics in found.items():
+            print(describe(name, statistics))
+        split = args.split or max(found, key=lambda name: (found[name].num_labelled, found[name].num_clips))
+        chosen = np.random.default_rng(args.seed).permutation(len(sources[split]))[: args.num_clips]
+        clips = [records.decode(sources[split][int(i)]) for i in np.sort(chosen)]
+        args.out.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"axes.unicode_minus": False}):
+            draw_statistics(found).savefig(args.out / "statistics.png", dpi=110)
+            draw_contact_sheet(clips, info).savefig(args.out / "contact_sheet.png", dpi=110)
+        content = {name: dataclasses.asdict(statistics) for name, statistics in found.items()}
+        (args.out / "statistics.json").write_text(json.dumps(content, indent=1) + "\n")
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{args.out}: contact_sheet.png ({split}), statistics.png, statistics.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Reads a clips data set whole and says what is wrong with it: `python -m data_prep.verify CLIPS`.
+
+Every shard's size and SHA-256, every record and every JPEG of it, the counts in `clips.json`, ids that occur twice, and the
+metadata TFDS reads. Status 0 is a sound data set, 1 is damage, each on a line of its own, 2 is a folder that can't be read.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import sys
+
+import simplejpeg
+from array_record.python.array_record_module import ArrayRecordReader
+from tqdm import tqdm
+
+from mc3_jax.data import records
+
+_MAX_TOLD = 20  # of one shard's problems: a shard of another schema is wrong in every record
+
+
+@dataclasses.dataclass
+class ShardReport:
+    """What reading a shard found.
+
+    Attributes:
+      problems: One line each.
+      clip_ids: Of every record that could be read.
+      video_uids: Of its videos.
+      num_labelled, num_positive: Clips with a label, and with label 1.
+    """
+
+    problems: list[str]
+    clip_ids: list[str]
+    video_uids: list[str]
+    num_labelled: int = 0
+    num_positive: int = 0
+
+
+def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.ClipsInfo) -> ShardReport:
+    """Returns what is wrong with one shard and what it holds; reads all of it."""
+    report = ShardReport([], [], [])
+    path = folder / shard.file
+    if path.name != shard.file or not path.is_file():
+        report.problems.append(f"{shard.file}: is missing")
+        return report
+    size = path.stat().st_size
+    if size != shard.bytes:
+        report.problems.append(f"{shard.file}: {size} bytes, {records.CLIPS_FILE} says {shard.bytes}")
+    else:
+        with path.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        if digest != shard.sha256:
+            report.problems.append(f"{shard.file}: its SHA-256 is {digest}, {records.CLIPS_FILE} says {shard.sha256}")
+    found, wrong = 0, []
+    try:
+        with contextlib.closing(ArrayRecordReader(str(path))) as reader:  # what it could not open it tells when it closes
+            found = reader.num_records()
+            wrong = [problem for i in range(found) if (problem := _verify_record(reader, i, info, report))]
+    except (RuntimeError, ValueError, OSError) as error:
+        report.problems.append(f"{shard.file}: can't be read: {_short(error)}")
+    if found != shard.num_clips:
+        report.problems.append(f"{shard.file}: {found} records, {records.CLIPS_FILE} says {shard.num_clips}")
+    report.problems += [f"{shard.file}: {problem}" for problem in wrong[:_MAX_TOLD]]
+    if len(wrong) > _MAX_TOLD:
+        report.problems.append(f"{shard.file}: {len(wrong) - _MAX_TOLD} more records are wrong")
+    counts = [len(list(group)) for _, group in itertools.groupby(report.video_uids)]
+    if not wrong and found == shard.num_clips and counts != shard.video_clips:
+        report.problems.append(f"{shard.file}: the clips of its videos are not those that {records.CLIPS_FILE} counts")
+    return report
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _verify_record(reader, index: int, info: records.ClipsInfo, report: ShardReport) -> str | None:
+    """Returns what is wrong with a record, or None; adds what it holds to the report."""
+    try:
+        [record] = reader.read([index])
+        clip = records.decode(record)
+    except (RuntimeError, ValueError, IndexError, UnicodeDecodeError) as error:
+        return f"record {index}: {_short(error)}"
+    report.clip_ids.append(clip.clip_id)
+    report.video_uids.append(clip.video_uid)
+    report.num_labelled += clip.label != records.UNKNOWN
+    report.num_positive += clip.label == 1
+    try:
+        records.check(clip, info)
+        _check_values(clip, info)
+    except ValueError as error:
+        return f"record {index}: {_short(error)}"
+    return None
+
+
+def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
+    """Checks what `records.check` leaves to the reader: every JPEG, ids and times.
+
+    Raises:
+      ValueError: Names the clip and what is wrong.
+    """
+    name = f"clip {clip.clip_id}"
+    for i, jpeg in enumerate(clip.frames):
+        try:
+            size = simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True).shape[:2]
+        except ValueError as error:
+            raise ValueError(f"{name}: frame {i} can't be decoded: {error}") from error
+        if size != (clip.frame_height, clip.frame_width):
+            raise ValueError(f"{name}: frame {i} is {size}, the record says {(clip.frame_height, clip.frame_width)}")
+    for field, value, num in (
+        ("verb_id", clip.verb_id, len(info.verbs)), ("noun_id", clip.noun_id, len(info.nouns)), ("label", clip.label, 2),
+    ):  # fmt: skip
+        if not records.UNKNOWN <= value < num:
+            raise ValueError(f"{name}: {field} is {value}, must be from {records.UNKNOWN} to {num - 1}")
+    if not clip.start_us <= clip.time_us <= clip.stop_us:
+        raise ValueError(f"{name}: its moment {clip.time_us} µs is not in [{clip.start_us}, {clip.stop_us}]")
+
+
+def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str, int]]:
+    """Returns what is wrong with a data set, a line each, and its counts.
+
+    Args:
+      folder: Of the data set.
+      num_workers: Processes.
+
+    Raises:
+      ValueError: There is no data set, or its `clips.json` can't be read.
+    """
+    info = records.ClipsInfo.load(folder)
+    parts = [(split, shard) for split, value in info.splits.items() for shard in value.shards]
+    with concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(verify_shard, folder, shard, info) for _, shard in parts]
+        done = concurrent.futures.as_completed(jobs)
+        for _ in tqdm(done, total=len(jobs), unit="shard", desc="verify", disable=not sys.stderr.isatty()):
+            pass
+        reports = [job.result() for job in jobs]
+    problems = [problem for report in reports for problem in report.problems]
+    for name, split in info.splits.items():
+        mine = [report for (own, _), report in zip(parts, reports, strict=True) if own == name]
+        if not any(report.problems for report in mine):
+            found = tuple(sum(getattr(r, key) for r in mine) for key in ("num_labelled", "num_positive"))
+            found = (sum(len(r.clip_ids) for r in mine), *found)
+            expected = (split.num_clips, split.num_labelled, split.num_positive)
+            if found != expected:
+                problems.append(
+                    f"split {name}: (clips, labelled, positive) are {found}, {records.CLIPS_FILE} says {expected}"
+                )
+    problems += _find_doubles(reports) + _find_strays(folder, info) + _verify_tfds(folder, info)
+    counts = {
+        "clips": sum(len(r.clip_ids) for r in reports),
+        "videos": len({uid for r in reports for uid in r.video_uids}),
+        "shards": len(parts),
+        "bytes": sum(shard.bytes for _, shard in parts),
+    }
+    return problems, counts
+
+
+def _find_doubles(reports: list[ShardReport]) -> list[str]:
+    """Returns a line for every clip id that occurs twice and every video in more than one shard."""
+    ids = collections.Counter(clip_id for report in reports for clip_id in report.clip_ids)
+    homes = collections.Counter(uid for report in reports for uid in set(report.video_uids))
+    problems = [f"clip {clip_id} occurs {n} times" for clip_id, n in ids.items() if n > 1]
+    return problems + [f"video {uid} is in {n} shards: in two splits or twice in one" for uid, n in homes.items() if n > 1]
+
+
+def _find_strays(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
+    """Returns a line for every shard file that `clips.json` does not name."""
+    known = {shard.file for split in info.splits.values() for shard in split.shards}
+    names = sorted(path.name for path in folder.glob("*.array_record-*") if not path.name.startswith("."))
+    return [f"{name}: {records.CLIPS_FILE} does not name it" for name in names if name not in known]
+
+
+def _verify_tfds(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
+    """Returns what is wrong with the counts that TFDS reads, and with the list of rejects."""
+    problems = []
+    try:
+        content = json.loads((folder / "dataset_info.json").read_text())
+        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in content["splits"]}
+        expected = {name: [s.num_clips for s in split.shards] for name, split in info.splits.items() if split.shards}
+        if lengths != expected:
+            problems.append(f"dataset_info.json counts {lengths}, {records.CLIPS_FILE} {expected}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"dataset_info.json can't be read: {type(error).__name__}: {_short(error)}")
+    try:
+        for i, line in enumerate((folder / records.REJECTED_FILE).read_text().splitlines()):
+            if not {"clip_id", "video_uid", "reason"} <= set(json.loads(line)):
+                problems.append(f"{records.REJECTED_FILE}, row {i + 1} lacks clip_id, video_uid or reason")
+    except (OSError, ValueError, TypeError) as error:
+        problems.append(f"{records.REJECTED_FILE} can't be read: {type(error).__name__}: {_short(error)}")
+    return problems
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Verifies; ends with status 0, 1 or 2."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__.split("\n")[0])
+    parser.add_argument("clips", type=pathlib.Path, help="folder made by data_prep.ego4d")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes; 0 means one per core")
+    args = parser.parse_args(argv)
+    if args.num_workers < 0:
+        parser.error(f"--num_workers must not be negative, got {args.num_workers}")
+    try:
+        problems, counts = verify(args.clips, args.num_workers or os.cpu_count() or 1)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    for problem in problems:
+        print(re.sub(r"[^\x20-\x7eµ-ÿ]", "?", problem))  # ids are whatever stands in the file
+    told = ", ".join(f"{value:,} {name}" for name, value in counts.items())
+    print(f"{args.clips}: {told}; " + (f"{len(problems)} problem(s)" if problems else "sound"))
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

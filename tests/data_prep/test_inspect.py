@@ -1,0 +1,92 @@
+"""Inspection: the counts are those of the clips, and the pictures are made of whatever stands in them."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from data_prep import inspect, shards
+from mc3_jax.data import records
+
+ROOT = pathlib.Path(__file__).parents[2]
+VERBS, NOUNS = ["tap_(taps)", "cut", "never"], ["cup", "can"]
+
+
+def make_clips(item: dict, settings: dict):
+    """Yields seven clips of a video: five taps of cups, the first two of which sound, a cut can, and one of neither."""
+    colour = np.full((16, 24, 3), 60, np.uint8)
+    for number in range(7):
+        colour[..., 0] = 30 * number
+        verb, noun = (0, 0) if number < 5 else (1, 1) if number == 5 else (-1, -1)
+        yield records.Clip(
+            clip_id=f"{item['uid']}_{number}", video_uid=item["uid"], narration="#C C taps $x_ the <b>cup</b> \u2603",
+            source="mine", time_us=500_000, start_us=0, stop_us=1_500_000,
+            frames=[simplejpeg.encode_jpeg(colour)] * 4, frame_times_us=np.arange(4), frame_height=16, frame_width=24,
+            audio=np.zeros(24_000, np.int16), verb_id=verb, noun_id=noun,
+            label=item["label"] and (int(number < 2) if number < 6 else -1),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("clips")
+    tasks = [
+        shards.ShardTask("train", 0, 1, ({"uid": "a", "label": 0}, {"uid": "b", "label": 0})),
+        shards.ShardTask("test", 0, 1, ({"uid": "c", "label": 1},)),
+    ]
+    reports = [shards.write_shard(task, str(folder), "mine", make_clips, {}) for task in tasks]
+    info = records.ClipsInfo("mine", (0.5, 1.0), 2, 2, 16, (16, 16), 24_000, VERBS, NOUNS, {})
+    shards.finish(reports, folder, info, [], 21)
+    return folder
+
+
+def test_counts_are_those_of_the_clips(folder):
+    info = records.ClipsInfo.load(folder)
+    found = inspect.count(inspect.open_split(folder, info, "test"), info)
+    assert found == inspect.Statistics(
+        num_clips=7, num_videos=1, hours=7 * 1.5 / 3600, num_labelled=6, num_positive=2,
+        verbs={"tap_(taps)": 5, "cut": 1}, nouns={"cup": 5, "can": 1}, num_pairs=2, sounding_rates={"tap_(taps)": (0.4, 5)},
+    )  # fmt: skip
+    train = inspect.count(inspect.open_split(folder, info, "train"), info)
+    assert (train.num_clips, train.num_videos, train.verbs["tap_(taps)"]) == (14, 2, 10)
+    assert "tap 5, cut 1" in inspect.describe("test", found)
+
+
+def test_the_command_writes_pictures_and_numbers(folder, tmp_path):
+    command = [sys.executable, "-m", "data_prep.inspect", str(folder), "--out", str(tmp_path / "o"), "--num_clips", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test: 7 clips of 1 videos" in done.stdout
+    sheet = np.asarray(Image.open(tmp_path / "o" / "contact_sheet.png").convert("RGB"))
+    assert min(sheet.shape[:2]) > 200
+    drawn = {tuple(colour) for colour in sheet.reshape(-1, 3)[::7].tolist()}
+    frames = [c for c in drawn if abs(c[1] - 60) < 9 and abs(c[2] - 60) < 9 and min(abs(c[0] - 30 * n) for n in range(7)) < 9]
+    assert frames  # pixels of the frames themselves
+    assert np.asarray(Image.open(tmp_path / "o" / "statistics.png")).std() > 1
+    assert json.loads((tmp_path / "o" / "statistics.json").read_text())["train"]["num_clips"] == 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "validation"], "has no clips in the split 'validation'"), (["--num_clips", "0"], "--num_clips must be"),
+        (["--seed", "-1"], "--seed must not be negative"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_one_line(folder, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        inspect.main([str(folder), "--out", str(tmp_path), *arguments])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_no_data_set_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        inspect.main([str(tmp_path)])
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,165 @@
+"""Verification: a sound data set is sound, and every kind of damage is told."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import simplejpeg
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from data_prep import shards, verify
+from mc3_jax.data import records
+
+ROOT = pathlib.Path(__file__).parents[2]
+JPEG = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8))
+
+
+def make_clips(item: dict, settings: dict):
+    """Yields three clips of a video."""
+    for number in range(3):
+        yield records.Clip(
+            clip_id=f"{item['uid']}_{number}", video_uid=item["uid"], narration="#C C taps", source="mine", time_us=5,
+            start_us=0, stop_us=9, frames=[JPEG, JPEG], frame_times_us=np.array([1, 2]), frame_height=16, frame_width=24,
+            audio=np.arange(100, dtype=np.int16), verb_id=0, label=number - 1,
+        )  # fmt: skip
+    yield shards.Reject(f"{item['uid']}_3", item["uid"], "not today")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> pathlib.Path:
+    """A data set of three videos in train and one in test, in three shards."""
+    folder = tmp_path_factory.mktemp("clips")
+    tasks = [
+        shards.ShardTask("train", 0, 2, ({"uid": "a"}, {"uid": "b"})), shards.ShardTask("train", 1, 2, ({"uid": "c"},)),
+        shards.ShardTask("test", 0, 1, ({"uid": "d"},)),
+    ]  # fmt: skip
+    reports = [shards.write_shard(task, str(folder), "mine", make_clips, {}) for task in tasks]
+    info = records.ClipsInfo("mine", (0.5, 1.0), 2, 1, 16, (16, 16), 100, ["tap"], [], {})
+    shards.finish(reports, folder, info, [], 16)
+    return folder
+
+
+@pytest.fixture
+def folder(sound, tmp_path) -> pathlib.Path:
+    return shutil.copytree(sound, tmp_path / "clips")
+
+
+def problems(folder: pathlib.Path) -> list[str]:
+    return verify.verify(folder, 1)[0]
+
+
+def change_info(folder: pathlib.Path, change) -> None:
+    info = json.loads((folder / "clips.json").read_text())
+    change(info)
+    (folder / "clips.json").write_text(json.dumps(info))
+
+
+def rewrite(folder: pathlib.Path, clips: list[records.Clip], shard: int = 0) -> None:
+    """Puts other records in a shard of the training split, `clips.json` knowing its new size and digest."""
+    path = folder / f"mine-train.array_record-{shard:05d}-of-00002"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for clip in clips:
+        writer.write(records.encode(clip))
+    writer.close()
+
+    def change(info):
+        entry = info["splits"]["train"]["shards"][shard]
+        entry |= {"bytes": path.stat().st_size, "sha256": shards._sha256(path)}
+
+    change_info(folder, change)
+
+
+def originals(*uids: str) -> list[records.Clip]:
+    return [clip for uid in uids for clip in make_clips({"uid": uid}, {}) if isinstance(clip, records.Clip)]
+
+
+def test_a_sound_data_set_has_no_problem_and_is_counted(sound):
+    found, counts = verify.verify(sound, 2)
+    assert found == []
+    assert {name: counts[name] for name in ("clips", "videos", "shards")} == {"clips": 12, "videos": 4, "shards": 3}
+
+
+def test_every_flipped_byte_is_found(folder):
+    path = folder / "mine-test.array_record-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(len(content), size=12):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert any("mine-test" in line and "SHA-256" in line for line in problems(folder)), place
+        content[place] ^= 1
+    path.write_bytes(content)
+    assert problems(folder) == []
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, -1])
+def test_a_truncated_shard_is_found(folder, length):
+    path = folder / "mine-test.array_record-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:length])
+    assert any("mine-test" in line and "bytes" in line for line in problems(folder))
+
+
+def test_missing_stray_and_miscounted_files_are_found(folder):
+    (folder / "mine-test.array_record-00000-of-00001").rename(folder / "mine-test.array_record-00000-of-00007")
+    change_info(folder, lambda info: info["splits"]["train"]["shards"][0].update(video_clips=[2, 4]))
+    (folder / "rejected.jsonl").write_text('{"clip_id": "x"}\n')
+    (folder / "dataset_info.json").unlink()
+    found = "\n".join(problems(folder))
+    for line in (
+        "mine-test.array_record-00000-of-00001: is missing", "00000-of-00007: clips.json does not name it",
+        "clips of its videos", "rejected.jsonl, row 1", "dataset_info.json can't be read",
+    ):  # fmt: skip
+        assert line in found
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("label", 7, "label is 7"), ("verb_id", 1, "verb_id is 1"), ("frames", [JPEG], "holds 1 frames"),
+        ("frames", [JPEG, JPEG[:200]], "frame 1 can't be decoded"), ("frame_height", 15, "the record says (15, 24)"),
+        ("audio", np.zeros(99, np.int16), "holds 99 samples"), ("time_us", 10, "its moment 10"),
+        ("clip_id", "c_0", "clip c_0 occurs 2 times"), ("video_uid", "c", "video c is in 2 shards"),
+    ],
+)  # fmt: skip
+def test_a_record_that_breaks_its_promise_is_found_though_its_digest_is_right(folder, field, value, message):
+    clips = originals("a", "b")
+    values = {field: value} | ({"frame_times_us": np.array([1])} if field == "frames" and len(value) == 1 else {})
+    clips[2] = dataclasses.replace(clips[2], **values)
+    rewrite(folder, clips)
+    assert message in "\n".join(problems(folder))
+
+
+def test_lost_records_and_wrong_sums_are_found(folder):
+    rewrite(folder, originals("a"))
+    assert "3 records, clips.json says 6" in "\n".join(problems(folder))
+    rewrite(folder, originals("a", "b"))
+    change_info(folder, lambda info: info["splits"]["train"].update(num_positive=4))
+    assert "split train: (clips, labelled, positive) are (9, 6, 3), clips.json says (9, 6, 4)" in problems(folder)
+
+
+def test_a_shard_named_outside_of_the_folder_is_not_read(folder):
+    change_info(folder, lambda info: info["splits"]["test"]["shards"][0].update(file="../../etc/passwd"))
+    assert "../../etc/passwd: is missing" in problems(folder)
+
+
+def test_the_command_says_so_by_its_status(folder):
+    def run():
+        command = [sys.executable, "-m", "data_prep.verify", str(folder), "--num_workers", "1"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"12 clips, 4 videos.*; sound$", done.stdout)
+    (folder / "mine-test.array_record-00000-of-00001").unlink()
+    done = run()
+    assert done.returncode == 1
+    assert "is missing" in done.stdout
+    change_info(folder, lambda info: info.update(schema_version=1))
+    done = run()
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*schema version 1.*\n", done.stderr)

@@ -2,11 +2,14 @@
 
 Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
 [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there are any, are taken whole and become the
-validation and test splits' labels. With `--runner=DataflowRunner` or the like, options it doesn't know go to Beam.
+validation and test splits' labels. Both may come from others' files: `--narrations egoclip.csv`, `--labels
+test_clips_11k.csv` (`data_prep/sources`). With `--runner=DataflowRunner` or the like, options it doesn't know go to Beam.
 """
 
 import argparse
 import collections
+import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -16,7 +19,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from data_prep import media, narrations, shards
+from data_prep import media, narrations, shards, video_files
+from data_prep.sources import ego4dsounds, egoclip, files, narration_json, sounding_labels
 from mc3_jax.data import records
 
 _ANNOTATIONS = "v2/annotations"
@@ -66,34 +70,36 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
 
 
 def choose(
-    found: list[narrations.Narration], labelled: list[narrations.Narration], splits: dict[str, str]
+    found: list[narrations.Narration],
+    labelled: list[narrations.Narration],
+    splits: dict[str, str],
+    *,
+    clean_text: bool = False,
 ) -> tuple[dict[str, list[narrations.Narration]], list[shards.Reject]]:
     """Returns the narrations of each split and those left out, every narration once.
 
-    Training takes the camera wearer's; a label list is taken whole; in validation and test only labelled narrations
-    count where there is a label list, else the wearer's.
+    Training takes the camera wearer's; a label list is taken whole; in validation and test only what the label list holds
+    counts where there is one, else the wearer's. Of narrations with one video, time and text the first counts.
 
     Args:
       found: All narrations.
-      labelled: Those with a label; a narration that is in both lists counts once.
+      labelled: The label list; a narration that is in both lists counts once.
       splits: Video uid → split; videos it lacks are split by the hash of their uid.
+      clean_text: Whether tags and spare white space are taken off the texts.
     """
     chosen: dict[str, list[narrations.Narration]] = {name: [] for name in records.SPLITS}
     rejects = []
     ids = {n.clip_id for n in labelled}
-    seen: set[str] = set()
-    for narration in [*labelled, *(n for n in found if n.clip_id not in ids)]:
+    seen: set[str | tuple[str, int, str]] = set()
+    listed = ((n, True) for n in labelled), ((n, False) for n in found if n.clip_id not in ids)
+    for narration, whole in itertools.chain(*listed):
         split = splits.get(narration.video_uid) or narrations.split_by_hash(narration.video_uid)
-        reason = None
-        if narration.clip_id in seen:
-            reason = "same narration twice"
-        elif not narration.text.strip():
-            reason = "narration has no text"
-        elif re.search("[\ud800-\udfff]", narration.text):
-            reason = "narration is no valid Unicode"  # half a character, which JSON can escape and no file can hold
-        elif not math.isfinite(narration.time_s):
-            reason = "narration has no time"
-        elif narration.label == records.UNKNOWN:
+        text = narrations.clean(narration.text) if clean_text else narration.text
+        names: list[str | tuple[str, int, str]] = [narration.clip_id]
+        if math.isfinite(narration.time_s):
+            names.append((narration.video_uid, round(narration.time_s * 1e6), narration.text))
+        reason = "same narration twice" if any(name in seen for name in names) else _problem(narration, text)
+        if reason is None and not whole:
             speaker = narrations.who(narration.text)
             if speaker != "wearer":
                 reason = {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(
@@ -101,12 +107,24 @@ def choose(
                 )
             elif labelled and split != "train":
                 reason = f"no label, though in the {split} split"
-        seen.add(narration.clip_id)
+        seen.update(names)
         if reason:
             rejects.append(shards.Reject(narration.clip_id, narration.video_uid, reason))
         else:
-            chosen[split].append(narration)
+            chosen[split].append(dataclasses.replace(narration, text=text))
     return chosen, rejects
+
+
+def _problem(narration: narrations.Narration, text: str) -> str | None:
+    """Returns why a narration can't become a clip whoever tells it, or None; `text` is what the clip would say."""
+    problem = narration.problem or video_files.problem_of(narration.video_uid)
+    if problem:
+        return problem
+    if not text.strip():
+        return "narration has no text"
+    if re.search("[\ud800-\udfff]", text):
+        return "narration is no valid Unicode"  # half a character, which JSON can escape and no file can hold
+    return None if math.isfinite(narration.time_s) else "narration has no time"
 
 
 def plan_tasks(
@@ -125,7 +143,7 @@ def plan_tasks(
     for split, lines in chosen.items():
         by_video = collections.defaultdict(list)
         for n in lines:
-            verb_id, noun_id = narrations.find_verb_and_noun(n.text, verbs, nouns)
+            verb_id, noun_id = narrations.find_verb_and_noun(n.text, verbs, nouns, n.verb_tags, n.noun_tags)
             by_video[n.video_uid].append(
                 {"clip_id": n.clip_id, "source": n.source, "time_s": n.time_s, "text": n.text, "label": n.label,
                  "verb_id": verb_id, "noun_id": noun_id}
@@ -142,7 +160,9 @@ def plan_tasks(
 
 
 def _video_path(video_dir: str | pathlib.Path, uid: str) -> pathlib.Path:
-    return pathlib.Path(video_dir) / f"{uid}.mp4"
+    """Returns the video's file: own videos' uids are file names, Ego4D's lack the suffix."""
+    path = pathlib.Path(video_dir) / uid
+    return path if os.path.isfile(path) else path.with_name(f"{path.name}.mp4")
 
 
 def _size(path: pathlib.Path) -> int | None:
@@ -152,24 +172,12 @@ def _size(path: pathlib.Path) -> int | None:
         return None
 
 
-def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    # No abbreviations: a Beam option that begins like one of ours is Beam's.
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.ego4d", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def add_clip_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds the options of what clips are and where they go; `name` is the data set's default."""
     add = parser.add_argument
-    add("--root", required=True, type=pathlib.Path, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
     add("--out", required=True, type=pathlib.Path, help="folder of the data set to write")
-    add("--name", default="ego4d_clips", help="name of the data set; shard files begin with it")
-    add("--video_dir", default="v2/video_540ss", help="folder of mp4 files under --root")
-    add(
-        "--labels",
-        type=pathlib.Path,
-        help=f"sounding-action labels; default {_ANNOTATIONS}/sounding_labels.csv if there",
-    )
-    add(
-        "--splits", type=pathlib.Path, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash"
-    )
+    add("--name", default=name, help="name of the data set; shard files begin with it")
+    add("--clean_text", action="store_true", help="store narrations without tags (#C C, #unsure) and spare white space")
     add(
         "--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"), help="seconds around the time"
     )
@@ -179,10 +187,43 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--jpeg_quality", type=int, default=90)
     add("--num_shards", type=int, default=0, help="over all splits; 0 means one per 512 clips, at least 4 per worker")
     add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
+
+
+def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    # No abbreviations: a Beam option that begins like one of ours is Beam's.
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.ego4d", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--root", required=True, type=pathlib.Path, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
+    add_clip_options(parser, "ego4d_clips")
+    add("--video_dir", default="v2/video_540ss", help="folder of mp4 files under --root")
+    add(
+        "--narrations",
+        type=pathlib.Path,
+        help=f"narration.json, all_narrations_redacted.json or egoclip.csv; default {_ANNOTATIONS}/narration.json",
+    )
+    add(
+        "--labels",
+        type=pathlib.Path,
+        help=f"sounding-action labels or an Ego4DSounds list; default {_ANNOTATIONS}/sounding_labels.csv if there",
+    )
+    add("--labels_only", action="store_true", help="make clips of the label list alone")
+    add(
+        "--labels_split", choices=records.SPLITS, help="of the label list's videos where --splits does not name them"
+    )
+    add(
+        "--splits", type=pathlib.Path, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash"
+    )
     return parser.parse_known_args(argv)
 
 
-def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
+def check_clip_options(args: argparse.Namespace, beam_args: list[str]) -> None:
+    """Checks the options of `add_clip_options` and that all others are Beam's.
+
+    Raises:
+      ValueError: One of them is wrong or unknown.
+    """
     if beam_args and not any(arg.split("=")[0] == "--runner" for arg in beam_args):
         raise ValueError(f"unknown option(s) {' '.join(beam_args)}; Beam's own are taken together with --runner only")
     for name, least in (("num_intervals", 1), ("num_candidates", 1), ("num_shards", 0), ("num_workers", 0)):
@@ -198,11 +239,48 @@ def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
         )
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
         raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
+
+
+def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
+    check_clip_options(args, beam_args)
     for folder in (args.root, args.root / args.video_dir):
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}: point --root at what Ego4D's CLI filled")
     if next((args.root / args.video_dir).glob("*.mp4"), None) is None:
         raise ValueError(f"no mp4 files in {args.root / args.video_dir}: choose another --video_dir")
+
+
+def read_annotations(
+    args: argparse.Namespace, verbs: narrations.Taxonomy, nouns: narrations.Taxonomy
+) -> tuple[list[narrations.Narration], list[narrations.Narration], dict[str, str]]:
+    """Returns (narrations, label list, splits) of the files that the command line names; layouts are told from the files.
+
+    Raises:
+      ValueError: Missing or damaged files, or options that contradict each other.
+    """
+    folder = args.root / _ANNOTATIONS
+    labels_path, splits_path = args.labels or folder / "sounding_labels.csv", args.splits or folder / "splits.csv"
+    labelled = []
+    if args.labels or labels_path.is_file():
+        if files.is_tab_separated(labels_path):
+            labelled = ego4dsounds.read(labels_path, verbs, nouns)
+        else:
+            labelled = sounding_labels.read(labels_path)
+    elif args.labels_only or args.labels_split:
+        raise ValueError(f"--labels_only and --labels_split want a label list: name one by --labels, no file {labels_path}")
+    found = []
+    narrations_path = args.narrations or folder / "narration.json"
+    if args.labels_only:
+        if args.narrations:
+            raise ValueError("--labels_only reads no narrations: leave one of --labels_only and --narrations")
+    elif narrations_path.suffix == ".json":
+        found = narration_json.read(narrations_path)
+    else:
+        found = egoclip.read(narrations_path, verbs, nouns)
+    splits = narrations.read_splits(splits_path) if args.splits or splits_path.is_file() else {}
+    if args.labels_split:
+        splits = {n.video_uid: args.labels_split for n in labelled} | splits
+    return found, labelled, splits
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
@@ -212,23 +290,43 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
       ValueError: Bad options, missing or damaged annotation files, or lost records.
     """
     _check(args, beam_args)
-    annotations = args.root / _ANNOTATIONS
-    found = narrations.read_narrations(annotations / "narration.json")
     verbs, nouns = (
-        narrations.read_taxonomy(annotations / f"narration_{kind}_taxonomy.csv") for kind in ("verb", "noun")
+        narrations.read_taxonomy(args.root / _ANNOTATIONS / f"narration_{kind}_taxonomy.csv") for kind in ("verb", "noun")
     )
-    labels_path, splits_path = (
-        args.labels or annotations / "sounding_labels.csv",
-        args.splits or annotations / "splits.csv",
-    )
-    labelled = narrations.read_labels(labels_path) if args.labels or labels_path.is_file() else []
-    splits = narrations.read_splits(splits_path) if args.splits or splits_path.is_file() else {}
-    chosen, rejects = choose(found, labelled, splits)
+    found, labelled, splits = read_annotations(args, verbs, nouns)
+    chosen, rejects = choose(found, labelled, splits, clean_text=args.clean_text)
+    ids = {n.clip_id for n in labelled}
+    num_in = len(labelled) + sum(n.clip_id not in ids for n in found)
+    return write_clips(args, beam_args, (args.root / args.video_dir).absolute(), chosen, rejects, num_in, verbs, nouns)
+
+
+def write_clips(
+    args: argparse.Namespace,
+    beam_args: list[str],
+    video_dir: pathlib.Path,
+    chosen: dict[str, list[narrations.Narration]],
+    rejects: list[shards.Reject],
+    num_in: int,
+    verbs: narrations.Taxonomy,
+    nouns: narrations.Taxonomy,
+) -> records.ClipsInfo:
+    """Writes the data set, prints what became of the narrations, and returns what `clips.json` says.
+
+    Args:
+      args: Has the options of `add_clip_options`.
+      beam_args: Beam's own options.
+      video_dir: Absolute path of the videos.
+      chosen, rejects: See `choose`.
+      num_in: Narrations read.
+      verbs, nouns: Taxonomies, maybe empty.
+
+    Raises:
+      ValueError: Nothing to write, or lost records.
+    """
     if not any(chosen.values()):
-        raise ValueError(f"none of {len(found)} narrations can become a clip: {_counts(rejects)}")
+        raise ValueError(f"none of {num_in} narrations can become a clip: {_counts(rejects)}")
     workers = args.num_workers or os.cpu_count() or 1
     num_shards = args.num_shards or max(sum(map(len, chosen.values())) // 512, 4 * workers)
-    video_dir = (args.root / args.video_dir).absolute()
     tasks = plan_tasks(chosen, verbs, nouns, num_shards, video_dir)
     settings = {
         "video_dir": str(video_dir), "window_s": list(args.window),
@@ -242,8 +340,6 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
         num_candidates=args.num_candidates, short_side_px=args.short_side, canvas_px=(args.short_side, args.short_side),
         num_samples=media.num_samples(sum(args.window)), verbs=verbs.labels, nouns=nouns.labels, splits={},
     )  # fmt: skip
-    ids = {n.clip_id for n in labelled}
-    num_in = len(labelled) + sum(n.clip_id not in ids for n in found)
     info = shards.finish(reports, args.out, info, rejects, num_in)
     left_out = rejects + [shards.Reject(**r) for report in reports for r in report["rejects"]]
     print(f"{num_in} narrations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))

@@ -1,18 +1,19 @@
-"""Ego4D's annotation files: narrations, taxonomies, sounding-action labels, splits; text and numbers only, no media."""
+"""Narrations: whose action they tell, which verb and noun of a taxonomy they name, and the split of their video.
+
+Text and numbers only, no media. Where narrations come from stands in `data_prep.sources`, one module a layout.
+"""
 
 import ast
-import csv
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import pathlib
 import re
 
+from data_prep.sources import files
 from mc3_jax.data.records import SPLITS, UNKNOWN
 
-_PASSES = ("narration_pass_1", "narration_pass_2")
 # "#C C", and what slips of the pen make of it: "#c C", "# C C", "#C  C", "#C c", "#CC", "C C", "3C C", "@C C".
 _WEARER = re.compile(r"^\s*(#\s*cc?\b|[3@]?c\s+c\b)", re.IGNORECASE)
 _OTHER = re.compile(r"^\s*#\s*oo?\b", re.IGNORECASE)
@@ -25,16 +26,19 @@ _ENDINGS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Narration:
     """A line somebody wrote about a moment of a video.
 
     Attributes:
-      video_uid, annotation_uid: Ego4D's ids.
-      source: "narration_pass_1" or "narration_pass_2", or the label file's word for it.
+      video_uid: Of the video; its file is named by it.
+      annotation_uid: What tells narrations of one moment apart.
+      source: "narration_pass_1" or "narration_pass_2", or the file's word for it.
       time_s: Moment in the video; NaN where the file names none.
       text: As written.
       label: 1, 0 or -1 for no label.
+      verb_tags, noun_tags: Taxonomy ids that the file gives, in no order that means anything; () where it gives none.
+      problem: Why it can't become a clip, where that is known when it is read; "" where not.
     """
 
     video_uid: str
@@ -43,6 +47,9 @@ class Narration:
     time_s: float
     text: str
     label: int = UNKNOWN
+    verb_tags: tuple[int, ...] = ()
+    noun_tags: tuple[int, ...] = ()
+    problem: str = ""
 
     @property
     def clip_id(self) -> str:
@@ -60,100 +67,9 @@ def who(text: str) -> str:
     return "other" if _OTHER.search(text) else "unknown"
 
 
-def _read_json(path: pathlib.Path):
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-
-
-def _expect(value, kinds: type | tuple[type, ...], what: str):
-    """Returns the value if it is of these kinds, or None; `what` says where it stands and what it should be."""
-    if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
-        return value
-    raise ValueError(f"{what}, got {value!r:.60}")
-
-
-def _seconds(value, where: str) -> float:
-    """Returns a time as a number of seconds, NaN for none at all: null, NaN or infinity."""
-    try:
-        time_s = float("nan" if value is None else _expect(value, (int, float, str), f"{where} must be seconds"))
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{where} must be seconds, got {value!r:.60}") from error
-    return time_s if math.isfinite(time_s) else float("nan")
-
-
-def read_narrations(path: pathlib.Path) -> list[Narration]:
-    """Returns every narration of `narration.json`, both passes, in order of video and time.
-
-    Entries without a text or time are kept, with an empty text or NaN, so that the caller can count them.
-
-    Raises:
-      ValueError: No such file, no JSON or another layout; what is wrong is named with its video, pass and row.
-    """
-    content = _read_json(path)
-    videos = content.get("videos", content) if isinstance(content, dict) else content
-    if not isinstance(videos, dict):
-        raise ValueError(f"{path} must hold an object of videos, got {videos!r:.60}")
-    found = []
-    for uid, video in videos.items():
-        for name in _PASSES:
-            where = f"{path}, video {uid}"
-            part = (_expect(video, dict, f"{where} must be an object") or {}).get(name)
-            where = f"{where}, {name}"
-            lines = (_expect(part, dict, f"{where} must be an object") or {}).get("narrations")
-            for i, line in enumerate(_expect(lines, list, f"{where}: narrations must be a list") or ()):
-                row = f"{where}, row {i + 1}"
-                if not isinstance(line, dict):
-                    raise ValueError(f"{row} must be an object, got {line!r:.60}")
-                annotation = _expect(line.get("annotation_uid"), (str, int), f"{row}: annotation_uid must be text")
-                text = _expect(line.get("narration_text"), str, f"{row}: narration_text must be text")
-                time_s = _seconds(line.get("timestamp_sec"), f"{row}: timestamp_sec")
-                annotation = "" if annotation is None else str(annotation)
-                found.append(Narration(str(uid), annotation, name, time_s, text or ""))
-    return sorted(found, key=lambda n: (n.video_uid, *_order(n.time_s), n.source, n.annotation_uid))
-
-
-def _order(time_s: float) -> tuple[bool, float]:
-    """Sorts times, those that are NaN last: by itself it would put the others out of order."""
-    return (True, 0.0) if math.isnan(time_s) else (False, time_s)
-
-
-def read_metadata(path: pathlib.Path) -> dict[str, dict]:
-    """Returns `ego4d.json`'s entry of each video uid.
-
-    Raises:
-      ValueError: No such file, no JSON or another layout.
-    """
-    content = _read_json(path)
-    try:
-        return {video["video_uid"]: video for video in content["videos"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a list `videos` of objects with `video_uid`") from error
-
-
-def _read_csv(path: pathlib.Path, columns: set[str], delimiter: str = ",") -> list[tuple[str, dict[str, str]]]:
-    """Returns ("FILE, row N", values by column) of every row; rows are counted as lines of the file."""
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    rows = []
-    with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark before the first column's name
-        reader = csv.DictReader(f, delimiter=delimiter)
-        try:
-            missing = columns - set(reader.fieldnames or ())
-            if missing:
-                has = ", ".join(map(repr, reader.fieldnames or ())) or "none"
-                raise ValueError(f"{path} lacks the column(s) {', '.join(sorted(missing))}; it has {has:.200}")
-            for row in reader:
-                where = f"{path}, row {reader.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(f"{where}: its values are not one a column: {list(row.values())!r:.100}")
-                rows.append((where, row))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}, row {reader.line_num + 1} can't be read: {error}") from error
-    return rows
+def clean(text: str) -> str:
+    """Returns a narration without its tags ("#C C", "#O", "#unsure") and with single spaces; "" where nothing else stands."""
+    return " ".join(_TAG.sub(" ", text).split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,17 +92,21 @@ class Taxonomy:
     def _longest(self) -> int:
         return max(map(len, self.forms), default=0)
 
-    def find(self, words: list[str]) -> tuple[int, int]:
+    def find(self, words: list[str], among: tuple[int, ...] = ()) -> tuple[int, int]:
         """Returns (id, place after it) of the first surface form in the words, the longest where several begin there.
 
         Inflected words that the taxonomy lacks are tried without their ending: "chops" is "chop". Without any form the
         id is -1 and the place 0.
+
+        Args:
+          words: In lower case.
+          among: Ids that count; () is all.
         """
         plain = [_stem(word, self._vocabulary) for word in words]
         for start in range(len(plain)):
             for stop in range(min(start + self._longest, len(plain)), start, -1):
                 found = self.forms.get(tuple(plain[start:stop]))
-                if found is not None:
+                if found is not None and (not among or found in among):
                     return found, stop
         return UNKNOWN, 0
 
@@ -212,13 +132,13 @@ def read_taxonomy(path: pathlib.Path) -> Taxonomy:
     """
     labels: list[str] = []
     forms: dict[tuple[str, ...], int] = {}
-    for where, row in _read_csv(path, {"label", "group"}):
+    for number, row in files.read_csv(path, {"label", "group"}):
         try:
             group = ast.literal_eval(row["group"])  # literals only: nothing of the file is run
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             group = None
         if not isinstance(group, list) or not all(isinstance(form, str) for form in group):
-            raise ValueError(f"{where}: group {row['group'][:60]!r} is no list of forms")
+            raise ValueError(f"{path}, row {number}: group {row['group'][:60]!r} is no list of forms")
         for form in group:
             words = tuple(form.replace("_", " ").lower().split())
             if words:
@@ -232,32 +152,26 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z0-9'-]+", _TAG.sub(" ", text).lower())
 
 
-def find_verb_and_noun(text: str, verbs: Taxonomy, nouns: Taxonomy) -> tuple[int, int]:
-    """Returns the taxonomy ids of a narration's verb and noun: the first verb, and the first noun after it."""
-    words = words_of(text)
-    verb, after = verbs.find(words)
-    return verb, nouns.find(words[after:])[0]
+def find_verb_and_noun(
+    text: str, verbs: Taxonomy, nouns: Taxonomy, verb_tags: tuple[int, ...] = (), noun_tags: tuple[int, ...] = ()
+) -> tuple[int, int]:
+    """Returns the taxonomy ids of a narration's verb and noun: the first verb, and the first noun after it.
 
-
-def read_labels(path: pathlib.Path) -> list[Narration]:
-    """Returns labelled narrations: the majority of `vote_1`, `vote_2`, ... in each row. The list is taken whole.
-
-    Raises:
-      ValueError: No such file or columns, a time that is none, an even split or a vote that is neither 0 nor 1.
+    Args:
+      text: Of the narration.
+      verbs, nouns: Taxonomies.
+      verb_tags, noun_tags: Ids that somebody gave the narration. Where there are any it is one of them: the one that the
+        text names first, a noun after the verb if possible, or the first tag if the text names none.
     """
-    columns = {"video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "narration_text", "vote_1"}
-    labelled = []
-    for where, row in _read_csv(path, columns):
-        votes = [row[name] for name in row if name.startswith("vote_")]
-        if set(votes) - {"0", "1"} or 2 * votes.count("1") == len(votes):
-            raise ValueError(f"{where}: votes {votes} have no majority of 0 or 1")
-        time_s = _seconds(row["timestamp_sec"], f"{where}: timestamp_sec")
-        if math.isnan(time_s):
-            raise ValueError(f"{where}: timestamp_sec must be seconds, got {row['timestamp_sec']!r:.60}")
-        label = int(2 * votes.count("1") > len(votes))
-        ids = (row["video_uid"], row["annotation_uid"], row["narration_pass"])
-        labelled.append(Narration(*ids, time_s, row["narration_text"], label))
-    return labelled
+    words = words_of(text)
+    verb, after = verbs.find(words, verb_tags)
+    noun = nouns.find(words[after:], noun_tags)[0]
+    if verb == UNKNOWN and verb_tags:
+        verb = verb_tags[0]
+    if noun == UNKNOWN and noun_tags:
+        noun = nouns.find(words, noun_tags)[0]
+        noun = noun_tags[0] if noun == UNKNOWN else noun
+    return verb, noun
 
 
 def read_splits(path: pathlib.Path) -> dict[str, str]:
@@ -267,7 +181,8 @@ def read_splits(path: pathlib.Path) -> dict[str, str]:
       ValueError: No such file or columns, a split that is not one of `records.SPLITS`, or one video in two splits.
     """
     splits: dict[str, str] = {}
-    for where, row in _read_csv(path, {"video_uid", "split"}):
+    for number, row in files.read_csv(path, {"video_uid", "split"}):
+        where = f"{path}, row {number}"
         uid, split = row["video_uid"], row["split"]
         if split not in SPLITS:
             raise ValueError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")

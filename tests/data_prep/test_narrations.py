@@ -10,6 +10,7 @@ import pytest
 
 from data_prep import ego4d, narrations
 from data_prep.soundworld import taxonomy as soundworld
+from data_prep.sources import narration_json, sounding_labels
 from mc3_jax.data import records
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "ego4dsounds" / "test_clips_11k.csv"
@@ -45,7 +46,7 @@ def test_both_passes_are_read_in_order_of_video_and_time(tmp_path, wrapped):
         "v4": {"narration_pass_1": None, "narration_pass_2": {"narrations": None}},
         "v5": {"narration_pass_1": {"narrations": []}, "narration_pass_2": {}},
     }
-    found = narrations.read_narrations(write_json(tmp_path, {"videos": videos, "version": "1"} if wrapped else videos))
+    found = narration_json.read(write_json(tmp_path, {"videos": videos, "version": "1"} if wrapped else videos))
     assert [(n.video_uid, n.time_s, n.source, n.annotation_uid) for n in found] == [
         ("v1", 5.0, "narration_pass_1", "a1"),
         ("v1", 5.0, "narration_pass_2", "a2"),
@@ -67,7 +68,7 @@ def test_ids_differ_though_one_annotation_uid_covers_a_pass():
 def test_a_narration_without_time_or_text_is_kept_and_ends_with_its_reason(tmp_path, time_s):
     content = json.dumps({"v": passes(line("TIME"), line(3.0, None), line(4.0, "  "), line(5.0))})
     path = write_json(tmp_path, content.replace('"TIME"', time_s))
-    found = narrations.read_narrations(path)
+    found = narration_json.read(path)
     assert [n.time_s for n in found[:3]] == [3.0, 4.0, 5.0]  # what has no time comes last and disturbs no order
     assert math.isnan(found[3].time_s)
     chosen, rejects = ego4d.choose(found, [], {"v": "train"})
@@ -110,7 +111,7 @@ def test_a_narration_without_time_or_text_is_kept_and_ends_with_its_reason(tmp_p
 def test_json_of_another_shape_is_one_line_that_names_file_row_and_value(tmp_path, content, words):
     path = write_json(tmp_path, content)
     with pytest.raises(ValueError, match=words) as error:
-        narrations.read_narrations(path)
+        narration_json.read(path)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < len(str(path)) + 250
@@ -118,8 +119,8 @@ def test_json_of_another_shape_is_one_line_that_names_file_row_and_value(tmp_pat
 
 def test_bytes_that_are_no_text_are_named_too(tmp_path):
     for name, read in (
-        ("narration.json", narrations.read_narrations),
-        ("labels.csv", narrations.read_labels),
+        ("narration.json", narration_json.read),
+        ("labels.csv", sounding_labels.read),
         ("splits.csv", narrations.read_splits),
         ("taxonomy.csv", narrations.read_taxonomy),
     ):
@@ -133,11 +134,11 @@ def test_bytes_that_are_no_text_are_named_too(tmp_path):
 def test_metadata_is_by_video_and_another_shape_is_named(tmp_path):
     path = tmp_path / "ego4d.json"
     path.write_text('{"videos": [{"video_uid": "v", "duration_sec": 3.0}]}')
-    assert narrations.read_metadata(path)["v"]["duration_sec"] == 3.0
+    assert narration_json.read_metadata(path)["v"]["duration_sec"] == 3.0
     for content in ("[]", "{}", '{"videos": 3}', '{"videos": [3]}', '{"videos": [{}]}', '{"videos": {"v": {}}}'):
         path.write_text(content)
         with pytest.raises(ValueError, match="ego4d.json must hold a list `videos`"):
-            narrations.read_metadata(path)
+            narration_json.read_metadata(path)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,7 @@ def label_row(*votes, time_s="1.5", text="#C C stirs, and more"):
 def test_labels_are_the_majority_of_the_votes(tmp_path):
     votes = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
     path = write_csv(tmp_path, LABEL_COLUMNS, *(label_row(*v, time_s=i) for i, v in enumerate(votes)))
-    found = narrations.read_labels(path)
+    found = sounding_labels.read(path)
     assert [n.label for n in found] == [int(sum(v) >= 2) for v in votes]
     assert [n.time_s for n in found] == list(range(8))
     assert found[0].text == "#C C stirs, and more"
@@ -316,7 +317,7 @@ def test_labels_are_the_majority_of_the_votes(tmp_path):
 def test_one_vote_is_enough_and_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(tmp_path):
     path = write_csv(tmp_path, LABEL_COLUMNS[:6], label_row(1))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert [n.label for n in narrations.read_labels(path)] == [1]
+    assert [n.label for n in sounding_labels.read(path)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +340,7 @@ def test_one_vote_is_enough_and_a_spreadsheets_byte_order_mark_is_no_part_of_a_n
 def test_a_label_row_that_is_wrong_is_named_with_its_number_and_value(tmp_path, row, words):
     path = write_csv(tmp_path, LABEL_COLUMNS, label_row(1, 1, 1), row, label_row(1, 1, 1))
     with pytest.raises(ValueError, match=words) as error:
-        narrations.read_labels(path)
+        sounding_labels.read(path)
     assert str(path) in str(error.value)
     assert len(str(error.value)) < len(str(path)) + 250
 
@@ -347,7 +348,7 @@ def test_a_label_row_that_is_wrong_is_named_with_its_number_and_value(tmp_path, 
 def test_an_even_vote_is_no_majority(tmp_path):
     path = write_csv(tmp_path, LABEL_COLUMNS[:7], label_row(1, 0))
     with pytest.raises(ValueError, match=r"row 2: votes \['1', '0'\] have no majority of 0 or 1"):
-        narrations.read_labels(path)
+        sounding_labels.read(path)
 
 
 def test_rows_are_counted_as_an_editor_counts_them(tmp_path):

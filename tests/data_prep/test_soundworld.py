@@ -21,6 +21,7 @@ import soxr
 from data_prep import narrations
 from data_prep.soundworld import __main__ as soundworld, annotate, materials, plan, sound, taxonomy, video_file
 from data_prep.soundworld.voices import RATE_HZ
+from data_prep.sources import narration_json, sounding_labels
 from mc3_jax.evals import controls, metrics
 
 # librosa imports a backend that Python 3.13 will not have.
@@ -357,7 +358,7 @@ def test_narrations_have_ego4ds_shape_and_its_slips(annotations):
     assert {"#C C", "#c C", "#C c"} < set(slips)
     assert any(text.startswith("#C  C") or text.startswith("# C C") for text in (n["narration_text"] for n in lines))
     # Read by the converter's own reader, they are all there.
-    found = narrations.read_narrations(annotations / "v2" / "annotations" / "narration.json")
+    found = narration_json.read(annotations / "v2" / "annotations" / "narration.json")
     assert len({n.clip_id for n in found}) == len(found) == len(lines)
 
 
@@ -371,7 +372,7 @@ def test_taxonomies_list_every_form_and_narrations_are_spelt_with_them_but_for_s
         assert all(isinstance(ast.literal_eval(row["group"]), list) for row in csv.DictReader(f))
     truth = json.loads((annotations / "truth.json").read_text())
     right = []
-    for n in narrations.read_narrations(folder / "narration.json"):
+    for n in narration_json.read(folder / "narration.json"):
         segment = truth[n.video_uid]["segments"][truth[n.video_uid]["narrations"][n.annotation_uid]]
         ids = narrations.find_verb_and_noun(n.text, verbs, nouns)
         right.append(ids == (segment["verb"], segment["noun"]))
@@ -384,7 +385,7 @@ def test_labels_have_three_votes_for_each_wearers_action_outside_training(annota
     assert splits == {video.uid: video.split for video in VIDEOS}
     with (folder / "sounding_labels.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))
-    texts = {(n.video_uid, n.annotation_uid): n for n in narrations.read_narrations(folder / "narration.json")}
+    texts = {(n.video_uid, n.annotation_uid): n for n in narration_json.read(folder / "narration.json")}
     for row in rows:
         assert splits[row["video_uid"]] != "train"
         assert {row["vote_1"], row["vote_2"], row["vote_3"]} <= {"0", "1"}
@@ -401,14 +402,14 @@ def test_labels_have_three_votes_for_each_wearers_action_outside_training(annota
     assert set(judged) == expected
     assert set(judged.values()) == {1}
     agree = []
-    for n in narrations.read_labels(folder / "sounding_labels.csv"):
+    for n in sounding_labels.read(folder / "sounding_labels.csv"):
         segment = truth[n.video_uid]["segments"][truth[n.video_uid]["narrations"][n.annotation_uid]]
         agree.append(n.label == (segment["region"] == "I"))
     assert 0.9 < np.mean(agree) < 1.0
 
 
 def test_metadata_and_truth_say_what_the_plan_says(annotations):
-    metadata = narrations.read_metadata(annotations / "ego4d.json")
+    metadata = narration_json.read_metadata(annotations / "ego4d.json")
     truth = json.loads((annotations / "truth.json").read_text())
     assert set(metadata) == set(truth) == {video.uid for video in VIDEOS}
     for video in VIDEOS:

@@ -1,0 +1,110 @@
+"""What the layouts share: JSON and CSV files read whole or refused in one line that names file, row and value."""
+
+import csv
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+
+from mc3_jax.data.records import UNKNOWN
+
+
+def read_json(path: pathlib.Path):
+    """Returns a JSON file's content.
+
+    Raises:
+      ValueError: No such file, or no JSON.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def read_csv(
+    path: pathlib.Path, columns: set[str], *, delimiter: str = ",", skip_ragged: bool = False
+) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """Yields (number, values by column) of every row; rows are counted as lines of the file.
+
+    Args:
+      path: Of the file; UTF-8, the first line names the columns.
+      columns: Those that must be there.
+      delimiter: Between values.
+      skip_ragged: Whether a row that hasn't one value a column is yielded as None instead of refused.
+
+    Raises:
+      ValueError: No such file or column, a column twice, bytes that are no UTF-8, or rows that can't be told apart.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file {path}")
+    with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark before the first column's name
+        # Strict finds a quotation mark that nobody closes. Tab-separated files of others hold loose ones that mean nothing.
+        reader = csv.DictReader(f, delimiter=delimiter, strict=delimiter == ",")
+        try:
+            names = list(reader.fieldnames or ())
+            if columns - set(names):
+                missing = ", ".join(sorted(columns - set(names)))
+                raise ValueError(f"{path} lacks the column(s) {missing}; it has {', '.join(map(repr, names)) or 'none':.200}")
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{path} has the column {twice[0]!r} more than once: rename or remove one")
+            for row in reader:
+                where = f"{path}, row {reader.line_num}"
+                values = [value for value in row.values() if isinstance(value, str)]
+                if delimiter == "\t" and any("\n" in value and "\t" in value for value in values):
+                    raise ValueError(f"{where}: a value runs over several rows: a quotation mark before it is not closed")
+                ragged = len(values) < len(row)
+                if ragged and not skip_ragged:
+                    raise ValueError(f"{where}: its values are not one a column: {list(row.values())!r:.100}")
+                yield reader.line_num, None if ragged else row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}, row {reader.line_num + 1} can't be read: {error}") from error
+
+
+def is_tab_separated(path: pathlib.Path) -> bool:
+    """Returns whether the first line holds a tab; a file that isn't there or is no text has none."""
+    try:
+        with path.open("rb") as f:
+            return b"\t" in f.readline(65536)
+    except OSError:
+        return False
+
+
+def expect(value, kinds: type | tuple[type, ...], what: str):
+    """Returns the value if it is of these kinds, or None; `what` says where it stands and what it should be.
+
+    Raises:
+      ValueError: It is neither.
+    """
+    if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{what}, got {value!r:.60}")
+
+
+def seconds(value, where: str) -> float:
+    """Returns a time as a number of seconds, NaN for none at all: null, NaN or infinity.
+
+    Raises:
+      ValueError: It is no number.
+    """
+    try:
+        time_s = float("nan" if value is None else expect(value, (int, float, str), f"{where} must be seconds"))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{where} must be seconds, got {value!r:.60}") from error
+    return time_s if math.isfinite(time_s) else float("nan")
+
+
+def label(value: str, where: str) -> int:
+    """Returns 1 or 0, however many decimals they have, or -1 where there is no value.
+
+    Raises:
+      ValueError: It is another one.
+    """
+    if not value.strip():
+        return UNKNOWN
+    try:
+        return {0.0: 0, 1.0: 1}[float(value)]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{where} must be 1, 0 or empty, got {value!r:.60}") from error

@@ -1,0 +1,74 @@
+"""Ego4D's own JSON: `narration.json`, `all_narrations_redacted.json` of version 2, and `ego4d.json`.
+
+`narration.json` holds two passes a video, `{uid: {narration_pass_1: {narrations: [{timestamp_sec, narration_text,
+annotation_uid}]}}}`; the redacted file one list, `{uid: {narrations: [{time, text}]}}`. Either stands under `videos` or by
+itself. A video that was taken back has a `status` and nothing else.
+"""
+
+import hashlib
+import math
+import pathlib
+
+from data_prep.narrations import Narration
+from data_prep.sources import files
+
+_PASSES = ("narration_pass_1", "narration_pass_2")
+
+
+def read(path: pathlib.Path) -> list[Narration]:
+    """Returns every narration of the file, both passes, in order of video and time.
+
+    Entries without a text or time are kept, with an empty text or NaN, so that the caller can count them.
+
+    Raises:
+      ValueError: No such file, no JSON or another layout; what is wrong is named with its video, pass and row.
+    """
+    content = files.read_json(path)
+    videos = content.get("videos", content) if isinstance(content, dict) else content
+    if not isinstance(videos, dict):
+        raise ValueError(f"{path} must hold an object of videos, got {videos!r:.60}")
+    found = []
+    for uid, video in videos.items():
+        where = f"{path}, video {uid}"
+        video = files.expect(video, dict, f"{where} must be an object") or {}
+        for name in _PASSES:
+            inside = f"{where}, {name}"
+            lines = (files.expect(video.get(name), dict, f"{inside} must be an object") or {}).get("narrations")
+            found += _read_lines(lines, str(uid), name, inside, "timestamp_sec", "narration_text")
+        found += _read_lines(video.get("narrations"), str(uid), "narrations", where, "time", "text")
+    return sorted(found, key=lambda n: (n.video_uid, *_order(n.time_s), n.source, n.annotation_uid))
+
+
+def _read_lines(lines, uid: str, source: str, where: str, time_name: str, text_name: str) -> list[Narration]:
+    """Returns the narrations of one list, whose entries name time and text so; None is an empty list."""
+    found = []
+    for i, line in enumerate(files.expect(lines, list, f"{where}: narrations must be a list") or ()):
+        row = f"{where}, row {i + 1}"
+        if not isinstance(line, dict):
+            raise ValueError(f"{row} must be an object, got {line!r:.60}")
+        annotation = files.expect(line.get("annotation_uid"), (str, int), f"{row}: annotation_uid must be text")
+        text = files.expect(line.get(text_name), str, f"{row}: {text_name} must be text") or ""
+        time_s = files.seconds(line.get(time_name), f"{row}: {time_name}")
+        if annotation is None and source not in _PASSES:
+            # Several annotators' lines stand in one list, at times at one moment.
+            annotation = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        found.append(Narration(uid, "" if annotation is None else str(annotation), source, time_s, text))
+    return found
+
+
+def _order(time_s: float) -> tuple[bool, float]:
+    """Sorts times, those that are NaN last: by itself it would put the others out of order."""
+    return (True, 0.0) if math.isnan(time_s) else (False, time_s)
+
+
+def read_metadata(path: pathlib.Path) -> dict[str, dict]:
+    """Returns `ego4d.json`'s entry of each video uid.
+
+    Raises:
+      ValueError: No such file, no JSON or another layout.
+    """
+    content = files.read_json(path)
+    try:
+        return {video["video_uid"]: video for video in content["videos"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold a list `videos` of objects with `video_uid`") from error

@@ -1,0 +1,64 @@
+"""Your own videos to clips: `python -m data_prep.own_videos --videos FOLDER --narrations MINE.csv --out CLIPS`.
+
+The CSV has the columns video, time_s, text and, if there are labels, label; see `data_prep.sources.own_csv`. All its rows are
+taken. Videos are split by the hash of their name or as `--splits` says. Without taxonomies, no verb and noun is told.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from absl import logging
+
+from data_prep import ego4d, narrations
+from data_prep.sources import own_csv
+from mc3_jax.data import records
+
+
+def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    # No abbreviations: a Beam option that begins like one of ours is Beam's.
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.own_videos", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--videos", required=True, type=pathlib.Path, help="folder of video files, of any kind that FFmpeg knows")
+    add("--narrations", required=True, type=pathlib.Path, help="CSV with columns video, time_s, text and maybe label")
+    ego4d.add_clip_options(parser, "own_clips")
+    add("--splits", type=pathlib.Path, help="CSV video_uid,split, videos named as in --narrations; default by hash")
+    add("--verbs", type=pathlib.Path, help="taxonomy CSV label,group, as Ego4D's; default none")
+    add("--nouns", type=pathlib.Path, help="the same for nouns")
+    return parser.parse_known_args(argv)
+
+
+def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
+    """Converts what the command line names; returns what `clips.json` says.
+
+    Raises:
+      ValueError: Bad options, missing or damaged files, or lost records.
+    """
+    ego4d.check_clip_options(args, beam_args)
+    if not args.videos.is_dir():
+        raise ValueError(f"no folder {args.videos}: point --videos at the folder of your video files")
+    verbs, nouns = (
+        narrations.read_taxonomy(path) if path else narrations.Taxonomy([], {}) for path in (args.verbs, args.nouns)
+    )
+    rows = own_csv.read(args.narrations, args.videos)
+    splits = own_csv.read_own_splits(args.splits, args.videos) if args.splits else {}
+    # As a label list, for that is taken whole.
+    chosen, rejects = ego4d.choose([], rows, splits, clean_text=args.clean_text)
+    return ego4d.write_clips(args, beam_args, args.videos.absolute(), chosen, rejects, len(rows), verbs, nouns)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Converts, or ends with one line and status 2."""
+    logging.set_verbosity(logging.WARNING)
+    args, beam_args = _arguments(argv)
+    try:
+        convert(args, beam_args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""A CSV of one's own about a folder of video files: columns video, time_s, text and, if there are labels, label.
+
+    video,time_s,text,label
+    monday/kitchen,12.5,chops the onion,1
+    garage.mkv,3,picks up a wrench,
+
+`video` is a file name relative to the folder, with or without suffix. There are no tags: every row is somebody's action that
+counts.
+"""
+
+import hashlib
+import pathlib
+
+from data_prep import video_files
+from data_prep.narrations import Narration, read_splits
+from data_prep.sources import files
+
+_COLUMNS = {"video", "time_s", "text"}
+
+
+def read(path: pathlib.Path, video_dir: pathlib.Path) -> list[Narration]:
+    """Returns every row, in the file's order; `video_uid` is the file's path inside the folder.
+
+    Rows without a time or text are kept so that the caller can count them; so are those whose video there isn't, with
+    their problem.
+
+    Raises:
+      ValueError: No such file, a column that lacks or that nothing reads, a time that is no number, another label than 1, 0
+        or none, or a row that hasn't one value a column.
+    """
+    found: list[Narration] = []
+    uids: dict[str, tuple[str, str]] = {}
+    for number, row in files.read_csv(path, _COLUMNS):
+        where = f"{path}, row {number}"
+        unknown = sorted(set(row) - _COLUMNS - {"label"})
+        if unknown:  # it may be a misspelt label
+            raise ValueError(f"{path} has the column {unknown[0]!r}: video, time_s, text and label are read, remove others")
+        name, text = row["video"], row["text"]
+        if name not in uids:
+            uids[name] = video_files.find(video_dir, name)
+        uid, problem = uids[name]
+        time_s = files.seconds(row["time_s"].strip() or None, f"{where}: time_s")
+        label = files.label(row.get("label", ""), f"{where}: label")
+        # Not the row's number: a line more at the top would make all others new.
+        annotation = hashlib.sha256(text.encode()).hexdigest()[:12]
+        found.append(Narration(uid, annotation, "own_csv", time_s, text, label, problem=problem))
+    return found
+
+
+def read_own_splits(path: pathlib.Path, video_dir: pathlib.Path) -> dict[str, str]:
+    """Returns uid → split of a CSV with columns video_uid and split, whose videos are named as in `read`.
+
+    Raises:
+      ValueError: As `narrations.read_splits`; also a name that means no video, or one video in two splits under two names.
+    """
+    splits: dict[str, str] = {}
+    for name, split in read_splits(path).items():
+        uid, problem = video_files.find(video_dir, name)
+        if problem:
+            raise ValueError(f"{path}: video {name!r}: {problem}")
+        if splits.setdefault(uid, split) != split:
+            raise ValueError(f"{path}: video {name!r} is {uid}, in {split!r} here and in {splits[uid]!r} under another name")
+    return splits

@@ -1,0 +1,243 @@
+"""A folder of videos and a CSV: every row a clip or a reason, whatever the files are called, and none from outside."""
+
+import collections
+import csv
+import json
+import math
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from data_prep import ego4d, own_videos, video_files
+from data_prep.sources import own_csv
+from mc3_jax import evaluate
+from mc3_jax.config import EvalConfig
+from mc3_jax.data import records
+from tests.data_prep import test_media
+from tests.data_prep.test_ego4d import Converted
+
+HEADER = ["video", "time_s", "text", "label"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> pathlib.Path:
+    """A folder of videos of several containers, one in a folder of its own, and a file outside it."""
+    outside = tmp_path_factory.mktemp("own")
+    folder = outside / "videos"
+    (folder / "monday").mkdir(parents=True)
+    test_media.write(folder / "a.mp4")
+    test_media.write(folder / "b c.MKV")
+    test_media.write(folder / "monday" / "d.e.mov")
+    quick = {"deadline": "realtime", "cpu-used": "8"}
+    test_media.write(folder / "-f.webm", video="libvpx", audio="libopus", video_options=quick)
+    # FLV's muxer shifts picture and sound by AAC's priming.
+    test_media.write(folder / "$(touch g); g.flv", audio="pcm_s16le", rate=44100)
+    test_media.write(folder / "mute.mp4", audio=None)
+    (folder / "a.txt").write_text("notes on a")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    shutil.copy(folder / "a.mp4", outside / "secret.mp4")
+    os.symlink(outside / "secret.mp4", folder / "link.mp4")
+    os.symlink(outside, folder / "up")
+    os.symlink("a.mp4", folder / "same.mp4")
+    return folder
+
+
+def write(folder: pathlib.Path, *rows, header=HEADER) -> pathlib.Path:
+    path = folder / "mine.csv"
+    with path.open("w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([header, *rows])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "uid"),
+    [
+        ("a.mp4", "a.mp4"),
+        ("a", "a.mp4"),  # a.txt has no video and sound
+        ("./a", "a.mp4"),
+        ("same", "a.mp4"),  # a link is no second video
+        ("b c", "b c.MKV"),
+        ("monday/d.e", "monday/d.e.mov"),
+        ("monday//d.e.mov", "monday/d.e.mov"),
+        ("-f", "-f.webm"),
+        ("$(touch g); g", "$(touch g); g.flv"),
+        ("up/videos/a", "a.mp4"),  # out and in again
+        ("a.txt", "a.txt"),  # a file; that it is no video is told when it is opened
+    ],
+)
+def test_a_name_with_or_without_suffix_is_the_path_of_its_file(videos, name, uid):
+    assert video_files.find(videos, name) == (uid, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("../secret.mp4", "video name leads out of the folder"),
+        ("monday/../a.mp4", "video name leads out of the folder"),
+        ("monday/../../secret", "video name leads out of the folder"),
+        ("OUTSIDE/secret.mp4", "video name leads out of the folder"),
+        ("/dev/zero", "video name leads out of the folder"),
+        ("link.mp4", "video file is a link that leads out of the folder"),
+        ("link", "video file is a link that leads out of the folder"),
+        ("up/secret.mp4", "video file is a link that leads out of the folder"),
+        ("up/secret", "video file is a link that leads out of the folder"),
+        ("a.mp4\0.txt", "video name is none that a file can have"),
+        ("a\ud83d", "video name is none that a file can have"),
+        ("", "narration names no video"),
+        (".", "narration names no video"),
+        ("./", "narration names no video"),
+        ("monday", "video file is missing"),
+        ("monday/d", "video file is missing"),  # d.e.mov is another one
+        ("A", "video file is missing"),
+        ("*", "video file is missing"),
+        ("a.mp", "video file is missing"),
+        ("a.mp4/b", "video file is missing"),
+        ("absent/a", "video file is missing"),
+        ("x" * 5000, "video file is missing"),
+        ("http://example.com/a.mp4", "video file is missing"),
+    ],
+)
+def test_a_name_that_leads_out_or_nowhere_is_told_with_its_reason(videos, name, problem):
+    name = name.replace("OUTSIDE", str(videos.parent))
+    assert video_files.find(videos, name) == (name, problem)
+
+
+def test_of_several_files_that_differ_in_their_suffix_the_one_video_is_meant_and_two_are_asked_about(videos, tmp_path):
+    for file in ("a.mp4", "a.mov"):
+        shutil.copy(videos / "a.mp4", tmp_path / file)
+    assert video_files.find(tmp_path, "a") == ("a", "several files have this video name: write its suffix")
+    assert video_files.find(tmp_path, "a.mov") == ("a.mov", "")
+    shutil.copy(videos / "mute.mp4", tmp_path / "a.mov")
+    assert video_files.find(tmp_path, "a") == ("a.mp4", "")
+
+
+def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos, tmp_path):
+    path = write(
+        tmp_path, ["a", 1.5, "chops", 1], ["a.mp4", "1.5", "chops", 1], ["same", 1.5, "chops", 0], ["a", 1.5, "cuts", ""],
+        ["a", "", "chops", 1], ["a", "nan", "cuts", 1], ["a", 2.5, " ", 1], ["../secret", 1, "x", 1], ["gone", 1, "x", ""],
+        ["link", 1, "x", ""], ["a", 3, "#O man X walks", "1.0"], ["a", 3.5, "#unsure", "0"],
+    )  # fmt: skip
+    rows = own_csv.read(path, videos)
+    chosen, rejects = ego4d.choose([], rows, {"a.mp4": "test"})
+    # No tag means anything here: all that can be cut is taken.
+    assert [(n.time_s, n.text, n.label) for n in chosen["test"]] == [
+        (1.5, "chops", 1), (1.5, "cuts", -1), (3.0, "#O man X walks", 1), (3.5, "#unsure", 0),
+    ]  # fmt: skip
+    assert collections.Counter(r.reason for r in rejects) == {
+        "same narration twice": 2, "narration has no time": 2, "narration has no text": 1, "video file is missing": 1,
+        "video name leads out of the folder": 1, "video file is a link that leads out of the folder": 1,
+    }  # fmt: skip
+    again = own_csv.read(write(tmp_path, ["a", 9, "new", ""], ["a", 1.5, "chops", 1]), videos)
+    assert again[1].clip_id == rows[0].clip_id  # a row more changes no other's id
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "words"),
+    [
+        ([["a", "soon", "x", ""]], HEADER, "mine.csv, row 2: time_s must be seconds, got 'soon'"),
+        ([["a", "0:01", "x", ""]], HEADER, "row 2: time_s must be seconds, got '0:01'"),
+        ([["a", 1, "x", ""], ["a", 1, "x", "yes"]], HEADER, "row 3: label must be 1, 0 or empty, got 'yes'"),
+        ([["a", 1, "chops, then stirs"], ["a", 1, "x", "y"]], HEADER[:3], "row 3: its values are not one a column"),
+        ([["a", 1]], HEADER[:3], "row 2: its values are not one a column"),
+        ([], ["video", "text"], "lacks the column(s) time_s; it has 'video', 'text'"),
+        ([], ["video;time_s;text"], "lacks the column(s) text, time_s, video; it has 'video;time_s;text'"),
+        ([["a", 1, "x", 1]], [*HEADER[:3], "lable"], "the column 'lable': video, time_s, text and label are read, remove"),
+        ([["a", 1, "x", 1]], [*HEADER[:3], "text"], "has the column 'text' more than once"),
+        ([], HEADER, "none of 0 narrations can become a clip"),
+        ([["gone", 1, "x", ""]], HEADER, "none of 1 narrations can become a clip: 1 video file is missing"),
+    ],
+)
+def test_a_table_of_another_shape_is_one_line_and_status_2(videos, tmp_path, capsys, rows, header, words):
+    path = write(tmp_path, *rows, header=header)
+    with pytest.raises(SystemExit) as ended:
+        own_videos.main(["--videos", str(videos), "--narrations", str(path), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert words in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quotation_mark_that_nobody_closes_is_told_and_swallows_no_rows(videos, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text('video,time_s,text\na,1,"chops\na,2,stirs\n')
+    with pytest.raises(ValueError, match="can't be read: unexpected end of data"):
+        own_csv.read(path, videos)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,test\na.mp4,train\n", "video 'a.mp4' is a.mp4, in 'train' here and in 'test' under another name"),
+        ("gone,test\n", "video 'gone': video file is missing"),
+        ("../secret,test\n", "video '../secret': video name leads out"),
+    ],
+)
+def test_splits_name_videos_as_the_table_does_and_none_stands_in_two(videos, tmp_path, content, words):
+    path = tmp_path / "splits.csv"
+    path.write_text("video_uid,split\nb c,validation\nmonday/d.e,test\n")
+    assert own_csv.read_own_splits(path, videos) == {"b c.MKV": "validation", "monday/d.e.mov": "test"}
+    path.write_text("video_uid,split\n" + content)
+    with pytest.raises(ValueError, match=words):
+        own_csv.read_own_splits(path, videos)
+
+
+def convert(videos: pathlib.Path, out: pathlib.Path, table: pathlib.Path, *args) -> Converted:
+    own_videos.main(["--videos", str(videos), "--narrations", str(table), "--out", str(out), "--num_workers", "1",
+                     "--num_shards", "2", *map(str, args)])  # fmt: skip
+    return Converted(videos, out)
+
+
+def test_clips_of_any_container_show_and_sound_what_their_moment_does(videos, tmp_path):
+    names = ("a", "b c.MKV", "monday/d.e", "-f", "$(touch g); g")
+    rows = [[name, time_s, "#C C  chops", int(time_s > 1)] for name in names for time_s in (1.0, 2.5)]
+    rows += [["mute", 1, "x", ""], ["broken.mp4", 1, "x", ""], ["a", 3.9, "too late", ""]]
+    (tmp_path / "splits.csv").write_text("video_uid,split\n" + "".join(f"{n},train\n" for n in [*names, "mute", "broken"]))
+    made = convert(videos, tmp_path / "out", write(tmp_path, *rows), "--splits", tmp_path / "splits.csv")
+    uids = ["$(touch g); g.flv", "-f.webm", "a.mp4", "b c.MKV", "monday/d.e.mov"]
+    assert sorted((c.video_uid, c.time_us, c.label) for c in made.splits["train"]) == [
+        (uid, time_us, label) for uid in uids for time_us, label in ((1_000_000, 0), (2_500_000, 1))
+    ]
+    for clip in made.splits["train"]:
+        records.check(clip, made.info)
+        number = math.floor((clip.start_us / 1e6 + 1.5 / 8) * 30 + 1e-4)  # the middle of the first interval, at 30 fps
+        assert test_media.number_in(clip.frames[2]) == number, clip.clip_id
+        lag, correlation = test_media.lag_of(clip.audio, clip.start_us / 1e6)
+        assert abs(lag) < 20, clip.clip_id
+        assert correlation > 0.7, clip.clip_id
+        assert (clip.narration, clip.source, clip.verb_id, clip.noun_id) == ("#C C  chops", "own_csv", -1, -1)
+    assert (made.info.verbs, made.info.nouns, made.info.name) == ([], [], "own_clips")
+    reasons = made.reasons()
+    assert (reasons["no audio stream"], reasons.total()) == (1, 3)
+    assert made.reasons("broken.mp4") == {"video file can't be opened: Invalid data found when processing input": 1}
+    assert not (pathlib.Path.cwd() / "g").exists()
+
+
+def test_with_taxonomies_verbs_and_nouns_are_told_and_cleaning_is_an_option(videos, tmp_path):
+    for kind, group in (("verbs", "['chop', 'cut']"), ("nouns", "['onion']")):
+        (tmp_path / f"{kind}.csv").write_text(f'label,group\n{kind}_0,[]\n{kind}_1,"{group}"\n')
+    table = write(tmp_path, ["a", 1, "#C C  cuts onions", ""], ["a", 1.5, "sits", ""], header=HEADER)
+    made = convert(
+        videos, tmp_path / "out", table, "--verbs", tmp_path / "verbs.csv", "--nouns", tmp_path / "nouns.csv", "--clean_text"
+    )
+    clips = sorted(made.clips.values(), key=lambda clip: clip.time_us)
+    assert [(c.narration, c.verb_id, c.noun_id) for c in clips] == [("cuts onions", 1, 1), ("sits", -1, -1)]
+    assert made.info.verbs == ["verbs_0", "verbs_1"]
+    assert json.loads((tmp_path / "out" / "clips.json").read_text())["nouns"] == ["nouns_0", "nouns_1"]
+
+
+def test_evaluation_copes_with_clips_whose_verb_and_noun_nobody_knows():
+    rng = np.random.default_rng(0)
+    num, unit = 40, lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    embeddings = {name: unit(rng.normal(size=(num, 8)).astype(np.float32)) for name in ("audio", "video", "text")}
+    known = {name: np.full(num, -1) for name in ("verb_id", "noun_id")} | {"label": np.arange(num) % 2}
+    known |= {name: rng.normal(size=num) for name in ("loudness", "onset_strength")}
+    found = evaluate.measure(embeddings, known, EvalConfig(num_bootstrap=20))
+    assert found["retrieval"] == {}  # whose pairs of verb and noun there are none of
+    # All are of one unknown verb: nothing is told apart from the whole.
+    assert found["discovery"]["av"]["within_verb_roc_auc"] == found["discovery"]["av"]["roc_auc"]
+    assert math.isfinite(found["controls"]["verb_prior"])

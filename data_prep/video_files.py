@@ -6,6 +6,9 @@ import re
 
 from data_prep import media
 
+# FFmpeg follows what these name, anywhere on the machine.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat")
+
 
 def problem_of(name: str) -> str | None:
     """Returns why a name, put behind a folder's, could mean something outside it or nothing at all; None if it is fine."""
@@ -43,13 +46,26 @@ def find(folder: pathlib.Path, name: str) -> tuple[str, str]:
         return name, "video file is missing"
     root = os.path.realpath(folder)
     real = sorted({os.path.realpath(match) for match in matches})
+    if not real:
+        return name, "video file is missing"
     inside = [match for match in real if os.path.commonpath([root, match]) == root]
-    if len(inside) > 1:
-        inside = [match for match in inside if media.probe_streams(pathlib.Path(match)) is None]
-        if len(inside) != 1:
-            return name, "several files have this video name: write its suffix"
     if not inside:
-        return name, "video file is a link that leads out of the folder" if real else "video file is missing"
-    uid = pathlib.Path(inside[0]).relative_to(root).as_posix()
+        return name, "video file is a link that leads out of the folder"
+    videos = [match for match in inside if not _is_playlist(match)]
+    if not videos:
+        return name, "video file is a playlist"
+    if len(videos) > 1:
+        videos = [match for match in videos if media.probe_streams(pathlib.Path(match)) is None]
+        if len(videos) != 1:
+            return name, "several files have this video name: write its suffix"
+    uid = pathlib.Path(videos[0]).relative_to(root).as_posix()
     problem = problem_of(uid)
     return (name, problem) if problem else (uid, "")
+
+
+def _is_playlist(path: str) -> bool:
+    try:
+        with open(path, "rb") as f:
+            return f.read(16).lstrip(b"\xef\xbb\xbf").startswith(_PLAYLISTS)
+    except OSError:  # told when it is opened as a video
+        return False

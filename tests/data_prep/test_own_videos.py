@@ -105,6 +105,20 @@ def test_a_name_that_leads_out_or_nowhere_is_told_with_its_reason(videos, name, 
     assert video_files.find(videos, name) == (name, problem)
 
 
+def test_a_playlist_which_would_lead_ffmpeg_out_of_the_folder_is_no_video(videos, tmp_path):
+    outside = videos.parent / "secret.mp4"
+    lists = {
+        "h.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:4,\n{outside}\n#EXT-X-ENDLIST\n",
+        "c.ffconcat": f"ffconcat version 1.0\nfile {outside}\n",
+    }
+    for name, content in lists.items():
+        (tmp_path / name).write_text(content)
+        assert video_files.find(tmp_path, name) == (name, "video file is a playlist")
+    assert video_files.find(tmp_path, "h") == ("h", "video file is a playlist")
+    shutil.copy(videos / "a.mp4", tmp_path / "h.mp4")
+    assert video_files.find(tmp_path, "h") == ("h.mp4", "")
+
+
 def test_of_several_files_that_differ_in_their_suffix_the_one_video_is_meant_and_two_are_asked_about(videos, tmp_path):
     for file in ("a.mp4", "a.mov"):
         shutil.copy(videos / "a.mp4", tmp_path / file)

@@ -12,6 +12,7 @@ from data_prep import ego4d, narrations
 from data_prep.sources import ego4dsounds, egoclip, narration_json, sounding_labels
 from mc3_jax.data import records
 from tests.data_prep import test_media
+from tests.data_prep.test_ego4d import Converted
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "ego4dsounds" / "test_clips_11k.csv"
 VERBS = narrations.Taxonomy(["take", "cut", "stir"], {("take",): 0, ("pick",): 0, ("cut",): 1, ("stir",): 2})
@@ -292,8 +293,6 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 def convert(root: pathlib.Path, out: pathlib.Path, *args) -> dict[str, list[records.Clip]]:
     """Returns the clips of each split that the command makes."""
-    from tests.data_prep.test_ego4d import Converted
-
     ego4d.main(["--root", str(root), "--out", str(out), "--num_workers", "1", "--num_shards", "2", *map(str, args)])
     return Converted(root, out).splits
 

@@ -321,7 +321,8 @@ def _encode(frame: av.VideoFrame, short_side_px: int, quality: int) -> tuple[byt
     scale = min(short_side_px / min(frame.height, frame.width), 1.0)
     # Even sides for 4:2:0, and not larger than they were.
     height, width = (max(min(2 * round(side * scale / 2), side - side % 2), 2) for side in (frame.height, frame.width))
-    pixels = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    # One thread: more would be started anew for every frame, which takes longer than the scaling.
+    pixels = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
     pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # as the file's display matrix says
     jpeg = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
     return jpeg, round(float(frame.time) * 1e6), pixels.shape[0], pixels.shape[1]

@@ -44,7 +44,8 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     ):
         line = lines[i]
         if isinstance(cut, str):
-            yield shards.Reject(line["clip_id"], uid, cut)
+            reason, _, detail = cut.partition(": ")
+            yield shards.Reject(line["clip_id"], uid, reason, detail)
             continue
         yield records.Clip(
             clip_id=line["clip_id"],

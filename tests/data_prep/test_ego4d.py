@@ -260,8 +260,9 @@ def test_a_broken_a_mute_and_a_missing_video_cost_only_themselves(converted, cop
         c: records.encode(clip) for c, clip in converted.clips.items() if clip.video_uid not in lost
     }
     before = len([c for c in converted.clips.values() if c.video_uid == broken.uid])
-    told = "video file can't be opened: Invalid data found when processing input"
-    assert made.reasons(broken.uid)[told] >= before > 3
+    assert made.reasons(broken.uid)["video file can't be opened"] >= before > 3
+    details = {r["detail"] for r in made.rejected if r["reason"] == "video file can't be opened"}
+    assert details == {"Invalid data found when processing input"}
     assert made.reasons(missing.uid)["video file is missing"] > 3
     assert made.reasons(MUTE.uid) == converted.reasons(MUTE.uid)
     # When the videos have come, a rerun cuts them, and only them anew.

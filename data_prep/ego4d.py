@@ -2,7 +2,9 @@
 
 Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
 [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there are any, are taken whole and become the
-validation and test splits' labels. With `--runner=DataflowRunner` or the like, options it doesn't know go to Beam.
+validation and test splits' labels. Every narration ends as a clip or as a row of rejected.jsonl, and the sums are checked;
+`data_prep.guard` keeps a video's harm to the video. With `--runner=DataflowRunner` or the like, options it doesn't know go
+to Beam.
 """
 
 import argparse
@@ -16,11 +18,12 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from data_prep import media, narrations, shards
+from data_prep import guard, media, narrations, shards
 from mc3_jax.data import records
 
 _ANNOTATIONS = "v2/annotations"
 _MAX_WINDOW_S = 60.0  # a shard's spool and a batch would burst long before
+_MAX_LIMIT_S = 86400
 
 
 def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Reject]:
@@ -39,8 +42,9 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         times = media.frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
         windows.append(media.Window(start, stop, times))
     path = _video_path(settings["video_dir"], uid)
-    for i, cut in media.cut_windows(
-        path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"]
+    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
+    for i, cut in guard.cut_windows(
+        path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
     ):
         line = lines[i]
         if isinstance(cut, str):
@@ -180,6 +184,13 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--jpeg_quality", type=int, default=90)
     add("--num_shards", type=int, default=0, help="over all splits; 0 means one per 512 clips, at least 4 per worker")
     add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
+    limits = guard.Limits()
+    add(
+        "--cpu_limit", nargs=2, type=float, default=(limits.video_cpu_s, limits.clip_cpu_s), metavar=("VIDEO", "CLIP"),
+        help="CPU seconds that decoding may take: VIDEO and for each clip of it CLIP more (default %(default)s); "
+        "of wall clock three times as many",
+    )  # fmt: skip
+    add("--memory_limit", type=int, default=limits.memory_mb, help="of a decoder, MiB (default %(default)s)")
     return parser.parse_known_args(argv)
 
 
@@ -197,6 +208,12 @@ def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
         raise ValueError(
             f"--window must not be negative, empty or longer than {_MAX_WINDOW_S:g} s, got {tuple(args.window)}"
         )
+    if not (0 < args.cpu_limit[0] <= _MAX_LIMIT_S and 0 <= args.cpu_limit[1] <= _MAX_LIMIT_S):
+        raise ValueError(
+            f"--cpu_limit must be seconds above 0 and at least 0, each at most {_MAX_LIMIT_S}, got {tuple(args.cpu_limit)}"
+        )
+    if not guard.MIN_MEMORY_MB <= args.memory_limit <= 1 << 20:
+        raise ValueError(f"--memory_limit must be from {guard.MIN_MEMORY_MB} to {1 << 20} MiB, got {args.memory_limit}")
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
         raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
     for folder in (args.root, args.root / args.video_dir):
@@ -234,7 +251,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     settings = {
         "video_dir": str(video_dir), "window_s": list(args.window),
         "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,
-        "jpeg_quality": args.jpeg_quality,
+        "jpeg_quality": args.jpeg_quality, "cpu_limit_s": list(args.cpu_limit), "memory_limit_mb": args.memory_limit,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     reports = shards.run(tasks, str(args.out.absolute()), args.name, make_clips, settings, workers, beam_args)

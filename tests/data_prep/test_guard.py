@@ -362,9 +362,10 @@ def wait_for(path: pathlib.Path):
         time.sleep(0.02)
 
 
-def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, odd_child):
-    videos = {"short": 3, "crash": 4, "long": 5, "raise_late": 6, "absent": 2}
-    for uid in ("crash", "raise_late"):
+def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, odd_child, monkeypatch):
+    monkeypatch.setattr(guard, "_WALL_PER_CPU", 1.0)
+    videos = {"short": 3, "crash": 4, "long": 5, "raise_late": 6, "eat": 1, "hang": 2, "absent": 2}
+    for uid in ("crash", "raise_late", "eat", "hang"):
         link(folder, f"{uid}.mp4", "long.mp4")
     items = tuple(
         {
@@ -378,7 +379,7 @@ def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, 
     )  # fmt: skip
     settings = {
         "video_dir": str(folder), "window_s": [0.5, 1.0], "num_intervals": 4, "num_candidates": 4, "short_side_px": SIDE,
-        "jpeg_quality": 90, "cpu_limit_s": [60.0, 10.0], "memory_limit_mb": 2048,
+        "jpeg_quality": 90, "cpu_limit_s": [2.0, 0.5], "memory_limit_mb": 300,
     }  # fmt: skip
     report = shards.write_shard(
         shards.ShardTask("train", 0, 1, items), str(tmp_path), "clips", ego4d.make_clips, settings
@@ -393,7 +394,9 @@ def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, 
     assert told == {
         ("crash", "decoder crashed", "signal SIGSEGV"): 4,
         ("raise_late", "decoder crashed", "KeyError: 'a bug'"): 4,
+        ("eat", "decoder ran out of memory", "limit 300 MiB"): 1,
+        ("hang", "decoder took too long", "more than 3 s"): 2,
         ("absent", "video file is missing", ""): 2,
     }
     assert info.splits["train"].num_clips == 3 + 5 + 2
-    assert len({r["clip_id"] for r in rows}) == 10
+    assert len({r["clip_id"] for r in rows}) == len(rows)

@@ -113,6 +113,7 @@ def test_when_the_child_is_killed_the_clips_before_and_after_are_kept(folder, mo
 # A child whose decoder does what the file's name says before it decodes, and in the second run of `*_late`.
 ODD_CHILD = f"""
 import ctypes, os, sys, time
+import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
 from data_prep import guard, media
 
@@ -127,7 +128,7 @@ def misbehave(name):
     elif name.startswith("eat"):
         kept = [b"x" * (1 << 24) * (time.sleep(0.01) is None) for _ in range(10_000)]
     elif name.startswith("ask"):
-        kept = [bytearray(1 << 30) for _ in range(100)]  # and never touched
+        kept = [np.zeros(1 << 30, np.uint8) for _ in range(100)]  # and never touched
     elif name.startswith("raise"):
         print("many words", file=sys.stderr)
         raise KeyError("a bug")

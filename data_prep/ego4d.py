@@ -3,7 +3,9 @@
 Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
 [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there are any, are taken whole and become the
 validation and test splits' labels. Both may come from others' files: `--narrations egoclip.csv`, `--labels
-test_clips_11k.csv` (`data_prep/sources`). With `--runner=DataflowRunner` or the like, options it doesn't know go to Beam.
+test_clips_11k.csv` (`data_prep/sources`). Every narration ends as a clip or as a row of rejected.jsonl, and the sums are
+checked; `data_prep.guard` keeps a video's harm to the video. With `--runner=DataflowRunner` or the like, options it doesn't
+know go to Beam.
 """
 
 import argparse
@@ -19,12 +21,13 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from data_prep import media, narrations, shards, video_files
+from data_prep import guard, media, narrations, shards, video_files
 from data_prep.sources import ego4dsounds, egoclip, files, narration_json, sounding_labels
 from mc3_jax.data import records
 
 _ANNOTATIONS = "v2/annotations"
 _MAX_WINDOW_S = 60.0  # a shard's spool and a batch would burst long before
+_MAX_LIMIT_S = 86400
 
 
 def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Reject]:
@@ -43,12 +46,14 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         times = media.frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
         windows.append(media.Window(start, stop, times))
     path = _video_path(settings["video_dir"], uid)
-    for i, cut in media.cut_windows(
-        path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"]
+    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
+    for i, cut in guard.cut_windows(
+        path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
     ):
         line = lines[i]
         if isinstance(cut, str):
-            yield shards.Reject(line["clip_id"], uid, cut)
+            reason, _, detail = cut.partition(": ")
+            yield shards.Reject(line["clip_id"], uid, reason, detail)
             continue
         yield records.Clip(
             clip_id=line["clip_id"],
@@ -187,6 +192,13 @@ def add_clip_options(parser: argparse.ArgumentParser, name: str) -> None:
     add("--jpeg_quality", type=int, default=90)
     add("--num_shards", type=int, default=0, help="over all splits; 0 means one per 512 clips, at least 4 per worker")
     add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
+    limits = guard.Limits()
+    add(
+        "--cpu_limit", nargs=2, type=float, default=(limits.video_cpu_s, limits.clip_cpu_s), metavar=("VIDEO", "CLIP"),
+        help="CPU seconds that decoding may take: VIDEO and for each clip of it CLIP more (default %(default)s); "
+        "of wall clock three times as many",
+    )  # fmt: skip
+    add("--memory_limit", type=int, default=limits.memory_mb, help="of a decoder, MiB (default %(default)s)")
 
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -237,6 +249,12 @@ def check_clip_options(args: argparse.Namespace, beam_args: list[str]) -> None:
         raise ValueError(
             f"--window must not be negative, empty or longer than {_MAX_WINDOW_S:g} s, got {tuple(args.window)}"
         )
+    if not (0 < args.cpu_limit[0] <= _MAX_LIMIT_S and 0 <= args.cpu_limit[1] <= _MAX_LIMIT_S):
+        raise ValueError(
+            f"--cpu_limit must be seconds above 0 and at least 0, each at most {_MAX_LIMIT_S}, got {tuple(args.cpu_limit)}"
+        )
+    if not guard.MIN_MEMORY_MB <= args.memory_limit <= 1 << 20:
+        raise ValueError(f"--memory_limit must be from {guard.MIN_MEMORY_MB} to {1 << 20} MiB, got {args.memory_limit}")
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
         raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
 
@@ -331,7 +349,7 @@ def write_clips(
     settings = {
         "video_dir": str(video_dir), "window_s": list(args.window),
         "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,
-        "jpeg_quality": args.jpeg_quality,
+        "jpeg_quality": args.jpeg_quality, "cpu_limit_s": list(args.cpu_limit), "memory_limit_mb": args.memory_limit,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     reports = shards.run(tasks, str(args.out.absolute()), args.name, make_clips, settings, workers, beam_args)

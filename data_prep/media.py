@@ -29,8 +29,9 @@ _JITTER_S = 0.002  # audio stamps off by less follow on: Matroska and FLV round 
 # negative.
 _START_S = -1.0
 _EPSILON_S = 1e-6  # frame times are told in µs
-# What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps or rates.
-_DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError)
+OUT_OF_MEMORY = "decoder ran out of memory"
+# What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps, rates or sizes.
+_DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +86,14 @@ def probe_streams(path: pathlib.Path) -> str | None:
                 if streams[0].codec_context is None:
                     return f"no decoder for the {kind} stream"
     except (*_DAMAGE, OSError) as error:
-        return f"video file can't be opened: {_short(error)}"
+        return _why("video file can't be opened", error)
     return None
 
 
 def cut_windows(
     path: pathlib.Path, windows: list[Window], *, short_side_px: int, quality: int = 90
 ) -> Iterator[tuple[int, Cut | str]]:
-    """Yields (index of the window, what was cut or why not), every window once.
+    """Yields (index of the window, what was cut or why not), every window once; why is `reason` or `reason: detail`.
 
     Args:
       path: Video file with a video and an audio stream; of several the first is taken.
@@ -104,12 +105,11 @@ def cut_windows(
     if reason is not None:
         yield from ((i, reason) for i in range(len(windows)))
         return
-    order = sorted(range(len(windows)), key=lambda i: windows[i].start_s)
     with av.open(str(path)) as pictures, av.open(str(path)) as sounds:
         pictures.streams.video[0].codec_context.thread_count = 1  # all cores are at work on other videos
         for context in (pictures.streams.video[0].codec_context, sounds.streams.audio[0].codec_context):
             context.options = {"err_detect": "explode"}  # without it, FFmpeg patches damage up and says nothing
-        for run in _runs(order, windows):
+        for run in runs(windows):
             cuts = _cut_run(pictures, sounds, [windows[i] for i in run], short_side_px, quality)
             yield from zip(run, cuts, strict=True)
 
@@ -121,7 +121,7 @@ def _cut_run(pictures, sounds, windows: list[Window], short_side_px: int, qualit
         frames = _read_frames(pictures, windows, short_side_px, quality)
     except _DAMAGE as error:
         if len(windows) == 1:
-            return [f"decoding failed: {_short(error)}"]
+            return [_why("decoding failed", error)]
         # A damaged packet costs the windows that need it, not their neighbours.
         half = len(windows) // 2
         parts = (windows[:half], windows[half:])
@@ -138,15 +138,18 @@ def _cut_run(pictures, sounds, windows: list[Window], short_side_px: int, qualit
     return cuts
 
 
-def _short(error: Exception) -> str:
-    """Returns an error's words without file names, so that equal reasons count as one."""
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:160]
+def _why(reason: str, error: Exception) -> str:
+    """Returns `reason: detail`; the detail is the error's words without file names. Too little memory is its own reason."""
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    words = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:160]
+    return f"{reason}: {words}"
 
 
-def _runs(order: list[int], windows: list[Window]) -> Iterator[list[int]]:
-    """Yields windows to decode in one go."""
+def runs(windows: list[Window]) -> Iterator[list[int]]:
+    """Yields the indices of windows that are decoded in one go, in order of time."""
     run: list[int] = []
-    for i in order:
+    for i in sorted(range(len(windows)), key=lambda i: windows[i].start_s):
         far = run and windows[i].start_s - max(windows[j].stop_s for j in run[-8:]) > _SEEK_GAP_S
         if far or (run and windows[i].stop_s - windows[run[0]].start_s > _MAX_RUN_S):
             yield run
@@ -321,7 +324,8 @@ def _encode(frame: av.VideoFrame, short_side_px: int, quality: int) -> tuple[byt
     scale = min(short_side_px / min(frame.height, frame.width), 1.0)
     # Even sides for 4:2:0, and not larger than they were.
     height, width = (max(min(2 * round(side * scale / 2), side - side % 2), 2) for side in (frame.height, frame.width))
-    pixels = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    # One thread: more would be started anew for every frame, which takes longer than the scaling.
+    pixels = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
     pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # as the file's display matrix says
     jpeg = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
     return jpeg, round(float(frame.time) * 1e6), pixels.shape[0], pixels.shape[1]

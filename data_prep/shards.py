@@ -36,11 +36,12 @@ _INDEX_FILES = (records.CLIPS_FILE, "dataset_info.json")
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """A narration that gave no clip, and why."""
+    """A narration that gave no clip, and why: `reason` is what equal cases share and are counted by, `detail` the rest."""
 
     clip_id: str
     video_uid: str
     reason: str
+    detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -260,8 +260,9 @@ def test_a_broken_a_mute_and_a_missing_video_cost_only_themselves(converted, cop
         c: records.encode(clip) for c, clip in converted.clips.items() if clip.video_uid not in lost
     }
     before = len([c for c in converted.clips.values() if c.video_uid == broken.uid])
-    told = "video file can't be opened: Invalid data found when processing input"
-    assert made.reasons(broken.uid)[told] >= before > 3
+    assert made.reasons(broken.uid)["video file can't be opened"] >= before > 3
+    details = {r["detail"] for r in made.rejected if r["reason"] == "video file can't be opened"}
+    assert details == {"Invalid data found when processing input"}
     assert made.reasons(missing.uid)["video file is missing"] > 3
     assert made.reasons(MUTE.uid) == converted.reasons(MUTE.uid)
     # When the videos have come, a rerun cuts them, and only them anew.
@@ -332,6 +333,11 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--short_side", "63"], "--short_side must be even and at least 16, got 63"),
         (["--short_side", "8"], "--short_side must be even and at least 16, got 8"),
         (["--jpeg_quality", "0"], "--jpeg_quality must be from 1 to 100, got 0"),
+        (["--cpu_limit", "0", "1"], "--cpu_limit must be seconds above 0"),
+        (["--cpu_limit", "60", "-1"], "--cpu_limit must be seconds above 0 and at least 0"),
+        (["--cpu_limit", "60", "nan"], "--cpu_limit must be .*nan"),
+        (["--cpu_limit", "inf", "1"], "--cpu_limit must be .*at most 86400"),
+        (["--memory_limit", "100"], "--memory_limit must be from 128 to 1048576 MiB, got 100"),
         (["--window", "-1", "1"], "--window must not be negative"),
         (["--window", "0", "0"], "--window must not be negative, empty"),
         (["--window", "nan", "1"], "--window must not be"),

@@ -1,0 +1,406 @@
+"""`media.cut_windows` in a process of its own: a video that crashes the decoder, hangs or eats memory costs only itself.
+
+Media come from strangers and decoders are C: a worker keeps one child that decodes, limits what it may take, and starts
+another when it dies. Request: one JSON line. Reply: for each window a JSON line and the bytes that it announces. Nothing is
+unpickled, and what the child says is believed only as far as it can be true of the windows asked for.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import queue
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_prep import media
+
+COMMAND = (sys.executable, "-P", "-m", "data_prep.guard")
+# A busy machine or a slow disk may make the decoder wait for twice as long as it computes.
+_WALL_PER_CPU = 3.0
+MIN_MEMORY_MB = 128
+_LOOK_S = 0.02  # how often a decoder's memory is looked at
+# FFmpeg takes what the kernel refuses for damage or a busy machine, so the kernel's limit is the one behind: for what grows
+# faster than the parent looks, beyond what is reserved and never touched.
+_RESERVED_MB = 4096
+_START_S = 120.0  # for the imports of a child, on a busy machine
+_MAX_LINE_BYTES = 1 << 20
+_MAX_JPEG_BYTES = 1 << 26
+_MAX_CLIP_BYTES = 1 << 30  # a record must stay below protobuf's 2 GiB
+_MAX_SIDE_PX = 65535  # of a JPEG
+_MAX_STDERR_BYTES = 1 << 20
+_OUT_OF_MEMORY = 77  # exit status
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What decoding a video may take.
+
+    Attributes:
+      video_cpu_s, clip_cpu_s: CPU seconds for a video and, on top, for each of its clips. A core decodes 50 frames of 10-bit
+        4K HEVC in a second, so a clip that needs the 250 since the keyframe before takes six. The parent waits for three
+        times as many seconds.
+      memory_mb: Resident memory of the child, MiB. It takes 60 by itself, 180 with 4K H.264 and 300 with 10-bit 4K HEVC.
+    """
+
+    video_cpu_s: float = 60.0
+    clip_cpu_s: float = 10.0
+    memory_mb: int = 2048
+
+    def cpu_s(self, num_clips: int) -> int:
+        """Returns the CPU seconds that so many clips of a video may take; the kernel counts whole ones."""
+        return math.ceil(self.video_cpu_s + self.clip_cpu_s * num_clips)
+
+
+class DecoderError(Exception):
+    """A child that is no more. The words are `reason: detail`, as `media.cut_windows` says why there is no clip."""
+
+
+class DecoderTimeoutError(DecoderError):
+    """Its time was over."""
+
+
+def cut_windows(
+    path: str | pathlib.Path, windows: list[media.Window], *, short_side_px: int, quality: int = 90,
+    limits: Limits,
+) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
+    """Yields what `media.cut_windows` yields, every window once, whatever the video does.
+
+    When the child dies, the windows that were answered stay. Those that were being decoded in one go have the reason; a new
+    child tries the others once, unless the time was over.
+
+    Args:
+      path, windows, short_side_px, quality: As there.
+      limits: Of each of the two tries.
+
+    Raises:
+      ChildProcessError: No child starts.
+    """
+    runs = list(media.runs(windows))
+    for may_retry in (True, False):
+        asked = [i for run in runs for i in run]
+        try:
+            for k, cut in _ask(path, [windows[i] for i in asked], short_side_px, quality, limits):
+                run = next(run for run in runs if asked[k] in run)
+                run.remove(asked[k])
+                yield asked[k], cut
+        except DecoderError as error:
+            runs = [run for run in runs if run]
+            lost = runs[:1] if may_retry and not isinstance(error, DecoderTimeoutError) else runs
+            runs = runs[len(lost) :]
+            yield from ((i, str(error)) for run in lost for i in run)
+        if not any(runs):
+            return
+
+
+def _ask(path, windows, short_side_px, quality, limits) -> Iterator[tuple[int, media.Cut | str]]:
+    """Yields the answers of this process's child, which lives on if they were good, else is no more."""
+    decoder = _take()
+    try:
+        yield from decoder.cut(path, windows, short_side_px, quality, limits)
+        _idle.append(decoder)
+        decoder = None
+    finally:  # also where whoever wanted the answers wants no more
+        if decoder is not None:
+            decoder.kill()
+
+
+_idle: list["Decoder"] = []  # one for every thread that decodes
+
+
+def _take() -> "Decoder":
+    while _idle:
+        with contextlib.suppress(IndexError):  # another thread was faster
+            decoder = _idle.pop()
+            if decoder.alive():
+                return decoder
+            decoder.kill()
+    return Decoder(COMMAND)
+
+
+os.register_at_fork(after_in_child=_idle.clear)  # a fork's children are its own
+
+
+@atexit.register
+def stop() -> None:
+    """Ends the children that wait for a video."""
+    while _idle:
+        _idle.pop().kill()
+
+
+class Decoder:
+    """A child that decodes, and what its parent knows of it.
+
+    Args:
+      command: That starts it.
+
+    Raises:
+      ChildProcessError: It does not say that it is ready.
+    """
+
+    def __init__(self, command: tuple[str, ...]):
+        # A file, because nobody reads a pipe while the child decodes. The child may not make it large.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        root = str(pathlib.Path(__file__).parents[1])
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+            "OPENBLAS_NUM_THREADS": "1",  # the stacks and buffers of a large machine's threads would fill the limit
+        }
+        # A session of its own: Ctrl-C ends the parent, and the child by the end of its input, not as a crash of the video.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=env, bufsize=0,
+            start_new_session=True,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        for pipe in (self._process.stdin, self._process.stdout):
+            os.set_blocking(pipe.fileno(), False)
+        self._buffer = bytearray()
+        self._left_s = self._wall_s = _START_S
+        self._limits, self._cpu_s = Limits(), 0
+        try:
+            if self._line() != b'{"ready": true}':
+                raise DecoderError("it says something else than that it is ready")
+        except DecoderError as error:
+            self.kill()
+            raise ChildProcessError(f"the decoder's process does not start: {error}") from error
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Ends the child, whatever it is at, and waits until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._stderr):
+            file.close()
+
+    def cut(
+        self, path: str | pathlib.Path, windows: list[media.Window], short_side_px: int, quality: int, limits: Limits
+    ) -> Iterator[tuple[int, media.Cut | str]]:
+        """Yields (index of the window, what was cut or why not), every window once.
+
+        Raises:
+          DecoderError: The child died, took too long or answered what can't be.
+        """
+        self._limits, self._cpu_s = limits, limits.cpu_s(len(windows))
+        self._left_s = self._wall_s = _WALL_PER_CPU * self._cpu_s
+        request = {
+            "path": str(path), "windows": [dataclasses.astuple(w) for w in windows], "short_side_px": short_side_px,
+            "quality": quality, "cpu_s": self._cpu_s, "memory_mb": limits.memory_mb,
+        }  # fmt: skip
+        self._write(json.dumps(request).encode() + b"\n")
+        open_windows = set(range(len(windows)))
+        while open_windows:
+            try:
+                answer = check_answer(self._line(), windows)
+            except ValueError as error:
+                raise DecoderError(f"decoder's answer makes no sense: {error}") from None
+            if answer["index"] not in open_windows:
+                raise DecoderError(f"decoder's answer makes no sense: window {answer['index']} twice")
+            open_windows.remove(answer["index"])
+            if "reason" in answer:
+                told = answer["reason"]
+                yield answer["index"], f"{told}: limit {limits.memory_mb} MiB" if told == media.OUT_OF_MEMORY else told
+                continue
+            jpegs = [self._bytes(size) for size in answer["jpegs"]]
+            audio = np.frombuffer(self._bytes(answer["audio"]), "<i2").astype(np.int16)
+            times_us = np.array(answer["times_us"], np.int64)
+            yield answer["index"], media.Cut(jpegs, times_us, answer["height"], answer["width"], audio)
+
+    def _line(self) -> bytes:
+        at = -1
+        while at < 0:
+            if len(self._buffer) > _MAX_LINE_BYTES:
+                raise DecoderError("decoder's answer makes no sense: a line without end")
+            at = self._buffer.find(b"\n") if self._buffer else -1
+            if at < 0:
+                self._fill()
+        return self._cut_off(at + 1)[:-1]
+
+    def _bytes(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._fill()
+        return self._cut_off(size)
+
+    def _cut_off(self, size: int) -> bytes:
+        part = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return part
+
+    def _fill(self) -> None:
+        self._wait(self._process.stdout, select.POLLIN)
+        more = os.read(self._process.stdout.fileno(), 1 << 20)
+        if not more:
+            raise self._death()
+        self._buffer += more
+
+    def _write(self, content: bytes) -> None:
+        while content:
+            self._wait(self._process.stdin, select.POLLOUT)
+            try:
+                content = content[os.write(self._process.stdin.fileno(), content) :]
+            except BrokenPipeError:
+                raise self._death() from None
+
+    def _wait(self, pipe, event: int) -> None:
+        """Waits for the child, whose time that is (what the parent does between is not), and looks at its memory."""
+        poll = select.poll()
+        poll.register(pipe, event)
+        ready = False
+        while not ready:
+            if self._left_s <= 0:
+                raise DecoderTimeoutError(f"decoder took too long: more than {self._wall_s:g} s")
+            begin_s = time.monotonic()
+            ready = bool(poll.poll(1000 * min(self._left_s, _LOOK_S)))
+            self._left_s -= time.monotonic() - begin_s
+            if _resident_mb(self.pid) > self._limits.memory_mb:
+                raise self._memory_error()
+
+    def _death(self) -> DecoderError:
+        """Returns why the child closed its pipe."""
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return DecoderError("decoder crashed: it closed its pipe")
+        if status == -signal.SIGXCPU:
+            return DecoderTimeoutError(f"decoder took too long: more than {self._cpu_s:g} s of CPU")
+        if status == _OUT_OF_MEMORY:
+            return self._memory_error()
+        if status < 0:
+            names = {s.value: s.name for s in signal.Signals}
+            return DecoderError(f"decoder crashed: signal {names.get(-status, -status)}")
+        return DecoderError(f"decoder crashed: {self._last_words() or f'exit status {status}'}")
+
+    def _memory_error(self) -> DecoderError:
+        return DecoderError(f"{media.OUT_OF_MEMORY}: limit {self._limits.memory_mb} MiB")
+
+    def _last_words(self) -> str:
+        self._stderr.seek(max(self._stderr.seek(0, os.SEEK_END) - 4096, 0))
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return _printable(lines[-1]) if lines else ""
+
+
+def _resident_mb(pid: int) -> float:
+    return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def check_answer(line: bytes, windows: list[media.Window]) -> dict:
+    """Returns an answer to one of the windows.
+
+    Either {"index", "reason"} or {"index", "jpegs", "times_us", "height", "width", "audio"}, where "jpegs" and "audio" are
+    numbers of bytes that follow in this order.
+
+    Raises:
+      ValueError: It can't be one.
+    """
+    try:
+        answer = json.loads(line)
+    except RecursionError:
+        raise ValueError("a line of brackets") from None
+    if not isinstance(answer, dict):
+        raise ValueError("no object")
+    index = _number(answer, "index", 0, len(windows) - 1)
+    if "reason" in answer:
+        reason = _printable(str(answer["reason"]))
+        if not reason:
+            raise ValueError("an empty reason")
+        return {"index": index, "reason": reason}
+    window = windows[index]
+    samples = media.num_samples(window.stop_s - window.start_s)
+    lists = {}
+    for key, most in (("jpegs", _MAX_JPEG_BYTES), ("times_us", 1 << 62)):
+        numbers = answer.get(key)
+        if not isinstance(numbers, list) or len(numbers) != len(window.frame_times_s):
+            raise ValueError(f"{key} are not {len(window.frame_times_s)} numbers")
+        lists[key] = [_number({key: n}, key, 1 if key == "jpegs" else -most, most) for n in numbers]
+    if sum(lists["jpegs"]) > _MAX_CLIP_BYTES:
+        raise ValueError(f"{sum(lists['jpegs'])} bytes of jpegs")
+    sides = {key: _number(answer, key, 1, _MAX_SIDE_PX) for key in ("height", "width")}
+    return {"index": index, **lists, **sides, "audio": _number(answer, "audio", 2 * samples, 2 * samples)}
+
+
+def _printable(words: str) -> str:
+    """Returns the words short and without what would steer a terminal."""
+    return "".join(c for c in words if c.isprintable())[:200]
+
+
+def _number(answer: dict, key: str, least: int, most: int) -> int:
+    number = answer.get(key)
+    if type(number) is not int or not least <= number <= most:
+        raise ValueError(f"{key} is {str(number)[:40]!r}, not from {least} to {most}")
+    return number
+
+
+def main() -> None:
+    """Decodes what standard input asks for until it ends; the child's side."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no reply
+    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, _MAX_STDERR_BYTES)):
+        resource.setrlimit(kind, (most, most))
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    status = 1
+    try:
+        _reply(replies, {"ready": True})
+        while True:
+            _answer(json.loads(requests.get()), replies)
+    except MemoryError:
+        status = _OUT_OF_MEMORY
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(status)  # Python's own end would wait for the other thread
+
+
+def _read_requests(requests: queue.SimpleQueue) -> None:
+    """Reads while the other thread decodes, so that the end of the parent ends a child that hangs."""
+    with open(0, "rb") as lines:
+        for line in lines:
+            requests.put(line)
+    os._exit(0)
+
+
+def _answer(request: dict, replies) -> None:
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    # Soft limits only: the next video has its own.
+    for kind, most in (
+        (resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + request["cpu_s"]),
+        (resource.RLIMIT_DATA, request["memory_mb"] + _RESERVED_MB << 20),
+    ):
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    windows = [media.Window(start, stop, tuple(times)) for start, stop, times in request["windows"]]
+    for i, cut in media.cut_windows(
+        pathlib.Path(request["path"]), windows, short_side_px=request["short_side_px"], quality=request["quality"]
+    ):
+        if isinstance(cut, str):
+            _reply(replies, {"index": i, "reason": cut})
+            continue
+        audio = cut.audio.astype("<i2").tobytes()
+        header = {
+            "index": i, "jpegs": [len(jpeg) for jpeg in cut.frames], "times_us": cut.frame_times_us.tolist(),
+            "height": cut.height, "width": cut.width, "audio": len(audio),
+        }  # fmt: skip
+        _reply(replies, header, *cut.frames, audio)
+
+
+def _reply(replies, header: dict, *payload: bytes) -> None:
+    replies.write(json.dumps(header).encode() + b"\n" + b"".join(payload))
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

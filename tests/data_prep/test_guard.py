@@ -1,0 +1,403 @@
+"""A video costs only itself, whatever it does to the decoder: real children that crash, hang, eat memory and lie."""
+
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from data_prep import ego4d, guard, media, shards
+from mc3_jax.data import records
+from tests.data_prep import test_media
+
+ROOT = pathlib.Path(__file__).parents[2]
+LIMITS = guard.Limits()
+SIDE = test_media.HEIGHT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Videos: `short.mp4`, `long.mp4` that is decoded in four runs, and `large.mp4` whose pictures are 4K."""
+    made = tmp_path_factory.mktemp("videos")
+    test_media.write(made / "short.mp4", seconds=3.0)
+    test_media.write(made / "long.mp4", seconds=40.0, fps=10)
+    test_media.write(made / "large.mp4", seconds=2.0, fps=3, size=(3840, 2160))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_child_of_another_test():
+    guard.stop()
+    yield
+    guard.stop()
+
+
+LONG = (0.5, 1.0, 12.0, 12.5, 24.0, 24.5, 36.0)  # four runs of two, two, two and one
+
+
+def windows_at(times_s) -> list[media.Window]:
+    return [test_media.window(t) for t in times_s]
+
+
+def cut(path, times_s, limits: guard.Limits = LIMITS, side: int = SIDE) -> list[media.Cut | str]:
+    found = list(guard.cut_windows(path, windows_at(times_s), short_side_px=side, limits=limits))
+    assert sorted(i for i, _ in found) == list(range(len(times_s)))
+    return [part for _, part in sorted(found, key=lambda pair: pair[0])]
+
+
+def assert_equal(a: media.Cut | str, b: media.Cut | str):
+    if isinstance(a, str) or isinstance(b, str):
+        assert a == b
+        return
+    assert (a.frames, a.height, a.width) == (b.frames, b.height, b.width)
+    for x, y in ((a.audio, b.audio), (a.frame_times_us, b.frame_times_us)):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        np.testing.assert_array_equal(x, y)
+
+
+def child() -> int:
+    """Returns the pid of the child that waits for a video."""
+    (decoder,) = guard._idle
+    return decoder.pid
+
+
+def assert_gone(pid: int, seconds: float = 20.0):
+    """Neither running nor a zombie."""
+    deadline = time.monotonic() + seconds
+    while os.path.exists(f"/proc/{pid}"):
+        assert time.monotonic() < deadline, f"{pid} is still there"
+        time.sleep(0.02)
+
+
+def test_a_child_cuts_what_this_process_cuts_and_lives_on(folder):
+    pids = set()
+    for name, times in (("short.mp4", (1.9, 0.5, 5.0, 1.2)), ("long.mp4", LONG), ("absent.mp4", (1.0,))):
+        here = list(media.cut_windows(folder / name, windows_at(times), short_side_px=SIDE))
+        there = list(guard.cut_windows(folder / name, windows_at(times), short_side_px=SIDE, limits=LIMITS))
+        assert [i for i, _ in here] == [i for i, _ in there]
+        for (_, a), (_, b) in zip(here, there, strict=True):
+            assert_equal(a, b)
+        pids.add(child())
+    assert len(pids) == 1
+    assert list(guard.cut_windows(folder / "short.mp4", [], short_side_px=SIDE, limits=LIMITS)) == []
+
+
+def test_when_the_child_is_killed_the_clips_before_and_after_are_kept(folder, monkeypatch):
+    whole = cut(folder / "long.mp4", LONG)
+    first = child()
+    found = {}
+    for i, part in guard.cut_windows(folder / "long.mp4", windows_at(LONG), short_side_px=SIDE, limits=LIMITS):
+        if not found:
+            os.kill(first, signal.SIGKILL)  # the pipe may hold answers that are kept
+        found[i] = part
+    lost = [i for i, part in found.items() if isinstance(part, str)]
+    assert sorted(found) == list(range(len(LONG)))
+    assert {found[i] for i in lost} <= {"decoder crashed: signal SIGKILL"}
+    assert len(lost) <= 2  # one run
+    for i in set(found) - set(lost):
+        assert found[i].frames == whole[i].frames
+        np.testing.assert_allclose(found[i].audio, whole[i].audio, atol=2)  # AAC depends on what was decoded before
+    assert_gone(first, 0.0)
+    assert child() != first
+    ((_, here),) = media.cut_windows(folder / "short.mp4", windows_at((1.0,)), short_side_px=SIDE)
+    assert_equal(cut(folder / "short.mp4", (1.0,))[0], here)
+
+
+# A child whose decoder does what the file's name says before it decodes, and in the second run of `*_late`.
+ODD_CHILD = f"""
+import ctypes, os, sys, time
+import numpy as np
+sys.path.insert(0, {str(ROOT)!r})
+from data_prep import guard, media
+
+def misbehave(name):
+    if name.startswith("crash"):
+        ctypes.string_at(0)
+    elif name.startswith("hang"):
+        time.sleep(1000)
+    elif name.startswith("spin"):
+        while True:
+            pass
+    elif name.startswith("eat"):
+        kept = [b"x" * (1 << 24) * (time.sleep(0.01) is None) for _ in range(10_000)]
+    elif name.startswith("ask"):
+        kept = [np.zeros(1 << 30, np.uint8) for _ in range(100)]  # and never touched
+    elif name.startswith("raise"):
+        print("many words", file=sys.stderr)
+        raise KeyError("a bug")
+    elif name.startswith("print"):
+        os.write(1, b"words of a library" * 100)
+
+def cut_windows(path, windows, **kwargs):
+    for number, (i, cut) in enumerate(cut_good(path, windows, **kwargs)):
+        if number == 2 * ("_late" in path.name):
+            misbehave(path.name)
+        yield i, cut
+
+cut_good, media.cut_windows = media.cut_windows, cut_windows
+guard.main()
+"""
+
+
+@pytest.fixture
+def odd_child(monkeypatch):
+    monkeypatch.setattr(guard, "COMMAND", (sys.executable, "-c", ODD_CHILD))
+
+
+def link(folder: pathlib.Path, name: str, video: str) -> pathlib.Path:
+    """Returns the path of the video under another name."""
+    path = folder / name
+    if not path.exists():
+        path.symlink_to(folder / video)
+    return path
+
+
+QUICK = guard.Limits(video_cpu_s=1.0, clip_cpu_s=0.0)  # three seconds of wall clock
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "reason"),
+    [
+        ("crash", LIMITS, "decoder crashed: signal SIGSEGV"),
+        ("raise", LIMITS, "decoder crashed: KeyError: 'a bug'"),
+        ("hang", QUICK, "decoder took too long: more than 3 s"),
+        ("spin", QUICK, "decoder took too long: more than 1 s of CPU"),
+        ("eat", guard.Limits(memory_mb=300), "decoder ran out of memory: limit 300 MiB"),
+        ("ask", guard.Limits(memory_mb=300), "decoder ran out of memory: limit 300 MiB"),
+    ],
+)
+def test_a_video_that_harms_its_decoder_costs_itself_and_the_next_gets_a_new_one(
+    folder, odd_child, monkeypatch, name, limits, reason
+):
+    if name == "spin":
+        monkeypatch.setattr(guard, "_WALL_PER_CPU", 60.0)  # the CPU's limit, on the busiest machine
+    good = cut(folder / "short.mp4", (0.5, 1.9))
+    first, begin_s = child(), time.monotonic()
+    assert cut(link(folder, f"{name}.mp4", "short.mp4"), (0.5, 1.9), limits) == [reason] * 2
+    assert time.monotonic() - begin_s < 30
+    assert_gone(first, 0.0)
+    for a, b in zip(cut(folder / "short.mp4", (0.5, 1.9)), good, strict=True):
+        assert_equal(a, b)
+    assert child() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        (
+            "crash_late",
+            dict.fromkeys((2, 3, 6), "decoder crashed: signal SIGSEGV"),
+        ),  # the second child dies in the last run
+        ("hang_late", dict.fromkeys((2, 3, 4, 5, 6), "decoder took too long: more than 3 s")),  # there is no second
+    ],
+)
+def test_the_clips_before_the_harm_are_kept_and_those_behind_are_tried_once(folder, odd_child, name, lost):
+    good = cut(folder / "long.mp4", LONG)
+    found = cut(link(folder, f"{name}.mp4", "long.mp4"), LONG, QUICK)
+    for i, part in enumerate(found):
+        if i in lost:
+            assert part == lost[2]
+        else:
+            assert part.frames == good[i].frames
+            np.testing.assert_allclose(part.audio, good[i].audio, atol=2)
+
+
+def test_a_child_that_does_not_even_read_is_given_up(folder, monkeypatch):
+    monkeypatch.setattr(guard, "_WALL_PER_CPU", 0.5)
+    cut(folder / "short.mp4", (1.0,))
+    pid = child()
+    os.kill(pid, signal.SIGSTOP)
+    times = np.linspace(0.5, 100.0, 10_000)  # a request of megabytes, of which a pipe holds 64 KiB
+    assert set(cut(folder / "short.mp4", times, QUICK)) == {"decoder took too long: more than 0.5 s"}
+    assert_gone(pid, 0.0)
+
+
+def test_threads_have_a_child_each(folder):
+    path, times = folder / "long.mp4", LONG[:3]
+    expected = cut(path, times)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: cut(path, times), range(4)))
+    for parts in found:
+        for a, b in zip(parts, expected, strict=True):
+            assert_equal(a, b)
+    assert 1 <= len(guard._idle) <= 2
+
+
+def test_the_limits_grow_with_the_clips():
+    assert guard.Limits(60.0, 10.0).cpu_s(0) == 60
+    assert guard.Limits(60.0, 0.25).cpu_s(5) == 62
+
+
+def test_what_a_library_prints_is_no_answer(folder, odd_child):
+    assert_equal(cut(link(folder, "print.mp4", "short.mp4"), (1.0,))[0], cut(folder / "short.mp4", (1.0,))[0])
+
+
+def test_pictures_that_do_not_fit_into_the_limit_cost_their_clips(folder):
+    (whole,) = cut(folder / "large.mp4", (0.7,))
+    assert isinstance(whole, media.Cut)
+    told = cut(folder / "large.mp4", (0.7, 0.8), guard.Limits(memory_mb=70))
+    assert told == ["decoder ran out of memory: limit 70 MiB"] * 2
+    assert_equal(cut(folder / "large.mp4", (0.7,))[0], whole)
+
+
+def liar(*words: str) -> tuple[str, ...]:
+    """Returns the command of a child that is ready and answers each request with these Python expressions of bytes."""
+    writes = "".join(f"    os.write(1, {word})\n" for word in words)
+    code = f"import os, sys\nos.write(1, b'{{\"ready\": true}}\\n')\nwhile sys.stdin.readline():\n{writes}"
+    return (sys.executable, "-c", code)
+
+
+NONSENSE = "decoder's answer makes no sense: "
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["b'\\xff\\xd8 no JSON\\n'"], NONSENSE),
+        (["b'[' * 500_000 + b'\\n'"], NONSENSE),
+        (["b'7\\n'"], NONSENSE + "no object"),
+        (["bytes(300_000)"] * 7, NONSENSE + "a line without end"),
+        (['b\'{"index": 9, "reason": "x"}\\n\''], NONSENSE + "index is '9', not from 0 to 1"),
+        (['b\'{"index": 1, "reason": "\\\\u001b"}\\n\''], NONSENSE + "an empty reason"),
+        (['b\'{"index": 1, "reason": "x"}\\n\''] * 2, NONSENSE + "window 1 twice"),
+        (["b'{\"index\": 0, \"jpegs\": [%s]}\\n' % b', '.join([b'%d' % 2**60] * 16)"], NONSENSE + "jpegs is '1152"),
+        (["b'{\"index\": 0, \"jpegs\": [%s]}\\n' % b', '.join([b'-1'] * 16)"], NONSENSE + "jpegs is '-1'"),
+        (["b'half a li'", "exit()"], "decoder crashed: exit status 0"),
+        (["os._exit(3)"], "decoder crashed: exit status 3"),
+    ],
+)
+def test_a_child_that_lies_is_an_error_of_that_video(tmp_path, monkeypatch, words, reason):
+    monkeypatch.setattr(guard, "COMMAND", liar(*words))
+    (tmp_path / "a.mp4").touch()
+    told = cut(tmp_path / "a.mp4", (1.0, 2.0))
+    assert all(isinstance(part, str) for part in told)
+    assert any(part.startswith(reason) for part in told), told
+    assert guard._idle == []
+
+
+ANSWER = {"index": 0, "jpegs": [9] * 16, "times_us": [0] * 16, "height": 2, "width": 2, "audio": 48_000}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"jpegs": [9] * 15}, "jpegs are not 16 numbers"),
+        ({"jpegs": "9" * 16}, "jpegs are not 16 numbers"),
+        ({"jpegs": [0] * 16}, "jpegs is '0', not from 1"),
+        ({"jpegs": [True] * 16}, "jpegs is 'True'"),
+        ({"jpegs": [9.0] * 16}, "jpegs is '9.0'"),
+        ({"jpegs": [1 << 26] * 16 + [1]}, "jpegs are not 16 numbers"),
+        ({"jpegs": [(1 << 26) + 1] + [1] * 15}, "jpegs is '67108865'"),
+        ({"times_us": [1 << 63] * 16}, "times_us is"),
+        ({"times_us": None}, "times_us are not 16 numbers"),
+        ({"height": 0}, "height is '0'"),
+        ({"width": 65536}, "width is '65536'"),
+        ({"audio": 47_998}, "audio is '47998', not from 48000 to 48000"),
+        ({"index": -1}, "index is '-1'"),
+        ({"index": None}, "index is 'None'"),
+    ],
+)
+def test_an_answer_is_what_can_be_true_of_the_window(change, words):
+    assert guard.check_answer(json.dumps(ANSWER).encode(), windows_at((1.0,))) == ANSWER
+    with pytest.raises(ValueError, match=words):
+        guard.check_answer(json.dumps({**ANSWER, **change}).encode(), windows_at((1.0,)))
+
+
+def test_a_decoder_that_cannot_start_is_no_fault_of_the_videos(folder, monkeypatch):
+    monkeypatch.setattr(guard, "COMMAND", (sys.executable, "-c", "import no_such_module_here"))
+    with pytest.raises(ChildProcessError, match="does not start: .*No module named 'no_such_module_here'"):
+        cut(folder / "short.mp4", (1.0,))
+
+
+def test_whoever_wants_no_more_clips_leaves_no_child(folder):
+    cut(folder / "short.mp4", (1.0,))
+    pid = child()
+    answers = guard.cut_windows(folder / "long.mp4", windows_at(LONG), short_side_px=SIDE, limits=LIMITS)
+    next(answers)
+    answers.close()
+    assert_gone(pid, 0.0)
+    assert guard._idle == []
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("short", "ends"), ("short", "killed"), ("hang", "killed"), ("spin", "killed")]
+)
+def test_when_the_parent_is_no_more_so_is_the_child(folder, tmp_path, name, how):
+    link(folder, f"{name}.mp4", "short.mp4")
+    code = f"""
+import pathlib, sys, time
+from data_prep import guard, media
+guard.COMMAND = (sys.executable, "-c", {ODD_CHILD!r})
+decoder = guard._take()
+guard._idle.append(decoder)
+pathlib.Path("pid.tmp").write_text(str(decoder.pid))
+pathlib.Path("pid.tmp").rename("pid")
+windows = [media.Window(0.5, 1.5, (1.0,))]
+list(guard.cut_windows({str(folder / name)!r} + ".mp4", windows, short_side_px=96, limits=guard.Limits()))
+pathlib.Path("done").touch()
+time.sleep({1000 * (how == "killed")})
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env)
+    wait_for(tmp_path / ("done" if name == "short" else "pid"))
+    pid = int((tmp_path / "pid").read_text())
+    if how == "killed":
+        time.sleep(0.5 * (name != "short"))
+        assert pathlib.Path(f"/proc/{pid}").exists()
+        parent.kill()
+    parent.wait(timeout=30)
+    assert_gone(pid)
+
+
+def wait_for(path: pathlib.Path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, odd_child, monkeypatch):
+    monkeypatch.setattr(guard, "_WALL_PER_CPU", 1.0)
+    videos = {"short": 3, "crash": 4, "long": 5, "raise_late": 6, "eat": 1, "hang": 2, "absent": 2}
+    for uid in ("crash", "raise_late", "eat", "hang"):
+        link(folder, f"{uid}.mp4", "long.mp4")
+    items = tuple(
+        {
+            "video_uid": uid,
+            "narrations": [
+                {"clip_id": f"{uid}_{k}", "source": "s", "time_s": 0.5 + 0.2 * k, "text": "#C C stirs", "label": -1,
+                 "verb_id": 0, "noun_id": 0} for k in range(count)
+            ],
+        }
+        for uid, count in videos.items()
+    )  # fmt: skip
+    settings = {
+        "video_dir": str(folder), "window_s": [0.5, 1.0], "num_intervals": 4, "num_candidates": 4, "short_side_px": SIDE,
+        "jpeg_quality": 90, "cpu_limit_s": [2.0, 0.5], "memory_limit_mb": 300,
+    }  # fmt: skip
+    report = shards.write_shard(
+        shards.ShardTask("train", 0, 1, items), str(tmp_path), "clips", ego4d.make_clips, settings
+    )
+    info = records.ClipsInfo(
+        name="clips", window_s=(0.5, 1.0), num_intervals=4, num_candidates=4, short_side_px=SIDE, canvas_px=(SIDE, SIDE),
+        num_samples=24_000, verbs=["do"], nouns=["it"], splits={},
+    )  # fmt: skip
+    info = shards.finish([report], tmp_path, info, [], sum(videos.values()))
+    rows = [json.loads(line) for line in (tmp_path / shards.REJECTED_FILE).read_text().splitlines()]
+    told = collections.Counter((r["video_uid"], r["reason"], r["detail"]) for r in rows)
+    assert told == {
+        ("crash", "decoder crashed", "signal SIGSEGV"): 4,
+        ("raise_late", "decoder crashed", "KeyError: 'a bug'"): 4,
+        ("eat", "decoder ran out of memory", "limit 300 MiB"): 1,
+        ("hang", "decoder took too long", "more than 3 s"): 2,
+        ("absent", "video file is missing", ""): 2,
+    }
+    assert info.splits["train"].num_clips == 3 + 5 + 2
+    assert len({r["clip_id"] for r in rows}) == len(rows)

@@ -227,7 +227,7 @@ def test_clips_of_any_container_show_and_sound_what_their_moment_does(videos, tm
     assert (made.info.verbs, made.info.nouns, made.info.name) == ([], [], "own_clips")
     reasons = made.reasons()
     assert (reasons["no audio stream"], reasons.total()) == (1, 3)
-    assert made.reasons("broken.mp4") == {"video file can't be opened: Invalid data found when processing input": 1}
+    assert made.reasons("broken.mp4") == {"video file can't be opened": 1}
     assert not (pathlib.Path.cwd() / "g").exists()
 
 

@@ -142,13 +142,14 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
     """Returns a figure with a row for every clip: a frame of each interval, the waveform, the log-mel, and its caption.
 
     Raises:
-      ValueError: A frame can't be decoded.
+      ValueError: A frame can't be decoded, or a clip is not what the data set promises.
     """
     columns = info.num_intervals + 2
     sheet = figure.Figure(figsize=(2.1 * columns, 1.75 * len(clips)), layout="constrained")
     grid = sheet.subplots(len(clips), columns, squeeze=False)
     labels = {records.UNKNOWN: "no label", 0: "does not sound", 1: "sounds"}
     for row, clip in zip(grid, clips, strict=True):
+        records.check(clip, info)
         for axes, jpeg in zip(row, clip.frames[info.num_candidates // 2 :: info.num_candidates], strict=False):
             axes.imshow(simplejpeg.decode_jpeg(jpeg, "RGB"))
             axes.axis("off")
@@ -185,6 +186,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--seed must not be negative, got {args.seed}")
     try:
         info = records.ClipsInfo.load(args.clips)
+        if not any(split.shards for split in info.splits.values()):
+            raise ValueError(f"{args.clips} holds no clips at all")
         sources = {name: open_split(args.clips, info, name) for name, split in info.splits.items() if split.shards}
         if args.split and args.split not in sources:
             raise ValueError(f"{args.clips} has no clips in the split {args.split!r}, only in {', '.join(sources)}")

@@ -102,7 +102,7 @@ def _verify_record(reader, index: int, info: records.ClipsInfo, report: ShardRep
 
 
 def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
-    """Checks what `records.check` leaves to the reader: every JPEG, ids and times.
+    """Checks what `records.check` leaves to the reader: every JPEG, ids and the clip's times.
 
     Raises:
       ValueError: Names the clip and what is wrong.
@@ -110,7 +110,10 @@ def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
     name = f"clip {clip.clip_id}"
     for i, jpeg in enumerate(clip.frames):
         try:
-            size = simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True).shape[:2]
+            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+            # First its size: a forged one would take gigabytes.
+            if size == (clip.frame_height, clip.frame_width):
+                simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True)
         except ValueError as error:
             raise ValueError(f"{name}: frame {i} can't be decoded: {error}") from error
         if size != (clip.frame_height, clip.frame_width):
@@ -137,11 +140,12 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
     info = records.ClipsInfo.load(folder)
     parts = [(split, shard) for split, value in info.splits.items() for shard in value.shards]
     with concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(verify_shard, folder, shard, info) for _, shard in parts]
+        slim = dataclasses.replace(info, splits={})  # it goes to the workers once for every shard
+        jobs = [pool.submit(verify_shard, folder, shard, slim) for _, shard in parts]
         done = concurrent.futures.as_completed(jobs)
         for _ in tqdm(done, total=len(jobs), unit="shard", desc="verify", disable=not sys.stderr.isatty()):
             pass
-        reports = [job.result() for job in jobs]
+        reports = [_result(job, shard) for job, (_, shard) in zip(jobs, parts, strict=True)]
     problems = [problem for report in reports for problem in report.problems]
     for name, split in info.splits.items():
         mine = [report for (own, _), report in zip(parts, reports, strict=True) if own == name]
@@ -161,6 +165,14 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
         "bytes": sum(shard.bytes for _, shard in parts),
     }
     return problems, counts
+
+
+def _result(job: concurrent.futures.Future, shard: records.Shard) -> ShardReport:
+    """Returns a shard's report, also where reading it, or one read beside it, ended the process."""
+    try:
+        return job.result()
+    except (concurrent.futures.BrokenExecutor, MemoryError) as error:
+        return ShardReport([f"{shard.file}: was not read: {_short(error)}"], [], [])
 
 
 def _find_doubles(reports: list[ShardReport]) -> list[str]:

@@ -347,6 +347,7 @@ def validate(config: Config) -> None:
     _require(config.data.batch_size > 1, "data.batch_size", config.data.batch_size, "must be at least 2 to contrast")
     value = config.data.clips_per_video
     _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
+    _require(config.seed >= 0, "seed", config.seed, "must not be negative")
     _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
     validate_model(config.model)
     _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")

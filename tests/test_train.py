@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from configs import demo
 from mc3_jax import (
     checkpoint,
     config as config_lib,
@@ -71,6 +72,40 @@ def test_one_device_equals_eight(data):
         assert abs(other_loss - loss) <= 1e-6 * abs(loss)
         for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
             assert np.max(np.abs(a - b)) <= 1e-5 * max(np.max(np.abs(a)), 1e-12)
+
+
+def test_masks_are_for_training_alone():
+    config = demo.get_config().model
+    rng = np.random.default_rng(0)
+    batch = {
+        "audio": rng.integers(-9000, 9000, (2, 24_000)).astype(np.int16),
+        "video": rng.integers(0, 255, (2, 4, 72, 96, 3)).astype(np.uint8), "video_size": np.full((2, 2), (72, 96), np.int32),
+        "text_ids": np.zeros((2, 16), np.int32), "text_mask": np.ones((2, 16), np.int32), "row": np.arange(2, dtype=np.int32),
+    }  # fmt: skip
+    batch, key = jax.tree.map(jax.numpy.asarray, batch), jax.random.key(0)
+    masked = step_lib.prepare(batch, config, key)["audio"]
+    whole = step_lib.prepare(batch, config, None)["audio"]
+    assert np.mean(masked == whole) > 0.3
+    lost = np.asarray(masked != whole)
+    assert lost.any()
+    assert not np.asarray(masked)[lost].any()
+    config.audio.max_time_mask = config.audio.max_mel_mask = 0
+    np.testing.assert_array_equal(step_lib.prepare(batch, config, key)["audio"], whole)
+
+
+def test_training_reads_the_groups_that_the_config_names(finished, monkeypatch, tmp_path):
+    config = copy.deepcopy(finished[0])
+    config.data.clips_per_video = 5
+    asked = {}
+
+    def stop(source, tokenize, **options):
+        asked.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loader, "train_batches", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(train.set_up(config, str(tmp_path / "run")))
+    assert asked["clips_per_video"] == 5
 
 
 @pytest.mark.parametrize("clips_per_video", [1, 3])

@@ -1,7 +1,7 @@
 """Sources of SoundWorld's sounds: struck, rubbed, rustling and running things, machines, and what is heard from outside.
 
-Every function returns a mono waveform at `RATE_HZ`, about unit RMS while it sounds, from a generator alone. float32
-throughout: FFTs, sines and exponentials take half the time they take in float64.
+Every function returns a mono waveform at `RATE_HZ`, about unit RMS while it sounds, from a generator alone. FFTs, sines and
+exponentials are float32's: they take half the time of float64's.
 """
 
 import functools

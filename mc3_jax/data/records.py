@@ -236,7 +236,7 @@ class ClipsInfo:
         """Returns what `clips.json` in `folder` says.
 
         Raises:
-          ValueError: There is no such folder or file, it is no JSON, of another schema version or incomplete.
+          ValueError: There is no such folder or file, it is no JSON, of another schema version, incomplete or damaged.
         """
         path = pathlib.Path(folder) / CLIPS_FILE
         if not path.parent.is_dir():
@@ -258,9 +258,43 @@ class ClipsInfo:
                 name: SplitInfo(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
                 for name, split in values["splits"].items()
             }
-            return cls(**values)
-        except (KeyError, TypeError) as error:
+            info = cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is incomplete: {error}: convert again") from error
+        wrong = info._find_wrong_field()
+        if wrong:
+            raise ValueError(f"{path} is damaged: {wrong}: convert again")
+        return info
+
+    def _find_wrong_field(self) -> str | None:
+        """Returns the first field that can't be what a conversion wrote, with its value, or None."""
+
+        def is_count(value, least: int = 0, most: int = 1 << 62) -> bool:
+            return type(value) is int and least <= value <= most
+
+        def are_texts(value) -> bool:
+            return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+        holds = {
+            "name": isinstance(self.name, str), "verbs": are_texts(self.verbs), "nouns": are_texts(self.nouns),
+            "window_s": len(self.window_s) == 2 and all(type(s) in (int, float) for s in self.window_s),
+            "canvas_px": len(self.canvas_px) == 2 and all(is_count(px, 1, 65535) for px in self.canvas_px),
+        }  # fmt: skip
+        for field in ("num_intervals", "num_candidates", "short_side_px", "num_samples", "sample_rate_hz"):
+            holds[field] = is_count(getattr(self, field), 1, 1 << 31)
+        for field, held in holds.items():
+            if not held:
+                return f"{field} is {getattr(self, field)!r:.60}"
+        for name, split in self.splits.items():
+            counts = (split.num_clips, split.num_labelled, split.num_positive)
+            if not all(map(is_count, counts)):
+                return f"split {name!r} counts {counts!r:.60}"
+            for shard in split.shards:
+                fits = isinstance(shard.file, str) and isinstance(shard.sha256, str)
+                fits = fits and is_count(shard.num_clips) and is_count(shard.bytes)
+                if not fits or not isinstance(shard.video_clips, list) or not all(map(is_count, shard.video_clips)):
+                    return f"a shard of split {name!r} is {dataclasses.astuple(shard)!r:.120}"
+        return None
 
     def shard_paths(self, folder: str | os.PathLike, split: str) -> list[str]:
         """Returns the paths of a split's shards, in order.

@@ -122,7 +122,7 @@ def log_mel(
 def mask_spectrogram(
     log_mel: Float[Array, "b time mel"], keys: Key[Array, " b"], *, max_time_mask: int, max_mel_mask: int
 ) -> Float[Array, "b time mel"]:
-    """Returns spectrograms with one stretch of time and one band of mel each at 0, which is the data's mean.
+    """Returns spectrograms with one stretch of time and one band of mel each at 0, which is AudioSet's mean.
 
     SpecAugment (Park et al., Interspeech 2019) with one mask of either kind, as AST trains; there the masks are 0 before
     normalising. A clip's masks depend on its key alone.

@@ -134,7 +134,7 @@ class Dense(nn.Module):
     """flax's Dense, on rows [n, in] whatever the axes before the last are.
 
     With several axes before the last, XLA's CPU compiler takes the kernel's gradient from a transposed copy of the
-    output's, at three times the cost of the layer; on rows it makes none. Elsewhere it is all the same.
+    output's, at three times the cost of the layer; on rows it makes none.
 
     Attributes:
       features: Width of the output.

@@ -116,6 +116,30 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
         records.ClipsInfo.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["name"], 1), (["verbs"], None), (["nouns"], [1]), (["window_s"], [1.0]), (["canvas_px"], [16]),
+        (["canvas_px"], ["a", "b"]), (["canvas_px"], [10**9, 10**9]), (["num_intervals"], "4"), (["num_candidates"], 0),
+        (["sample_rate_hz"], 0), (["num_samples"], 1.5), (["splits"], []), (["splits", "train"], []),
+        (["splits", "train", "num_clips"], "1"), (["splits", "train", "shards", 0, "bytes"], None),
+        (["splits", "train", "shards", 0, "file"], 3), (["splits", "train", "shards", 0, "video_clips"], [1.0]),
+        (["splits", "train", "shards", 0, "video_clips"], [-1, 2]), (["splits", "train", "shards", 0, "video_clips"], None),
+        (["splits", "train", "shards", 0], 5),
+    ],
+)  # fmt: skip
+def test_a_damaged_field_of_clips_json_is_one_line(tmp_path, path, value):
+    make_info().dump(tmp_path)
+    content = json.loads((tmp_path / "clips.json").read_text())
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "clips.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="(?s)clips.json is (damaged|incomplete).*convert again"):
+        records.ClipsInfo.load(tmp_path)
+
+
 def test_an_empty_shard_list_a_missing_shard_and_an_unknown_split_are_named(tmp_path):
     info = make_info()
     with pytest.raises(ValueError, match="no split 'dev', only \\['train'\\]"):

@@ -20,9 +20,9 @@ VERBS, NOUNS = ["tap_(taps)", "cut", "never"], ["cup", "can"]
 
 def make_clips(item: dict, settings: dict):
     """Yields seven clips of a video: five taps of cups, the first two of which sound, a cut can, and one of neither."""
-    colour = np.full((16, 24, 3), 60, np.uint8)
+    colour = np.full((16, 24, 3), 20, np.uint8)
     for number in range(7):
-        colour[..., 0] = 30 * number
+        colour[..., 0] = 120 + 20 * number  # red: no text and no axis is
         verb, noun = (0, 0) if number < 5 else (1, 1) if number == 5 else (-1, -1)
         yield records.Clip(
             clip_id=f"{item['uid']}_{number}", video_uid=item["uid"], narration="#C C taps $x_ the <b>cup</b> \u2603",
@@ -66,8 +66,7 @@ def test_the_command_writes_pictures_and_numbers(folder, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "o" / "contact_sheet.png").convert("RGB"))
     assert min(sheet.shape[:2]) > 200
     drawn = {tuple(colour) for colour in sheet.reshape(-1, 3)[::7].tolist()}
-    frames = [c for c in drawn if abs(c[1] - 60) < 9 and abs(c[2] - 60) < 9 and min(abs(c[0] - 30 * n) for n in range(7)) < 9]
-    assert frames  # pixels of the frames themselves
+    assert any(red > 110 and green < 40 and blue < 40 for red, green, blue in drawn)  # pixels of the frames themselves
     assert np.asarray(Image.open(tmp_path / "o" / "statistics.png")).std() > 1
     assert json.loads((tmp_path / "o" / "statistics.json").read_text())["train"]["num_clips"] == 14
 

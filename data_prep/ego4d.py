@@ -361,7 +361,7 @@ def write_clips(
     info = shards.finish(reports, args.out, info, rejects, num_in)
     left_out = rejects + [shards.Reject(**r) for report in reports for r in report["rejects"]]
     print(f"{num_in} narrations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))
-    print(f"left out {len(left_out)} ({shards.REJECTED_FILE}): {_counts(left_out)}")
+    print(f"left out {len(left_out)} ({records.REJECTED_FILE}): {_counts(left_out)}")
     test = info.splits["test"]
     if test.num_labelled:
         print(f"test: {test.num_labelled} labelled, {test.num_positive / test.num_labelled:.1%} of them positive")

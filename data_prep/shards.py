@@ -27,7 +27,6 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from mc3_jax.data import records
 
-REJECTED_FILE = records.REJECTED_FILE
 _REPORTS = "reports"  # folder inside the data set: one JSON file a shard
 _SHARD_FILE = rf"(?P<name>\w+)-({'|'.join(records.SPLITS)})\.array_record-\d+-of-\d+"
 # Files that make a folder a data set; there only while all shards they name are.
@@ -293,11 +292,11 @@ def finish(
             f"{num_in} narrations came in, {written} clips and {len(left_out)} rejects came out: some are lost"
         )
     lines = sorted(left_out, key=lambda r: (r["reason"], r["clip_id"]))
-    (folder / REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / records.REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     if not written:
         reasons = collections.Counter(r["reason"] for r in left_out)
         told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
-        raise ValueError(f"none of {num_in} narrations became a clip ({told}); see {folder / REJECTED_FILE}")
+        raise ValueError(f"none of {num_in} narrations became a clip ({told}); see {folder / records.REJECTED_FILE}")
     for split in records.SPLITS:
         mine = sorted((r for r in reports if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]

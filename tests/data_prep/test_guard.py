@@ -390,7 +390,7 @@ def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, 
         num_samples=24_000, verbs=["do"], nouns=["it"], splits={},
     )  # fmt: skip
     info = shards.finish([report], tmp_path, info, [], sum(videos.values()))
-    rows = [json.loads(line) for line in (tmp_path / shards.REJECTED_FILE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / records.REJECTED_FILE).read_text().splitlines()]
     told = collections.Counter((r["video_uid"], r["reason"], r["detail"]) for r in rows)
     assert told == {
         ("crash", "decoder crashed", "signal SIGSEGV"): 4,

@@ -6,28 +6,22 @@ taken. Videos are split by the hash of their name or as `--splits` says. Without
 
 import argparse
 import pathlib
-import sys
 
-from absl import logging
-
-from data_prep import ego4d, narrations
+from data_prep import command, narrated, narrations
 from data_prep.sources import own_csv
 from mc3_jax.data import records
 
 
-def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    # No abbreviations: a Beam option that begins like one of ours is Beam's.
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.own_videos", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser_of("own_videos", __doc__.split("\n")[0])
     add = parser.add_argument
     add("--videos", required=True, type=pathlib.Path, help="folder of video files, of any kind that FFmpeg knows")
     add("--narrations", required=True, type=pathlib.Path, help="CSV with columns video, time_s, text and maybe label")
-    ego4d.add_clip_options(parser, "own_clips")
+    narrated.add_options(parser, "own_clips")
     add("--splits", type=pathlib.Path, help="CSV video_uid,split, videos named as in --narrations; default by hash")
     add("--verbs", type=pathlib.Path, help="taxonomy CSV label,group, as Ego4D's; default none")
     add("--nouns", type=pathlib.Path, help="the same for nouns")
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
@@ -36,7 +30,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     Raises:
       ValueError: Bad options, missing or damaged files, or lost records.
     """
-    ego4d.check_clip_options(args, beam_args)
+    narrated.check_options(args, beam_args)
     if not args.videos.is_dir():
         raise ValueError(f"no folder {args.videos}: point --videos at the folder of your video files")
     verbs, nouns = (
@@ -45,19 +39,13 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     rows = own_csv.read(args.narrations, args.videos)
     splits = own_csv.read_own_splits(args.splits, args.videos) if args.splits else {}
     # As a label list, for that is taken whole.
-    chosen, rejects = ego4d.choose([], rows, splits, clean_text=args.clean_text)
-    return ego4d.write_clips(args, beam_args, args.videos.absolute(), chosen, rejects, len(rows), verbs, nouns)
+    chosen, rejects = narrated.choose([], rows, splits, clean_text=args.clean_text)
+    return narrated.write_clips(args, beam_args, args.videos.absolute(), chosen, rejects, len(rows), verbs, nouns)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Converts, or ends with one line and status 2."""
-    logging.set_verbosity(logging.WARNING)
-    args, beam_args = _arguments(argv)
-    try:
-        convert(args, beam_args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    command.run(_parser(), convert, argv)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _INDEX_FILES = (records.CLIPS_FILE, "dataset_info.json")
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """A narration that gave no clip, and why: `reason` is what equal cases share and are counted by, `detail` the rest."""
+    """An annotation that gave no clip, and why: `reason` is what equal cases share and are counted by, `detail` the rest."""
 
     clip_id: str
     video_uid: str
@@ -279,8 +279,8 @@ def finish(
       reports: Of all shards.
       folder: Of the data set.
       info: Without splits and canvas.
-      rejects: Narrations left out before any shard was written.
-      num_in: Narrations read.
+      rejects: Annotations left out before any shard was written.
+      num_in: Annotations read.
 
     Raises:
       ValueError: Records in are not records out and left out, or there is no clip at all.
@@ -289,14 +289,14 @@ def finish(
     written = sum(report["num_clips"] for report in reports)
     if written + len(left_out) != num_in:
         raise ValueError(
-            f"{num_in} narrations came in, {written} clips and {len(left_out)} rejects came out: some are lost"
+            f"{num_in} annotations came in, {written} clips and {len(left_out)} rejects came out: some are lost"
         )
     lines = sorted(left_out, key=lambda r: (r["reason"], r["clip_id"]))
     (folder / records.REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     if not written:
         reasons = collections.Counter(r["reason"] for r in left_out)
         told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
-        raise ValueError(f"none of {num_in} narrations became a clip ({told}); see {folder / records.REJECTED_FILE}")
+        raise ValueError(f"none of {num_in} annotations became a clip ({told}); see {folder / records.REJECTED_FILE}")
     for split in records.SPLITS:
         mine = sorted((r for r in reports if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]

@@ -14,7 +14,7 @@ import simplejpeg
 import soxr
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep import ego4d, media, narrations
+from data_prep import ego4d, media, narrated, narrations
 from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
 from mc3_jax.data import records
 from tests import world as commands
@@ -82,7 +82,7 @@ def converted(root, tmp_path_factory) -> Converted:
     result = Converted(root, folder)
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in result.splits.items())
     total = len(result.clips) + len(result.rejected)
-    assert done.stdout.startswith(f"{total} narrations: {counts}\nleft out {len(result.rejected)} (rejected.jsonl): ")
+    assert done.stdout.startswith(f"{total} annotations: {counts}\nleft out {len(result.rejected)} (rejected.jsonl): ")
     assert "positive" in done.stdout
     return result
 
@@ -375,7 +375,7 @@ def assert_one_line(err: str, words: str):
         ("narration.json", None, "no file .*narration.json"),
         ("narration.json", "{", "narration.json is no JSON"),
         ("narration.json", '{"v": 3}', "video v must be an object, got 3"),
-        ("narration.json", "{}", "none of .* narrations can become a clip"),
+        ("narration.json", "{}", "none of .* annotations can become a clip"),
         ("narration_verb_taxonomy.csv", None, "no file .*narration_verb_taxonomy.csv"),
         ("narration_noun_taxonomy.csv", "label,group\ncup,3\n", "narration_noun_taxonomy.csv, row 2: group '3'"),
         ("sounding_labels.csv", "video_uid\nv\n", "sounding_labels.csv lacks the column"),
@@ -425,7 +425,7 @@ def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") 
 def test_of_a_narration_in_both_lists_the_labelled_one_counts():
     found = [narration(), narration("#C C cuts", time_s=2.0), narration("#C C pours", uid="w")]
     labelled = [narration("#O man X stirs", label=0), narration("nobody's", uid="u", label=1)]
-    chosen, rejects = ego4d.choose(found, labelled, {"v": "test", "u": "validation", "w": "train"})
+    chosen, rejects = narrated.choose(found, labelled, {"v": "test", "u": "validation", "w": "train"})
     assert [(n.text, n.label) for n in chosen["test"]] == [("#O man X stirs", 0)]
     assert [(n.text, n.label) for n in chosen["validation"]] == [("nobody's", 1)]
     assert [n.text for n in chosen["train"]] == ["#C C pours"]
@@ -433,14 +433,14 @@ def test_of_a_narration_in_both_lists_the_labelled_one_counts():
 
 
 def test_a_label_given_twice_is_taken_once():
-    chosen, rejects = ego4d.choose([], [narration(label=1), narration(label=0)], {"v": "test"})
+    chosen, rejects = narrated.choose([], [narration(label=1), narration(label=0)], {"v": "test"})
     assert [n.label for n in chosen["test"]] == [1]
     assert [r.reason for r in rejects] == ["same narration twice"]
 
 
 def test_narrations_without_a_time_are_each_counted():
     lines = [narration(time_s=float("nan"), annotation=a) for a in "ab"]
-    _, rejects = ego4d.choose(lines, [], {})
+    _, rejects = narrated.choose(lines, [], {})
     assert [r.reason for r in rejects] == ["narration has no time"] * 2
     assert len({r.clip_id for r in rejects}) == 2
 
@@ -454,7 +454,7 @@ def test_shards_are_shared_out_by_the_splits_sizes_and_none_is_without_a_video(t
     }
     (tmp_path / "v0.mp4").write_bytes(b"12345")
     for num_shards in (1, 8, 1000):
-        tasks = ego4d.plan_tasks(chosen, empty, empty, num_shards, tmp_path)
+        tasks = narrated.plan_tasks(chosen, empty, empty, num_shards, tmp_path)
         counts = collections.Counter(t.split for t in tasks)
         assert counts == {"train": min(max(math.floor(num_shards * 90 / 91 + 0.5), 1), 30), "validation": 1}
         assert all(task.items for task in tasks)

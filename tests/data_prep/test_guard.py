@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from data_prep import ego4d, guard, media, shards
+from data_prep import guard, media, narrated, shards
 from mc3_jax.data import records
 from tests.data_prep import test_media
 
@@ -383,7 +383,7 @@ def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, 
         "jpeg_quality": 90, "cpu_limit_s": [2.0, 0.5], "memory_limit_mb": 300,
     }  # fmt: skip
     report = shards.write_shard(
-        shards.ShardTask("train", 0, 1, items), str(tmp_path), "clips", ego4d.make_clips, settings
+        shards.ShardTask("train", 0, 1, items), str(tmp_path), "clips", narrated.make_clips, settings
     )
     info = records.ClipsInfo(
         name="clips", window_s=(0.5, 1.0), num_intervals=4, num_candidates=4, short_side_px=SIDE, canvas_px=(SIDE, SIDE),

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from data_prep import ego4d, narrations
+from data_prep import narrated, narrations
 from data_prep.soundworld import taxonomy as soundworld
 from data_prep.sources import narration_json, sounding_labels
 from mc3_jax.data import records
@@ -71,7 +71,7 @@ def test_a_narration_without_time_or_text_is_kept_and_ends_with_its_reason(tmp_p
     found = narration_json.read(path)
     assert [n.time_s for n in found[:3]] == [3.0, 4.0, 5.0]  # what has no time comes last and disturbs no order
     assert math.isnan(found[3].time_s)
-    chosen, rejects = ego4d.choose(found, [], {"v": "train"})
+    chosen, rejects = narrated.choose(found, [], {"v": "train"})
     assert [n.time_s for n in chosen["train"]] == [5.0]
     counts = collections.Counter(r.reason for r in rejects)
     assert counts == {"narration has no time": 1, "narration has no text": 2}

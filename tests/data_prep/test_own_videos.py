@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep import ego4d, own_videos, video_files
+from data_prep import narrated, own_videos, video_files
 from data_prep.sources import own_csv
 from mc3_jax import evaluate
 from mc3_jax.config import EvalConfig
@@ -135,7 +135,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
         ["link", 1, "x", ""], ["a", 3, "#O man X walks", "1.0"], ["a", 3.5, "#unsure", "0"],
     )  # fmt: skip
     rows = own_csv.read(path, videos)
-    chosen, rejects = ego4d.choose([], rows, {"a.mp4": "test"})
+    chosen, rejects = narrated.choose([], rows, {"a.mp4": "test"})
     # No tag means anything here: all that can be cut is taken.
     assert [(n.time_s, n.text, n.label) for n in chosen["test"]] == [
         (1.5, "chops", 1), (1.5, "cuts", -1), (3.0, "#O man X walks", 1), (3.5, "#unsure", 0),
@@ -160,8 +160,8 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
         ([], ["video;time_s;text"], "lacks the column(s) text, time_s, video; it has 'video;time_s;text'"),
         ([["a", 1, "x", 1]], [*HEADER[:3], "lable"], "the column 'lable': video, time_s, text and label are read, remove"),
         ([["a", 1, "x", 1]], [*HEADER[:3], "text"], "has the column 'text' more than once"),
-        ([], HEADER, "none of 0 narrations can become a clip"),
-        ([["gone", 1, "x", ""]], HEADER, "none of 1 narrations can become a clip: 1 video file is missing"),
+        ([], HEADER, "none of 0 annotations can become a clip"),
+        ([["gone", 1, "x", ""]], HEADER, "none of 1 annotations can become a clip: 1 video file is missing"),
     ],
 )
 def test_a_table_of_another_shape_is_one_line_and_status_2(videos, tmp_path, capsys, rows, header, words):

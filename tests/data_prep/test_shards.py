@@ -333,7 +333,7 @@ def test_a_lost_record_is_noticed(tmp_path):
     total = sum(r["num_clips"] + len(r["rejects"]) for r in reports)
     early = [shards.Reject("x", "v", "no text")]
     for num_in in (total, total + 2):
-        with pytest.raises(ValueError, match=f"{num_in} narrations came in, .* some are lost"):
+        with pytest.raises(ValueError, match=f"{num_in} annotations came in, .* some are lost"):
             finish(reports, tmp_path, rejects=early, num_in=num_in)
     with pytest.raises(ValueError, match="some are lost"):
         finish(reports[1:], tmp_path, num_in=total)
@@ -347,7 +347,7 @@ def test_a_lost_record_is_noticed(tmp_path):
 def test_without_a_single_clip_there_is_no_data_set_but_the_reasons(tmp_path):
     rejects = [shards.Reject(f"c{i}", "v", "video file is missing") for i in range(3)]
     reports = run([shards.ShardTask("train", 0, 1, ({"uid": "v", "count": 0},))], tmp_path, {})
-    with pytest.raises(ValueError, match=r"none of 3 narrations became a clip \(3 video file is missing\)"):
+    with pytest.raises(ValueError, match=r"none of 3 annotations became a clip \(3 video file is missing\)"):
         finish(reports, tmp_path, rejects=rejects)
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 3
     assert not (tmp_path / "clips.json").exists()

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from data_prep import ego4d, narrations
+from data_prep import ego4d, narrated, narrations
 from data_prep.sources import ego4dsounds, egoclip, narration_json, sounding_labels
 from mc3_jax.data import records
 from tests.data_prep import test_media
@@ -77,7 +77,7 @@ def test_training_takes_egoclips_wearer_and_counts_what_it_leaves_out(tmp_path):
     )  # fmt: skip
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, "12\tv\t1.0\n", lines[1].rstrip("\r\n") + "\tone more\r\n"]), newline="")
-    chosen, rejects = ego4d.choose(egoclip.read(path, VERBS, NOUNS), [], dict.fromkeys(("v", ""), "train"))
+    chosen, rejects = narrated.choose(egoclip.read(path, VERBS, NOUNS), [], dict.fromkeys(("v", ""), "train"))
     assert [n.time_s for n in chosen["train"]] == [3.3445, 9.0]
     assert collections.Counter(r.reason for r in rejects) == {
         "somebody else's action": 1, "narrator is unsure": 1, "narration has no time": 2, "narration has no text": 1,
@@ -140,7 +140,7 @@ def test_a_list_of_ego4dsounds_is_taken_whole_with_the_label_it_gives(tmp_path):
     )  # fmt: skip
     rows = ego4dsounds.read(path, VERBS, NOUNS)
     assert [n.label for n in rows] == [1, 0, -1, 1]
-    chosen, rejects = ego4d.choose([], rows, {"v": "test"})
+    chosen, rejects = narrated.choose([], rows, {"v": "test"})
     assert [(n.text, n.label) for n in chosen["test"]] == [(n.text, n.label) for n in rows]
     assert rejects == []
 
@@ -178,10 +178,10 @@ def test_the_11449_real_rows_of_ego4dsounds_all_become_labelled_narrations_of_48
     uids = {n.video_uid for n in rows}
     assert len(uids) == 481
     for clean in (False, True):
-        chosen, rejects = ego4d.choose([], rows, dict.fromkeys(uids, "test"), clean_text=clean)
+        chosen, rejects = narrated.choose([], rows, dict.fromkeys(uids, "test"), clean_text=clean)
         assert ([len(lines) for lines in chosen.values()], rejects) == ([0, 0, 11_449], [])
     # Were they training narrations, the wearer's would stay.
-    chosen, rejects = ego4d.choose(egoclip.read(REAL, NONE, NONE), [], dict.fromkeys(uids, "train"))
+    chosen, rejects = narrated.choose(egoclip.read(REAL, NONE, NONE), [], dict.fromkeys(uids, "train"))
     assert len(chosen["train"]) == 10_563
     counts = collections.Counter(r.reason for r in rejects)
     assert counts == {"somebody else's action": 473, "narrator is unsure": 397, "nobody's tag": 16}
@@ -209,9 +209,9 @@ def test_cleaning_takes_off_tags_and_spare_white_space_and_nothing_else(text, ex
 
 def test_texts_stay_raw_unless_asked_and_what_cleaning_leaves_empty_is_counted():
     lines = [narrations.Narration("v", str(i), "p", i, t) for i, t in enumerate(("#C C  stirs", "#C C", "#O man X cuts"))]
-    chosen, _ = ego4d.choose(lines, [], {"v": "train"})
+    chosen, _ = narrated.choose(lines, [], {"v": "train"})
     assert [n.text for n in chosen["train"]] == ["#C C  stirs", "#C C"]
-    chosen, rejects = ego4d.choose(lines, [], {"v": "train"}, clean_text=True)
+    chosen, rejects = narrated.choose(lines, [], {"v": "train"}, clean_text=True)
     assert [n.text for n in chosen["train"]] == ["stirs"]  # tags are read before they go: nobody else's action comes in
     assert [r.reason for r in rejects] == ["narration has no text", "somebody else's action"]
 
@@ -221,10 +221,10 @@ def test_one_video_time_and_text_count_once_whoever_wrote_them_and_the_label_lis
         return narrations.Narration("v", annotation, "p", time_s, text, label)
 
     found = [line("a"), line("b"), line("c", text="#C C cuts"), line("d", 1.000001)]
-    chosen, rejects = ego4d.choose(found, [], {"v": "train"})
+    chosen, rejects = narrated.choose(found, [], {"v": "train"})
     assert [n.annotation_uid for n in chosen["train"]] == ["a", "c", "d"]
     assert [(r.clip_id[2:3], r.reason) for r in rejects] == [("b", "same narration twice")]
-    chosen, rejects = ego4d.choose(found, [line("e", label=1)], {"v": "train"})
+    chosen, rejects = narrated.choose(found, [line("e", label=1)], {"v": "train"})
     assert [n.annotation_uid for n in chosen["train"]] == ["e", "c", "d"]
     assert len(rejects) == 2
 
@@ -253,7 +253,7 @@ def test_the_redacted_narrations_of_version_2_are_one_list_a_video(tmp_path, wra
     assert (found[0].text, found[0].annotation_uid) == ("#O man X walks", "a1")
     assert {n.text for n in found[1:3]} == {"#C C cuts", "#C C stirs"}
     assert len({n.clip_id for n in found}) == 4  # two that begin at one moment are two
-    chosen, rejects = ego4d.choose(found, [], {"v2": "train"})
+    chosen, rejects = narrated.choose(found, [], {"v2": "train"})
     assert len(chosen["train"]) == 2
     assert sorted(r.reason for r in rejects) == ["narration has no text", "somebody else's action"]
 

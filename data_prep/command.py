@@ -1,0 +1,134 @@
+"""What the commands that write clips have in common: their options, the writing of the data set, and how they end."""
+
+import argparse
+import collections
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import logging
+
+from data_prep import guard, shards
+from mc3_jax.data import records
+
+_MAX_LIMIT_S = 86400
+
+
+def parser_of(module: str, description: str) -> argparse.ArgumentParser:
+    """Returns the parser of `python -m data_prep.<module>`."""
+    # No abbreviations: a Beam option that begins like one of ours is Beam's.
+    return argparse.ArgumentParser(prog=f"python -m data_prep.{module}", description=description, allow_abbrev=False)
+
+
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds the options of what clips hold and where they go; `name` is the data set's default."""
+    add = parser.add_argument
+    add("--out", required=True, type=pathlib.Path, help="folder of the data set to write")
+    add("--name", default=name, help="name of the data set; shard files begin with it")
+    add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip, one frame of each is used")
+    add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one")
+    add("--short_side", type=int, default=256, help="of the stored frames, px")
+    add("--jpeg_quality", type=int, default=90)
+    add("--num_shards", type=int, default=0, help="over all splits; 0 means one per 512 clips, at least 4 per worker")
+    add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
+    limits = guard.Limits()
+    add(
+        "--cpu_limit", nargs=2, type=float, default=(limits.video_cpu_s, limits.clip_cpu_s), metavar=("VIDEO", "CLIP"),
+        help="CPU seconds that decoding may take: VIDEO and for each clip of it CLIP more (default %(default)s); "
+        "of wall clock three times as many",
+    )  # fmt: skip
+    add("--memory_limit", type=int, default=limits.memory_mb, help="of a decoder, MiB (default %(default)s)")
+
+
+def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
+    """Checks the options of `add_options` and that all others are Beam's.
+
+    Raises:
+      ValueError: One of them is wrong or unknown.
+    """
+    if beam_args and not any(arg.split("=")[0] == "--runner" for arg in beam_args):
+        raise ValueError(f"unknown option(s) {' '.join(beam_args)}; Beam's own are taken together with --runner only")
+    for name, least in (("num_intervals", 1), ("num_candidates", 1), ("num_shards", 0), ("num_workers", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.short_side < 16 or args.short_side % 2:
+        raise ValueError(f"--short_side must be even and at least 16, got {args.short_side}")
+    if not 1 <= args.jpeg_quality <= 100:
+        raise ValueError(f"--jpeg_quality must be from 1 to 100, got {args.jpeg_quality}")
+    if not (0 < args.cpu_limit[0] <= _MAX_LIMIT_S and 0 <= args.cpu_limit[1] <= _MAX_LIMIT_S):
+        raise ValueError(
+            f"--cpu_limit must be seconds above 0 and at least 0, each at most {_MAX_LIMIT_S}, got {tuple(args.cpu_limit)}"
+        )
+    if not guard.MIN_MEMORY_MB <= args.memory_limit <= 1 << 20:
+        raise ValueError(f"--memory_limit must be from {guard.MIN_MEMORY_MB} to {1 << 20} MiB, got {args.memory_limit}")
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
+        raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
+
+
+def write(
+    args: argparse.Namespace, beam_args: list[str], tasks: list[shards.ShardTask], make_clips: shards.MakeClips,
+    settings: dict, info: records.ClipsInfo, rejects: list[shards.Reject], num_in: int,
+) -> records.ClipsInfo:  # fmt: skip
+    """Writes the data set, prints what became of everything that was read, and returns what `clips.json` says.
+
+    Args:
+      args: Has the options of `add_options`.
+      beam_args: Beam's own options.
+      tasks, make_clips, settings: See `shards.write_shard`.
+      info: Without splits and canvas.
+      rejects: Annotations left out before any shard is written.
+      num_in: Annotations read.
+
+    Raises:
+      ValueError: Nothing to write, or lost records.
+    """
+    if not tasks:
+        raise ValueError(f"none of {num_in} annotations can become a clip: {_counts(rejects)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    workers = num_workers(args)
+    reports = shards.run(tasks, str(args.out.absolute()), args.name, make_clips, settings, workers, beam_args)
+    info = shards.finish(reports, args.out, info, rejects, num_in)
+    left_out = rejects + [shards.Reject(**r) for report in reports for r in report["rejects"]]
+    print(f"{num_in} annotations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))
+    print(f"left out {len(left_out)} ({records.REJECTED_FILE}): {_counts(left_out)}")
+    test = info.splits["test"]
+    if test.num_labelled:
+        print(f"test: {test.num_labelled} labelled, {test.num_positive / test.num_labelled:.1%} of them positive")
+    return info
+
+
+def num_workers(args: argparse.Namespace) -> int:
+    """Returns the local processes that `--num_workers` asks for."""
+    return args.num_workers or os.cpu_count() or 1
+
+
+def num_shards(args: argparse.Namespace, num_clips: int) -> int:
+    """Returns the shards that `--num_shards` asks for, over all splits."""
+    return args.num_shards or max(num_clips // 512, 4 * num_workers(args))
+
+
+def _counts(rejects: list[shards.Reject]) -> str:
+    counted = collections.Counter(r.reason for r in rejects)
+    return ", ".join(f"{n} {reason}" for reason, n in counted.most_common()) or "none"
+
+
+def run(
+    parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace, list[str]], records.ClipsInfo],
+    argv: list[str] | None,
+) -> None:  # fmt: skip
+    """Converts what the command line says, or ends with one line and status 2.
+
+    Args:
+      parser: Options it does not know are Beam's.
+      convert: (options, Beam's options) → what `clips.json` says.
+      argv: Command line; None is the process's own.
+    """
+    logging.set_verbosity(logging.WARNING)
+    args, beam_args = parser.parse_known_args(argv)
+    try:
+        convert(args, beam_args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

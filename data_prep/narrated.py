@@ -1,0 +1,226 @@
+"""Narrated moments of videos to clips: which narrations count, which shard each video is in, and the cutting.
+
+What `data_prep.ego4d` and `data_prep.own_videos` have in common; media are opened by `data_prep.guard` alone.
+"""
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from data_prep import command, guard, media, narrations, shards, video_files
+from mc3_jax.data import records
+
+_MAX_WINDOW_S = 60.0  # a shard's spool and a batch would burst long before
+
+
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds the options of narrated clips and those of all clips; `name` is the data set's default."""
+    command.add_options(parser, name)
+    add = parser.add_argument
+    add("--clean_text", action="store_true", help="store narrations without tags (#C C, #unsure) and spare white space")
+    add(
+        "--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"), help="seconds around the time"
+    )
+
+
+def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
+    """Checks the options of `add_options`.
+
+    Raises:
+      ValueError: One of them is wrong or unknown.
+    """
+    command.check_options(args, beam_args)
+    if not (min(args.window) >= 0 and 0 < sum(args.window) <= _MAX_WINDOW_S):
+        raise ValueError(
+            f"--window must not be negative, empty or longer than {_MAX_WINDOW_S:g} s, got {tuple(args.window)}"
+        )
+
+
+def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Reject]:
+    """Yields a clip or a reject for every narration of a video.
+
+    Args:
+      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}; see
+        `plan_tasks`.
+      settings: Of the command line; see `write_clips`.
+    """
+    uid, lines = item["video_uid"], item["narrations"]
+    before, after = settings["window_s"]
+    windows = []
+    for line in lines:
+        start, stop = line["time_s"] - before, line["time_s"] + after
+        times = media.frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
+        windows.append(media.Window(start, stop, times))
+    path = _video_path(settings["video_dir"], uid)
+    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
+    for i, cut in guard.cut_windows(
+        path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
+    ):
+        line = lines[i]
+        if isinstance(cut, str):
+            reason, _, detail = cut.partition(": ")
+            yield shards.Reject(line["clip_id"], uid, reason, detail)
+            continue
+        yield records.Clip(
+            clip_id=line["clip_id"],
+            video_uid=uid,
+            narration=line["text"],
+            source=line["source"],
+            time_us=round(line["time_s"] * 1e6),
+            start_us=round(windows[i].start_s * 1e6),
+            stop_us=round(windows[i].stop_s * 1e6),
+            frames=cut.frames,
+            frame_times_us=cut.frame_times_us,
+            frame_height=cut.height,
+            frame_width=cut.width,
+            audio=cut.audio,
+            verb_id=line["verb_id"],
+            noun_id=line["noun_id"],
+            label=line["label"],
+        )
+
+
+def choose(
+    found: list[narrations.Narration],
+    labelled: list[narrations.Narration],
+    splits: dict[str, str],
+    *,
+    clean_text: bool = False,
+) -> tuple[dict[str, list[narrations.Narration]], list[shards.Reject]]:
+    """Returns the narrations of each split and those left out, every narration once.
+
+    Training takes the camera wearer's; a label list is taken whole; in validation and test only what the label list holds
+    counts where there is one, else the wearer's. Of narrations with one video, time and text the first counts.
+
+    Args:
+      found: All narrations.
+      labelled: The label list; a narration that is in both lists counts once.
+      splits: Video uid → split; videos it lacks are split by the hash of their uid.
+      clean_text: Whether tags and spare white space are taken off the texts.
+    """
+    chosen: dict[str, list[narrations.Narration]] = {name: [] for name in records.SPLITS}
+    rejects = []
+    ids = {n.clip_id for n in labelled}
+    seen: set[str | tuple[str, int, str]] = set()
+    listed = ((n, True) for n in labelled), ((n, False) for n in found if n.clip_id not in ids)
+    for narration, whole in itertools.chain(*listed):
+        split = splits.get(narration.video_uid) or narrations.split_by_hash(narration.video_uid)
+        text = narrations.clean(narration.text) if clean_text else narration.text
+        names: list[str | tuple[str, int, str]] = [narration.clip_id]
+        if math.isfinite(narration.time_s):
+            names.append((narration.video_uid, round(narration.time_s * 1e6), narration.text))
+        reason = "same narration twice" if any(name in seen for name in names) else _problem(narration, text)
+        if reason is None and not whole:
+            speaker = narrations.who(narration.text)
+            if speaker != "wearer":
+                reason = {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(
+                    speaker, "nobody's tag"
+                )
+            elif labelled and split != "train":
+                reason = f"no label, though in the {split} split"
+        seen.update(names)
+        if reason:
+            rejects.append(shards.Reject(narration.clip_id, narration.video_uid, reason))
+        else:
+            chosen[split].append(dataclasses.replace(narration, text=text))
+    return chosen, rejects
+
+
+def _problem(narration: narrations.Narration, text: str) -> str | None:
+    """Returns why a narration can't become a clip whoever tells it, or None; `text` is what the clip would say."""
+    problem = narration.problem or video_files.problem_of(narration.video_uid)
+    if problem:
+        return problem
+    if not text.strip():
+        return "narration has no text"
+    if re.search("[\ud800-\udfff]", text):
+        return "narration is no valid Unicode"  # half a character, which JSON can escape and no file can hold
+    return None if math.isfinite(narration.time_s) else "narration has no time"
+
+
+def plan_tasks(
+    chosen: dict[str, list[narrations.Narration]],
+    verbs: narrations.Taxonomy,
+    nouns: narrations.Taxonomy,
+    num_shards: int,
+    video_dir: pathlib.Path,
+) -> list[shards.ShardTask]:
+    """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos.
+
+    The size of each video file is part of its shard's task, so a rerun after more videos came redoes their shards.
+    """
+    total = sum(map(len, chosen.values()))
+    tasks = []
+    for split, lines in chosen.items():
+        by_video = collections.defaultdict(list)
+        for n in lines:
+            verb_id, noun_id = narrations.find_verb_and_noun(n.text, verbs, nouns, n.verb_tags, n.noun_tags)
+            by_video[n.video_uid].append(
+                {"clip_id": n.clip_id, "source": n.source, "time_s": n.time_s, "text": n.text, "label": n.label,
+                 "verb_id": verb_id, "noun_id": noun_id}
+            )  # fmt: skip
+        count = max(round(num_shards * len(lines) / max(total, 1)), 1)
+        groups = shards.assign_shards(list(by_video), count)
+        for i, uids in enumerate(groups):
+            items = tuple(
+                {"video_uid": uid, "video_bytes": _size(_video_path(video_dir, uid)), "narrations": by_video[uid]}
+                for uid in uids
+            )
+            tasks.append(shards.ShardTask(split, i, len(groups), items))
+    return tasks
+
+
+def _video_path(video_dir: str | pathlib.Path, uid: str) -> pathlib.Path:
+    """Returns the video's file: own videos' uids are file names, Ego4D's lack the suffix."""
+    path = pathlib.Path(video_dir) / uid
+    return path if os.path.isfile(path) else path.with_name(f"{path.name}.mp4")
+
+
+def _size(path: pathlib.Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return None
+
+
+def write_clips(
+    args: argparse.Namespace,
+    beam_args: list[str],
+    video_dir: pathlib.Path,
+    chosen: dict[str, list[narrations.Narration]],
+    rejects: list[shards.Reject],
+    num_in: int,
+    verbs: narrations.Taxonomy,
+    nouns: narrations.Taxonomy,
+) -> records.ClipsInfo:
+    """Writes the data set of the chosen narrations; see `command.write`.
+
+    Args:
+      args: Has the options of `add_options`.
+      beam_args: Beam's own options.
+      video_dir: Absolute path of the videos.
+      chosen, rejects: See `choose`.
+      num_in: Narrations read.
+      verbs, nouns: Taxonomies, maybe empty.
+
+    Raises:
+      ValueError: Nothing to write, or lost records.
+    """
+    tasks = plan_tasks(chosen, verbs, nouns, command.num_shards(args, sum(map(len, chosen.values()))), video_dir)
+    settings = {
+        "video_dir": str(video_dir), "window_s": list(args.window),
+        "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,
+        "jpeg_quality": args.jpeg_quality, "cpu_limit_s": list(args.cpu_limit), "memory_limit_mb": args.memory_limit,
+    }  # fmt: skip
+    info = records.ClipsInfo(
+        name=args.name, window_s=tuple(args.window), num_intervals=args.num_intervals,
+        num_candidates=args.num_candidates, short_side_px=args.short_side, canvas_px=(args.short_side, args.short_side),
+        num_samples=media.num_samples(sum(args.window)), verbs=verbs.labels, nouns=nouns.labels, splits={},
+    )  # fmt: skip
+    return command.write(args, beam_args, tasks, make_clips, settings, info, rejects, num_in)

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 
 import apache_beam as beam
@@ -50,9 +49,12 @@ def run(
         mode = "multi_processing" if num_workers > 1 else "in_memory"
         beam_args = ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
                      f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}"]  # fmt: skip
-    watched = progress.watch(tasks, home, name, settings) if is_local else contextlib.nullcontext()
     try:
-        with watched, _quiet_local_workers(), beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
+        with contextlib.ExitStack() as around:
+            if is_local:
+                around.enter_context(progress.watch(tasks, home, name, settings))
+                around.enter_context(_options_of_local_workers())
+            pipeline = around.enter_context(beam.Pipeline(options=PipelineOptions(beam_args)))
             build(pipeline, planned, folder, name, make_clips, settings.get("scratch", ""))
     except RuntimeError as error:
         raise _unwrap(error) from error
@@ -113,16 +115,17 @@ def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.
 
 
 @contextlib.contextmanager
-def _quiet_local_workers() -> Iterator[None]:
-    """Keeps local workers from reporting how they start and stop.
+def _options_of_local_workers() -> Iterator[None]:
+    """Keeps local workers from reporting how they start and stop, and from living on without their launcher.
 
-    The local runner passes them no options; they read their log level from the file that this variable names.
+    The local runner passes them no options; they read them from the file that this variable names.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"options": {"default_sdk_harness_log_level": "ERROR"}}, file)
-        file.flush()
+    with storage.scratch_folder() as folder:
+        path = folder / "options.json"
+        options = {"default_sdk_harness_log_level": "ERROR", "beam_plugins": ["data_prep.worker"]}
+        path.write_text(json.dumps({"options": options}))
         before = os.environ.get("PIPELINE_OPTIONS_FILE")
-        os.environ["PIPELINE_OPTIONS_FILE"] = file.name
+        os.environ["PIPELINE_OPTIONS_FILE"] = str(path)
         try:
             yield
         finally:

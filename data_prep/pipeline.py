@@ -6,7 +6,9 @@ however many annotations there are.
 
 import builtins
 import contextlib
+import io
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -54,9 +56,11 @@ def run(
             if is_local:
                 around.enter_context(progress.watch(tasks, home, name, settings))
                 around.enter_context(_options_of_local_workers())
+                # Where Beam prints tracebacks that the error it raises holds as well.
+                around.enter_context(contextlib.redirect_stderr(io.StringIO()))
             pipeline = around.enter_context(beam.Pipeline(options=PipelineOptions(beam_args)))
             build(pipeline, planned, folder, name, make_clips, settings.get("scratch", ""))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise _unwrap(error) from error
     return _all_reports(home, planned)
 
@@ -116,27 +120,32 @@ def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.
 
 @contextlib.contextmanager
 def _options_of_local_workers() -> Iterator[None]:
-    """Keeps local workers from reporting how they start and stop, and from living on without their launcher.
+    """Keeps local workers from reporting how they start, stop and fail, and from living on without their launcher.
 
-    The local runner passes them no options; they read them from the file that this variable names.
+    How they fail is in the error that the pipeline raises. The local runner passes them no options; they read them from the
+    file that this variable names.
     """
+    logger = logging.getLogger("apache_beam")
+    level = logger.level
     with storage.scratch_folder() as folder:
         path = folder / "options.json"
-        options = {"default_sdk_harness_log_level": "ERROR", "beam_plugins": ["data_prep.worker"]}
+        options = {"default_sdk_harness_log_level": "CRITICAL", "beam_plugins": ["data_prep.worker"]}
         path.write_text(json.dumps({"options": options}))
         before = os.environ.get("PIPELINE_OPTIONS_FILE")
         os.environ["PIPELINE_OPTIONS_FILE"] = str(path)
+        logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
+            logger.setLevel(level)
             del os.environ["PIPELINE_OPTIONS_FILE"]
             if before is not None:
                 os.environ["PIPELINE_OPTIONS_FILE"] = before
 
 
-def _unwrap(error: RuntimeError) -> Exception:
+def _unwrap(error: Exception) -> Exception:
     """Returns a worker's ValueError or OSError as one line; of anything else, Beam's error with the worker's traceback."""
-    last = str(error).strip().splitlines()[-1]
+    last = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
     found = re.fullmatch(r"(?:RuntimeError: )?(\w+): (.*?)(?: \[while running '.*'\])?", last)
     kind = getattr(builtins, found[1], None) if found else None
     if isinstance(kind, type) and issubclass(kind, ValueError | OSError):

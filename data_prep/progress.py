@@ -54,7 +54,7 @@ def watch(tasks: list[shards.ShardTask], home: storage.Path, name: str, settings
     """Tells how far the shards are while the block runs."""
     count, stop = Count(tasks, home, name, settings), threading.Event()
     total = sum(task.num_annotations for task in tasks) or None
-    thread = threading.Thread(target=_tell, args=(count, total, stop, storage.is_remote(home)), daemon=True)
+    thread = threading.Thread(target=_tell, args=(count, total, stop, storage.is_remote(home), sys.stderr), daemon=True)
     thread.start()
     try:
         yield
@@ -63,10 +63,11 @@ def watch(tasks: list[shards.ShardTask], home: storage.Path, name: str, settings
         thread.join()
 
 
-def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool) -> None:
+def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool, stream) -> None:
     begin = sum(count.look())
     begin_s = told_s = time.monotonic()
-    with tqdm(total=total, initial=begin, unit="clip", desc="convert", disable=not sys.stderr.isatty()) as bar:
+    quiet = not stream.isatty()
+    with tqdm(total=total, initial=begin, unit="clip", desc="convert", disable=quiet, file=stream) as bar:
         last = False
         while not last:
             last = stop.wait(_LOOK_REMOTE_S if remote else _LOOK_S)
@@ -75,9 +76,9 @@ def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool) 
                 bar.n = clips + rejects
                 bar.set_postfix(rejected=rejects)
                 now_s = time.monotonic()
-                if bar.disable and now_s - told_s > _TELL_S:
+                if quiet and now_s - told_s > _TELL_S:
                     told_s = now_s
-                    print(line(clips, rejects, total, clips + rejects - begin, now_s - begin_s), file=sys.stderr)
+                    print(line(clips, rejects, total, clips + rejects - begin, now_s - begin_s), file=stream)
 
 
 def line(clips: int, rejects: int, total: int | None, num_done: int, elapsed_s: float) -> str:

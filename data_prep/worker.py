@@ -1,4 +1,4 @@
-"""Imported by a local Beam worker when it starts: ends it when the process that started it is no more.
+"""Imported by a local Beam worker when it starts: keeps it quiet, and ends it when the process that started it is no more.
 
 Beam's workers outlive a launcher that is killed, wait for it for ever, and may still write. The launcher holds the lock of
 the folder its options lie in (`data_prep.storage.scratch_folder`); who gets that lock has lost the launcher.
@@ -7,6 +7,7 @@ the folder its options lie in (`data_prep.storage.scratch_folder`); who gets tha
 import fcntl
 import os
 import pathlib
+import sys
 import threading
 
 
@@ -19,3 +20,4 @@ def _end_with(folder: pathlib.Path) -> None:
 threading.Thread(
     target=_end_with, args=(pathlib.Path(os.environ["PIPELINE_OPTIONS_FILE"]).parent,), daemon=True
 ).start()
+sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (tracebacks, which the error that the launcher raises holds as well)

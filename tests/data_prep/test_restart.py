@@ -127,7 +127,7 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whol
             videos, shards = finished_videos(folder), finished_shards(folder)
             argv = ["--root", root, "--out", folder, *OPTIONS, "--num_workers", "1"]
             # The last event is no step of a conversion of six videos: this one ends.
-            events = rng.randint(5, 60) if num_killed < 14 else 10_000
+            events = rng.randint(8, 40) if num_killed < 25 else 10_000
             print(events, *argv, file=wrapper.stdin, flush=True)
             cut = set()
             for line in wrapper.stdout:
@@ -144,7 +144,7 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whol
     finally:
         wrapper.stdin.close()
         wrapper.wait(timeout=30)
-    assert num_killed >= 5
+    assert num_killed >= 8
     assert content(folder) == whole
     assert_all_end("steps")
 

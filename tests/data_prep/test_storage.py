@@ -141,17 +141,18 @@ def test_a_run_that_broke_off_in_a_bucket_reads_no_finished_video_again(root, lo
     shutil.copytree(root, buckets / "mine" / "ego4d")
     videos = {p.name for p in (buckets / "mine" / "ego4d" / "v2" / "video_540ss").iterdir()}
     log = buckets / "opened"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        publish, left = storage.publish, [10]
+    publish, left = storage.publish, [10]
 
-        def breaks_off(path, target):
-            left[0] -= str(target).startswith("gs://")
-            if left[0] < 0:
-                raise OSError("no more")
-            publish(path, target)
+    def breaks_off(path, target):
+        left[0] -= str(target).startswith("gs://")
+        if left[0] < 0:
+            raise OSError("no more")
+        publish(path, target)
 
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "publish", breaks_off)
-        convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")
+        with pytest.raises(SystemExit):
+            convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")
     first = [name for name in log.read_text().split() if name in videos]
     log.write_text("")
     convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")

@@ -69,7 +69,7 @@ def is_tab_separated(path: storage.Path) -> bool:
     """Returns whether the first line holds a tab; a file that isn't there or is no text has none."""
     try:
         with path.open("rb") as f:
-            return b"\t" in f.readline(65536)
+            return b"\t" in f.read(65536).partition(b"\n")[0]
     except OSError:
         return False
 

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 
 import fsspec
+from fsspec.spec import AbstractBufferedFile
 
 FOLDER = "MC3_TEST_BUCKETS"  # environment variable
 _ENTRY_POINTS = "[fsspec.specs]\n" + "".join(f"{name}={__name__}:Buckets\n" for name in ("gs", "gcs", "s3"))
@@ -40,6 +41,15 @@ class Upload:
             self._aside.replace(self._path)
         else:
             self._aside.unlink()
+
+
+class Download(AbstractBufferedFile):
+    """A file read as gcsfs and s3fs read theirs."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        with self.fs._at(self.path).open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
 
 
 class Buckets(fsspec.AbstractFileSystem):
@@ -86,7 +96,7 @@ class Buckets(fsspec.AbstractFileSystem):
         assert mode == "rb"
         with (pathlib.Path(os.environ[FOLDER]) / "opened").open("a") as log:
             log.write(f"{pathlib.PurePosixPath(path).name}\n")
-        return self._at(path).open("rb")
+        return Download(self, path, "rb")
 
     def rm_file(self, path):
         self._at(path).unlink()

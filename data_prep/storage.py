@@ -80,11 +80,12 @@ def _try(call: Callable, path: Path):
     for wait_s in (*_WAITS_S, None) if is_remote(path) else (None,):
         try:
             return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
         except Exception as error:
             if not is_remote(path):
                 raise
+            for kind in (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
+                if isinstance(error, kind):  # s3fs does not say of what
+                    raise kind(str(error) if str(path) in str(error) else f"{path}: {error}") from error
             if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's words for status 403
                 raise PermissionError(f"{path}: {error}") from error
             if wait_s is None:

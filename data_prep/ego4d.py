@@ -5,7 +5,7 @@ Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrati
 validation and test splits' labels. Both may come from others' files: `--narrations egoclip.csv`, `--labels
 test_clips_11k.csv` (`data_prep/sources`). Every narration ends as a clip or as a row of rejected.jsonl, and the sums are
 checked; `data_prep.guard` keeps a video's harm to the video. With `--runner=DataflowRunner` or the like, options it doesn't
-know go to Beam.
+know go to Beam; folders and files may be `gs://` or `s3://`.
 """
 
 import argparse

@@ -47,7 +47,17 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "prep": ["apache-beam>=2.70", "av>=17", "opencv-python-headless>=4.10", "scipy>=1.14", "soxr>=1.0"],
+        "prep": [
+            "apache-beam>=2.70",
+            "av>=17",
+            "etils[epath]>=1.12",
+            "fsspec>=2025.3",
+            "opencv-python-headless>=4.10",
+            "scipy>=1.14",
+            "soxr>=1.0",
+        ],
+        "gcs": ["apache-beam[gcp]>=2.70", "gcsfs>=2025.3"],
+        "s3": ["s3fs>=2025.3"],
         "test": [
             "beartype>=0.22",
             "pytest>=8",

@@ -6,14 +6,17 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from data_prep import guard, shards
+from data_prep import estimate, guard, pipeline, shards, storage
 from mc3_jax.data import records
 
 _MAX_LIMIT_S = 86400
+# A shard is what a worker takes: many, so that none waits long for the last one, and never by the number of workers, for a
+# run that goes on with another number finishes the same shards.
+_SHARD_CLIPS, _MIN_SHARDS = 512, 32
 
 
 def parser_of(module: str, description: str) -> argparse.ArgumentParser:
@@ -25,13 +28,16 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Adds the options of what clips hold and where they go; `name` is the data set's default."""
     add = parser.add_argument
-    add("--out", required=True, type=pathlib.Path, help="folder of the data set to write")
+    add("--out", required=True, type=storage.parse, help="folder of the data set to write; gs:// and s3:// too")
     add("--name", default=name, help="name of the data set; shard files begin with it")
     add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip, one frame of each is used")
     add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one")
     add("--short_side", type=int, default=256, help="of the stored frames, px")
     add("--jpeg_quality", type=int, default=90)
-    add("--num_shards", type=int, default=0, help="over all splits; 0 means one per 512 clips, at least 4 per worker")
+    add(
+        "--num_shards", type=int, default=0,
+        help=f"over all splits; 0 means one per {_SHARD_CLIPS} clips, at least {_MIN_SHARDS}",
+    )  # fmt: skip
     add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
     limits = guard.Limits()
     add(
@@ -40,6 +46,15 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
         "of wall clock three times as many",
     )  # fmt: skip
     add("--memory_limit", type=int, default=limits.memory_mb, help="of a decoder, MiB (default %(default)s)")
+    add("--dry_run", action="store_true", help="tell what would be done, decode and write nothing")
+    add(
+        "--part", metavar="I/N",
+        help="write only the shards I, I + N, I + 2 N, ...; the same command without it makes the data set of all",
+    )  # fmt: skip
+    add(
+        "--scratch", type=pathlib.Path, default="",
+        help="local folder for copies of what comes from or goes to a bucket; default the system's",
+    )  # fmt: skip
 
 
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
@@ -63,6 +78,9 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
         )
     if not guard.MIN_MEMORY_MB <= args.memory_limit <= 1 << 20:
         raise ValueError(f"--memory_limit must be from {guard.MIN_MEMORY_MB} to {1 << 20} MiB, got {args.memory_limit}")
+    part_of(args)
+    if args.scratch and not args.scratch.is_dir():
+        raise ValueError(f"no folder {args.scratch}: make it or choose another --scratch")
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
         raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
 
@@ -72,6 +90,8 @@ def write(
     settings: dict, info: records.ClipsInfo, rejects: list[shards.Reject], num_in: int,
 ) -> records.ClipsInfo:  # fmt: skip
     """Writes the data set, prints what became of everything that was read, and returns what `clips.json` says.
+
+    With `--dry_run` it only prints what would be done, with `--part` it writes some of the shards; `info` is returned then.
 
     Args:
       args: Has the options of `add_options`.
@@ -84,33 +104,62 @@ def write(
     Raises:
       ValueError: Nothing to write, or lost records.
     """
+    left_out = collections.Counter(r.reason for r in rejects)
     if not tasks:
-        raise ValueError(f"none of {num_in} annotations can become a clip: {_counts(rejects)}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    workers = num_workers(args)
-    reports = shards.run(tasks, str(args.out.absolute()), args.name, make_clips, settings, workers, beam_args)
-    info = shards.finish(reports, args.out, info, rejects, num_in)
-    left_out = rejects + [shards.Reject(**r) for report in reports for r in report["rejects"]]
+        raise ValueError(f"none of {num_in} annotations can become a clip: {_told(left_out)}")
+    if args.dry_run:
+        print(estimate.tell(tasks, info, left_out, num_workers(args)))
+        return info
+    out = storage.absolute(args.out)
+    storage.make_folder(out)
+    mine = tasks
+    if args.part:
+        first, step = part_of(args)
+        mine = tasks[first::step]
+    settings = settings | {"scratch": str(args.scratch)}
+    reports = pipeline.run(mine, str(out), args.name, make_clips, settings, num_workers(args), beam_args)
+    if args.part:
+        print(f"part {args.part}: {sum(1 for _ in reports)} of {len(tasks)} shards are there; finish without --part")
+        return info
+    info = shards.finish(_counted(reports, left_out), out, info, rejects, num_in)
     print(f"{num_in} annotations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))
-    print(f"left out {len(left_out)} ({records.REJECTED_FILE}): {_counts(left_out)}")
+    print(f"left out {left_out.total()} ({records.REJECTED_FILE}): {_told(left_out)}")
     test = info.splits["test"]
     if test.num_labelled:
         print(f"test: {test.num_labelled} labelled, {test.num_positive / test.num_labelled:.1%} of them positive")
     return info
 
 
+def _counted(reports: Iterator[dict], left_out: collections.Counter) -> Iterator[dict]:
+    """Yields the reports and adds their rejects' reasons to the counts."""
+    for report in reports:
+        left_out.update(r["reason"] for r in report["rejects"])
+        yield report
+
+
+def part_of(args: argparse.Namespace) -> tuple[int, int]:
+    """Returns (I, N) of `--part I/N`, (0, 1) without it.
+
+    Raises:
+      ValueError: It is no such pair.
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", args.part or "0/1")
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"--part must be I/N with I from 0 to N - 1, got {args.part!r}")
+    return int(found[1]), int(found[2])
+
+
 def num_workers(args: argparse.Namespace) -> int:
     """Returns the local processes that `--num_workers` asks for."""
-    return args.num_workers or os.cpu_count() or 1
+    return args.num_workers or len(os.sched_getaffinity(0))
 
 
 def num_shards(args: argparse.Namespace, num_clips: int) -> int:
     """Returns the shards that `--num_shards` asks for, over all splits."""
-    return args.num_shards or max(num_clips // 512, 4 * num_workers(args))
+    return args.num_shards or max(num_clips // _SHARD_CLIPS, _MIN_SHARDS)
 
 
-def _counts(rejects: list[shards.Reject]) -> str:
-    counted = collections.Counter(r.reason for r in rejects)
+def _told(counted: collections.Counter) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in counted.most_common()) or "none"
 
 

@@ -5,13 +5,12 @@ Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrati
 validation and test splits' labels. Both may come from others' files: `--narrations egoclip.csv`, `--labels
 test_clips_11k.csv` (`data_prep/sources`). Every narration ends as a clip or as a row of rejected.jsonl, and the sums are
 checked; `data_prep.guard` keeps a video's harm to the video. With `--runner=DataflowRunner` or the like, options it doesn't
-know go to Beam.
+know go to Beam; folders and files may be `gs://` or `s3://`.
 """
 
 import argparse
-import pathlib
 
-from data_prep import command, narrated, narrations
+from data_prep import command, narrated, narrations, storage
 from data_prep.sources import ego4dsounds, egoclip, files, narration_json, sounding_labels
 from mc3_jax.data import records
 
@@ -21,17 +20,17 @@ _ANNOTATIONS = "v2/annotations"
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("ego4d", __doc__.split("\n")[0])
     add = parser.add_argument
-    add("--root", required=True, type=pathlib.Path, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
+    add("--root", required=True, type=storage.parse, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
     narrated.add_options(parser, "ego4d_clips")
     add("--video_dir", default="v2/video_540ss", help="folder of mp4 files under --root")
     add(
         "--narrations",
-        type=pathlib.Path,
+        type=storage.parse,
         help=f"narration.json, all_narrations_redacted.json or egoclip.csv; default {_ANNOTATIONS}/narration.json",
     )
     add(
         "--labels",
-        type=pathlib.Path,
+        type=storage.parse,
         help=f"sounding-action labels or an Ego4DSounds list; default {_ANNOTATIONS}/sounding_labels.csv if there",
     )
     add("--labels_only", action="store_true", help="make clips of the label list alone")
@@ -39,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "--labels_split", choices=records.SPLITS, help="of the label list's videos where --splits does not name them"
     )
     add(
-        "--splits", type=pathlib.Path, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash"
+        "--splits", type=storage.parse, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash"
     )
     return parser
 
@@ -47,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
     narrated.check_options(args, beam_args)
     for folder in (args.root, args.root / args.video_dir):
-        if not folder.is_dir():
+        if not storage.is_folder(folder):
             raise ValueError(f"no folder {folder}: point --root at what Ego4D's CLI filled")
-    if next((args.root / args.video_dir).glob("*.mp4"), None) is None:
+    if next(iter((args.root / args.video_dir).glob("*.mp4")), None) is None:
         raise ValueError(f"no mp4 files in {args.root / args.video_dir}: choose another --video_dir")
 
 
@@ -64,7 +63,7 @@ def read_annotations(
     folder = args.root / _ANNOTATIONS
     labels_path, splits_path = args.labels or folder / "sounding_labels.csv", args.splits or folder / "splits.csv"
     labelled = []
-    if args.labels or labels_path.is_file():
+    if args.labels or storage.is_file(labels_path):
         if files.is_tab_separated(labels_path):
             labelled = ego4dsounds.read(labels_path, verbs, nouns)
         else:
@@ -80,7 +79,7 @@ def read_annotations(
         found = narration_json.read(narrations_path)
     else:
         found = egoclip.read(narrations_path, verbs, nouns)
-    splits = narrations.read_splits(splits_path) if args.splits or splits_path.is_file() else {}
+    splits = narrations.read_splits(splits_path) if args.splits or storage.is_file(splits_path) else {}
     if args.labels_split:
         splits = {n.video_uid: args.labels_split for n in labelled} | splits
     return found, labelled, splits
@@ -100,7 +99,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     chosen, rejects = narrated.choose(found, labelled, splits, clean_text=args.clean_text)
     ids = {n.clip_id for n in labelled}
     num_in = len(labelled) + sum(n.clip_id not in ids for n in found)
-    video_dir = (args.root / args.video_dir).absolute()
+    video_dir = storage.absolute(args.root / args.video_dir)
     return narrated.write_clips(args, beam_args, video_dir, chosen, rejects, num_in, verbs, nouns)
 
 

@@ -8,12 +8,10 @@ import collections
 import dataclasses
 import itertools
 import math
-import os
-import pathlib
 import re
 from collections.abc import Iterator
 
-from data_prep import command, guard, media, narrations, shards, video_files
+from data_prep import command, guard, media, narrations, shards, storage, video_files
 from mc3_jax.data import records
 
 _MAX_WINDOW_S = 60.0  # a shard's spool and a batch would burst long before
@@ -57,11 +55,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         start, stop = line["time_s"] - before, line["time_s"] + after
         times = media.frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
         windows.append(media.Window(start, stop, times))
-    path = _video_path(settings["video_dir"], uid)
-    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
-    for i, cut in guard.cut_windows(
-        path, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
-    ):
+    for i, cut in _cut(uid, windows, settings):
         line = lines[i]
         if isinstance(cut, str):
             reason, _, detail = cut.partition(": ")
@@ -83,6 +77,18 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
             verb_id=line["verb_id"],
             noun_id=line["noun_id"],
             label=line["label"],
+        )
+
+
+def _cut(uid: str, windows: list[media.Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
+    """Yields what `guard.cut_windows` yields, of a video that may lie in a bucket."""
+    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
+    with video_files.fetched(settings["video_dir"], uid, settings.get("scratch", "")) as found:
+        if isinstance(found, str):
+            yield from ((i, found) for i in range(len(windows)))
+            return
+        yield from guard.cut_windows(
+            found, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
         )
 
 
@@ -149,13 +155,14 @@ def plan_tasks(
     verbs: narrations.Taxonomy,
     nouns: narrations.Taxonomy,
     num_shards: int,
-    video_dir: pathlib.Path,
+    video_dir: storage.Path,
 ) -> list[shards.ShardTask]:
     """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos.
 
     The size of each video file is part of its shard's task, so a rerun after more videos came redoes their shards.
     """
     total = sum(map(len, chosen.values()))
+    bytes_of = video_files.sizes(video_dir)
     tasks = []
     for split, lines in chosen.items():
         by_video = collections.defaultdict(list)
@@ -169,30 +176,17 @@ def plan_tasks(
         groups = shards.assign_shards(list(by_video), count)
         for i, uids in enumerate(groups):
             items = tuple(
-                {"video_uid": uid, "video_bytes": _size(_video_path(video_dir, uid)), "narrations": by_video[uid]}
-                for uid in uids
+                {"video_uid": uid, "video_bytes": bytes_of(uid), "narrations": by_video[uid]} for uid in uids
             )
-            tasks.append(shards.ShardTask(split, i, len(groups), items))
+            count_in = sum(len(item["narrations"]) for item in items)
+            tasks.append(shards.ShardTask(split, i, len(groups), items, count_in))
     return tasks
-
-
-def _video_path(video_dir: str | pathlib.Path, uid: str) -> pathlib.Path:
-    """Returns the video's file: own videos' uids are file names, Ego4D's lack the suffix."""
-    path = pathlib.Path(video_dir) / uid
-    return path if os.path.isfile(path) else path.with_name(f"{path.name}.mp4")
-
-
-def _size(path: pathlib.Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # not there, or a name that no file can have
-        return None
 
 
 def write_clips(
     args: argparse.Namespace,
     beam_args: list[str],
-    video_dir: pathlib.Path,
+    video_dir: storage.Path,
     chosen: dict[str, list[narrations.Narration]],
     rejects: list[shards.Reject],
     num_in: int,
@@ -204,7 +198,7 @@ def write_clips(
     Args:
       args: Has the options of `add_options`.
       beam_args: Beam's own options.
-      video_dir: Absolute path of the videos.
+      video_dir: Absolute path of the videos, or in a bucket.
       chosen, rejects: See `choose`.
       num_in: Narrations read.
       verbs, nouns: Taxonomies, maybe empty.

@@ -8,9 +8,9 @@ import dataclasses
 import functools
 import hashlib
 import math
-import pathlib
 import re
 
+from data_prep import storage
 from data_prep.sources import files
 from mc3_jax.data.records import SPLITS, UNKNOWN
 
@@ -124,7 +124,7 @@ def _stem(word: str, vocabulary: frozenset[str]) -> str:
     return word
 
 
-def read_taxonomy(path: pathlib.Path) -> Taxonomy:
+def read_taxonomy(path: storage.Path) -> Taxonomy:
     """Returns the taxonomy of a CSV with columns `label` and `group` (a Python list of surface forms).
 
     Raises:
@@ -174,7 +174,7 @@ def find_verb_and_noun(
     return verb, noun
 
 
-def read_splits(path: pathlib.Path) -> dict[str, str]:
+def read_splits(path: storage.Path) -> dict[str, str]:
     """Returns video uid → split of a CSV with columns `video_uid` and `split`.
 
     Raises:

@@ -5,9 +5,8 @@ taken. Videos are split by the hash of their name or as `--splits` says. Without
 """
 
 import argparse
-import pathlib
 
-from data_prep import command, narrated, narrations
+from data_prep import command, narrated, narrations, storage
 from data_prep.sources import own_csv
 from mc3_jax.data import records
 
@@ -15,12 +14,12 @@ from mc3_jax.data import records
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("own_videos", __doc__.split("\n")[0])
     add = parser.add_argument
-    add("--videos", required=True, type=pathlib.Path, help="folder of video files, of any kind that FFmpeg knows")
-    add("--narrations", required=True, type=pathlib.Path, help="CSV with columns video, time_s, text and maybe label")
+    add("--videos", required=True, type=storage.parse, help="folder of video files, of any kind that FFmpeg knows")
+    add("--narrations", required=True, type=storage.parse, help="CSV with columns video, time_s, text and maybe label")
     narrated.add_options(parser, "own_clips")
-    add("--splits", type=pathlib.Path, help="CSV video_uid,split, videos named as in --narrations; default by hash")
-    add("--verbs", type=pathlib.Path, help="taxonomy CSV label,group, as Ego4D's; default none")
-    add("--nouns", type=pathlib.Path, help="the same for nouns")
+    add("--splits", type=storage.parse, help="CSV video_uid,split, videos named as in --narrations; default by hash")
+    add("--verbs", type=storage.parse, help="taxonomy CSV label,group, as Ego4D's; default none")
+    add("--nouns", type=storage.parse, help="the same for nouns")
     return parser
 
 
@@ -31,7 +30,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
       ValueError: Bad options, missing or damaged files, or lost records.
     """
     narrated.check_options(args, beam_args)
-    if not args.videos.is_dir():
+    if not storage.is_folder(args.videos):
         raise ValueError(f"no folder {args.videos}: point --videos at the folder of your video files")
     verbs, nouns = (
         narrations.read_taxonomy(path) if path else narrations.Taxonomy([], {}) for path in (args.verbs, args.nouns)
@@ -40,7 +39,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     splits = own_csv.read_own_splits(args.splits, args.videos) if args.splits else {}
     # As a label list, for that is taken whole.
     chosen, rejects = narrated.choose([], rows, splits, clean_text=args.clean_text)
-    return narrated.write_clips(args, beam_args, args.videos.absolute(), chosen, rejects, len(rows), verbs, nouns)
+    return narrated.write_clips(args, beam_args, storage.absolute(args.videos), chosen, rejects, len(rows), verbs, nouns)
 
 
 def main(argv: list[str] | None = None) -> None:

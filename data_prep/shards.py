@@ -1,36 +1,36 @@
-"""Writes clips into ArrayRecord shards by Beam, and makes of the folder a TFDS data set, without TensorFlow.
+"""Writes clips into ArrayRecord shards and makes of the folder a TFDS data set, without TensorFlow.
 
-A shard is a fixed set of videos. Beam maps over shards and moves no payload: a task cuts its videos' clips into a spool
-file, then writes its shard, video by video in the order of clip ids, syncs and renames it, and leaves a report beside it.
-A rerun takes finished shards as they are: those whose videos, settings and bytes are what their report says. What was
-read, written and left out must add up, and nothing of an earlier conversion stays.
+A shard is a fixed set of items, e.g. videos. Its task cuts the clips of one item after the other into pieces
+(`data_prep.pieces`), joins them in the order of videos and clip ids, and leaves a report beside the shard. Whatever is
+killed is done again from the last finished item on: shards, pieces and reports get their names when they are whole. A rerun
+takes finished shards as they are: those whose items, settings and bytes are what their report says. What was read, written
+and left out must add up, and nothing of an earlier conversion stays. `data_prep.pipeline` maps over shards by Beam.
 """
 
-import builtins
 import collections
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-import apache_beam as beam
 import numpy as np
 import tensorflow_datasets as tfds
-from apache_beam.options.pipeline_options import PipelineOptions
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from data_prep import pieces, storage
 from mc3_jax.data import records
 
-_REPORTS = "reports"  # folder inside the data set: one JSON file a shard
+REPORTS, PLANS = "reports", "plan"  # folders inside the data set: one JSON file a shard
 _SHARD_FILE = rf"(?P<name>\w+)-({'|'.join(records.SPLITS)})\.array_record-\d+-of-\d+"
 # Files that make a folder a data set; there only while all shards they name are.
-_INDEX_FILES = (records.CLIPS_FILE, "dataset_info.json")
+INDEX_FILES = (records.CLIPS_FILE, "dataset_info.json")
+_METADATA = (*INDEX_FILES, "features.json", records.REJECTED_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,16 @@ class ShardTask:
 
     Attributes:
       split, index, num_shards: Which.
-      items: What `make_clips` gets, one after the other; plain JSON values.
+      items: What `make_clips` gets, one after the other; plain JSON values. Those of videos hold "video_bytes", the file's
+        size or None where there is none.
+      num_annotations: How many clips and rejects come of it; 0 where nobody counted.
     """
 
     split: str
     index: int
     num_shards: int
     items: tuple
+    num_annotations: int = 0
 
     def file(self, name: str) -> str:
         """Returns the shard's file name, as TFDS names it."""
@@ -72,22 +75,32 @@ def assign_shards(uids: list[str], num_shards: int) -> list[list[str]]:
     return [sorted(order[i::num_shards]) for i in range(min(num_shards, len(order)))]
 
 
-def _fingerprint(task: ShardTask, settings: dict) -> str:
-    content = json.dumps([records.SCHEMA_VERSION, dataclasses.asdict(task), settings], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def plan_of(task: ShardTask, settings: dict) -> str:
+    """Returns all that a shard's bytes depend on, as JSON; see `read_plan`."""
+    content = {
+        "schema_version": records.SCHEMA_VERSION,
+        "task": dataclasses.asdict(task),
+        "settings": pieces.lasting(settings),
+    }
+    return json.dumps(content, sort_keys=True)
 
 
-def _report_path(task: ShardTask, folder: str, name: str) -> pathlib.Path:
-    return pathlib.Path(folder) / _REPORTS / f"{task.file(name)}.json"
+def read_plan(content: str) -> tuple[ShardTask, dict]:
+    """Returns the task and settings of `plan_of`."""
+    plan = json.loads(content)
+    return ShardTask(**{**plan["task"], "items": tuple(plan["task"]["items"])}), plan["settings"]
 
 
-def _read_report(task: ShardTask, folder: str, name: str, settings: dict) -> dict | None:
-    """Returns the report of a shard that is there and of this task, or None. Its bytes are counted, not read."""
-    path, report_path = pathlib.Path(folder) / task.file(name), _report_path(task, folder, name)
+def fingerprint(plan: str) -> str:
+    return hashlib.sha256(plan.encode()).hexdigest()
+
+
+def read_report(folder: storage.Path, file: str, fingerprint: str) -> dict | None:
+    """Returns the report of a shard that is there and of this plan, or None. The shard's bytes are counted, not read."""
     try:
-        report = json.loads(report_path.read_text())
-        fits = report["fingerprint"] == _fingerprint(task, settings) and report["bytes"] == path.stat().st_size
-    except (OSError, ValueError, TypeError, KeyError):  # none, or of a writer that was cut off
+        report = json.loads(storage.read(folder / REPORTS / f"{file}.json"))
+        fits = report["fingerprint"] == fingerprint and report["bytes"] == storage.size(folder / file)
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # none, or none of ours
         return None
     return report if fits else None
 
@@ -97,156 +110,105 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
 
     Args:
       task: What to write.
-      folder: Of the data set, on a file system that all workers share.
+      folder: Of the data set, on a file system that all workers share or in a bucket.
       name: Of the data set.
       make_clips: Cuts the clips of an item.
-      settings: Passed to it; plain JSON values.
+      settings: Passed to it; plain JSON values. "scratch", if there, is the local folder for copies.
 
     Raises:
-      ValueError: Two clips have one id, or the shard read back holds another number of records than were written.
+      ValueError: Two clips have one id, another number of clips and rejects than the task says, or the shard read back holds
+        another number of records than were written.
+      OSError: A disk or bucket fails.
     """
-    path = pathlib.Path(folder) / task.file(name)
-    report = _read_report(task, folder, name, settings)
-    # Read whole: a flipped byte would otherwise be found when training meets it. That costs a disk's speed, not a decoder's.
-    if report is not None and report["sha256"] == _sha256(path):
+    home, file = storage.as_path(folder), task.file(name)
+    of_plan = fingerprint(plan_of(task, settings))
+    report = read_report(home, file, of_plan)
+    # Read whole: a flipped byte would otherwise be found when training meets it. That costs a disk's speed, not a decoder's;
+    # a bucket's is taken by its size.
+    if report is not None and (storage.is_remote(home) or report["sha256"] == sha256(home / file)):
         return report
-    # A name of its own: on shared disks two attempts at one shard may run at once, on machines with equal process ids.
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    counts = collections.Counter()
-    rejects = []
-    with tempfile.TemporaryFile(dir=folder) as spool:
-        places: dict[str, tuple[str, int, int]] = {}
-        for item in task.items:
-            for made in make_clips(item, settings):
-                if isinstance(made, Reject):
-                    rejects.append(dataclasses.asdict(made))
-                    continue
-                if made.clip_id in places:
-                    raise ValueError(f"two clips have the id {made.clip_id}: ids must differ")
-                record = records.encode(made)
-                places[made.clip_id] = (made.video_uid, spool.tell(), len(record))
-                spool.write(record)
-                counts["labelled"] += made.label != records.UNKNOWN
-                counts["positive"] += made.label == 1
-                counts["long_side"] = max(counts["long_side"], made.frame_height, made.frame_width)
-        writer = ArrayRecordWriter(str(aside), "group_size:1")
-        order = sorted(places, key=lambda clip_id: (places[clip_id][0], clip_id))
-        for clip_id in order:
-            _, start, length = places[clip_id]
-            spool.seek(start)
-            writer.write(spool.read(length))
-        writer.close()
-    _check_and_publish(aside, path, len(places))
-    report = {
-        "fingerprint": _fingerprint(task, settings), "split": task.split, "index": task.index, "file": path.name,
-        "num_clips": len(places), "num_labelled": counts["labelled"], "num_positive": counts["positive"],
-        "long_side_px": counts["long_side"], "bytes": path.stat().st_size, "sha256": _sha256(path),
-        "video_clips": list(collections.Counter(places[clip_id][0] for clip_id in order).values()),
-        "rejects": sorted(rejects, key=lambda r: r["clip_id"]),
-    }  # fmt: skip
-    report_path = _report_path(task, folder, name)
-    report_path.parent.mkdir(parents=True, exist_ok=True)
-    aside = report_path.with_name(f".{report_path.name}.{uuid.uuid4().hex}.tmp")
-    aside.write_text(json.dumps(report))
-    os.replace(aside, report_path)
+    spool = home / pieces.FOLDER
+    storage.make_folder(spool)
+    storage.make_folder(home / REPORTS)
+    known = pieces.find(storage.sizes(spool))
+    scratch = settings.get("scratch", "")
+    with storage.scratch_folder(scratch) if storage.is_remote(home) else contextlib.nullcontext(spool) as local:
+        made = [pieces.make(item, settings, make_clips, spool, known, local) for item in task.items]
+        report = _summary(task, file, made) | {"fingerprint": of_plan}
+        with storage.writing(home / file, scratch) as aside:
+            _join(made, aside)
+            found = _num_records(aside)
+            if found != report["num_clips"]:
+                raise ValueError(f"{file}: wrote {report['num_clips']} records but {found} can be read: is the disk full?")
+            report |= {"bytes": aside.stat().st_size, "sha256": sha256(aside)}
+    storage.write(home / REPORTS / f"{file}.json", json.dumps(report).encode())
+    for item, piece in zip(task.items, made, strict=True):
+        storage.remove(spool / pieces.name_of(pieces.key_of(item, settings), piece))
     return report
 
 
-def _check_and_publish(aside: pathlib.Path, path: pathlib.Path, expected: int) -> None:
-    """Reads the shard back, syncs it and gives it its name."""
-    reader = ArrayRecordReader(str(aside))
-    found = reader.num_records()
-    reader.close()
-    if found != expected:
-        raise ValueError(f"{path.name}: wrote {expected} records but {found} can be read: is the disk full?")
-    with aside.open("rb") as f:
-        os.fsync(f.fileno())
-    os.replace(aside, path)
+def _summary(task: ShardTask, file: str, made: list[pieces.Piece]) -> dict:
+    """Returns the report of a shard, but for its fingerprint, size and hash.
+
+    Raises:
+      ValueError: Two clips have one id, or another number of clips and rejects than the task says.
+    """
+    clips = [clip for piece in made for clip in piece.clips]
+    rejects = [reject for piece in made for reject in piece.rejects]
+    twice = [clip_id for clip_id, n in collections.Counter(clip["clip_id"] for clip in clips).items() if n > 1]
+    if twice:
+        raise ValueError(f"two clips have the id {twice[0]}: ids must differ")
+    if task.num_annotations not in (0, len(clips) + len(rejects)):
+        raise ValueError(
+            f"{file}: {task.num_annotations} annotations came in, {len(clips)} clips and {len(rejects)} rejects came out"
+        )
+    return {
+        "schema_version": records.SCHEMA_VERSION, "split": task.split, "index": task.index, "file": file,
+        "num_clips": len(clips), "num_labelled": sum(clip["label"] != records.UNKNOWN for clip in clips),
+        "num_positive": sum(clip["label"] == 1 for clip in clips),
+        "long_side_px": max((clip["long_side_px"] for clip in clips), default=0),
+        "video_clips": list(collections.Counter(sorted(clip["video_uid"] for clip in clips)).values()),
+        "rejects": sorted(rejects, key=lambda r: r["clip_id"]),
+    }  # fmt: skip
 
 
-def _sha256(path: pathlib.Path) -> str:
+def _join(made: list[pieces.Piece], path: pathlib.Path) -> None:
+    """Writes the records of all pieces into one ArrayRecord file, in the order of videos and clip ids."""
+    order = sorted(
+        (clip["video_uid"], clip["clip_id"], number, clip["start"], clip["length"])
+        for number, piece in enumerate(made) for clip in piece.clips
+    )  # fmt: skip
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    try:
+        for number, part in itertools.groupby(order, key=lambda place: place[2]):
+            with made[number].path.open("rb") as file:
+                for _, _, _, start, length in part:
+                    file.seek(start)
+                    writer.write(file.read(length))
+    finally:
+        writer.close()
+
+
+def _num_records(path: pathlib.Path) -> int:
+    with contextlib.closing(ArrayRecordReader(str(path))) as reader:
+        return reader.num_records()
+
+
+def sha256(path: pathlib.Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def run(
-    tasks: list[ShardTask], folder: str, name: str, make_clips: MakeClips, settings: dict, num_workers: int,
-    beam_args: list[str],
-) -> list[dict]:  # fmt: skip
-    """Writes all shards by Beam and returns their reports.
-
-    Args:
-      tasks: Shards to write.
-      folder, name, make_clips, settings: As for `write_shard`.
-      num_workers: Local processes.
-      beam_args: Beam's own options, e.g. `--runner=DataflowRunner`; empty is the local runner on all cores.
+def prepare(folder: storage.Path, name: str) -> None:
+    """Makes sure that a folder may take the data set.
 
     Raises:
-      ValueError: A shard can't be written or is not there in the end, or the folder holds another data set.
+      ValueError: It holds another one.
     """
-    others = {m["name"] for path in pathlib.Path(folder).glob("*") if (m := re.fullmatch(_SHARD_FILE, path.name))} - {
-        name
-    }
+    names = [re.fullmatch(_SHARD_FILE, file) for file in storage.sizes(folder)]
+    others = {found["name"] for found in names if found} - {name}
     if others:
         raise ValueError(f"{folder} holds the data set {min(others)!r}: choose another folder or name than {name!r}")
-    if any(_read_report(task, folder, name, settings) is None for task in tasks):
-        # While shards change, whoever opens the folder must not take it for the finished data set that it was.
-        for file in _INDEX_FILES:
-            (pathlib.Path(folder) / file).unlink(missing_ok=True)
-    if not beam_args:
-        # Named, because the default runner of recent Beams fetches a binary when it starts.
-        mode = "multi_processing" if num_workers > 1 else "in_memory"
-        beam_args = ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
-                     f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}"]  # fmt: skip
-    try:
-        with _quiet_local_workers(), beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
-            # Without the reshuffle, one worker would get all shards fused behind Create.
-            _ = (
-                pipeline
-                | "Shards" >> beam.Create(tasks)
-                | "Spread" >> beam.Reshuffle()
-                | "Write" >> beam.Map(_write, folder, name, make_clips, settings)
-            )
-    except RuntimeError as error:
-        raise _unwrap(error) from error
-    reports = [_read_report(task, folder, name, settings) for task in tasks]
-    for task, report in zip(tasks, reports, strict=True):
-        if report is None:
-            raise ValueError(f"shard {task.file(name)} was not written though the pipeline says it is done")
-    return reports
-
-
-@contextlib.contextmanager
-def _quiet_local_workers() -> Iterator[None]:
-    """Keeps local workers from reporting how they start and stop.
-
-    The local runner passes them no options; they read their log level from the file that this variable names.
-    """
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"options": {"default_sdk_harness_log_level": "ERROR"}}, file)
-        file.flush()
-        before = os.environ.get("PIPELINE_OPTIONS_FILE")
-        os.environ["PIPELINE_OPTIONS_FILE"] = file.name
-        try:
-            yield
-        finally:
-            del os.environ["PIPELINE_OPTIONS_FILE"]
-            if before is not None:
-                os.environ["PIPELINE_OPTIONS_FILE"] = before
-
-
-def _unwrap(error: RuntimeError) -> Exception:
-    """Returns a worker's ValueError or OSError as one line; of anything else, Beam's error with the worker's traceback."""
-    last = str(error).strip().splitlines()[-1]
-    found = re.fullmatch(r"(?:RuntimeError: )?(\w+): (.*?)(?: \[while running '.*'\])?", last)
-    kind = getattr(builtins, found[1], None) if found else None
-    if isinstance(kind, type) and issubclass(kind, ValueError | OSError):
-        return ValueError(f"a worker failed: {found[2]}")
-    return error
-
-
-def _write(task: ShardTask, folder: str, name: str, make_clips: MakeClips, settings: dict) -> None:
-    write_shard(task, folder, name, make_clips, settings)
 
 
 def feature_spec(info: records.ClipsInfo) -> tfds.features.FeaturesDict:
@@ -269,14 +231,14 @@ def feature_spec(info: records.ClipsInfo) -> tfds.features.FeaturesDict:
 
 
 def finish(
-    reports: list[dict], folder: pathlib.Path, info: records.ClipsInfo, rejects: list[Reject], num_in: int
+    reports: Iterable[dict], folder: storage.Path, info: records.ClipsInfo, rejects: list[Reject], num_in: int
 ) -> records.ClipsInfo:
     """Checks the sums, writes `clips.json`, `rejected.jsonl` and the TFDS metadata; returns the completed info.
 
-    Shards and reports that an earlier conversion left in the folder are removed.
+    Shards and reports that an earlier conversion left in the folder are removed, and plans and pieces.
 
     Args:
-      reports: Of all shards.
+      reports: Of all shards; looked at once, one after the other.
       folder: Of the data set.
       info: Without splits and canvas.
       rejects: Annotations left out before any shard was written.
@@ -285,44 +247,82 @@ def finish(
     Raises:
       ValueError: Records in are not records out and left out, or there is no clip at all.
     """
-    left_out = [dataclasses.asdict(r) for r in rejects] + [r for report in reports for r in report["rejects"]]
-    written = sum(report["num_clips"] for report in reports)
-    if written + len(left_out) != num_in:
-        raise ValueError(
-            f"{num_in} annotations came in, {written} clips and {len(left_out)} rejects came out: some are lost"
-        )
-    lines = sorted(left_out, key=lambda r: (r["reason"], r["clip_id"]))
-    (folder / records.REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    slim, reasons = [], collections.Counter()
+    with storage.writing(folder / records.REJECTED_FILE) as aside, aside.open("w") as file:
+
+        def leave_out(rows: Iterable[dict]) -> None:
+            for row in sorted(rows, key=lambda r: (r["reason"], r["clip_id"])):
+                reasons[row["reason"]] += 1
+                file.write(json.dumps(row) + "\n")
+
+        leave_out(map(dataclasses.asdict, rejects))
+        for report in reports:
+            leave_out(report["rejects"])
+            slim.append({key: value for key, value in report.items() if key != "rejects"})
+        written, left_out = sum(report["num_clips"] for report in slim), reasons.total()
+        if written + left_out != num_in:
+            raise ValueError(
+                f"{num_in} annotations came in, {written} clips and {left_out} rejects came out: some are lost"
+            )
     if not written:
-        reasons = collections.Counter(r["reason"] for r in left_out)
         told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
         raise ValueError(f"none of {num_in} annotations became a clip ({told}); see {folder / records.REJECTED_FILE}")
     for split in records.SPLITS:
-        mine = sorted((r for r in reports if r["split"] == split), key=lambda r: r["index"])
+        mine = sorted((r for r in slim if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]
         sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
         info.splits[split] = records.SplitInfo(*sums, shards)
-    info.canvas_px = (info.short_side_px, max([r["long_side_px"] for r in reports] + [info.short_side_px]))
-    _remove_leftovers(folder, info.name, {report["file"] for report in reports})
-    template = tfds.core.ShardedFileTemplate(folder, dataset_name=info.name, filetype_suffix="array_record")
-    splits = [
-        tfds.core.SplitInfo(
-            name=name, shard_lengths=[s.num_clips for s in split.shards], num_bytes=sum(s.bytes for s in split.shards),
-            filename_template=template.replace(split=name),
-        )
-        for name, split in info.splits.items() if split.shards
-    ]  # fmt: skip
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder, features=feature_spec(info), split_infos=splits, version="1.0.0", check_data=False,
-        description="Clips of narrated egocentric video: frames, audio and narration around a moment.",
-    )  # fmt: skip
-    info.dump(folder)
+    info.canvas_px = (info.short_side_px, max([r["long_side_px"] for r in slim] + [info.short_side_px]))
+    _remove_leftovers(folder, info.name, {report["file"] for report in slim})
+    _write_index(folder, info)
     return info
 
 
-def _remove_leftovers(folder: pathlib.Path, name: str, files: set[str]) -> None:
-    """Removes shards of the data set that aren't among `files`, their reports, and what killed writers left."""
-    for path in [*folder.glob("*"), *(folder / _REPORTS).glob("*")]:
-        found = re.fullmatch(rf"\.?({_SHARD_FILE})(\.json)?((\.\w+)?\.tmp)?", path.name)
-        if found and found["name"] == name and (path.name.endswith(".tmp") or found[1] not in files):
-            path.unlink(missing_ok=True)
+def _write_index(folder: storage.Path, info: records.ClipsInfo) -> None:
+    """Writes TFDS's metadata and, last, `clips.json`."""
+    with tempfile.TemporaryDirectory() as local:
+        for split in info.splits.values():
+            for shard in split.shards:
+                (pathlib.Path(local) / shard.file).touch()  # TFDS looks at their names
+        template = tfds.core.ShardedFileTemplate(local, dataset_name=info.name, filetype_suffix="array_record")
+        splits = [
+            tfds.core.SplitInfo(
+                name=name, shard_lengths=[s.num_clips for s in split.shards],
+                num_bytes=sum(s.bytes for s in split.shards), filename_template=template.replace(split=name),
+            )
+            for name, split in info.splits.items() if split.shards
+        ]  # fmt: skip
+        tfds.folder_dataset.write_metadata(
+            data_dir=local, features=feature_spec(info), split_infos=splits, version="1.0.0", check_data=False,
+            description="Clips of narrated egocentric video: frames, audio and narration around a moment.",
+        )  # fmt: skip
+        for path in sorted(pathlib.Path(local).glob("*.json")):
+            storage.write(folder / path.name, path.read_bytes())
+        info.dump(local)
+        storage.write(folder / records.CLIPS_FILE, (pathlib.Path(local) / records.CLIPS_FILE).read_bytes())
+
+
+def _remove_leftovers(folder: storage.Path, name: str, files: set[str]) -> None:
+    """Removes what is in nobody's way but belongs to no finished data set.
+
+    Shards that aren't among `files`, and their reports; plans, pieces, and what killed writers left.
+    """
+    for part in (folder, folder / REPORTS, folder / PLANS, folder / pieces.FOLDER):
+        for file in storage.sizes(part):
+            if "/" in file:  # a bucket lists what is in its folders, too
+                continue
+            aside = re.fullmatch(storage.TEMPORARY, file)
+            plain = aside["file"] if aside else file
+            shard = re.fullmatch(rf"({_SHARD_FILE})(\.json)?", plain)
+            if shard and shard["name"] == name:
+                ours = bool(aside) or part == folder / PLANS or shard[1] not in files
+            elif part == folder / pieces.FOLDER:
+                ours = re.fullmatch(r"[0-9a-f]{32}(-\d+-\d+)?\.piece", plain) is not None
+            else:
+                ours = aside is not None and part == folder and plain in _METADATA
+            if ours:
+                storage.remove(part / file)
+    for part in (PLANS, pieces.FOLDER):
+        with contextlib.suppress(OSError):  # not there, or somebody's own files are in it
+            if not storage.is_remote(folder):
+                os.rmdir(folder / part)

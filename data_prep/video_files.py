@@ -1,13 +1,21 @@
-"""Which file a video's name means. Names come from files that others wrote, so none of them leads out of the folder."""
+"""Which file a video's name means. Names come from files that others wrote, so none of them leads out of the folder.
 
+The folder may be a bucket's; then a video is copied to this machine for as long as it is decoded.
+"""
+
+import contextlib
+import functools
 import os
 import pathlib
 import re
+from collections.abc import Callable, Iterator
 
-from data_prep import media
+from data_prep import media, storage
 
 # FFmpeg follows what these name, anywhere on the machine.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
+_PLAYLIST = "video file is a playlist"
+_MISSING = "video file is missing"
 
 
 def problem_of(name: str) -> str | None:
@@ -20,7 +28,67 @@ def problem_of(name: str) -> str | None:
     return None if path.parts else "narration names no video"
 
 
-def find(folder: pathlib.Path, name: str) -> tuple[str, str]:
+@functools.lru_cache(maxsize=4)
+def _listing(folder: str) -> dict[str, int]:
+    return storage.sizes(storage.as_path(folder))
+
+
+def sizes(folder: storage.Path) -> Callable[[str], int | None]:
+    """Returns the function video uid → bytes of its file, None where there is none. A bucket is listed, once."""
+    listing = _listing(str(folder)) if storage.is_remote(folder) else None
+
+    def size(uid: str) -> int | None:
+        if listing is not None:
+            return listing.get(uid, listing.get(f"{uid}.mp4"))
+        try:
+            return _local(folder, uid).stat().st_size
+        except (OSError, ValueError):  # not there, or a name that no file can have
+            return None
+
+    return size
+
+
+def _local(folder: pathlib.Path, uid: str) -> pathlib.Path:
+    """Returns the video's file: own videos' uids are file names, Ego4D's lack the suffix."""
+    path = folder / uid
+    return path if os.path.isfile(path) else path.with_name(f"{path.name}.mp4")
+
+
+@contextlib.contextmanager
+def fetched(folder: str, uid: str, scratch: str) -> Iterator[pathlib.Path | str]:
+    """Yields the local file of a video, a bucket's copied for as long as the block lasts; or why there is none to open.
+
+    Args:
+      folder: Of the videos.
+      uid: Of the video.
+      scratch: Local folder for the copy; "" is the system's.
+
+    Raises:
+      OSError: The bucket does not answer, or nothing in it may be read. That is no fault of the video's.
+    """
+    if not storage.is_remote(folder):
+        path = _local(pathlib.Path(folder), uid)
+        yield _PLAYLIST if _is_playlist(str(path)) else path
+        return
+    with storage.scratch_folder(scratch) as local:
+        found = _download(storage.as_path(folder), uid, local)
+        yield _PLAYLIST if isinstance(found, pathlib.Path) and _is_playlist(str(found)) else found
+
+
+def _download(folder: storage.Path, uid: str, local: pathlib.Path) -> pathlib.Path | str:
+    for path in (folder / uid, folder / f"{uid}.mp4"):
+        try:
+            return storage.copy(path, local / path.name)
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            # Fails as well where nobody may read anything any more, e.g. with a token that expired.
+            storage.sizes(folder)
+            return "video file can't be opened: Permission denied"
+    return _MISSING
+
+
+def find(folder: storage.Path, name: str) -> tuple[str, str]:
     """Returns (uid, ""): the path inside the folder of the file that a name means; or (name, why there is none).
 
     A file has one uid however it is named, with or without suffix or through links inside the folder, so that no video
@@ -34,6 +102,8 @@ def find(folder: pathlib.Path, name: str) -> tuple[str, str]:
     problem = problem_of(name)
     if problem:
         return name, problem
+    if storage.is_remote(folder):
+        return _find_remote(folder, name)
     path = folder / name
     try:
         matches = [path]
@@ -43,17 +113,17 @@ def find(folder: pathlib.Path, name: str) -> tuple[str, str]:
                 names = sorted(e.name for e in entries if e.name.rpartition(".")[0] == path.name and e.is_file())
             matches = [path.parent / found for found in names]
     except OSError:  # no such folder, a name that is too long
-        return name, "video file is missing"
+        return name, _MISSING
     root = os.path.realpath(folder)
     real = sorted({os.path.realpath(match) for match in matches})
     if not real:
-        return name, "video file is missing"
+        return name, _MISSING
     inside = [match for match in real if os.path.commonpath([root, match]) == root]
     if not inside:
         return name, "video file is a link that leads out of the folder"
     videos = [match for match in inside if not _is_playlist(match)]
     if not videos:
-        return name, "video file is a playlist"
+        return name, _PLAYLIST
     if len(videos) > 1:
         videos = [match for match in videos if media.probe_streams(pathlib.Path(match)) is None]
         if len(videos) != 1:
@@ -61,6 +131,18 @@ def find(folder: pathlib.Path, name: str) -> tuple[str, str]:
     uid = pathlib.Path(videos[0]).relative_to(root).as_posix()
     problem = problem_of(uid)
     return (name, problem) if problem else (uid, "")
+
+
+def _find_remote(folder: storage.Path, name: str) -> tuple[str, str]:
+    """Returns what `find` does; of several files that differ in their suffix none is opened here to see which is meant."""
+    uid = pathlib.PurePosixPath(name).as_posix()
+    listing = _listing(str(folder))
+    if uid in listing:
+        return uid, ""
+    found = sorted(file for file in listing if file.startswith(f"{uid}.") and "." not in file[len(uid) + 1 :])
+    if not found:
+        return name, _MISSING
+    return (found[0], "") if len(found) == 1 else (name, "several files have this video name: write its suffix")
 
 
 def _is_playlist(path: str) -> bool:

@@ -16,6 +16,13 @@ def run(module: str, *args: str, cwd: pathlib.Path = ROOT) -> subprocess.Complet
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+def make_videos(folder: pathlib.Path, num_videos: int, seconds: int) -> pathlib.Path:
+    """Makes narrated videos in `folder` and returns it."""
+    done = run("data_prep.soundworld", "--out", folder, "--videos", num_videos, "--video_seconds", seconds)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 def make(folder: pathlib.Path) -> pathlib.Path:
     """Makes videos, clips and vocabulary under `folder` and returns it."""
     steps = (

@@ -4,13 +4,13 @@ Columns: video_uid video_dur narration_source narration_ind narration_time clip_
 positive clip_file speech background_music traffic_noise wind_noise (https://ego4dsounds.github.io).
 """
 
-import pathlib
 
+from data_prep import storage
 from data_prep.narrations import Narration, Taxonomy
 from data_prep.sources import egoclip, files
 
 
-def read(path: pathlib.Path, verbs: Taxonomy, nouns: Taxonomy) -> list[Narration]:
+def read(path: storage.Path, verbs: Taxonomy, nouns: Taxonomy) -> list[Narration]:
     """Returns every row, with the label that `positive` says, -1 where it is empty. The list is taken whole.
 
     Args:

@@ -6,9 +6,9 @@ tag_noun (https://github.com/showlab/EgoVLP). The clips' bounds are EgoVLP's own
 """
 
 import functools
-import pathlib
 import re
 
+from data_prep import storage
 from data_prep.narrations import Narration, Taxonomy
 from data_prep.sources import files
 from mc3_jax.data.records import UNKNOWN
@@ -17,7 +17,7 @@ COLUMNS = {"video_uid", "narration_source", "narration_ind", "narration_time", "
 _IDS = re.compile(r"\[ ?(\d{1,9}(?:, ?\d{1,9})*)? ?\]|")
 
 
-def read(path: pathlib.Path, verbs: Taxonomy, nouns: Taxonomy) -> list[Narration]:
+def read(path: storage.Path, verbs: Taxonomy, nouns: Taxonomy) -> list[Narration]:
     """Returns every narration, in the file's order.
 
     A row without a time or text is kept so that the caller can count it. So is one whose values aren't one a column, with

@@ -1,32 +1,33 @@
 """What the layouts share: JSON and CSV files read whole or refused in one line that names file, row and value."""
 
 import csv
+import io
 import json
 import math
-import pathlib
 from collections.abc import Iterator
 
+from data_prep import storage
 from mc3_jax.data.records import UNKNOWN
 
 _CENTURY_S = 3.2e9  # records count µs in 64 bits
 
 
-def read_json(path: pathlib.Path):
+def read_json(path: storage.Path):
     """Returns a JSON file's content.
 
     Raises:
       ValueError: No such file, or no JSON.
     """
-    if not path.is_file():
+    if not storage.is_file(path):
         raise ValueError(f"no file {path}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(storage.read(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def read_csv(
-    path: pathlib.Path, columns: set[str], *, delimiter: str = ",", skip_ragged: bool = False
+    path: storage.Path, columns: set[str], *, delimiter: str = ",", skip_ragged: bool = False
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
     """Yields (number, values by column) of every row; rows are counted as lines of the file.
 
@@ -39,9 +40,10 @@ def read_csv(
     Raises:
       ValueError: No such file or column, a column twice, bytes that are no UTF-8, or rows that can't be told apart.
     """
-    if not path.is_file():
+    if not storage.is_file(path):
         raise ValueError(f"no file {path}")
-    with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark before the first column's name
+    # Spreadsheets put a mark before the first column's name.
+    with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as f:
         # Strict finds a quotation mark that nobody closes. Tab-separated files of others hold loose ones that mean nothing.
         reader = csv.DictReader(f, delimiter=delimiter, strict=delimiter == ",")
         try:
@@ -65,11 +67,11 @@ def read_csv(
             raise ValueError(f"{path}, row {reader.line_num + 1} can't be read: {error}") from error
 
 
-def is_tab_separated(path: pathlib.Path) -> bool:
+def is_tab_separated(path: storage.Path) -> bool:
     """Returns whether the first line holds a tab; a file that isn't there or is no text has none."""
     try:
         with path.open("rb") as f:
-            return b"\t" in f.readline(65536)
+            return b"\t" in f.read(65536).partition(b"\n")[0]
     except OSError:
         return False
 

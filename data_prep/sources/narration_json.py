@@ -7,15 +7,15 @@ itself. A video that was taken back has a `status` and nothing else.
 
 import hashlib
 import math
-import pathlib
 
+from data_prep import storage
 from data_prep.narrations import Narration
 from data_prep.sources import files
 
 _PASSES = ("narration_pass_1", "narration_pass_2")
 
 
-def read(path: pathlib.Path) -> list[Narration]:
+def read(path: storage.Path) -> list[Narration]:
     """Returns every narration of the file, both passes, in order of video and time.
 
     Entries without a text or time are kept, with an empty text or NaN, so that the caller can count them.
@@ -61,7 +61,7 @@ def _order(time_s: float) -> tuple[bool, float]:
     return (True, 0.0) if math.isnan(time_s) else (False, time_s)
 
 
-def read_metadata(path: pathlib.Path) -> dict[str, dict]:
+def read_metadata(path: storage.Path) -> dict[str, dict]:
     """Returns `ego4d.json`'s entry of each video uid.
 
     Raises:

@@ -9,16 +9,15 @@ counts.
 """
 
 import hashlib
-import pathlib
 
-from data_prep import video_files
+from data_prep import storage, video_files
 from data_prep.narrations import Narration, read_splits
 from data_prep.sources import files
 
 _COLUMNS = {"video", "time_s", "text"}
 
 
-def read(path: pathlib.Path, video_dir: pathlib.Path) -> list[Narration]:
+def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
     """Returns every row, in the file's order; `video_uid` is the file's path inside the folder.
 
     Rows without a time or text are kept so that the caller can count them; so are those whose video there isn't, with
@@ -47,7 +46,7 @@ def read(path: pathlib.Path, video_dir: pathlib.Path) -> list[Narration]:
     return found
 
 
-def read_own_splits(path: pathlib.Path, video_dir: pathlib.Path) -> dict[str, str]:
+def read_own_splits(path: storage.Path, video_dir: storage.Path) -> dict[str, str]:
     """Returns uid → split of a CSV with columns video_uid and split, whose videos are named as in `read`.
 
     Raises:

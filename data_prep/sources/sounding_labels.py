@@ -4,15 +4,15 @@ Columns: video_uid, annotation_uid, narration_pass, timestamp_sec, narration_tex
 """
 
 import math
-import pathlib
 
+from data_prep import storage
 from data_prep.narrations import Narration
 from data_prep.sources import files
 
 _COLUMNS = {"video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "narration_text"}
 
 
-def read(path: pathlib.Path) -> list[Narration]:
+def read(path: storage.Path) -> list[Narration]:
     """Returns labelled narrations: `positive`, or the majority of the votes in each row. The list is taken whole.
 
     Raises:

@@ -238,6 +238,8 @@ class ClipsInfo:
         Raises:
           ValueError: There is no such folder or file, it is no JSON, of another schema version, incomplete or damaged.
         """
+        if "://" in os.fspath(folder):
+            raise ValueError(f"{folder} is in a bucket: clips are read from a local folder, so copy or mount it")
         path = pathlib.Path(folder) / CLIPS_FILE
         if not path.parent.is_dir():
             raise ValueError(f"no data folder {path.parent}: make it with `python -m data_prep.ego4d --out {folder}`")

@@ -7,6 +7,8 @@ import math
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -234,6 +236,51 @@ def test_one_worker_in_this_process_writes_the_same_shards(converted, tmp_path):
     assert again.rejected == converted.rejected
 
 
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_beams_portable_runner_makes_the_same_files(converted, tmp_path):
+    portable = ("--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK")
+    convert(converted.root, tmp_path / "out", *portable)
+    assert content(tmp_path / "out") == content(converted.folder)
+
+
+def test_parts_that_run_at_once_make_the_same_files_and_are_not_redone(converted, tmp_path, capsys):
+    folder = tmp_path / "out"
+    argv = ("--root", converted.root, "--out", folder, "--short_side", "64", "--num_workers", "1", "--part")
+    command = [sys.executable, "-m", "data_prep.ego4d", *map(str, argv)]
+    parts = [subprocess.Popen([*command, f"{i}/2"], cwd=commands.ROOT, stderr=subprocess.DEVNULL) for i in range(2)]
+    assert [part.wait(timeout=100) for part in parts] == [0, 0]
+    assert not (folder / "clips.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*array_record*")}
+    assert len(before) == sum(len(split.shards) for split in converted.info.splits.values())
+    convert(converted.root, folder)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert content(folder) == content(converted.folder)
+    convert(converted.root, folder, "--part", "999/1000")
+    assert f"part 999/1000: 0 of {len(before)} shards are there" in capsys.readouterr().out
+    assert content(folder) == content(converted.folder)
+
+
+def test_a_dry_run_tells_what_is_to_be_done_and_writes_nothing(converted, copy, tmp_path, capsys):
+    video_path(copy, VIDEOS[5]).unlink()
+    ego4d.main(["--root", str(copy), "--out", str(tmp_path / "out"), "--num_workers", "2", "--dry_run"])
+    told = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    early = {"somebody else's action", "narrator is unsure", "no label, though in the validation split",
+             "no label, though in the test split"}  # fmt: skip
+    late = [row for row in converted.rejected if row["reason"] not in early]
+    assert f"clips: {len(converted.clips) + len(late)} (" in told
+    num_bytes = sum(path.stat().st_size for path in (copy / "v2" / "video_540ss").iterdir())
+    assert f"videos: {NUM_VIDEOS}, {num_bytes / 1e9:,.1f} GB to read, in {NUM_VIDEOS} shards" in told
+    assert f"missing files: 1, first {VIDEOS[5].uid}\n" in told
+    assert f"left out so far: {len(converted.rejected) - len(late)}\n" in told
+    for reason, count in converted.reasons().items():
+        assert (f"  {count} {reason}\n" in told) == (reason in early)
+    assert re.search(r"\ndata set: about [\d.]+ GB\ntime: about [\d.]+ h on 2 cores\n$", told)
+
+
 def test_window_and_frame_counts_are_options(root, tmp_path):
     made = convert(root, tmp_path / "out", "--window", 0.25, 0.5, "--num_intervals", 3, "--num_candidates", 2)
     assert made.info.window_s == (0.25, 0.5)
@@ -335,6 +382,10 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--jpeg_quality", "0"], "--jpeg_quality must be from 1 to 100, got 0"),
         (["--cpu_limit", "0", "1"], "--cpu_limit must be seconds above 0"),
         (["--cpu_limit", "60", "-1"], "--cpu_limit must be seconds above 0 and at least 0"),
+        (["--part", "3"], "--part must be I/N with I from 0 to N - 1, got '3'"),
+        (["--part", "2/2"], "--part must be I/N with I from 0 to N - 1, got '2/2'"),
+        (["--part=-1/2"], "--part must be I/N"),
+        (["--scratch", "absent"], "no folder absent: make it or choose another --scratch"),
         (["--cpu_limit", "60", "nan"], "--cpu_limit must be .*nan"),
         (["--cpu_limit", "inf", "1"], "--cpu_limit must be .*at most 86400"),
         (["--memory_limit", "100"], "--memory_limit must be from 128 to 1048576 MiB, got 100"),

@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep import shards
+from data_prep import pipeline, shards
 from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def small_tasks(split: str = "train", num_shards: int = 3, num_videos: int = 7) 
 
 def run(tasks, folder: pathlib.Path, settings: dict, num_workers: int = 1, make=make_small, name: str = "clips"):
     folder.mkdir(exist_ok=True)
-    return shards.run(tasks, str(folder), name, make, settings, num_workers, [])
+    return list(pipeline.run(tasks, str(folder), name, make, settings, num_workers, []))
 
 
 def finish(reports, folder: pathlib.Path, name: str = "clips", rejects=(), num_in: int | None = None):
@@ -276,7 +276,7 @@ def test_while_shards_change_the_folder_is_no_data_set(tmp_path):
 
 def test_a_shard_that_was_not_written_is_not_taken_from_an_earlier_conversion(tmp_path, monkeypatch):
     run(small_tasks(), tmp_path, {})
-    monkeypatch.setattr(shards, "_write", lambda *args: None)  # a pipeline that loses its elements and says nothing
+    monkeypatch.setattr(pipeline, "_write", lambda *args: None)  # a pipeline that loses its elements and says nothing
     run(small_tasks(), tmp_path, {})
     with pytest.raises(ValueError, match="00000-of-00003 was not written though the pipeline says it is done"):
         run(small_tasks(), tmp_path, {"tone": 1})

@@ -70,7 +70,7 @@ def rewrite(folder: pathlib.Path, clips: list[records.Clip], shard: int = 0) -> 
 
     def change(info):
         entry = info["splits"]["train"]["shards"][shard]
-        entry |= {"bytes": path.stat().st_size, "sha256": shards._sha256(path)}
+        entry |= {"bytes": path.stat().st_size, "sha256": shards.sha256(path)}
 
     change_info(folder, change)
 

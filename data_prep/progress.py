@@ -1,0 +1,95 @@
+"""How far a conversion is, told from what lies on the disk: a bar on a terminal, else a line a minute."""
+
+import contextlib
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from data_prep import pieces, shards, storage
+
+_LOOK_S, _LOOK_REMOTE_S = 1.0, 30.0
+_TELL_S = 60.0  # where there is no terminal
+
+
+class Count:
+    """What finished shards and finished items of others hold so far.
+
+    Args:
+      tasks: Shards to write.
+      home, name: Of the data set.
+      settings: See `shards.write_shard`.
+    """
+
+    def __init__(self, tasks: list[shards.ShardTask], home: storage.Path, name: str, settings: dict):
+        self._home = home
+        self._shard_of = {pieces.key_of(item, settings): task.file(name) for task in tasks for item in task.items}
+        self._files = {task.file(name) for task in tasks}
+        self._finished: dict[str, tuple[int, int]] = {}
+
+    def look(self) -> tuple[int, int]:
+        """Returns (clips, rejects)."""
+        # Pieces first: a shard that is finished between the two looks is counted once, by its report.
+        found = [re.fullmatch(pieces.NAME, name) for name in storage.sizes(self._home / pieces.FOLDER)]
+        for name in storage.sizes(self._home / shards.REPORTS):
+            file = name.removesuffix(".json")
+            if file in self._files and file not in self._finished:
+                with contextlib.suppress(OSError, ValueError, KeyError):  # being replaced
+                    report = json.loads(storage.read(self._home / shards.REPORTS / name))
+                    self._finished[file] = (report["num_clips"], len(report["rejects"]))
+        counts = list(self._finished.values())
+        for piece in filter(None, found):
+            file = self._shard_of.get(piece["key"])
+            if file is not None and file not in self._finished:
+                counts.append((int(piece["num_clips"]), int(piece["num_rejects"])))
+        return sum(clips for clips, _ in counts), sum(rejects for _, rejects in counts)
+
+
+@contextlib.contextmanager
+def watch(tasks: list[shards.ShardTask], home: storage.Path, name: str, settings: dict) -> Iterator[None]:
+    """Tells how far the shards are while the block runs."""
+    count, stop = Count(tasks, home, name, settings), threading.Event()
+    total = sum(task.num_annotations for task in tasks) or None
+    thread = threading.Thread(target=_tell, args=(count, total, stop, storage.is_remote(home), sys.stderr), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool, stream) -> None:
+    begin = sum(count.look())
+    begin_s = told_s = time.monotonic()
+    quiet = not stream.isatty()
+    with tqdm(total=total, initial=begin, unit="clip", desc="convert", disable=quiet, file=stream) as bar:
+        last = False
+        while not last:
+            last = stop.wait(_LOOK_REMOTE_S if remote else _LOOK_S)
+            with contextlib.suppress(OSError):  # of a bucket: the workers tell if it lasts
+                clips, rejects = count.look()
+                bar.n = clips + rejects
+                bar.set_postfix(rejected=rejects)
+                now_s = time.monotonic()
+                if quiet and now_s - told_s > _TELL_S:
+                    told_s = now_s
+                    print(line(clips, rejects, total, clips + rejects - begin, now_s - begin_s), file=stream)
+
+
+def line(clips: int, rejects: int, total: int | None, num_done: int, elapsed_s: float) -> str:
+    """Returns the line for logs.
+
+    Args:
+      clips, rejects: So far.
+      total: Of both in the end, where somebody counted.
+      num_done, elapsed_s: Since this run began.
+    """
+    rate = num_done / elapsed_s
+    told = f"{clips + rejects:,} of {total:,} clips" if total else f"{clips + rejects:,} clips"
+    told += f", {rejects:,} of them rejected, {rate:.1f} clips/s"
+    return told + (f", {tqdm.format_interval((total - clips - rejects) / rate)} to go" if total and rate else "")

@@ -1,0 +1,131 @@
+"""Beam carries names only, whatever the annotations weigh; progress counts what is on the disk."""
+
+import dataclasses
+import io
+import json
+import pathlib
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from data_prep import estimate, pieces, pipeline, progress, shards
+from mc3_jax.data import records
+from tests.data_prep import test_shards
+from tests.data_prep.test_shards import make_small, small_tasks, workers_find_this_module  # noqa: F401
+
+
+def graph_bytes(tasks: list[shards.ShardTask], folder: pathlib.Path) -> int:
+    planned = pipeline._plan(tasks, folder, "clips", {})
+    built = beam.Pipeline(options=PipelineOptions([]))
+    pipeline.build(built, planned, str(folder), "clips", make_small, "")
+    return len(built.to_runner_api().SerializeToString())
+
+
+def test_a_jobs_graph_does_not_grow_with_the_narrations(tmp_path):
+    few, many = (
+        [shards.ShardTask("train", i, 500, ({"uid": f"v{i}", "narrations": ["#C C stirs" * 10] * num},)) for i in range(500)]
+        for num in (1, 500)
+    )
+    (tmp_path / "few").mkdir()
+    (tmp_path / "many").mkdir()
+    sizes = graph_bytes(few, tmp_path / "few"), graph_bytes(many, tmp_path / "many")
+    assert abs(sizes[1] - sizes[0]) < 1000
+    assert sizes[1] < 1_000_000  # Dataflow takes ten times as much
+    assert sum(path.stat().st_size for path in (tmp_path / "many" / "plan").iterdir()) > 20_000_000
+
+
+def test_a_plan_that_another_run_changed_is_not_followed(tmp_path):
+    [(file, fingerprint), *_] = pipeline._plan(small_tasks(), tmp_path, "clips", {})
+    pipeline._plan(small_tasks(), tmp_path, "clips", {"tone": 1})
+    with pytest.raises(ValueError, match=f"the plan of {file} is another one: does a conversion with other options run"):
+        pipeline._write((file, fingerprint), str(tmp_path), "clips", make_small, "")
+
+
+def test_a_shard_that_lost_an_annotation_is_told(tmp_path):
+    task = shards.ShardTask("train", 0, 1, ({"uid": "v", "count": 7},), num_annotations=8)
+    with pytest.raises(ValueError, match="00000-of-00001: 8 annotations came in, 6 clips and 1 rejects came out"):
+        shards.write_shard(task, str(tmp_path), "clips", make_small, {})
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_that_fails_prints_no_traceback(tmp_path, capfd, num_workers):
+    with pytest.raises(ValueError, match="a worker failed: two clips have the id same"):
+        test_shards.run([shards.ShardTask("train", 0, 1, ({},))], tmp_path, {}, num_workers, test_shards.make_doubles)
+    told = capfd.readouterr()
+    assert "Traceback" not in told.out + told.err
+
+
+def test_progress_counts_finished_videos_and_shards_once_and_nobody_elses(tmp_path):
+    tasks = small_tasks()
+    counts = {item["uid"]: item["count"] for task in tasks for item in task.items}
+    rejects = {uid: count // 5 for uid, count in counts.items()}  # `make_small`
+    for folder in ("reports", "spool"):
+        (tmp_path / folder).mkdir()
+    count = progress.Count(tasks, tmp_path, "clips", {})
+    assert count.look() == (0, 0)
+    shards.write_shard(tasks[0], str(tmp_path), "clips", make_small, {})
+    done = [item["uid"] for item in tasks[0].items]
+    expected = (sum(counts[uid] - rejects[uid] for uid in done), sum(rejects[uid] for uid in done))
+    assert count.look() == expected
+    item = tasks[1].items[0]
+    pieces.make(item, {}, make_small, tmp_path / "spool", {}, tmp_path / "spool")
+    pieces.make({"uid": "another", "count": 3}, {}, make_small, tmp_path / "spool", {}, tmp_path / "spool")
+    more = (expected[0] + item["count"] - rejects[item["uid"]], expected[1] + rejects[item["uid"]])
+    assert count.look() == more
+    # The piece of a finished shard, which its writer has not removed yet.
+    pieces.make(tasks[0].items[0], {}, make_small, tmp_path / "spool", {}, tmp_path / "spool")
+    assert count.look() == more
+
+
+def test_progress_is_a_bar_on_a_terminal_and_a_line_a_minute_elsewhere(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(progress, "_LOOK_S", 0.01)
+    tasks = [dataclasses.replace(t, num_annotations=sum(i["count"] for i in t.items)) for t in small_tasks()]
+    for stream, words, others in (
+        (Terminal(), "42/42", "of them"), (io.StringIO(), "42 of 42 clips, 5 of them rejected, ", "convert:"),
+    ):  # fmt: skip
+        monkeypatch.setattr("sys.stderr", stream)
+        folder = tmp_path / type(stream).__name__
+        monkeypatch.setattr(progress, "_TELL_S", 0.0)
+        list(pipeline_run(tasks, folder))
+        assert words in stream.getvalue()
+        assert "rejected" in stream.getvalue()
+        assert others not in stream.getvalue()
+    assert progress.line(90, 10, 400, 50, 10.0) == "100 of 400 clips, 10 of them rejected, 5.0 clips/s, 01:00 to go"
+    assert progress.line(0, 0, 400, 0, 10.0) == "0 of 400 clips, 0 of them rejected, 0.0 clips/s"
+
+
+def pipeline_run(tasks, folder):
+    folder.mkdir()
+    return pipeline.run(tasks, str(folder), "clips", make_small, {}, 1, [])
+
+
+def test_rejects_stand_in_the_file_in_an_order_that_no_run_changes(tmp_path):
+    tasks = small_tasks()
+    early = [shards.Reject(f"c{i}", "v", "no text") for i in (2, 1)]
+    files = []
+    for number, workers in enumerate((1, 2)):
+        folder = tmp_path / str(number)
+        test_shards.finish(test_shards.run(tasks, folder, {}, workers), folder, rejects=early)
+        files.append((folder / records.REJECTED_FILE).read_text())
+    assert files[0] == files[1]
+    rows = [json.loads(line) for line in files[0].splitlines()]
+    assert [row["clip_id"] for row in rows[:2]] == ["c1", "c2"]
+    assert len(rows) == 2 + sum(item["count"] // 5 for task in tasks for item in task.items)
+
+
+def test_the_estimate_scales_with_clips_pictures_and_cores():
+    info = records.ClipsInfo(
+        name="clips", window_s=(0.5, 1.0), num_intervals=4, num_candidates=4, short_side_px=256, canvas_px=(256, 256),
+        num_samples=24_000, verbs=[], nouns=[], splits={},
+    )  # fmt: skip
+    task = shards.ShardTask("train", 0, 1, ({"video_uid": "v", "video_bytes": 2_000_000_000},), 250_000)
+    told = estimate.tell([task], info, {}, 32)
+    gigabytes = 250_000 * (16 * 256 * 256 * 16 / 9 * estimate._BYTES_PER_PX + 48_000) / 1e9
+    assert f"about {gigabytes:.1f} GB" in told
+    assert f"about {250_000 * estimate._CLIP_CPU_S / 32 / 3600:.1f} h on 32 cores" in told
+    assert "videos: 1, 2.0 GB to read" in told

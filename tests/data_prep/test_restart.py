@@ -1,0 +1,181 @@
+"""Killed at any moment and started again: finished videos are not redone, and the folder is that of an uninterrupted run."""
+
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_prep import pieces
+from tests import world
+
+MARK = "MC3_TEST_RESTART"
+OPTIONS = ("--short_side", "32", "--num_shards", "3")
+# Converts in this process and kills it at an event: before a file is renamed, synced, removed or made, or a clip is put into
+# a piece. Prints the videos that it starts to decode. A fork for each line of input saves the imports.
+WRAPPER = """
+import builtins, io, os, pathlib, signal, sys
+import apache_beam.runners.portability.fn_api_runner
+from data_prep import ego4d, guard, storage
+from mc3_jax.data import records
+
+def convert(events, argv):
+    left = [events]
+    def counted(call):
+        def wrapped(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+        return wrapped
+    for module, name in ((os, "replace"), (os, "fsync"), (os, "rmdir"), (records, "encode"), (storage, "remove"),
+                         (pathlib.Path, "mkdir"), (pathlib.Path, "write_bytes"), (storage, "aside_of")):
+        setattr(module, name, counted(getattr(module, name)))
+    cut = guard.cut_windows
+    def told(path, *args, **kwargs):
+        os.write(1, f"cuts {pathlib.Path(path).stem}\\n".encode())
+        return cut(path, *args, **kwargs)
+    guard.cut_windows = told
+    ego4d.main(argv)
+
+for line in iter(sys.stdin.readline, ""):
+    events, *argv = line.split()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            convert(int(events), argv)
+        except BaseException as error:
+            os.write(1, f"failed {error!r}\\n".encode())
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    os.write(1, f"ended {os.waitstatus_to_exitcode(status)}\\n".encode())
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> pathlib.Path:
+    return world.make_videos(tmp_path_factory.mktemp("restart") / "world", num_videos=6, seconds=8)
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory) -> dict[str, bytes]:
+    """What an uninterrupted run of one worker leaves."""
+    folder = tmp_path_factory.mktemp("restart") / "whole"
+    done = world.run("data_prep.ego4d", "--root", root, "--out", folder, *OPTIONS, "--num_workers", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = content(folder)
+    assert {"clips.json", "rejected.jsonl", "dataset_info.json", "features.json"} < set(files)
+    assert not [name for name in files if "tmp" in name or "spool" in name or "plan" in name]
+    return files
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+    """Returns every file of a folder, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def finished_videos(folder: pathlib.Path) -> set[str]:
+    """Returns the videos that a restart need not decode."""
+    found = set()
+    for path in folder.glob("spool/*.piece"):
+        if re.fullmatch(pieces.NAME, path.name):
+            piece = pieces.read(path)
+            found |= {row["video_uid"] for row in piece.clips + piece.rejects}
+    return found
+
+
+def finished_shards(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Returns inode and time of each shard that has a report."""
+    shards = [folder / path.name.removesuffix(".json") for path in folder.glob("reports/[!.]*.json")]
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
+
+
+def processes(mark: str) -> list[str]:
+    """Returns the command lines of processes started under a mark in their environment."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def assert_all_end(mark: str) -> None:
+    deadline = time.monotonic() + 30
+    while (left := processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whole, tmp_path):
+    folder, rng = tmp_path / "out", random.Random(0)
+    environment = {**os.environ, MARK: "steps"}
+    wrapper = subprocess.Popen(
+        [sys.executable, "-c", WRAPPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, cwd=world.ROOT, env=environment,
+    )  # fmt: skip
+    num_killed, ended = 0, ""
+    try:
+        while ended != "ended 0":
+            videos, shards = finished_videos(folder), finished_shards(folder)
+            argv = ["--root", root, "--out", folder, *OPTIONS, "--num_workers", "1"]
+            # The last event is no step of a conversion of six videos: this one ends.
+            events = rng.randint(8, 40) if num_killed < 25 else 10_000
+            print(events, *argv, file=wrapper.stdin, flush=True)
+            cut = set()
+            for line in wrapper.stdout:
+                kind, _, what = line.strip().partition(" ")
+                assert kind != "failed", line
+                cut |= {what} if kind == "cuts" else set()
+                if kind == "ended":
+                    ended = line.strip()
+                    break
+            assert ended in ("ended 0", f"ended -{signal.SIGKILL}")
+            num_killed += ended != "ended 0"
+            assert not cut & videos
+            assert shards.items() <= finished_shards(folder).items()
+    finally:
+        wrapper.stdin.close()
+        wrapper.wait(timeout=30)
+    assert num_killed >= 8
+    assert content(folder) == whole
+    assert_all_end("steps")
+
+
+def start(root: pathlib.Path, folder: pathlib.Path, num_workers: int, mark: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "data_prep.ego4d", "--root", root, "--out", folder, *OPTIONS,
+               "--num_workers", num_workers]  # fmt: skip
+    return subprocess.Popen(
+        [str(part) for part in command], cwd=world.ROOT, start_new_session=True, env={**os.environ, MARK: mark},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("all_at_once", [True, False])
+def test_killed_workers_leave_nothing_and_another_number_of_them_goes_on(root, whole, tmp_path, all_at_once):
+    folder, rng, mark = tmp_path / "out", random.Random(1), f"workers-{all_at_once}"
+    for num_workers in (2, 3):
+        process = start(root, folder, num_workers, mark)
+        # From some piece or plan on, or a little later: whatever the machine's speed, not before it began.
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("spool/*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        shards = finished_shards(folder)
+        # Either as a batch system kills, or as memory runs out: the launcher alone.
+        os.killpg(process.pid, signal.SIGKILL) if all_at_once else process.kill()
+        process.wait(timeout=30)
+        assert_all_end(mark)
+        assert shards.items() <= finished_shards(folder).items()
+    shards = finished_shards(folder)
+    assert start(root, folder, 1, mark).wait(timeout=120) == 0
+    assert content(folder) == whole
+    assert shards.items() <= finished_shards(folder).items()
+    assert_all_end(mark)

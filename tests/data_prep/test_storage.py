@@ -1,0 +1,244 @@
+"""Buckets and disks: the same data set whatever lies where; nothing is lost, taken for missing, or left behind."""
+
+import argparse
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+
+import fsspec
+import pytest
+from etils.epath import backend
+from fsspec.registry import known_implementations
+
+from data_prep import ego4d, own_videos, storage, video_files
+from mc3_jax.data import records
+from tests import world
+from tests.data_prep import bucket
+
+OPTIONS = ("--short_side", "32", "--num_shards", "3")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> pathlib.Path:
+    return world.make_videos(tmp_path_factory.mktemp("storage") / "world", num_videos=6, seconds=8)
+
+
+@pytest.fixture
+def buckets(tmp_path, monkeypatch) -> pathlib.Path:
+    """The folder that gs:// and s3:// are, in this process and in those it starts."""
+    bucket.install(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(world.ROOT), str(tmp_path / "site")]))
+    monkeypatch.setenv(bucket.FOLDER, str(tmp_path / "buckets"))
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    (tmp_path / "buckets" / "faults").mkdir(parents=True)
+    for name in bucket.Buckets.protocol:
+        fsspec.register_implementation(name, bucket.Buckets, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    video_files._listing.cache_clear()
+    monkeypatch.setattr(storage, "_WAITS_S", (0.0, 0.0))
+    yield tmp_path / "buckets"
+    for name in bucket.Buckets.protocol:
+        fsspec.register_implementation(name, known_implementations[name]["class"], clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    bucket.Buckets.clear_instance_cache()
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+    """Returns the files of a data set; of the reports what does not depend on where the videos lie."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    for name in found:
+        if name.startswith("reports/"):
+            report = json.loads(found[name])
+            del report["fingerprint"]
+            found[name] = json.dumps(report).encode()
+    return found
+
+
+@pytest.fixture(scope="module")
+def local(root, tmp_path_factory) -> dict[str, bytes]:
+    """What the conversion from disk to disk makes."""
+    folder = tmp_path_factory.mktemp("storage") / "local"
+    ego4d.main(["--root", str(root), "--out", str(folder), *OPTIONS, "--num_workers", "1"])
+    return content(folder)
+
+
+def convert(root: str | pathlib.Path, out: str | pathlib.Path, scratch: pathlib.Path, *args: str) -> None:
+    scratch.mkdir(exist_ok=True)
+    ego4d.main(
+        ["--root", str(root), "--out", str(out), *OPTIONS, "--num_workers", "1", "--scratch", str(scratch), *args]
+    )
+    assert list(scratch.iterdir()) == []
+
+
+def test_from_bucket_to_bucket_two_workers_make_the_data_set_that_disks_make(root, local, buckets, tmp_path):
+    shutil.copytree(root, buckets / "mine" / "ego4d")
+    (tmp_path / "scratch").mkdir()
+    done = world.run(
+        "data_prep.ego4d", "--root", "gs://mine/ego4d", "--out", "gs://mine/clips", *OPTIONS, "--num_workers", "2",
+        "--scratch", tmp_path / "scratch",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert content(buckets / "mine" / "clips") == local
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not list(world.ROOT.glob("gs:*"))
+
+
+def test_disk_to_bucket_and_bucket_to_disk(root, local, buckets, tmp_path):
+    convert(root, "s3://mine/clips", tmp_path / "scratch")
+    assert content(buckets / "mine" / "clips") == local
+    shutil.copytree(root, buckets / "mine" / "ego4d")
+    convert("s3://mine/ego4d", tmp_path / "out", tmp_path / "scratch")
+    assert content(tmp_path / "out") == local
+
+
+def test_missing_and_forbidden_objects_are_rejects_and_a_network_that_comes_back_is_none(
+    root, local, buckets, tmp_path
+):
+    shutil.copytree(root, buckets / "mine" / "ego4d")
+    videos = sorted((buckets / "mine" / "ego4d" / "v2" / "video_540ss").iterdir())
+    (buckets / "faults" / videos[0].name).write_text("forbidden")
+    (buckets / "faults" / videos[1].name).write_text("2")
+    videos[2].unlink()
+    convert("gs://mine/ego4d", tmp_path / "out", tmp_path / "scratch")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    clips = {row["clip_id"] for row in map(json.loads, local["rejected.jsonl"].decode().splitlines())}
+    told = {(row["video_uid"], row["reason"], row["detail"]) for row in rows if row["clip_id"] not in clips}
+    assert told == {
+        (videos[0].stem, "video file can't be opened", "Permission denied"), (videos[2].stem, "video file is missing", ""),
+    }  # fmt: skip
+
+
+def test_a_network_that_stays_away_ends_the_run_in_one_line_and_costs_no_clip(
+    root, local, buckets, tmp_path, capsys, monkeypatch
+):
+    shutil.copytree(root, buckets / "mine" / "ego4d")
+    videos = sorted((buckets / "mine" / "ego4d" / "v2" / "video_540ss").iterdir())
+    fault = buckets / "faults" / videos[-1].name
+    fault.write_text("1000")
+    with pytest.raises(SystemExit) as ended:
+        convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("error: a worker failed: gs://mine/ego4d/v2/video_540ss/")
+    assert "RuntimeError: 503 Service Unavailable" in err.splitlines()[-1]
+    assert not (buckets / "mine" / "clips" / "clips.json").exists()
+    fault.unlink()
+    # A token that expired forbids everything: that is no fault of the videos.
+    monkeypatch.setattr(bucket.Buckets, "ls", lambda *args, **kwargs: 1 / 0)
+    video_files._listing.cache_clear()
+    with pytest.raises(SystemExit):
+        convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")
+    assert "ZeroDivisionError" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+
+
+def test_a_run_that_broke_off_in_a_bucket_reads_no_finished_video_again(root, local, buckets, tmp_path, capsys):
+    shutil.copytree(root, buckets / "mine" / "ego4d")
+    videos = {p.name for p in (buckets / "mine" / "ego4d" / "v2" / "video_540ss").iterdir()}
+    log = buckets / "opened"
+    publish, left = storage.publish, [10]
+
+    def breaks_off(path, target):
+        left[0] -= str(target).startswith("gs://")
+        if left[0] < 0:
+            raise OSError("no more")
+        publish(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "publish", breaks_off)
+        with pytest.raises(SystemExit):
+            convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")
+    first = [name for name in log.read_text().split() if name in videos]
+    log.write_text("")
+    convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")
+    second = [name for name in log.read_text().split() if name in videos]
+    assert content(buckets / "mine" / "clips") == local
+    assert len(set(first) & set(second)) <= 1  # the one that could not be put away
+    assert len(first) >= 3
+    assert set(first) | set(second) == videos
+
+
+def test_own_videos_in_a_bucket_are_named_with_or_without_suffix(root, buckets, tmp_path):
+    folder = buckets / "mine" / "videos"
+    folder.mkdir(parents=True)
+    source = sorted((root / "v2" / "video_540ss").iterdir())[0]
+    for name in ("a.mp4", "monday.mp4", "c.mp4", "c.mov"):
+        shutil.copy(source, folder / name)
+    (folder / "list.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:4,\n{source}\n#EXT-X-ENDLIST\n")
+    table = buckets / "mine" / "mine.csv"
+    rows = ["a,2.5,chops", "monday.mp4,3,stirs", "c,3,cuts", "gone,3,x", "../mine.csv,3,x", "list,3,x"]
+    table.write_text("video,time_s,text\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    own_videos.main(["--videos", "gs://mine/videos", "--narrations", "gs://mine/mine.csv", "--out", str(out),
+                     "--num_workers", "1", "--short_side", "32"])  # fmt: skip
+    told = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert sorted((row["video_uid"], row["reason"]) for row in told) == [
+        ("../mine.csv", "video name leads out of the folder"), ("c", "several files have this video name: write its suffix"),
+        ("gone", "video file is missing"), ("list.mp4", "video file is a playlist"),
+    ]  # fmt: skip
+    assert sum(split.num_clips for split in records.ClipsInfo.load(out).splits.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gs://mine/x", "gs:// needs gcsfs: pip install gcsfs"),
+        ("s3://mine/x", "s3:// needs s3fs: pip install s3fs"),
+        ("https://example.com/x", "'https://example.com/x' must be a local path, gs:// or s3://"),
+    ],
+)
+def test_an_address_that_cannot_be_opened_is_one_line(text, words, monkeypatch, capsys):
+    def lacks(scheme):
+        raise ImportError(scheme)
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lacks)
+    with pytest.raises(argparse.ArgumentTypeError, match=words):
+        storage.parse(text)
+    with pytest.raises(SystemExit) as ended:
+        ego4d.main(["--root", text, "--out", "x"])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_training_says_that_it_reads_no_bucket():
+    with pytest.raises(ValueError, match="gs://mine/clips is in a bucket: .* copy or mount it"):
+        records.ClipsInfo.load("gs://mine/clips")
+
+
+def test_half_an_upload_is_told(buckets, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"12345")
+    monkeypatch.setattr(bucket.Upload, "__exit__", lambda self, *args: self._path.write_bytes(b"123"))
+    with pytest.raises(OSError, match="gs://mine/file: 3 bytes of 5 arrived"):
+        storage.publish(tmp_path / "file", storage.as_path("gs://mine/file"))
+
+
+def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path):
+    dead, used, young = (tmp_path / f"mc3_jax-{name}" for name in ("dead", "used", "young"))
+    for folder in (dead, used, young):
+        folder.mkdir()
+        (folder / "video.mp4").touch()
+    for folder in (dead, used):
+        os.utime(folder, (0, 0))
+    descriptor = os.open(used, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with storage.scratch_folder(tmp_path) as mine:
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([used.name, young.name, mine.name])
+    os.close(descriptor)
+    assert not mine.exists()
+
+
+def test_a_local_file_is_synced_before_it_gets_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    storage.write(tmp_path / "file", b"123")
+    aside, *rest = calls
+    assert aside.startswith(f"{tmp_path}/.file.")
+    assert rest == ["replace", str(tmp_path)]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -224,7 +224,8 @@ def eval_batches(
     ends = np.cumsum(windows)
     num_rows = int(ends[-1])
     num_batches = -(-num_rows // batch_size)
-    read = functools.lru_cache(maxsize=num_threads if hop_samples else 0)(source.__getitem__)  # windows of a clip come in a row
+    # The windows of a clip come one after the other.
+    read = functools.lru_cache(maxsize=num_threads if hop_samples else 0)(source.__getitem__)
 
     def load(i: int) -> Batch:
         place = min(int(i), num_rows - 1)

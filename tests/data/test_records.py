@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="can't be read"):
         records.ClipsInfo.load(tmp_path)
     make_info(schema_version=99).dump(tmp_path)
-    with pytest.raises(ValueError, match="schema version 99, this code reads 2"):
+    with pytest.raises(ValueError, match="schema version 99, this code reads 3"):
         records.ClipsInfo.load(tmp_path)
     values = dataclasses.asdict(make_info())
     del values["splits"]

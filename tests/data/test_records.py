@@ -63,7 +63,8 @@ def test_sounds_may_be_shorter_or_longer_than_the_readers_window_up_to_a_limit(n
 def test_equal_clips_are_equal_bytes_and_every_field_changes_them():
     base = records.encode(make_clip())
     assert base == records.encode(make_clip())
-    for change in ({"label": 0}, {"class_id": 1}, {"fold": 1}, {"narration": "x"}, {"audio": np.zeros(4, np.int16)}, {"frames": [b"", b"", b""]}):
+    numbers = ({"label": 0}, {"class_id": 1}, {"fold": 1})
+    for change in (*numbers, {"narration": "x"}, {"audio": np.zeros(4, np.int16)}, {"frames": [b"", b"", b""]}):
         assert records.encode(make_clip(**change)) != base, change
 
 
@@ -159,7 +160,8 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
         (["splits", "train", "shards", 0, "video_clips"], [-1, 2]), (["splits", "train", "shards", 0, "video_clips"], None),
         (["splits", "train", "shards", 0], 5), (["splits", "train", "shards", 0, "clip_samples"], [4]),
         (["splits", "train", "shards", 0, "clip_samples"], None), (["max_samples"], -1), (["max_samples"], 9),
-        (["max_samples"], None), (["classes"], "abc"), (["num_intervals"], 0), (["short_side_px"], 0), (["canvas_px"], [0, 0]),
+        (["max_samples"], None), (["classes"], "abc"), (["num_intervals"], 0), (["short_side_px"], 0),
+        (["canvas_px"], [0, 0]),
     ],
 )  # fmt: skip
 def test_a_damaged_field_of_clips_json_is_one_line(tmp_path, path, value):

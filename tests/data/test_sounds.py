@@ -173,7 +173,7 @@ def test_a_reader_may_want_another_length_than_the_data_set_says(folder):
 def test_folds_are_read_alone_whole_and_from_any_split(folder):
     folds = [loader.ClipSource(folder, "train+validation", [fold]) for fold in (1, 2, 3)]
     found = [[source[i].clip_id for i in range(len(source))] for source in folds]
-    assert sorted(sum(found, [])) == [f"c{i:02d}" for i in range(11)]
+    assert sorted(clip_id for ids in found for clip_id in ids) == [f"c{i:02d}" for i in range(11)]
     for fold, source in enumerate(folds, 1):
         assert {source[i].fold for i in range(len(source))} == {fold}
         assert sum(source.video_clips) == len(source)

@@ -179,7 +179,11 @@ def _read_audio(container, windows: list[Window]) -> list[np.ndarray | None]:
     """Returns each window's audio, int16 mono at 16 kHz, None where the stream does not cover it."""
     stream = container.streams.audio[0]
     start_s, stop_s = min(w.start_s for w in windows) - _MARGIN_S, max(w.stop_s for w in windows) + _MARGIN_S
-    _seek(container, stream, start_s - 0.2)  # decoders need a packet or two before they are right
+    origin_s = _origin_s(container, stream)
+    try:
+        _seek(container, stream, origin_s + start_s - 0.2)  # decoders need a packet or two before they are right
+    except av.error.PermissionError:  # there is nothing before an MP3's first packet
+        _seek(container, stream, origin_s)
     resampler = av.AudioResampler(format="fltp")
     rate, pieces = 0, []
     for frame in container.decode(stream):
@@ -188,9 +192,10 @@ def _read_audio(container, windows: list[Window]) -> list[np.ndarray | None]:
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate:
             raise ValueError("the audio's sample rate changes")
-        if frame.time >= stop_s:
+        time_s = float(frame.time) - origin_s
+        if time_s >= stop_s:
             break
-        pieces += [(float(frame.time) * rate, part.to_ndarray().mean(axis=0)) for part in resampler.resample(frame)]
+        pieces += [(time_s * rate, part.to_ndarray().mean(axis=0)) for part in resampler.resample(frame)]
     if not pieces:
         return [None] * len(windows)
     begin = int(np.floor(start_s * rate))
@@ -199,6 +204,16 @@ def _read_audio(container, windows: list[Window]) -> list[np.ndarray | None]:
     if not np.isfinite(wave).all():
         raise ValueError("audio is not finite")
     return [resample_window(wave, covered, begin, rate, window) for window in windows]
+
+
+def _origin_s(container, stream) -> float:
+    """Returns the stamp at which a sound file begins, which for MP3 is the encoder's delay; 0 where there is a video.
+
+    A cover is no video.
+    """
+    if any(not other.disposition & av.stream.Disposition.attached_pic for other in container.streams.video):
+        return 0.0
+    return float((stream.start_time or 0) * stream.time_base)
 
 
 def resample_window(

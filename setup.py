@@ -47,7 +47,14 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "prep": ["apache-beam>=2.70", "av>=17", "opencv-python-headless>=4.10", "scipy>=1.14", "soxr>=1.0"],
+        "prep": [
+            "apache-beam>=2.70",
+            "av>=17",
+            "h5py>=3.12",
+            "opencv-python-headless>=4.10",
+            "scipy>=1.14",
+            "soxr>=1.0",
+        ],
         "test": [
             "beartype>=0.22",
             "pytest>=8",

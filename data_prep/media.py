@@ -36,11 +36,17 @@ _DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What to cut: an interval of the video and the times of its frames, seconds."""
+    """What to cut: an interval of the video and the times of its frames, seconds; without frames, of sound alone.
+
+    Attributes:
+      start_s, stop_s, frame_times_s: As above.
+      open_end: Whether the sound may end before `stop_s`; what there is of it is then cut.
+    """
 
     start_s: float
     stop_s: float
     frame_times_s: tuple[float, ...]
+    open_end: bool = False
 
 
 @dataclasses.dataclass
@@ -50,7 +56,7 @@ class Cut:
     Attributes:
       frames: JPEG files, one for each frame time.
       frame_times_us: When the frame shown at that time began, µs.
-      height, width: Of the JPEG files, px.
+      height, width: Of the JPEG files, px; 0 without frames.
       audio: int16 [samples] at 16 kHz.
     """
 
@@ -73,13 +79,13 @@ def num_samples(duration_s: float) -> int:
     return round(round(duration_s, 6) * SAMPLE_RATE_HZ)
 
 
-def probe_streams(path: pathlib.Path) -> str | None:
-    """Returns why a file can't give clips at all, or None."""
+def probe_streams(path: pathlib.Path, kinds: tuple[str, ...] = ("video", "audio")) -> str | None:
+    """Returns why a file can't give clips at all, or None; `kinds` are the streams that they need."""
     try:
         if not path.is_file():
             return "video file is missing"
         with av.open(str(path)) as container:
-            for kind in ("video", "audio"):
+            for kind in kinds:
                 streams = getattr(container.streams, kind)
                 if not streams:
                     return f"no {kind} stream"
@@ -96,18 +102,23 @@ def cut_windows(
     """Yields (index of the window, what was cut or why not), every window once; why is `reason` or `reason: detail`.
 
     Args:
-      path: Video file with a video and an audio stream; of several the first is taken.
+      path: Video file with a video and an audio stream, or for windows without frames with an audio stream; of several the
+        first is taken.
       windows: In any order.
       short_side_px: Frames are scaled so that their short side is this; never up.
       quality: Of the JPEG, 1 to 100.
     """
-    reason = probe_streams(path)
+    shown = any(window.frame_times_s for window in windows)
+    reason = probe_streams(path) if shown else probe_streams(path, ("audio",))
     if reason is not None:
         yield from ((i, reason) for i in range(len(windows)))
         return
     with av.open(str(path)) as pictures, av.open(str(path)) as sounds:
-        pictures.streams.video[0].codec_context.thread_count = 1  # all cores are at work on other videos
-        for context in (pictures.streams.video[0].codec_context, sounds.streams.audio[0].codec_context):
+        contexts = [sounds.streams.audio[0].codec_context]
+        if shown:
+            contexts.append(pictures.streams.video[0].codec_context)
+            contexts[-1].thread_count = 1  # all cores are at work on other videos
+        for context in contexts:
             context.options = {"err_detect": "explode"}  # without it, FFmpeg patches damage up and says nothing
         for run in runs(windows):
             cuts = _cut_run(pictures, sounds, [windows[i] for i in run], short_side_px, quality)
@@ -183,13 +194,14 @@ def _read_audio(container, windows: list[Window]) -> list[np.ndarray | None]:
     if not pieces:
         return [None] * len(windows)
     begin = int(np.floor(start_s * rate))
+    pieces = _mend_stamps(pieces, _JITTER_S * rate)
     wave, covered = _join(pieces, begin, int(np.ceil(stop_s * rate)), _JITTER_S * rate)
     if not np.isfinite(wave).all():
         raise ValueError("audio is not finite")
-    return [_resample(wave, covered, begin, rate, window) for window in windows]
+    return [resample_window(wave, covered, begin, rate, window) for window in windows]
 
 
-def _resample(
+def resample_window(
     wave: Float[np.ndarray, " n"], covered: np.ndarray, begin: int, rate: int, window: Window
 ) -> np.ndarray | None:
     """Returns a window's audio at 16 kHz, or None where samples of it lack.
@@ -202,6 +214,12 @@ def _resample(
     """
     first = int(np.floor((window.start_s + _TOLERANCE_S) * rate)) - begin
     last = int(np.ceil((window.stop_s - _TOLERANCE_S) * rate)) - begin
+    stop_s = window.stop_s
+    if window.open_end and not covered[first:last].all():
+        last = first + int(np.argmin(covered[first:last]))
+        stop_s = (begin + last) / rate
+        if last == first or covered[last:].any():  # none of it, or it goes on behind a hole
+            return None
     if window.start_s < 0 or not covered[first:last].all():
         return None
     # By itself and on the grid of 16 kHz, so that a clip's audio does not depend on what is decoded with it.
@@ -210,9 +228,24 @@ def _resample(
     right = int(np.ceil((window.stop_s + _MARGIN_S) * rate))
     resampled = soxr.resample(wave[left - begin : right - begin], rate, SAMPLE_RATE_HZ, quality="HQ")
     at = round(window.start_s * SAMPLE_RATE_HZ) - left * SAMPLE_RATE_HZ // rate
-    num = num_samples(window.stop_s - window.start_s)
+    num = max(num_samples(stop_s - window.start_s), 1)
     part = np.round(resampled[at : at + num] * 32768.0)
     return np.clip(part, -32768, 32767).astype(np.int16) if len(part) == num else None
+
+
+def _mend_stamps(pieces: list[tuple[float, np.ndarray]], jitter: float) -> list[tuple[float, np.ndarray]]:
+    """Returns the pieces, one that is off between two that follow on at the time between them.
+
+    FFmpeg stamps an Ogg page's first Vorbis packet some 10 ms late where long and short blocks meet. Behind sound that is
+    lost, no later stamp follows on.
+    """
+    mended = pieces[:1]
+    for i, (stamp, part) in enumerate(pieces[1:-1], 1):
+        due = mended[-1][0] + len(mended[-1][1])
+        if abs(stamp - due) > jitter and abs(pieces[i + 1][0] - due - len(part)) <= jitter:
+            stamp = due
+        mended.append((stamp, part))
+    return mended + pieces[max(len(mended), 1) :]
 
 
 def _join(
@@ -284,8 +317,10 @@ def _decode(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame]:
 
 def _read_frames(container, windows: list[Window], short_side_px: int, quality: int) -> list[tuple | str]:
     """Returns (JPEGs, times in µs, height, width) of each window, or why the stream does not give them."""
-    stream = container.streams.video[0]
     wanted = sorted({t for w in windows for t in w.frame_times_s})
+    if not wanted:
+        return [([], np.zeros(0, np.int64), 0, 0)] * len(windows)
+    stream = container.streams.video[0]
     frame_s = 1.0 / float(stream.average_rate or 30)
     shown: dict[float, tuple[bytes, int, int, int] | str] = {}
     position, begin_s = 0, None
@@ -312,7 +347,7 @@ def _read_frames(container, windows: list[Window], short_side_px: int, quality: 
         if reason is not None:
             out.append(reason)
             continue
-        jpegs, times_us, heights, widths = zip(*found, strict=True)
+        jpegs, times_us, heights, widths = zip(*found, strict=True) if found else ((), (), (0,), (0,))
         out.append((list(jpegs), np.array(times_us, np.int64), heights[0], widths[0]))
     return out
 

@@ -116,6 +116,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
     rejects = []
     with tempfile.TemporaryFile(dir=folder) as spool:
         places: dict[str, tuple[str, int, int]] = {}
+        samples: dict[str, int] = {}
         for item in task.items:
             for made in make_clips(item, settings):
                 if isinstance(made, Reject):
@@ -125,6 +126,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
                     raise ValueError(f"two clips have the id {made.clip_id}: ids must differ")
                 record = records.encode(made)
                 places[made.clip_id] = (made.video_uid, spool.tell(), len(record))
+                samples[made.clip_id] = len(made.audio)
                 spool.write(record)
                 counts["labelled"] += made.label != records.UNKNOWN
                 counts["positive"] += made.label == 1
@@ -142,6 +144,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
         "num_clips": len(places), "num_labelled": counts["labelled"], "num_positive": counts["positive"],
         "long_side_px": counts["long_side"], "bytes": path.stat().st_size, "sha256": _sha256(path),
         "video_clips": list(collections.Counter(places[clip_id][0] for clip_id in order).values()),
+        "clip_samples": [samples[clip_id] for clip_id in order],
         "rejects": sorted(rejects, key=lambda r: r["clip_id"]),
     }  # fmt: skip
     report_path = _report_path(task, folder, name)
@@ -255,8 +258,11 @@ def feature_spec(info: records.ClipsInfo) -> tfds.features.FeaturesDict:
     text = {key: tfds.features.Text() for key in ("clip_id", "video_uid", "narration", "source")}
     number = {
         key: tfds.features.Scalar(np.int64)
-        for key in ("time_us", "start_us", "stop_us", "frame_height", "frame_width", "verb_id", "noun_id", "label")
-    }
+        for key in (
+            "time_us", "start_us", "stop_us", "frame_height", "frame_width", "verb_id", "noun_id", "label", "class_id",
+            "fold",
+        )
+    }  # fmt: skip
     return tfds.features.FeaturesDict(
         {
             **text,
@@ -300,6 +306,8 @@ def finish(
     for split in records.SPLITS:
         mine = sorted((r for r in reports if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]
+        if not info.max_samples:  # all have `info.num_samples`
+            shards = [dataclasses.replace(shard, clip_samples=[]) for shard in shards]
         sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
         info.splits[split] = records.SplitInfo(*sums, shards)
     info.canvas_px = (info.short_side_px, max([r["long_side_px"] for r in reports] + [info.short_side_px]))

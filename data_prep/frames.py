@@ -72,7 +72,7 @@ class _Run:
         self._recent: dict[int, av.VideoFrame] = {}  # frames that may be wanted for later times
         self._stamp = -math.inf  # of the frame wanted last
         self._dirty = False  # whether the decoder holds anything
-        self._lenient_below = -math.inf
+        self._lenient = False  # whether what can't be decoded is skipped
         self._broken = ""  # why there is nothing before the next keyframe
 
     def waiting_s(self) -> list[float]:
@@ -132,13 +132,12 @@ class _Run:
     def _start(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
         """Lets the decoder begin with the first packet held, unless that does not give what is shown at `limit`."""
         yield from self.finish()
-        first = self._packets.queue[0] if self._packets.queue else None
-        if first is not None and first.is_keyframe and first.pts <= limit:
-            self._lenient_below = first.pts
-        elif self._broken:
+        first, *others = self._packets.queue or [None]
+        whole = first is not None and first.is_keyframe and first.pts <= limit
+        if self._broken and not whole:
             return
-        else:
-            self._lenient_below = math.inf
+        # Pictures that come after a keyframe but are shown before it may refer to what is before it (an open GOP).
+        self._lenient = not whole or any(packet.pts < first.pts for packet in others)
         self._broken, self._packets.gap = "", False
 
     def _decode(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -152,10 +151,9 @@ class _Run:
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
-            # Pictures that come after a keyframe but are shown before it may refer to what is before it (an open GOP).
-            if packet.pts < self._lenient_below:
-                return
-            raise
+            if not self._lenient:
+                raise
+            return
         yield from self._give(frames)
 
     def _give(self, frames) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -163,8 +161,7 @@ class _Run:
             if frame.pts is None:
                 raise _UnclearError
             frame.time_base = self._time_base  # PyAV does not know it of what a drained decoder gives
-            if self._lenient_below == math.inf:
-                self._lenient_below = frame.pts
+            self._lenient = False
             if frame.pts >= self._stamp or frame.pts in self._waiting:
                 self._recent[frame.pts] = frame
         for stamp in [stamp for stamp in self._waiting if stamp in self._recent]:

@@ -14,7 +14,7 @@ OUT_OF_MEMORY = "decoder ran out of memory"
 # What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps, rates or sizes.
 DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-# Their times go on from whatever clock there was; a player begins at 0 with the first packet.
+# Their times go on from whatever clock there was; a player begins at 0 with the first picture.
 _CLOCKED = ("mpegts", "mpeg")
 
 
@@ -57,7 +57,12 @@ def take(container, kind: str):
 
 def origin_s(container) -> float:
     """Returns the stream time that is 0 of the video, seconds."""
-    return (container.start_time or 0) / av.time_base if container.format.name in _CLOCKED else 0.0
+    if container.format.name not in _CLOCKED:
+        return 0.0
+    stream = choose(container, "video")
+    if stream is None or stream.start_time is None:
+        return (container.start_time or 0) / av.time_base
+    return float(stream.start_time * stream.time_base)
 
 
 def seek(container, stream, time_s: float) -> None:

@@ -15,7 +15,7 @@ RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEE
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:$\
 	glibc.malloc.top_pad=67108864
 
-.PHONY: demo demo-ci test test-slow lint clean install
+.PHONY: demo demo-ci test test-slow soak lint clean install
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ test: install
 # What takes gigabytes: checkpoints and precision at the paper's sizes.
 test-slow: install
 	$(PY) -m pytest -m slow
+
+# The seeded tests of damage at full length: 200 damaged media files and 200 mutated annotation rows.
+soak: install
+	$(PY) -m pytest --soak --timeout 3600 tests/data_prep/test_mutations.py
 
 lint: install
 	$(PY) -m ruff check .

@@ -45,11 +45,12 @@ setup(
         "transformers>=5",
     ],
     extras_require={
+        "bench": ["imageio-ffmpeg>=0.6"],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "prep": [
             "apache-beam>=2.70",
-            "av>=17",
+            "av>=18",
             "h5py>=3.12",
             "opencv-python-headless>=4.10",
             "scipy>=1.14",

@@ -32,6 +32,7 @@ COMMAND = (sys.executable, "-P", "-m", "data_prep.guard")
 # A busy machine or a slow disk may make the decoder wait for twice as long as it computes.
 _WALL_PER_CPU = 3.0
 MIN_MEMORY_MB = 128
+_MAX_CHILDREN = 8  # that a video may cost
 _LOOK_S = 0.02  # how often a decoder's memory is looked at
 # FFmpeg takes what the kernel refuses for damage or a busy machine, so the kernel's limit is the one behind: for what grows
 # faster than the parent looks, beyond what is reserved and never touched.
@@ -79,31 +80,32 @@ def cut_windows(
 ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
     """Yields what `media.cut_windows` yields, every window once, whatever the video does.
 
-    When the child dies, the windows that were answered stay. Those that were being decoded in one go have the reason; a new
-    child tries the others once, unless the time was over.
+    When the child dies, the windows that were answered stay. Those that were being cut have the reason: the next in the order
+    of `media.order` and those that begin before it ends. A new child goes on with the others, unless the time was over or
+    `_MAX_CHILDREN` died.
 
     Args:
       path, windows, short_side_px, quality: As there.
-      limits: Of each of the two tries.
+      limits: Of each child.
       hdf5: For sound from an HDF5 file, the name of the data set in it and its sample rate, Hz.
 
     Raises:
       ChildProcessError: No child starts.
     """
-    runs = list(media.runs(windows))
-    for may_retry in (True, False):
-        asked = [i for run in runs for i in run]
+    left = media.order(windows)
+    for died in range(1, _MAX_CHILDREN + 1):
+        asked = list(left)
         try:
             for k, cut in _ask(path, [windows[i] for i in asked], short_side_px, quality, limits, hdf5):
-                run = next(run for run in runs if asked[k] in run)
-                run.remove(asked[k])
+                left.remove(asked[k])
                 yield asked[k], cut
         except DecoderError as error:
-            runs = [run for run in runs if run]
-            lost = runs[:1] if may_retry and not isinstance(error, DecoderTimeoutError) else runs
-            runs = runs[len(lost) :]
-            yield from ((i, str(error)) for run in lost for i in run)
-        if not any(runs):
+            lost = list(left)
+            if died < _MAX_CHILDREN and not isinstance(error, DecoderTimeoutError):
+                lost = [i for i in left if windows[i].start_s < windows[left[0]].stop_s or i == left[0]]
+            left = [i for i in left if i not in lost]
+            yield from ((i, str(error)) for i in lost)
+        if not left:
             return
 
 

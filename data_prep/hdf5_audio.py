@@ -15,7 +15,7 @@ import numpy as np
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's word for: no filter is loaded from a file
 import h5py  # reads the variable when it is loaded
 
-from data_prep import media
+from data_prep import audio, media  # noqa: E402
 
 _MARGIN_S = 0.2  # beyond a window, more than its resampling reads
 _MAX_FLOAT = 2.0  # of a sound in [-1, 1] that was filtered; above, the samples are of another scale
@@ -86,7 +86,7 @@ def _cut(data: h5py.Dataset, window: media.Window, rate: int) -> media.Cut | str
         return "decoding failed: audio is not finite"
     if np.abs(wave).max(initial=0) > _MAX_FLOAT:
         return f"decoding failed: float samples up to {np.abs(wave).max():g}, not in [-1, 1]"
-    sound = media.resample_window(wave, covered, begin, rate, window)
+    sound = audio.resample_window(wave, covered, begin, rate, window)
     if sound is None:
         return "audio does not cover the clip"
     return media.Cut([], np.zeros(0, np.int64), 0, 0, sound)

@@ -18,6 +18,16 @@ from mc3_jax import train
 from tests import world
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="seeded mutations: 200 of each kind instead of 20")
+
+
+@pytest.fixture
+def num_mutations(request) -> int:
+    """How many damaged files or rows a test tries."""
+    return 200 if request.config.getoption("--soak") else 20
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A little SoundWorld's folder: clips and vocabulary."""

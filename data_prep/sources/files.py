@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from mc3_jax.data.records import UNKNOWN
 
+_CENTURY_S = 3.2e9  # records count µs in 64 bits
+
 
 def read_json(path: pathlib.Path):
     """Returns a JSON file's content.
@@ -84,7 +86,7 @@ def expect(value, kinds: type | tuple[type, ...], what: str):
 
 
 def seconds(value, where: str) -> float:
-    """Returns a time as a number of seconds, NaN for none at all: null, NaN or infinity.
+    """Returns a time as a number of seconds, NaN for none at all: null, NaN, infinity or more than a century.
 
     Raises:
       ValueError: It is no number.
@@ -93,7 +95,7 @@ def seconds(value, where: str) -> float:
         time_s = float("nan" if value is None else expect(value, (int, float, str), f"{where} must be seconds"))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{where} must be seconds, got {value!r:.60}") from error
-    return time_s if math.isfinite(time_s) else float("nan")
+    return time_s if abs(time_s) < _CENTURY_S else float("nan")
 
 
 def whole_number(value: str, where: str, *, least: int = 0, most: int) -> int:

@@ -1,0 +1,263 @@
+"""What strangers may hand us, at random: damaged media and annotation rows. No crash, no hang, no clip lost or made up.
+
+Twenty of each run with the tests, two hundred in `make soak`. Every case is a function of its number, which its name holds.
+"""
+
+import csv
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_prep import narrations
+from data_prep.sources import ego4dsounds, egoclip, narration_json, own_csv, sounding_labels
+from mc3_jax.data import records
+from tests import world
+from tests.data_prep import test_media
+from tests.data_prep.test_ego4d import Converted
+
+REAL = test_media.REAL
+TIMES_S = (0.6, 1.7, 2.8)  # of each video's narrations
+LIMIT_S = 900.0  # for two hundred videos on a busy machine; what hangs does so for ever
+INTACT = ("intact_1.mp4", "intact_2.mkv")
+WORDS = "#C C chops the onion"
+
+
+def flip_bits(data: bytearray, rng: np.random.Generator) -> None:
+    for at in rng.integers(len(data), size=int(10 ** rng.uniform(0, 3))):
+        data[at] ^= 1 << int(rng.integers(8))
+
+
+def truncate(data: bytearray, rng: np.random.Generator) -> None:
+    del data[int(rng.integers(len(data))) :]
+
+
+def remove_block(data: bytearray, rng: np.random.Generator) -> None:
+    at, size = rng.integers(len(data)), int(10 ** rng.uniform(0, 4))
+    del data[at : at + size]
+
+
+def blank_block(data: bytearray, rng: np.random.Generator) -> None:
+    at, size = int(rng.integers(len(data))), int(10 ** rng.uniform(1, 4.5))
+    data[at : at + size] = bytes([int(rng.choice([0, 255]))]) * len(data[at : at + size])
+
+
+def repeat_block(data: bytearray, rng: np.random.Generator) -> None:
+    start, at, size = int(rng.integers(len(data))), int(rng.integers(len(data))), int(10 ** rng.uniform(1, 4.5))
+    data[at:at] = data[start : start + size]
+
+
+def forge_number(data: bytearray, rng: np.random.Generator) -> None:
+    """Sizes, counts and durations stand at the file's ends, as big- or little-endian words."""
+    for _ in range(int(rng.integers(1, 6))):
+        at = int(rng.integers(min(4096, len(data)))) * int(rng.choice([1, -1])) % len(data)
+        word = int(rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x10000000])).to_bytes(4, "big")
+        data[at : at + 4] = word[: len(data[at : at + 4])]
+
+
+def shuffle_blocks(data: bytearray, rng: np.random.Generator) -> None:
+    cuts = np.sort(rng.integers(len(data), size=int(rng.integers(2, 9))))
+    parts = [bytes(part) for part in np.split(np.frombuffer(bytes(data), np.uint8), cuts)]
+    data[:] = b"".join(parts[i] for i in rng.permutation(len(parts)))
+
+
+MUTATIONS = (flip_bits, flip_bits, truncate, remove_block, blank_block, repeat_block, forge_number, shuffle_blocks)
+
+
+def originals(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns sound files of several containers and codecs, and the real ones where they are."""
+    folder.mkdir()
+    b_frames = {"preset": "veryfast", "g": "25", "bf": "3", "threads": "1"}
+    test_media.write(folder / "a.mp4", video_options=b_frames)
+    test_media.write(folder / "b.mkv", video_options=b_frames, rate=44100)
+    test_media.write(folder / "c.ts", video_options=b_frames)
+    test_media.write(folder / "d.webm", video="libvpx", audio="libopus", video_options={"deadline": "realtime"})
+    test_media.write(folder / "e.mov", video="mjpeg", audio="pcm_s16le", pixels="yuvj420p", video_options={"threads": "1"})
+    return sorted(folder.iterdir()) + sorted(path for path in REAL.glob("*.m*") if path.stat().st_size < 1 << 20)
+
+
+def mutate(path: pathlib.Path, to: pathlib.Path, case: int) -> None:
+    rng = np.random.default_rng([1, case])
+    data = bytearray(path.read_bytes())
+    for _ in range(int(rng.integers(1, 4))):
+        if data:
+            MUTATIONS[int(rng.integers(len(MUTATIONS)))](data, rng)
+    to.write_bytes(data)
+
+
+def convert(videos: pathlib.Path, table: pathlib.Path, out: pathlib.Path, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "data_prep.own_videos", "--videos", videos, "--narrations", table, "--out", out,
+               "--num_workers", "2", "--cpu_limit", "20", "2", "--memory_limit", "1024", *args]  # fmt: skip
+    return subprocess.run(
+        [str(part) for part in command], cwd=world.ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+
+
+def write_table(path: pathlib.Path, header: list[str], rows: list[list]) -> pathlib.Path:
+    with path.open("w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([header, *rows])
+    return path
+
+
+def test_damaged_videos_lose_their_own_clips_alone_and_every_clip_is_told(tmp_path, num_mutations):
+    sources, videos = originals(tmp_path / "originals"), tmp_path / "videos"
+    videos.mkdir()
+    shutil.copy(sources[0], videos / INTACT[0])
+    shutil.copy(sources[1], videos / INTACT[1])
+    for case in range(num_mutations):
+        source = sources[case % len(sources)]
+        mutate(source, videos / f"case_{case:03d}{source.suffix}", case)
+    names = sorted(path.name for path in videos.iterdir())
+    assert len(names) == num_mutations + len(INTACT)
+    rows = [[name, time_s, WORDS] for name in names for time_s in TIMES_S]
+    table = write_table(tmp_path / "table.csv", ["video", "time_s", "text"], rows)
+
+    done = convert(videos, table, tmp_path / "out", "--short_side", "64")
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = Converted(videos, tmp_path / "out")
+    told = [(clip.video_uid, clip.time_us) for clip in made.clips.values()]
+    told += [(row["video_uid"], int(row["clip_id"].rpartition("_")[2])) for row in made.rejected]
+    assert sorted(told) == sorted((name, round(time_s * 1e6)) for name, time_s, _ in rows)
+    assert all(row["reason"] for row in made.rejected)
+    damaged = [clip for clip in made.clips.values() if clip.video_uid not in INTACT]
+    assert damaged  # some of the damage is survived, some not, or the mutations are not what they should be
+    assert made.rejected
+    # What is damaged is never filled in: a clip of a damaged file has all its frames and samples, and verify reads them.
+    checked = world.run("data_prep.verify", tmp_path / "out")
+    assert checked.returncode == 0, checked.stdout
+    # Its neighbours' harm changes nothing for an intact file.
+    keep = write_table(tmp_path / "keep.csv", ["video", "time_s", "text"], [row for row in rows if row[0] in INTACT])
+    alone = convert(videos, keep, tmp_path / "alone", "--short_side", "64")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    expected = Converted(videos, tmp_path / "alone").clips
+    assert len(expected) == len(INTACT) * len(TIMES_S)
+    assert {uid: records.encode(made.clips[uid]) for uid in expected} == {
+        uid: records.encode(clip) for uid, clip in expected.items()
+    }
+
+
+# What may stand in a value: other types, no number, too long, no text at all, and what means something to a shell, a file
+# system, FFmpeg, a spreadsheet, a terminal or HTML.
+VALUES = (
+    "", " ", "nan", "NaN", "inf", "-inf", "-1", "1e308", "-1e308", "1e-320", "0x10", "1,5", "1_000", "９", "None", "null",
+    "[]", "[1", "[99999]", "[-1]", "{}", "true", "../outside.mp4", "/etc/passwd", "videos/../../outside.mp4", "..", ".", "/",
+    "a\x00b", "a\nb", "a\rb", "\t", '"', '""', "'", "a" * 5000, "🔪" * 300, "\u202etxt.4pm", "\x1b[2J", "é", "e\u0301",
+    "$(touch pwned)", "`touch pwned`", "; touch pwned", "| touch pwned", "&& touch pwned", "-i", "--out", "*", "?", "~",
+    "file:../outside.mp4", "concat:a.mp4|../outside.mp4", "http://localhost:1/a.mp4", "pipe:0", "subfile,,start,0,end,0,,:x",
+    "a.mp4", "CON", "%s%n", "{0}", "=1+1", "<script>alert(1)</script>", "\ufeff", "\ud800",
+)  # fmt: skip
+NUMBERS = (None, True, -1, 10**400, 1e308, float("nan"), float("inf"), [], {}, [["x"]])
+LAYOUTS = {
+    "own": ({"video": "a.mp4", "time_s": "1.0", "text": WORDS, "label": "1"}, ","),
+    "egoclip": (
+        {"video_uid": "a", "narration_source": "narration_pass_1", "narration_ind": "7", "narration_time": "1.0",
+         "clip_text": WORDS, "tag_verb": "[0]", "tag_noun": "[0]"}, "\t",
+    ),
+    "ego4dsounds": (
+        {"video_uid": "a", "narration_source": "narration_pass_1", "narration_ind": "7", "narration_time": "1.0",
+         "clip_text": WORDS, "tag_verb": "[]", "tag_noun": "[]", "positive": "1.0"}, "\t",
+    ),
+    "labels": (
+        {"video_uid": "a", "annotation_uid": "u", "narration_pass": "narration_pass_1", "timestamp_sec": "1.0",
+         "narration_text": WORDS, "vote_1": "1", "vote_2": "0", "vote_3": "1"}, ",",
+    ),
+    "json": ({"timestamp_sec": 1.0, "timestamp_frame": 30, "narration_text": WORDS, "annotation_uid": "u"}, ""),
+}  # fmt: skip
+TAXONOMY = narrations.Taxonomy(["chop"], {("chop",): 0})
+
+
+def read(layout: str, path: pathlib.Path, videos: pathlib.Path) -> list[narrations.Narration]:
+    match layout:
+        case "own":
+            return own_csv.read(path, videos)
+        case "egoclip":
+            return egoclip.read(path, TAXONOMY, TAXONOMY)
+        case "ego4dsounds":
+            return ego4dsounds.read(path, TAXONOMY, TAXONOMY)
+        case "labels":
+            return sounding_labels.read(path)
+    return narration_json.read(path)
+
+
+def write_rows(layout: str, path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
+    base, delimiter = LAYOUTS[layout]
+    if layout == "json":
+        uids = [str(row.get("video_uid", "a")) for row in rows]
+        videos = {uid: {"narration_pass_1": {"narrations": []}} for uid in uids}
+        for uid, row in zip(uids, rows, strict=True):
+            videos[uid]["narration_pass_1"]["narrations"].append(row)
+        path.write_text(json.dumps({"videos": videos}))
+        return path
+    with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as f:
+        writer = csv.DictWriter(f, base, delimiter=delimiter, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def mutated_row(layout: str, case: int) -> dict:
+    rng = np.random.default_rng([2, case])
+    base = dict(LAYOUTS[layout][0])
+    names = [*base, "video_uid"] if layout == "json" else list(base)
+    for name in rng.choice(names, size=int(rng.integers(1, 3)), replace=False):
+        values = VALUES + NUMBERS if layout == "json" else VALUES
+        base[str(name)] = values[int(rng.integers(len(values)))]
+    return base
+
+
+@pytest.fixture
+def videos(tmp_path) -> pathlib.Path:
+    """A folder with one video, and another outside it that no row may reach."""
+    folder = tmp_path / "root" / "videos"
+    folder.mkdir(parents=True)
+    test_media.write(folder / "a.mp4")
+    shutil.copy(folder / "a.mp4", tmp_path / "root" / "outside.mp4")
+    return folder
+
+
+def test_mutated_rows_are_read_or_refused_in_one_line_that_names_them(videos, tmp_path, num_mutations):
+    layouts, outcomes = sorted(LAYOUTS), {True: 0, False: 0}
+    for case in range(num_mutations):
+        layout = layouts[case % len(layouts)]
+        rows = [mutated_row(layout, case), dict(LAYOUTS[layout][0])]
+        path = write_rows(layout, tmp_path / f"case_{case:03d}.txt", rows)
+        try:
+            found, words = read(layout, path, videos), ""
+        except ValueError as error:
+            found, words = rows, str(error)
+        if words:
+            assert path.name in words, (case, words)
+            assert "row" in words or "JSON" in words, (case, words)
+        assert len(found) == len(rows), (case, rows[0])
+        outcomes[not words] += 1
+    assert min(outcomes.values()) > 0  # both occur, or the mutations are not what they should be
+    assert not list(pathlib.Path.cwd().glob("*pwned*"))
+
+
+def test_all_mutated_rows_that_can_be_read_become_clips_or_reasons_and_none_leaves_the_folder(
+    videos, tmp_path, num_mutations
+):
+    rows, cases = [], iter(range(10_000))
+    while len(rows) < num_mutations:
+        row = mutated_row("own", next(cases))
+        try:
+            own_csv.read(write_rows("own", tmp_path / "one.csv", [row]), videos)
+        except ValueError:
+            continue
+        rows.append(row)
+    rows.append({"video": "a.mp4", "time_s": "1.5", "text": "a row that is right", "label": "0"})
+    table = write_rows("own", tmp_path / "all.csv", rows)
+    done = convert(videos, table, tmp_path / "root" / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = Converted(videos, tmp_path / "root" / "out")
+    assert done.stdout.startswith(f"{len(rows)} annotations: ")
+    assert len(made.clips) + len(made.rejected) == len(rows)
+    assert {clip.video_uid for clip in made.clips.values()} == {"a.mp4"}
+    assert "a row that is right" in {clip.narration for clip in made.clips.values()}
+    assert not [path for path in tmp_path.rglob("*pwned*")]
+    assert not list(world.ROOT.glob("*pwned*"))
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["out", "outside.mp4", "videos"]

@@ -14,8 +14,9 @@ OUT_OF_MEMORY = "decoder ran out of memory"
 # What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps, rates or sizes.
 DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-# Their times go on from whatever clock there was; a player begins at 0 with the first picture.
-_CLOCKED = ("mpegts", "mpeg")
+# Their times go on from whatever clock there was, an MP3's from its encoder's delay; a player begins at 0 with the first
+# picture or sound.
+_CLOCKED = ("mp3", "mpegts", "mpeg")
 
 
 def choose(container, kind: str):

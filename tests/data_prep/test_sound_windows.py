@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import guard, media
+from data_prep import audio, guard, media
 from tests.data_prep import test_media
 
 SECONDS = 9.003
@@ -93,14 +93,14 @@ def test_a_file_without_pictures_gives_no_frames_and_a_video_gives_sound_with_an
 def test_one_stamp_that_is_off_is_mended_and_lost_sound_is_not():
     part = np.zeros(100, np.float32)
     late = [(0.0, part), (100.0, part), (648.0, part), (300.0, part), (400.0, part)]
-    assert [stamp for stamp, _ in media._mend_stamps(late, 10.0)] == [0.0, 100.0, 200.0, 300.0, 400.0]
+    assert [stamp for stamp, _ in audio._mend_stamps(late, 10.0)] == [0.0, 100.0, 200.0, 300.0, 400.0]
     for stamps in ([0.0, 100.0, 648.0, 748.0, 848.0], [0.0, 100.0, 400.0], [0.0, 104.0, 200.0], [5.0], []):
         pieces = [(stamp, part) for stamp in stamps]
-        assert [stamp for stamp, _ in media._mend_stamps(pieces, 10.0)] == stamps
+        assert [stamp for stamp, _ in audio._mend_stamps(pieces, 10.0)] == stamps
 
 
 @pytest.mark.parametrize(
-    ("window", "audio", "good"),
+    ("window", "size", "good"),
     [
         (media.Window(0.0, 1.0, ()), 32_000, True), (media.Window(0.0, 1.0, ()), 31_998, False),
         (media.Window(0.0, 1.0, (), open_end=True), 2, True), (media.Window(0.0, 1.0, (), open_end=True), 32_000, True),
@@ -108,8 +108,8 @@ def test_one_stamp_that_is_off_is_mended_and_lost_sound_is_not():
         (media.Window(0.0, 1.0, (), open_end=True), 32_002, False),
     ],
 )  # fmt: skip
-def test_an_answer_about_sound_is_bounded_by_its_window(window, audio, good):
-    answer = {"index": 0, "jpegs": [], "times_us": [], "height": 0, "width": 0, "audio": audio}
+def test_an_answer_about_sound_is_bounded_by_its_window(window, size, good):
+    answer = {"index": 0, "jpegs": [], "times_us": [], "height": 0, "width": 0, "audio": size}
     if good:
         assert guard.check_answer(json.dumps(answer).encode(), [window]) == answer
         with pytest.raises(ValueError, match="height is '2', not from 0 to 0"):

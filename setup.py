@@ -45,13 +45,15 @@ setup(
         "transformers>=5",
     ],
     extras_require={
+        "bench": ["imageio-ffmpeg>=0.6"],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "prep": [
             "apache-beam>=2.70",
-            "av>=17",
+            "av>=18",
             "etils[epath]>=1.12",
             "fsspec>=2025.3",
+            "h5py>=3.12",
             "opencv-python-headless>=4.10",
             "scipy>=1.14",
             "soxr>=1.0",

@@ -30,10 +30,6 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     add = parser.add_argument
     add("--out", required=True, type=storage.parse, help="folder of the data set to write; gs:// and s3:// too")
     add("--name", default=name, help="name of the data set; shard files begin with it")
-    add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip, one frame of each is used")
-    add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one")
-    add("--short_side", type=int, default=256, help="of the stored frames, px")
-    add("--jpeg_quality", type=int, default=90)
     add(
         "--num_shards", type=int, default=0,
         help=f"over all splits; 0 means one per {_SHARD_CLIPS} clips, at least {_MIN_SHARDS}",
@@ -57,6 +53,30 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     )  # fmt: skip
 
 
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of clips that hold pictures."""
+    add = parser.add_argument
+    add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip, one frame of each is used")
+    add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one")
+    add("--short_side", type=int, default=256, help="of the stored frames, px")
+    add("--jpeg_quality", type=int, default=90)
+
+
+def check_picture_options(args: argparse.Namespace) -> None:
+    """Checks the options of `add_picture_options`.
+
+    Raises:
+      ValueError: One of them is wrong.
+    """
+    for name in ("num_intervals", "num_candidates"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.short_side < 16 or args.short_side % 2:
+        raise ValueError(f"--short_side must be even and at least 16, got {args.short_side}")
+    if not 1 <= args.jpeg_quality <= 100:
+        raise ValueError(f"--jpeg_quality must be from 1 to 100, got {args.jpeg_quality}")
+
+
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
     """Checks the options of `add_options` and that all others are Beam's.
 
@@ -65,13 +85,9 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
     """
     if beam_args and not any(arg.split("=")[0] == "--runner" for arg in beam_args):
         raise ValueError(f"unknown option(s) {' '.join(beam_args)}; Beam's own are taken together with --runner only")
-    for name, least in (("num_intervals", 1), ("num_candidates", 1), ("num_shards", 0), ("num_workers", 0)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if args.short_side < 16 or args.short_side % 2:
-        raise ValueError(f"--short_side must be even and at least 16, got {args.short_side}")
-    if not 1 <= args.jpeg_quality <= 100:
-        raise ValueError(f"--jpeg_quality must be from 1 to 100, got {args.jpeg_quality}")
+    for name in ("num_shards", "num_workers"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} must be at least 0, got {getattr(args, name)}")
     if not (0 < args.cpu_limit[0] <= _MAX_LIMIT_S and 0 <= args.cpu_limit[1] <= _MAX_LIMIT_S):
         raise ValueError(
             f"--cpu_limit must be seconds above 0 and at least 0, each at most {_MAX_LIMIT_S}, got {tuple(args.cpu_limit)}"

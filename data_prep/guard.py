@@ -32,6 +32,7 @@ COMMAND = (sys.executable, "-P", "-m", "data_prep.guard")
 # A busy machine or a slow disk may make the decoder wait for twice as long as it computes.
 _WALL_PER_CPU = 3.0
 MIN_MEMORY_MB = 128
+_MAX_CHILDREN = 8  # that a video may cost
 _LOOK_S = 0.02  # how often a decoder's memory is looked at
 # FFmpeg takes what the kernel refuses for damage or a busy machine, so the kernel's limit is the one behind: for what grows
 # faster than the parent looks, beyond what is reserved and never touched.
@@ -75,42 +76,44 @@ class DecoderTimeoutError(DecoderError):
 
 def cut_windows(
     path: str | pathlib.Path, windows: list[media.Window], *, short_side_px: int, quality: int = 90,
-    limits: Limits,
+    limits: Limits, hdf5: tuple[str, int] | None = None,
 ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
     """Yields what `media.cut_windows` yields, every window once, whatever the video does.
 
-    When the child dies, the windows that were answered stay. Those that were being decoded in one go have the reason; a new
-    child tries the others once, unless the time was over.
+    When the child dies, the windows that were answered stay. Those that were being cut have the reason: the next in the order
+    of `media.order` and those that begin before it ends. A new child goes on with the others, unless the time was over or
+    `_MAX_CHILDREN` died.
 
     Args:
       path, windows, short_side_px, quality: As there.
-      limits: Of each of the two tries.
+      limits: Of each child.
+      hdf5: For sound from an HDF5 file, the name of the data set in it and its sample rate, Hz.
 
     Raises:
       ChildProcessError: No child starts.
     """
-    runs = list(media.runs(windows))
-    for may_retry in (True, False):
-        asked = [i for run in runs for i in run]
+    left = media.order(windows)
+    for died in range(1, _MAX_CHILDREN + 1):
+        asked = list(left)
         try:
-            for k, cut in _ask(path, [windows[i] for i in asked], short_side_px, quality, limits):
-                run = next(run for run in runs if asked[k] in run)
-                run.remove(asked[k])
+            for k, cut in _ask(path, [windows[i] for i in asked], short_side_px, quality, limits, hdf5):
+                left.remove(asked[k])
                 yield asked[k], cut
         except DecoderError as error:
-            runs = [run for run in runs if run]
-            lost = runs[:1] if may_retry and not isinstance(error, DecoderTimeoutError) else runs
-            runs = runs[len(lost) :]
-            yield from ((i, str(error)) for run in lost for i in run)
-        if not any(runs):
+            lost = list(left)
+            if died < _MAX_CHILDREN and not isinstance(error, DecoderTimeoutError):
+                lost = [i for i in left if windows[i].start_s < windows[left[0]].stop_s or i == left[0]]
+            left = [i for i in left if i not in lost]
+            yield from ((i, str(error)) for i in lost)
+        if not left:
             return
 
 
-def _ask(path, windows, short_side_px, quality, limits) -> Iterator[tuple[int, media.Cut | str]]:
+def _ask(path, windows, short_side_px, quality, limits, hdf5) -> Iterator[tuple[int, media.Cut | str]]:
     """Yields the answers of this process's child, which lives on if they were good, else is no more."""
     decoder = _take()
     try:
-        yield from decoder.cut(path, windows, short_side_px, quality, limits)
+        yield from decoder.cut(path, windows, short_side_px, quality, limits, hdf5)
         _idle.append(decoder)
         decoder = None
     finally:  # also where whoever wanted the answers wants no more
@@ -189,8 +192,9 @@ class Decoder:
             file.close()
 
     def cut(
-        self, path: str | pathlib.Path, windows: list[media.Window], short_side_px: int, quality: int, limits: Limits
-    ) -> Iterator[tuple[int, media.Cut | str]]:
+        self, path: str | pathlib.Path, windows: list[media.Window], short_side_px: int, quality: int, limits: Limits,
+        hdf5: tuple[str, int] | None = None,
+    ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
         """Yields (index of the window, what was cut or why not), every window once.
 
         Raises:
@@ -200,7 +204,7 @@ class Decoder:
         self._left_s = self._wall_s = _WALL_PER_CPU * self._cpu_s
         request = {
             "path": str(path), "windows": [dataclasses.astuple(w) for w in windows], "short_side_px": short_side_px,
-            "quality": quality, "cpu_s": self._cpu_s, "memory_mb": limits.memory_mb,
+            "quality": quality, "cpu_s": self._cpu_s, "memory_mb": limits.memory_mb, "hdf5": hdf5,
         }  # fmt: skip
         self._write(json.dumps(request).encode() + b"\n")
         open_windows = set(range(len(windows)))
@@ -329,8 +333,12 @@ def check_answer(line: bytes, windows: list[media.Window]) -> dict:
         lists[key] = [_number({key: n}, key, 1 if key == "jpegs" else -most, most) for n in numbers]
     if sum(lists["jpegs"]) > _MAX_CLIP_BYTES:
         raise ValueError(f"{sum(lists['jpegs'])} bytes of jpegs")
-    sides = {key: _number(answer, key, 1, _MAX_SIDE_PX) for key in ("height", "width")}
-    return {"index": index, **lists, **sides, "audio": _number(answer, "audio", 2 * samples, 2 * samples)}
+    least, most = (1, _MAX_SIDE_PX) if window.frame_times_s else (0, 0)
+    sides = {key: _number(answer, key, least, most) for key in ("height", "width")}
+    size = _number(answer, "audio", 2 if window.open_end else 2 * samples, 2 * samples)
+    if size % 2:
+        raise ValueError(f"audio is {size} bytes of int16")
+    return {"index": index, **lists, **sides, "audio": size}
 
 
 def _printable(words: str) -> str:
@@ -382,10 +390,15 @@ def _answer(request: dict, replies) -> None:
         (resource.RLIMIT_DATA, request["memory_mb"] + _RESERVED_MB << 20),
     ):
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
-    windows = [media.Window(start, stop, tuple(times)) for start, stop, times in request["windows"]]
-    for i, cut in media.cut_windows(
-        pathlib.Path(request["path"]), windows, short_side_px=request["short_side_px"], quality=request["quality"]
-    ):
+    windows = [media.Window(start, stop, tuple(times), open_end) for start, stop, times, open_end in request["windows"]]
+    path = pathlib.Path(request["path"])
+    if request["hdf5"]:
+        from data_prep import hdf5_audio  # no other child needs h5py
+
+        cuts = hdf5_audio.cut_windows(path, windows, *request["hdf5"])
+    else:
+        cuts = media.cut_windows(path, windows, short_side_px=request["short_side_px"], quality=request["quality"])
+    for i, cut in cuts:
         if isinstance(cut, str):
             _reply(replies, {"index": i, "reason": cut})
             continue

@@ -20,6 +20,7 @@ _MAX_WINDOW_S = 60.0  # a shard's spool and a batch would burst long before
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Adds the options of narrated clips and those of all clips; `name` is the data set's default."""
     command.add_options(parser, name)
+    command.add_picture_options(parser)
     add = parser.add_argument
     add("--clean_text", action="store_true", help="store narrations without tags (#C C, #unsure) and spare white space")
     add(
@@ -34,6 +35,7 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
       ValueError: One of them is wrong or unknown.
     """
     command.check_options(args, beam_args)
+    command.check_picture_options(args)
     if not (min(args.window) >= 0 and 0 < sum(args.window) <= _MAX_WINDOW_S):
         raise ValueError(
             f"--window must not be negative, empty or longer than {_MAX_WINDOW_S:g} s, got {tuple(args.window)}"

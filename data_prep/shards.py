@@ -162,20 +162,27 @@ def _summary(task: ShardTask, file: str, made: list[pieces.Piece]) -> dict:
         raise ValueError(
             f"{file}: {task.num_annotations} annotations came in, {len(clips)} clips and {len(rejects)} rejects came out"
         )
+    in_order = sorted(clips, key=_place)
     return {
         "schema_version": records.SCHEMA_VERSION, "split": task.split, "index": task.index, "file": file,
         "num_clips": len(clips), "num_labelled": sum(clip["label"] != records.UNKNOWN for clip in clips),
         "num_positive": sum(clip["label"] == 1 for clip in clips),
         "long_side_px": max((clip["long_side_px"] for clip in clips), default=0),
-        "video_clips": list(collections.Counter(sorted(clip["video_uid"] for clip in clips)).values()),
+        "video_clips": list(collections.Counter(clip["video_uid"] for clip in in_order).values()),
+        "clip_samples": [clip["samples"] for clip in in_order],
         "rejects": sorted(rejects, key=lambda r: r["clip_id"]),
     }  # fmt: skip
+
+
+def _place(clip: dict) -> tuple[str, str]:
+    """Returns what a shard's clips are in order of."""
+    return clip["video_uid"], clip["clip_id"]
 
 
 def _join(made: list[pieces.Piece], path: pathlib.Path) -> None:
     """Writes the records of all pieces into one ArrayRecord file, in the order of videos and clip ids."""
     order = sorted(
-        (clip["video_uid"], clip["clip_id"], number, clip["start"], clip["length"])
+        (*_place(clip), number, clip["start"], clip["length"])
         for number, piece in enumerate(made) for clip in piece.clips
     )  # fmt: skip
     writer = ArrayRecordWriter(str(path), "group_size:1")
@@ -217,14 +224,17 @@ def feature_spec(info: records.ClipsInfo) -> tfds.features.FeaturesDict:
     text = {key: tfds.features.Text() for key in ("clip_id", "video_uid", "narration", "source")}
     number = {
         key: tfds.features.Scalar(np.int64)
-        for key in ("time_us", "start_us", "stop_us", "frame_height", "frame_width", "verb_id", "noun_id", "label")
-    }
+        for key in (
+            "time_us", "start_us", "stop_us", "frame_height", "frame_width", "verb_id", "noun_id", "label", "class_id",
+            "fold",
+        )
+    }  # fmt: skip
     return tfds.features.FeaturesDict(
         {
             **text,
             **number,
-            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg"), length=num_frames),
-            "frame_times_us": tfds.features.Sequence(np.int64, length=num_frames),
+            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg"), length=num_frames or None),
+            "frame_times_us": tfds.features.Sequence(np.int64, length=num_frames or None),
             "audio": tfds.features.Text(),  # bytes: little-endian int16
         }
     )
@@ -270,6 +280,8 @@ def finish(
     for split in records.SPLITS:
         mine = sorted((r for r in slim if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]
+        if not info.max_samples:  # all have `info.num_samples`
+            shards = [dataclasses.replace(shard, clip_samples=[]) for shard in shards]
         sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
         info.splits[split] = records.SplitInfo(*sums, shards)
     info.canvas_px = (info.short_side_px, max([r["long_side_px"] for r in slim] + [info.short_side_px]))

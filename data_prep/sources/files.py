@@ -99,6 +99,18 @@ def seconds(value, where: str) -> float:
     return time_s if abs(time_s) < _CENTURY_S else float("nan")
 
 
+def whole_number(value: str, where: str, *, least: int = 0, most: int) -> int:
+    """Returns a whole number of decimal digits.
+
+    Raises:
+      ValueError: It is none, or not from `least` to `most`.
+    """
+    digits = value.strip()
+    if digits.isascii() and digits.isdigit() and len(digits) < 16 and least <= int(digits) <= most:
+        return int(digits)
+    raise ValueError(f"{where} must be a whole number from {least} to {most}, got {value!r:.60}")
+
+
 def label(value: str, where: str) -> int:
     """Returns 1 or 0, however many decimals they have, or -1 where there is no value.
 

@@ -20,64 +20,89 @@ Batch = dict[str, np.ndarray]
 
 # More samples than any run reads: grain's indices are 64 bit, and it multiplies some of them by the batch size.
 _ENDLESS = 1 << 48
+_NUMBERS = ("label", "verb_id", "noun_id", "class_id", "fold")  # of a clip, handed along in evaluation
 
 
 class ClipSource:
-    """Random access to the clips of a split.
+    """Random access to the clips of a split, or of some folds of it.
 
     Attributes:
       info: What `clips.json` says.
       split: Name.
       video_clips: Clips of each video, in the order of the clips.
+      clip_samples: Audio samples of each clip.
+      pictures: Whether batches hold them.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str):
+    def __init__(self, folder: str | os.PathLike, split: str, folds: Sequence[int] = (), *, pictures: bool = True):
         """Opens a split.
+
+        Args:
+          folder: Of the data set.
+          split: Name; of several joined by "+" the clips come one after the other.
+          folds: Those whose clips count; none means all. To tell a clip's fold its record is read.
+          pictures: Whether they are wanted.
 
         Raises:
           ValueError: No such data, split or shards; see `records.ClipsInfo`. Or the shards hold another number of clips
-            than `clips.json` says.
+            than `clips.json` says, or the folds none.
         """
         self.info = records.ClipsInfo.load(folder)
         self.split = split
-        paths = self.info.shard_paths(folder, split)
+        self.pictures = pictures
+        names = split.split("+")
+        paths = [path for name in names for path in self.info.shard_paths(folder, name)]
         self._records = grain.ArrayRecordDataSource(paths)
-        self.video_clips = [count for shard in self.info.splits[split].shards for count in shard.video_clips]
-        expected = self.info.splits[split].num_clips
+        counts = [count for name in names for shard in self.info.splits[name].shards for count in shard.video_clips]
+        expected = sum(self.info.splits[name].num_clips for name in names)
         if len(self._records) != expected:
             # The raw reader takes a truncated shard for an empty one.
             raise ValueError(
                 f"{folder}: the shards of split {split!r} hold {len(self._records)} clips, {records.CLIPS_FILE} says "
                 f"{expected}: a shard is damaged; convert again"
             )
-        if sum(self.video_clips) != expected:
+        if sum(counts) != expected:
             raise ValueError(
-                f"{folder}: by {records.CLIPS_FILE} the videos of split {split!r} have {sum(self.video_clips)} clips, its "
+                f"{folder}: by {records.CLIPS_FILE} the videos of split {split!r} have {sum(counts)} clips, its "
                 f"shards {expected}: convert again"
             )
+        self._places = np.arange(expected)
+        if folds:
+            found = np.array([records.decode(self._records[i]).fold for i in range(expected)])
+            self._places = np.flatnonzero(np.isin(found, folds))
+            if len(self._places) == 0:
+                told = sorted({int(fold) for fold in found})
+                raise ValueError(f"{folder}: split {split!r} has no clip of the fold(s) {list(folds)}, only {told}")
+            video = np.repeat(np.arange(len(counts)), counts)[self._places]
+            counts = [int(count) for count in np.bincount(video) if count]
+        self.video_clips = counts
+        self.clip_samples = np.concatenate([self.info.clip_samples(name) for name in names])[self._places]
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> records.Clip:
-        return records.decode(self._records[index])
+        return records.decode(self._records[int(self._places[index])])
 
 
-def open_split(folder: str | os.PathLike, split: str, num_frames: int) -> ClipSource:
+def open_split(folder: str | os.PathLike, split: str, num_frames: int, folds: Sequence[int] = ()) -> ClipSource:
     """Returns a split whose clips have as many frames as the model takes.
 
     Args:
       folder: Of the data set.
-      split: "train", "validation" or "test".
-      num_frames: `config.model.video.num_frames`.
+      split: "train", "validation" or "test", or several joined by "+".
+      num_frames: `config.model.video.num_frames`; 0 where no pictures are wanted, whether there are any or not.
+      folds: Those whose clips count; none means all.
 
     Raises:
-      ValueError: The data can't be read, are empty or were built for another frame count.
+      ValueError: The data can't be read, are empty, hold no pictures or were built for another frame count.
     """
     if not folder:
         raise ValueError("config.data.dir is empty: name the folder made by `python -m data_prep.ego4d`")
-    source = ClipSource(folder, split)
-    if source.info.num_intervals != num_frames:
+    source = ClipSource(folder, split, folds, pictures=num_frames > 0)
+    if num_frames and source.info.num_intervals == 0:
+        raise ValueError(f"{folder} holds sounds without pictures but {num_frames} frames per clip are wanted")
+    if num_frames and source.info.num_intervals != num_frames:
         raise ValueError(
             f"{folder} was built with {source.info.num_intervals} frame intervals per clip but "
             f"config.model.video.num_frames is {num_frames}: set it, or convert with --num_intervals {num_frames}"
@@ -114,6 +139,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     clips_per_video: int = 1,
+    num_samples: int | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -126,16 +152,18 @@ def train_batches(
       source: Training split.
       tokenize: Text to ids and mask.
       batch_size: Global; a multiple of `process_count`.
-      seed: Of order and choice of frames.
+      seed: Of order, choice of frames and crop of the sound.
       clips_per_video: See `epoch_order`.
+      num_samples: Of the audio, a random crop where a clip's is longer; None is the data set's `num_samples`.
       start_step: First step.
       process_index, process_count: Which rows.
       num_threads: That read and decode.
       prefetch: Batches read ahead.
 
     Yields:
-      `audio` int16 [b, samples], `video` uint8 [b, t, h, w, 3], `video_size` int32 [b, 2], `text_ids`, `text_mask`
-      int32 [b, l], `row` int32 [b].
+      `audio` int16 [b, samples], of which `audio_length` int32 [b] from sample `audio_start` int32 [b] of the clip on are
+      sound and the rest zeros, `text_ids`, `text_mask` int32 [b, l], `row` int32 [b]. Where pictures are wanted, `video`
+      uint8 [b, t, h, w, 3], `video_size` int32 [b, 2]. Where the data set has classes, `class_id` int32 [b].
     """
     local = batch_size // process_count
     rows = (process_index * local + np.arange(local)).astype(np.int32)
@@ -148,7 +176,10 @@ def train_batches(
         epoch, place = divmod(int(sample), len(source))
         clip = source[int(order(epoch)[place])]
         rng = np.random.default_rng([seed, epoch, 1 + place])  # a 0 at the end would be the stream of the epoch's order
-        return transforms.make_sample(clip, source.info, tokenize, rng)
+        sample = transforms.make_sample(
+            clip, source.info, tokenize, rng, pictures=source.pictures, num_samples=num_samples
+        )
+        return sample | ({"class_id": np.int32(clip.class_id)} if source.info.classes else {})
 
     dataset = grain.MapDataset.range(_ENDLESS).map(load)
     dataset = dataset.batch(local)[start_step * process_count + process_index :: process_count]
@@ -161,6 +192,8 @@ def eval_batches(
     tokenize: Tokenize,
     *,
     batch_size: int,
+    num_samples: int | None = None,
+    hop_samples: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 16,
@@ -170,21 +203,49 @@ def eval_batches(
 
     Args:
       source: Any split.
+      num_samples: Of the audio, the middle of a longer one; None is the data set's `num_samples`.
+      hop_samples: Instead of the middle, all windows of `transforms.audio_windows` with this hop, a row each.
       tokenize, batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
 
     Yields:
-      As `train_batches`, and `index` int32 [b] in the split, `label`, `verb_id`, `noun_id` int32 [b], `valid` bool [b].
+      As `train_batches`, and `index` int32 [b] in the split, `label`, `verb_id`, `noun_id`, `class_id`, `fold` int32 [b],
+      `valid` bool [b].
+
+    Raises:
+      ValueError: The hop is below 1.
     """
+    if hop_samples is not None and hop_samples < 1:
+        raise ValueError(f"hop_samples must be at least 1, got {hop_samples}")
     local = batch_size // process_count
-    num_batches = -(-len(source) // batch_size)
+    size = source.info.num_samples if num_samples is None else num_samples
+    windows = np.ones(len(source), np.int64)
+    if hop_samples is not None:
+        windows = transforms.num_windows(source.clip_samples, size, hop_samples)
+    ends = np.cumsum(windows)
+    num_rows = int(windows.sum())
+    num_batches = -(-num_rows // batch_size)
+    # The windows of a clip come one after the other.
+    read = functools.lru_cache(maxsize=num_threads if hop_samples else 0)(source.__getitem__)
 
     def load(i: int) -> Batch:
-        index = min(int(i), len(source) - 1)
-        clip = source[index]
-        sample = transforms.make_sample(clip, source.info, tokenize, None)
-        numbers = {"index": index, "label": clip.label, "verb_id": clip.verb_id, "noun_id": clip.noun_id}
+        place = min(int(i), num_rows - 1)
+        index = int(np.searchsorted(ends, place, side="right"))
+        clip = read(index)
+        start = None
+        if hop_samples is not None:
+            if len(clip.audio) != source.clip_samples[index]:
+                raise ValueError(
+                    f"clip {clip.clip_id} holds {len(clip.audio)} samples, {records.CLIPS_FILE} counts "
+                    f"{source.clip_samples[index]}: convert again"
+                )
+            starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
+            start = int(starts[place - ends[index] + windows[index]])
+        sample = transforms.make_sample(
+            clip, source.info, tokenize, None, pictures=source.pictures, num_samples=size, audio_start=start
+        )
+        numbers = {"index": index} | {name: getattr(clip, name) for name in _NUMBERS}
         sample |= {name: np.int32(value) for name, value in numbers.items()}
-        return sample | {"row": np.int32(i % batch_size), "valid": np.bool_(i < len(source))}
+        return sample | {"row": np.int32(i % batch_size), "valid": np.bool_(i < num_rows)}
 
     dataset = grain.MapDataset.range(num_batches * batch_size).map(load)
     dataset = dataset.batch(local)[process_index::process_count]

@@ -15,31 +15,34 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from jaxtyping import Int64
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CLIPS_FILE = "clips.json"
 REJECTED_FILE = "rejected.jsonl"  # what gave no clip, and why
 SAMPLE_RATE_HZ = 16_000
 SPLITS = ("train", "validation", "test")
-UNKNOWN = -1  # verb_id, noun_id and label where nobody knows
+UNKNOWN = -1  # verb_id, noun_id, label, class_id and fold where nobody knows
 
 
 @dataclasses.dataclass
 class Clip:
-    """A narrated moment: what is seen, heard and said around it.
+    """A narrated moment: what is seen, heard and said around it. Or a sound, with or without pictures.
 
     Attributes:
       clip_id: Unique in the data set.
       video_uid: Of the video it was cut from.
-      narration: Raw text, tags such as "#C C" included.
+      narration: Raw text, tags such as "#C C" included; of a sound what it is called, "" where nobody says.
       source: Where the narration came from, e.g. "narration_pass_1".
-      time_us, start_us, stop_us: The narration's moment and the window [start, stop) around it, in µs of the video.
+      time_us, start_us, stop_us: The narration's moment and the window [start, stop) around it, in µs of the video; a
+        sound's moment is its start.
       frames: T * C JPEG files, interval-major: candidate c of interval t is `frames[t * C + c]`. The candidate in the
-        middle of its interval is c = C // 2.
+        middle of its interval is c = C // 2. None where the data set holds no pictures.
       frame_times_us: int64 [T * C], when each frame is shown, in µs of the video.
-      frame_height, frame_width: True size of the JPEG files in px.
-      audio: int16 [num_samples], mono, 16 kHz.
+      frame_height, frame_width: True size of the JPEG files in px; 0 where there are none.
+      audio: int16 [samples], mono, 16 kHz; see `ClipsInfo.max_samples`.
       verb_id, noun_id: Index into `ClipsInfo.verbs` and `.nouns`, -1 where unknown.
       label: Whether the narrated action is both seen and heard: 1 yes, 0 no, -1 nobody was asked.
+      class_id: Index into `ClipsInfo.classes`, -1 where unknown.
+      fold: Of the data set's own cross-validation, -1 where it has none.
     """
 
     clip_id: str
@@ -57,11 +60,13 @@ class Clip:
     verb_id: int = UNKNOWN
     noun_id: int = UNKNOWN
     label: int = UNKNOWN
+    class_id: int = UNKNOWN
+    fold: int = UNKNOWN
 
 
 _TEXTS = ("clip_id", "video_uid", "narration", "source")
 _INTEGERS = (
-    "time_us", "start_us", "stop_us", "frame_height", "frame_width", "verb_id", "noun_id", "label",
+    "time_us", "start_us", "stop_us", "frame_height", "frame_width", "verb_id", "noun_id", "label", "class_id", "fold",
 )  # fmt: skip
 
 
@@ -123,6 +128,9 @@ def encode(clip: Clip) -> bytes:
         feature[name].int64_list.value.append(int(getattr(clip, name)))
     feature["frames"].bytes_list.value.extend(clip.frames)
     feature["frame_times_us"].int64_list.value.extend(int(t) for t in clip.frame_times_us)
+    # An empty list has a kind as well.
+    feature["frames"].bytes_list.SetInParent()
+    feature["frame_times_us"].int64_list.SetInParent()
     feature["audio"].bytes_list.value.append(clip.audio.astype("<i2", copy=False).tobytes())
     return example.SerializeToString(deterministic=True)
 
@@ -169,6 +177,7 @@ class Shard:
       num_clips, bytes: Records and file size.
       sha256: Of the file, hexadecimal.
       video_clips: Clips of each video, in the order of the records.
+      clip_samples: Audio samples of each clip, in the order of the records; empty where all have `ClipsInfo.num_samples`.
     """
 
     file: str
@@ -176,6 +185,7 @@ class Shard:
     bytes: int
     sha256: str
     video_clips: list[int]
+    clip_samples: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -201,12 +211,15 @@ class ClipsInfo:
     Attributes:
       name: Of the data set; shard files begin with it.
       window_s: (before, after) the narration.
-      num_intervals, num_candidates: T and C: a clip holds T * C frames.
+      num_intervals, num_candidates: T and C: a clip holds T * C frames. Both are 0, as the next two, where there are none.
       short_side_px: What frames were scaled to.
       canvas_px: (height, width) that holds every frame: the short and the long side of landscape video.
-      num_samples: Audio samples of a clip.
+      num_samples: Audio samples that a reader hands out.
       verbs, nouns: Taxonomy labels; `Clip.verb_id` and `.noun_id` index them.
       splits: By name; a split without clips has no shards.
+      classes: Names of the classes; `Clip.class_id` indexes them.
+      max_samples: Most audio samples of a clip, which may have from 1 to so many, more or less than `num_samples`. 0 where
+        every clip has `num_samples`.
       sample_rate_hz: Of the audio.
       schema_version: Of the records and of this file.
     """
@@ -221,6 +234,8 @@ class ClipsInfo:
     verbs: list[str]
     nouns: list[str]
     splits: dict[str, SplitInfo]
+    classes: list[str] = dataclasses.field(default_factory=list)
+    max_samples: int = 0
     sample_rate_hz: int = SAMPLE_RATE_HZ
     schema_version: int = SCHEMA_VERSION
 
@@ -279,10 +294,15 @@ class ClipsInfo:
 
         holds = {
             "name": isinstance(self.name, str), "verbs": are_texts(self.verbs), "nouns": are_texts(self.nouns),
+            "classes": are_texts(self.classes), "max_samples": is_count(self.max_samples, 0, 1 << 31),
             "window_s": len(self.window_s) == 2 and all(type(s) in (int, float) for s in self.window_s),
-            "canvas_px": len(self.canvas_px) == 2 and all(is_count(px, 1, 65535) for px in self.canvas_px),
         }  # fmt: skip
-        for field in ("num_intervals", "num_candidates", "short_side_px", "num_samples", "sample_rate_hz"):
+        # Pictures are there or not.
+        least, most = (0, 0) if self.num_intervals == 0 else (1, 1 << 31)
+        for field in ("num_intervals", "num_candidates", "short_side_px"):
+            holds[field] = is_count(getattr(self, field), least, most)
+        holds["canvas_px"] = len(self.canvas_px) == 2 and all(is_count(p, least, min(most, 65535)) for p in self.canvas_px)
+        for field in ("num_samples", "sample_rate_hz"):
             holds[field] = is_count(getattr(self, field), 1, 1 << 31)
         for field, held in holds.items():
             if not held:
@@ -294,9 +314,18 @@ class ClipsInfo:
             for shard in split.shards:
                 fits = isinstance(shard.file, str) and isinstance(shard.sha256, str)
                 fits = fits and is_count(shard.num_clips) and is_count(shard.bytes)
-                if not fits or not isinstance(shard.video_clips, list) or not all(map(is_count, shard.video_clips)):
+                lists = (shard.video_clips, shard.clip_samples)
+                fits = fits and all(isinstance(counts, list) and all(map(is_count, counts)) for counts in lists)
+                if not fits or len(shard.clip_samples) != (shard.num_clips if self.max_samples else 0):
                     return f"a shard of split {name!r} is {dataclasses.astuple(shard)!r:.120}"
         return None
+
+    def clip_samples(self, split: str) -> Int64[np.ndarray, " n"]:
+        """Returns the audio samples of each clip of a split, in the order of the records."""
+        counts = self.splits[split]
+        if not self.max_samples:
+            return np.full(counts.num_clips, self.num_samples, np.int64)
+        return np.array([samples for shard in counts.shards for samples in shard.clip_samples], np.int64)
 
     def shard_paths(self, folder: str | os.PathLike, split: str) -> list[str]:
         """Returns the paths of a split's shards, in order.
@@ -319,7 +348,7 @@ def check(clip: Clip, info: ClipsInfo) -> None:
     """Checks that a clip is what `clips.json` promises.
 
     Raises:
-      ValueError: Another number of frames or samples, or frames larger than the canvas.
+      ValueError: Another number of frames or samples, or frames of a size that can't be.
     """
     num_frames = info.num_intervals * info.num_candidates
     if len(clip.frames) != num_frames:
@@ -327,8 +356,10 @@ def check(clip: Clip, info: ClipsInfo) -> None:
             f"clip {clip.clip_id} holds {len(clip.frames)} frames, {CLIPS_FILE} says {info.num_intervals} intervals of "
             f"{info.num_candidates} = {num_frames}"
         )
-    if len(clip.audio) != info.num_samples:
-        raise ValueError(f"clip {clip.clip_id} holds {len(clip.audio)} samples, {CLIPS_FILE} says {info.num_samples}")
+    least, most = (1, info.max_samples) if info.max_samples else (info.num_samples, info.num_samples)
+    if not least <= len(clip.audio) <= most:
+        said = f"from 1 to {most}" if info.max_samples else most
+        raise ValueError(f"clip {clip.clip_id} holds {len(clip.audio)} samples, {CLIPS_FILE} says {said}")
     if clip.frame_height > info.canvas_px[0] or clip.frame_width > info.canvas_px[1]:
         size = (clip.frame_height, clip.frame_width)
         raise ValueError(f"clip {clip.clip_id} has frames of {size} px, larger than the canvas {tuple(info.canvas_px)}")

@@ -1,10 +1,10 @@
-"""From a record to the arrays of a sample: frames chosen and decoded onto the canvas, audio, tokens. numpy only."""
+"""From a record to the arrays of a sample: frames chosen and decoded onto the canvas, audio cut out, tokens. numpy only."""
 
 from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Int16, UInt8
 
 from mc3_jax.data import records
 
@@ -48,22 +48,76 @@ def decode_frames(
     return canvas, np.array(size, np.int32)
 
 
+def crop_start(length: int, num_samples: int, rng: np.random.Generator | None) -> int:
+    """Returns where a crop of a sound begins: anywhere that it fits, or without `rng` in the middle.
+
+    Args:
+      length: Samples of the sound.
+      num_samples: Samples of the crop; a sound that is shorter is taken from its start.
+      rng: Chooses.
+    """
+    spare = max(length - num_samples, 0)
+    return spare // 2 if rng is None else int(rng.integers(spare + 1))
+
+
+def num_windows(lengths: Int[np.ndarray, " n"], num_samples: int, hop_samples: int) -> Int[np.ndarray, " n"]:
+    """Returns how many windows `audio_windows` lays over sounds of such lengths."""
+    return 1 + -(-np.maximum(np.asarray(lengths) - num_samples, 0) // hop_samples)
+
+
+def audio_windows(length: int, num_samples: int, hop_samples: int) -> Int[np.ndarray, " w"]:
+    """Returns where windows over a sound begin: every hop from its start on, the last one where it ends with the sound.
+
+    Without padding, then, unless the sound is shorter than a window; and all of it is covered where a hop is at most a
+    window.
+
+    Args:
+      length: Samples of the sound, at least 1.
+      num_samples: Samples of a window.
+      hop_samples: From one window to the next, at least 1.
+    """
+    count = int(num_windows(np.array([length]), num_samples, hop_samples)[0])
+    return np.minimum(np.arange(count) * hop_samples, max(length - num_samples, 0))
+
+
+def crop_audio(audio: Int16[np.ndarray, " n"], start: int, num_samples: int) -> tuple[Int16[np.ndarray, " s"], int]:
+    """Returns `num_samples` of a sound from `start` on, zeros behind its end, and how many of them are the sound's."""
+    part = audio[start : start + num_samples]
+    return np.pad(part, (0, num_samples - len(part))), len(part)
+
+
 def make_sample(
-    clip: records.Clip, info: records.ClipsInfo, tokenize: Tokenize, rng: np.random.Generator | None
-) -> dict[str, np.ndarray]:
-    """Returns a clip as arrays: `audio` [samples], `video` [t, h, w, 3], `video_size` [2], `text_ids`, `text_mask` [l].
+    clip: records.Clip, info: records.ClipsInfo, tokenize: Tokenize, rng: np.random.Generator | None, *,
+    pictures: bool = True, num_samples: int | None = None, audio_start: int | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Returns a clip as arrays.
+
+    `audio` int16 [num_samples], `audio_start` and `audio_length` int32 []: the first of them in the clip's sound, and how
+    many are the sound's, the others are zeros; `text_ids`, `text_mask` [l]; with pictures, `video` [t, h, w, 3] and
+    `video_size` [2].
 
     Args:
       clip: Decoded record.
       info: Of its data set.
       tokenize: Text to ids and mask.
-      rng: Chooses frames; None takes the middle of every interval.
+      rng: Chooses frames and crop; None takes the middle of every interval, and of the sound.
+      pictures: Whether they are wanted.
+      num_samples: Of the audio; None is the data set's `num_samples`.
+      audio_start: Where the audio begins; None crops.
 
     Raises:
       ValueError: The clip is not what its data set promises.
     """
     records.check(clip, info)
-    chosen = choose_frames(info.num_intervals, info.num_candidates, rng)
-    video, size = decode_frames([clip.frames[i] for i in chosen], info.canvas_px, clip.clip_id)
-    text_ids, text_mask = tokenize(clip.narration)
-    return {"audio": clip.audio, "video": video, "video_size": size, "text_ids": text_ids, "text_mask": text_mask}
+    sample: dict[str, np.ndarray] = {}
+    if pictures:
+        chosen = choose_frames(info.num_intervals, info.num_candidates, rng)
+        sample["video"], sample["video_size"] = decode_frames(
+            [clip.frames[i] for i in chosen], info.canvas_px, clip.clip_id
+        )
+    num = info.num_samples if num_samples is None else num_samples
+    start = crop_start(len(clip.audio), num, rng) if audio_start is None else audio_start
+    sample["audio"], length = crop_audio(clip.audio, start, num)
+    sample |= {"audio_start": np.int32(start), "audio_length": np.int32(length)}
+    sample["text_ids"], sample["text_mask"] = tokenize(clip.narration)
+    return sample

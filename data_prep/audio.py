@@ -1,0 +1,238 @@
+"""Audio of a stream between given times as 16 kHz int16, placed by its time stamps; what lacks is told, never filled in.
+
+Packets are read once and in order. Each clip's are decoded by themselves, by a decoder that knows of no others: AAC's and
+AC-3's noise depends on all that was decoded before.
+"""
+
+import collections
+import itertools
+import math
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import soxr
+from jaxtyping import Bool, Float, Int16
+
+from data_prep import streams, windows
+from mc3_jax.data.records import SAMPLE_RATE_HZ
+
+_MARGIN_S = 0.1  # around a clip, for the resampler's filter
+_LEAD_S = 0.3  # before a clip: the margin, and a packet or two before decoders are right
+_TOLERANCE_S = 0.001  # of audio that may lack at a clip's edge
+_JITTER_S = 0.002  # audio stamps off by less follow on: Matroska and FLV round them to 1 ms
+_SEEK_S = 10.0  # packets are read on across less than this
+NOT_COVERED = "audio does not cover the clip"
+# A new decoder of these is made from what PyAV tells of the stream; others need more, and are made to forget.
+_RENEWABLE = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "vorbis")
+
+
+def heard(container, wanted: list[windows.Window]) -> Iterator[Int16[np.ndarray, " n"] | str]:
+    """Yields each window's audio, mono at 16 kHz, or why there is none.
+
+    Args:
+      container: Nothing was read of it; see `streams.take`.
+      wanted: In any order; memory holds the packets from the first start of those to come to the end of the present one.
+    """
+    stream = streams.take(container, "audio")
+    packets = _Packets(container, stream)
+    origin_s = streams.origin_s(container)
+    earliest_s = list(itertools.accumulate((window.start_s for window in reversed(wanted)), min))[::-1]
+    for window, keep_s in zip(wanted, earliest_s, strict=True):
+        try:
+            begin_s, end_s = window.start_s + origin_s - _LEAD_S, window.stop_s + origin_s + _MARGIN_S
+            held = packets.between(begin_s, end_s, keep_s + origin_s - _LEAD_S)
+            wave = _decode_window(stream, held, origin_s, window)
+        except streams.DAMAGE as error:
+            yield streams.why("decoding failed", error)
+        else:
+            yield NOT_COVERED if wave is None else wave
+
+
+class _Packets:
+    """An audio stream's packets, each read once where the spans asked for are in order.
+
+    Args:
+      container, stream: Of the audio.
+    """
+
+    def __init__(self, container, stream):
+        self._container, self._stream = container, stream
+        self._source = container.demux(stream)
+        self._held: collections.deque[tuple[float, av.Packet]] = collections.deque()  # with their times, seconds
+        self._from_start, self._ended = True, False
+        self._read_s = float((stream.start_time or 0) * stream.time_base)
+
+    def between(self, start_s: float, stop_s: float, keep_s: float) -> list[av.Packet | None]:
+        """Returns the packets to decode for an interval, and None behind them where the stream ends, in stream seconds.
+
+        Those before `keep_s` won't be asked for again.
+        """
+        if keep_s - self._read_s > _SEEK_S:
+            self._go_to(keep_s)
+        while not self._ended and self._read_s < stop_s:
+            self._read()
+        first = self._first(keep_s)
+        for _ in range(first):
+            self._held.popleft()
+        if first:
+            self._from_start = False
+        begin = self._first(start_s)
+        behind = next(
+            (i for i, (time_s, _) in enumerate(self._held) if i >= begin and time_s >= stop_s), len(self._held)
+        )
+        packets = [packet for _, packet in itertools.islice(self._held, begin, behind)]
+        return packets + ([None] if self._ended and behind == len(self._held) else [])
+
+    def _first(self, start_s: float) -> int:
+        """Returns which of the packets held the decoder has to begin with, so that it is right at a time."""
+        found = 0
+        for i, (time_s, packet) in enumerate(self._held):
+            if time_s > start_s:
+                break
+            if packet.is_keyframe:
+                found = i
+        return found
+
+    def _go_to(self, start_s: float) -> None:
+        for back_s in streams.BACK_S:
+            streams.seek(self._container, self._stream, start_s - back_s)
+            self._source = self._container.demux(self._stream)
+            self._held.clear()
+            self._ended, self._from_start = False, math.isinf(back_s)
+            self._read()
+            if self._from_start or (self._held and self._held[0][0] <= start_s):
+                return
+
+    def _read(self) -> None:
+        try:
+            packet = next(self._source, None)
+        except streams.DAMAGE:
+            self._source = self._container.demux(self._stream)  # what comes behind may be whole
+            raise
+        if packet is None or not packet.size:
+            self._ended = True
+            return
+        if packet.pts is not None:
+            self._read_s = float(packet.pts * packet.time_base)
+        self._held.append((self._read_s, packet))
+
+
+def _decode_window(
+    stream, packets: list[av.Packet | None], origin_s: float, window: windows.Window
+) -> Int16[np.ndarray, " n"] | None:
+    """Returns a window's audio, or None where samples of it lack; None at the packets' end is that of the stream."""
+    context = _decoder(stream)
+    resampler = av.AudioResampler(format="fltp")
+    rate, pieces = 0, []
+    for frame in itertools.chain.from_iterable(map(context.decode, packets)):
+        if frame.pts is None:
+            raise ValueError("audio without time stamps")
+        rate = rate or frame.sample_rate
+        if frame.sample_rate != rate:
+            raise ValueError("the audio's sample rate changes")
+        stamp = (float(frame.pts * stream.time_base) - origin_s) * rate
+        parts = [frame] if frame.format.name == "fltp" else resampler.resample(frame)
+        pieces += [(stamp, part.to_ndarray().mean(axis=0)) for part in parts]
+    if not pieces:
+        return None
+    begin = int(np.floor((window.start_s - _MARGIN_S) * rate))
+    pieces = _mend_stamps(pieces, _JITTER_S * rate)
+    wave, covered = _join(pieces, begin, int(np.ceil((window.stop_s + _MARGIN_S) * rate)), _JITTER_S * rate)
+    if not np.isfinite(wave).all():
+        raise ValueError("audio is not finite")
+    return resample_window(wave, covered, begin, rate, window)
+
+
+def _decoder(stream) -> av.AudioCodecContext:
+    """Returns a decoder of the stream that has decoded nothing."""
+    own = stream.codec_context
+    if own.name not in _RENEWABLE:
+        own.flush_buffers()
+        return own
+    context = av.CodecContext.create(own.codec, "r")
+    context.extradata, context.sample_rate, context.layout = own.extradata, own.sample_rate, own.layout
+    # What a decoder leaves out at the beginning moves the time stamps only if it knows their unit.
+    context.options = {"err_detect": "explode", "pkt_timebase": str(stream.time_base)}
+    return context
+
+
+def resample_window(
+    wave: Float[np.ndarray, " n"], covered: Bool[np.ndarray, " n"], begin: int, rate: int, window: windows.Window
+) -> Int16[np.ndarray, " samples"] | None:
+    """Returns a window's audio at 16 kHz, or None where samples of it lack.
+
+    Args:
+      wave: Samples from number `begin` of the stream on, at `rate`.
+      covered: Which of them the stream gave.
+      begin, rate: Of the wave.
+      window: What to cut.
+    """
+    first = int(np.floor((window.start_s + _TOLERANCE_S) * rate)) - begin
+    last = int(np.ceil((window.stop_s - _TOLERANCE_S) * rate)) - begin
+    stop_s = window.stop_s
+    if window.open_end and not covered[first:last].all():
+        last = first + int(np.argmin(covered[first:last]))
+        stop_s = (begin + last) / rate
+        if last == first or covered[last:].any():  # none of it, or it goes on behind a hole
+            return None
+    if window.start_s < 0 or not covered[first:last].all():
+        return None
+    # By itself and on the grid of 16 kHz, so that a clip's audio does not depend on what is decoded with it.
+    step = rate // math.gcd(rate, SAMPLE_RATE_HZ)
+    left = int(np.ceil((window.start_s - _MARGIN_S) * rate / step)) * step
+    right = int(np.ceil((window.stop_s + _MARGIN_S) * rate))
+    resampled = soxr.resample(wave[left - begin : right - begin], rate, SAMPLE_RATE_HZ, quality="HQ")
+    at = round(window.start_s * SAMPLE_RATE_HZ) - left * SAMPLE_RATE_HZ // rate
+    num = max(windows.num_samples(stop_s - window.start_s), 1)
+    part = np.round(resampled[at : at + num] * 32768.0)
+    return np.clip(part, -32768, 32767).astype(np.int16) if len(part) == num else None
+
+
+def _mend_stamps(pieces: list[tuple[float, np.ndarray]], jitter: float) -> list[tuple[float, np.ndarray]]:
+    """Returns the pieces, one that is off between two that follow on at the time between them.
+
+    FFmpeg stamps an Ogg page's first Vorbis packet some 10 ms late where long and short blocks meet. Behind sound that is
+    lost, no later stamp follows on.
+    """
+    mended = pieces[:1]
+    for i, (stamp, part) in enumerate(pieces[1:-1], 1):
+        due = mended[-1][0] + len(mended[-1][1])
+        if abs(stamp - due) > jitter and abs(pieces[i + 1][0] - due - len(part)) <= jitter:
+            stamp = due
+        mended.append((stamp, part))
+    return mended + pieces[max(len(mended), 1) :]
+
+
+def _join(
+    pieces: list[tuple[float, np.ndarray]], begin: int, end: int, jitter: float
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Returns the wave from sample `begin` to `end`, and which of its samples the pieces cover.
+
+    Time stamps are rounded, samples are not: pieces whose stamps follow on within the rounding are one stretch, which
+    lies where its stamps say on average.
+
+    Args:
+      pieces: (time stamp in samples, samples), in order.
+      begin, end: Samples of the stream.
+      jitter: Largest rounding of a time stamp, samples.
+    """
+    wave, covered = np.zeros(end - begin, np.float32), np.zeros(end - begin, bool)
+    stretches: list[tuple[list[float], list[np.ndarray]]] = []
+    length, mean = 0, 0.0
+    for stamp, part in pieces:
+        if not stretches or abs(stamp - length - mean) > jitter:
+            stretches.append(([], []))
+            length, mean = 0, 0.0
+        starts, parts = stretches[-1]
+        starts.append(stamp - length)
+        parts.append(part)
+        mean += (starts[-1] - mean) / len(starts)
+        length += len(part)
+    for starts, parts in stretches:
+        at, joined = round(sum(starts) / len(starts)) - begin, np.concatenate(parts)
+        skip, stop = max(-at, 0), min(at + len(joined), len(wave))
+        if stop > at + skip:
+            wave[at + skip : stop] = joined[skip : stop - at]
+            covered[at + skip : stop] = True
+    return wave, covered

@@ -1,0 +1,95 @@
+"""EPIC-Sounds to clips: `python -m data_prep.epic_sounds --annotations DIR --audio EPIC_audio.hdf5 --out CLIPS`.
+
+`--audio` is the HDF5 file of 24 kHz sound, a folder of wav, flac or other sound files, or a folder of EPIC-Kitchens videos,
+as `P01_01.*`, `P01/P01_01.*` or `P01/videos/P01_01.*`. Segments are stored as sound alone; `--frames` adds pictures of the
+videos.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+
+from data_prep import command, sounds, video_files
+from data_prep.sources import epic_sounds
+from mc3_jax.data import records
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
+_MISSING = "video file is missing"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser_of("epic_sounds", __doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--annotations", required=True, nargs="+", type=pathlib.Path,
+        help=f"folder or files: {', '.join(epic_sounds.FILES)}")  # fmt: skip
+    add("--audio", required=True, type=pathlib.Path, help="EPIC_audio.hdf5, or a folder of sound files or videos")
+    add("--frames", action="store_true", help="store pictures over each segment as well; default is sound alone")
+    sounds.add_options(parser, "epic_sounds")
+    command.add_picture_options(parser)
+    return parser
+
+
+def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
+    """Converts what the command line names; returns what `clips.json` says.
+
+    Raises:
+      ValueError: Bad options, missing or damaged files, or lost records.
+    """
+    sounds.check_options(args, beam_args)
+    command.check_picture_options(args)
+    hdf5 = _is_hdf5(args.audio)
+    if hdf5 and args.frames:
+        raise ValueError(f"--frames needs videos, and {args.audio} holds sound alone")
+    found, classes = epic_sounds.read(epic_sounds.find_files(args.annotations))
+    media_dir = args.audio.parent if hdf5 else args.audio
+    if hdf5:
+        found = [dataclasses.replace(sound, file=args.audio.name, hdf5_name=sound.recording) for sound in found]
+    else:
+        places: dict[str, tuple[str, str]] = {}
+        for i, sound in enumerate(found):
+            if sound.problem:
+                continue
+            if sound.recording not in places:
+                places[sound.recording] = _find(media_dir, sound.recording)
+            file, problem = places[sound.recording]
+            found[i] = dataclasses.replace(sound, file=file, problem=problem)
+    return sounds.write_clips(
+        args, beam_args, media_dir.absolute(), found, classes, pictures=args.frames,
+        hdf5_rate_hz=epic_sounds.SAMPLE_RATE_HZ,
+    )  # fmt: skip
+
+
+def _is_hdf5(path: pathlib.Path) -> bool:
+    """Returns whether a path is an HDF5 file, not a folder.
+
+    Raises:
+      ValueError: It is neither.
+    """
+    if path.is_dir():
+        return False
+    if not path.is_file():
+        raise ValueError(f"no file or folder {path}: point --audio at EPIC_audio.hdf5 or a folder of sound files or videos")
+    with path.open("rb") as f:
+        if f.read(len(_HDF5)) != _HDF5:
+            raise ValueError(f"{path} is no HDF5 file: point --audio at EPIC_audio.hdf5 or at a folder")
+    return True
+
+
+def _find(folder: pathlib.Path, video: str) -> tuple[str, str]:
+    """Returns (file inside the folder, "") of a video wherever EPIC-Kitchens' downloads put it, or (name, why not)."""
+    participant = video.split("_")[0]
+    problem = _MISSING
+    for place in (f"{participant}/videos/{video}", f"{participant}/{video}", video):
+        file, problem = video_files.find(folder, place)
+        if problem != _MISSING:
+            break
+    return (file if not problem else video), problem
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Converts, or ends with one line and status 2."""
+    command.run(_parser(), convert, argv)
+
+
+if __name__ == "__main__":
+    main()

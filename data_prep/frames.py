@@ -1,0 +1,378 @@
+"""Frames of a video stream at given times: each decoded once and in order, and as few of the others as can be.
+
+Packets are read ahead of the decoder, so it is known before a packet is decoded whether its picture is wanted. Where a
+keyframe lies between what was decoded and the next picture wanted, decoding goes on there; across a longer stretch the file's
+index of keyframes is asked where to seek. Pictures that are not wanted and that no other refers to are not decoded. What is
+decoded has the pixels that it has when everything is (`tests/data_prep/test_frames.py`).
+"""
+
+import bisect
+import collections
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+
+import av
+
+from data_prep import streams
+
+# H.264 and HEVC show a picture at most 16 later than it is decoded: behind more of them that come after a time, none is shown
+# before.
+_REORDER = 17
+_SEEK_S = 2.0  # packets are read on across less than this: a seek's cost
+_SEEK_BLIND_S = 60.0  # the same where the file has no index
+_LEAD_S = 10.0  # how far before a time to go without an index, in the hope for a keyframe
+_MAX_HELD_BYTES = 64 << 20  # of packets that wait for a keyframe behind them
+_MAX_RUN_GAP_S = 6.0  # `_plain` decodes on across less
+NOT_COVERED = "video does not cover the clip"
+# These decoders leave a picture out when told so before its packet (VP9's does not, dav1d asks once).
+_CAN_SKIP = ("h264", "hevc")
+
+
+class _UnclearError(Exception):
+    """Packets do not tell which of them holds which picture."""
+
+
+def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
+    """Yields (time, the frame shown then or why there is none), every time once.
+
+    A frame is shown until the next begins; the last as long as it says, and the first also one frame earlier, as players do.
+
+    Args:
+      container: Nothing was read of it; see `streams.take`.
+      times_s: Of the video, in order, no time twice, seconds.
+    """
+    stream = streams.take(container, "video")
+    todo = collections.deque(times_s)
+    run = _Run(container, stream)
+    try:
+        while todo:
+            yield from run.show(todo)
+        yield from run.end()
+    except _UnclearError:
+        left = sorted({*todo, *run.waiting_s()})
+        yield from _plain(container, stream, left)
+
+
+class _Run:
+    """Decodes what is wanted, in order.
+
+    Args:
+      container, stream: Of the video.
+    """
+
+    def __init__(self, container, stream):
+        self._packets = _Packets(container, stream)
+        self._context = stream.codec_context
+        self._can_skip = _can_skip(self._context)
+        self._origin_s, self._time_base = streams.origin_s(container), stream.time_base
+        # Time stamp → the times that its frame is wanted for, of packets that were or are being decoded.
+        self._waiting: dict[int, list[float]] = {}
+        self._recent: dict[int, av.VideoFrame] = {}  # frames that may be wanted for later times
+        self._stamp = -math.inf  # of the frame wanted last
+        self._dirty = False  # whether the decoder holds anything
+        self._lenient = False  # whether what can't be decoded is skipped
+        self._broken = ""  # why there is nothing before the next keyframe
+
+    def waiting_s(self) -> list[float]:
+        return list(itertools.chain.from_iterable(self._waiting.values()))
+
+    def show(self, todo: collections.deque[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
+        """Takes the first time from `todo`; yields what is shown then and before, as far as it is out of the decoder."""
+        packets, time_s = self._packets, todo[0]
+        limit = math.floor((time_s + self._origin_s + streams.EPSILON_S) / float(self._time_base))
+        try:
+            if packets.is_far(limit, bool(self._broken)):
+                yield from self.finish()
+                packets.go_to(limit)
+                self._broken = ""
+            while not packets.read_past(limit):  # too much is held
+                if packets.gap:
+                    yield from self._start(limit)
+                yield from self._decode(limit)
+            if packets.gap:
+                yield from self._start(limit)
+            stamp = None if self._broken else packets.shown_at(limit)
+            if stamp is not None:
+                todo.popleft()
+                self._stamp = stamp
+                self._waiting.setdefault(stamp, []).append(time_s)
+                self._recent = {pts: frame for pts, frame in self._recent.items() if pts >= stamp}
+                while packets.holds(stamp):
+                    yield from self._decode(limit)
+                yield from self._give([])
+                return
+        except streams.DAMAGE as error:
+            yield from self._break(error)
+        if todo and todo[0] == time_s:
+            todo.popleft()
+            yield time_s, self._broken or NOT_COVERED
+
+    def end(self) -> Iterator[tuple[float, av.VideoFrame | str]]:
+        """Yields what has not come out of the decoder."""
+        try:
+            yield from self.finish()
+        except streams.DAMAGE as error:
+            yield from self._break(error)
+
+    def finish(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Yields what the decoder still holds, after which it can begin at another keyframe."""
+        if self._dirty:
+            self._context.skip_frame = "DEFAULT"
+            try:
+                yield from self._give(self._context.decode(None))
+            finally:
+                self._context.flush_buffers()
+                self._dirty = False
+            if self._waiting:
+                raise _UnclearError
+        self._recent = {}
+
+    def _start(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Lets the decoder begin with the first packet held, unless that does not give what is shown at `limit`."""
+        yield from self.finish()
+        first, *others = self._packets.queue or [None]
+        whole = first is not None and first.is_keyframe and first.pts <= limit
+        if self._broken and not whole:
+            return
+        # Pictures that come after a keyframe but are shown before it may refer to what is before it (an open GOP).
+        self._lenient = not whole or any(packet.pts < first.pts for packet in others)
+        self._broken, self._packets.gap = "", False
+
+    def _decode(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Decodes the next packet, whose picture is the one wanted next, or is shown before it or after `limit`."""
+        packet = self._packets.next()
+        if self._broken:
+            return
+        skip = self._can_skip and packet.pts <= limit and packet.pts != self._stamp
+        self._context.skip_frame = "NONREF" if skip else "DEFAULT"
+        self._dirty = True
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if not self._lenient:
+                raise
+            return
+        yield from self._give(frames)
+
+    def _give(self, frames) -> Iterator[tuple[float, av.VideoFrame]]:
+        for frame in frames:
+            if frame.pts is None:
+                raise _UnclearError
+            frame.time_base = self._time_base  # PyAV does not know it of what a drained decoder gives
+            self._lenient = False
+            if frame.pts >= self._stamp or frame.pts in self._waiting:
+                self._recent[frame.pts] = frame
+        for stamp in [stamp for stamp in self._waiting if stamp in self._recent]:
+            for time_s in self._waiting.pop(stamp):
+                yield time_s, self._recent[stamp]
+            if stamp < self._stamp:
+                del self._recent[stamp]
+        if self._waiting and frames and frames[-1].pts > min(self._waiting):
+            raise _UnclearError
+
+    def _break(self, error: Exception) -> Iterator[tuple[float, av.VideoFrame | str]]:
+        """Yields what was decoded before the damage; for the others the reason, which lasts to the next keyframe."""
+        self._broken = streams.why("decoding failed", error)
+        damaged = self._waiting.pop(self._packets.last_pts, [])
+        self._packets.gap = True
+        try:
+            yield from self.finish()
+        except (_UnclearError, *streams.DAMAGE):
+            pass
+        damaged += self.waiting_s()
+        self._waiting = {}
+        yield from ((time_s, self._broken) for time_s in damaged)
+
+
+def _can_skip(context) -> bool:
+    """Returns whether pictures that no other refers to may be left out."""
+    if context.name != "hevc":
+        return context.name in _CAN_SKIP
+    # HEVC says so of other pictures of the same temporal layer only (hvcC, ISO/IEC 14496-15: numTemporalLayers is 1).
+    record = context.extradata or b""
+    return len(record) > 21 and record[0] == 1 and record[21] >> 3 & 7 == 1
+
+
+class _Packets:
+    """Packets of a video stream, read ahead of the decoder.
+
+    Attributes:
+      queue: Those to decode next.
+      gap: Whether they do not follow what was decoded.
+      last_pts: Time stamp of the one taken last.
+    """
+
+    def __init__(self, container, stream):
+        self._container, self._stream = container, stream
+        self._index = stream.index_entries
+        tick_s = float(stream.time_base)
+        self._per_s = 1 / tick_s
+        self._frame = round(self._per_s / float(stream.average_rate or 30))
+        self._late = 0  # how much later than it is decoded a keyframe is shown
+        self.last_pts = None
+        self._reset()
+        with contextlib.suppress(*streams.DAMAGE):  # Matroska reads its index at the first seek
+            streams.seek(container, stream, -math.inf)
+        self._from_start = True
+
+    def _reset(self) -> None:
+        self._source = self._container.demux(self._stream)
+        self.queue, self.gap = collections.deque(), True
+        self._stamps: list[int] = []  # sorted, of the packets read, from the one shown at the last time asked for on
+        self._held_bytes, self._ended, self._end, self._from_start = 0, False, 0, False
+        self._settled = -math.inf  # no packet shown until then is to come
+
+    def is_far(self, limit: int, broken: bool) -> bool:
+        """Returns whether to seek to a keyframe before `limit`, rather than to read on; if broken, for any keyframe."""
+        read = self._stamps[-1] if self._stamps else (self._stream.start_time or 0)
+        keyframe = self._keyframe(limit)
+        if keyframe is None:
+            return limit - read > _SEEK_BLIND_S * self._per_s
+        return keyframe > read + (0 if broken and self._stamps else _SEEK_S * self._per_s)
+
+    def _keyframe(self, limit: int) -> int | None:
+        """Returns the index's time stamp of the last keyframe at or before `limit`; in mp4 of its decoding."""
+        at = self._index.search_timestamp(limit - self._late) if len(self._index) else -1
+        return self._index[at].timestamp if at >= 0 else None
+
+    def go_to(self, limit: int) -> None:
+        """Goes to where decoding gives what is shown at `limit`, or to the beginning."""
+        for back_s in streams.BACK_S:
+            begin = limit - back_s * self._per_s
+            keyframe = self._keyframe(int(begin)) if math.isfinite(begin) else None
+            if keyframe is None:
+                begin -= _LEAD_S * self._per_s
+            self._reset()
+            streams.seek(self._container, self._stream, (begin if keyframe is None else keyframe) / self._per_s)
+            self._from_start = not math.isfinite(begin)
+            self.read_past(limit)
+            first = self.queue[0] if self.queue else None
+            if self._from_start or (first is not None and first.is_keyframe and first.pts <= limit):
+                return
+
+    def read_past(self, limit: int) -> bool:
+        """Reads until it is known what is shown at `limit`, or returns False if too much is held for that.
+
+        Packets before the last keyframe that is shown until then are dropped.
+        """
+        for i in reversed(range(len(self.queue))):
+            if self.queue[i].is_keyframe and self.queue[i].pts <= limit:
+                self._drop(i)
+                break
+        while not self._ended and len(self._stamps) - bisect.bisect_right(self._stamps, limit) < _REORDER:
+            if self._held_bytes > _MAX_HELD_BYTES and len(self.queue) > 4 * _REORDER:
+                return False
+            self._read(limit)
+        self._settled = limit
+        del self._stamps[: max(bisect.bisect_right(self._stamps, limit) - 1, 0)]
+        return True
+
+    def _read(self, limit: int) -> None:
+        try:
+            packet = next(self._source, None)
+        except streams.DAMAGE:
+            self._source = self._container.demux(self._stream)  # what comes behind may be whole
+            raise
+        if packet is None or not packet.size:
+            self._ended = True
+            return
+        if packet.pts is None or packet.pts <= self._settled:
+            raise _UnclearError
+        if packet.is_keyframe:
+            self._late = max(self._late, packet.pts - (packet.pts if packet.dts is None else packet.dts))
+            if packet.pts <= limit:
+                self._drop(len(self.queue))
+        self.queue.append(packet)
+        self._held_bytes += packet.size
+        if packet.is_discard:
+            return
+        at = bisect.bisect_left(self._stamps, packet.pts)
+        if at < len(self._stamps) and self._stamps[at] == packet.pts:
+            raise _UnclearError  # two fields of a frame
+        self._stamps.insert(at, packet.pts)
+        if at == len(self._stamps) - 1:
+            self._end = packet.pts + (packet.duration or self._frame)
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            self._held_bytes -= self.queue.popleft().size
+        self.gap = self.gap or count > 0
+
+    def next(self) -> av.Packet:
+        packet = self.queue.popleft()
+        self._held_bytes -= packet.size
+        self.last_pts = packet.pts
+        return packet
+
+    def shown_at(self, limit: int) -> int | None:
+        """Returns the time stamp of what is shown at `limit`, or None; only after `read_past` with the same."""
+        at = bisect.bisect_right(self._stamps, limit) - 1
+        if at < 0:
+            early = self._from_start and self._stamps and limit >= self._stamps[0] - self._frame
+            return self._stamps[0] if early else None
+        last = self._ended and at == len(self._stamps) - 1
+        return None if last and limit >= self._end else self._stamps[at]
+
+    def holds(self, stamp: int) -> bool:
+        """Returns whether the packet with a time stamp has yet to be decoded."""
+        return any(packet.pts == stamp for packet in self.queue)
+
+
+def _plain(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
+    """Yields what `shown` does where packets don't tell which picture they hold, such as fields: decodes all, then looks."""
+    stream.codec_context.skip_frame = "DEFAULT"
+    todo = collections.deque(times_s)
+    while todo:
+        try:
+            yield from _plain_run(container, stream, todo)
+        except streams.DAMAGE as error:
+            yield todo.popleft(), streams.why("decoding failed", error)
+
+
+def _plain_run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
+    """Takes times from `todo` until the next is far; yields what is shown then."""
+    origin_s, frame_s, begin_s = streams.origin_s(container), 1.0 / float(stream.average_rate or 30), None
+    frames = _frames_from(container, stream, todo[0] + origin_s)
+    for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
+        begin_s = frame.time - (frame_s if begin_s is None else 0.0)
+        own_s = float(frame.duration * frame.time_base) if frame.duration else frame_s
+        end_s = frame.time + own_s if following is None else following.time
+        while todo[0] + origin_s < end_s - streams.EPSILON_S:
+            time_s = todo.popleft()
+            yield time_s, frame if time_s + origin_s >= begin_s - streams.EPSILON_S else NOT_COVERED
+            if not todo or todo[0] - time_s > _MAX_RUN_GAP_S:
+                return
+    while todo:
+        yield todo.popleft(), NOT_COVERED
+
+
+def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame]:
+    """Yields frames in order from one that begins at or before a stream time on, or else from the stream's first."""
+    # mp4 seeks by decoding times, which are before those of showing where there are B-frames: the keyframe found may be
+    # shown too late.
+    for back_s in streams.BACK_S:
+        streams.seek(container, stream, time_s - back_s)
+        whole = math.isinf(back_s)
+        frames = _decode_all(container, stream, lenient=not whole)
+        first = next(frames, None)
+        if whole or (first is not None and first.time <= time_s + streams.EPSILON_S):
+            yield from itertools.chain([first] if first is not None else [], frames)
+            return
+
+
+def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame]:
+    """Yields frames; if lenient, what can't be decoded before the first of them is skipped."""
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if not lenient:
+                raise
+            continue
+        for frame in frames:
+            if frame.pts is None:
+                raise ValueError("video without time stamps")
+            lenient = False
+            yield frame

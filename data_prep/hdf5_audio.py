@@ -1,0 +1,92 @@
+"""Cuts sound out of a data set of an HDF5 file, as `data_prep.media` does out of a media file; in a child of `guard` alone.
+
+EPIC-Sounds' `EPIC_audio.hdf5` holds a data set for every video, float samples at 24 kHz (ekazakos/auditory-slow-fast,
+`audio_extraction/wav_to_hdf5.py`). An HDF5 file can name other files and plugins to be opened by whoever reads it: such data
+sets are left out.
+"""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's word for: no filter is loaded from a file
+import h5py  # reads the variable when it is loaded
+
+from data_prep import audio, media
+
+_MARGIN_S = 0.2  # beyond a window, more than its resampling reads
+_MAX_FLOAT = 2.0  # of a sound in [-1, 1] that was filtered; above, the samples are of another scale
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+
+
+def cut_windows(
+    path: pathlib.Path, windows: list[media.Window], name: str, rate_hz: int
+) -> Iterator[tuple[int, media.Cut | str]]:
+    """Yields (index of the window, what was cut or why not), every window once; why is `reason` or `reason: detail`.
+
+    Args:
+      path: HDF5 file.
+      windows: Without frames.
+      name: Of the data set, which stands at the top of the file.
+      rate_hz: Of its samples.
+    """
+    if not path.is_file():
+        yield from ((i, "audio file is missing") for i in range(len(windows)))
+        return
+    with contextlib.ExitStack() as stack:
+        data = None
+        try:
+            file = stack.enter_context(h5py.File(path, "r"))
+            problem = _problem(file, name)
+            data = file[name] if problem is None else None
+        except _DAMAGE as error:
+            problem = f"audio file can't be opened: {_short(error)}"
+        for i, window in enumerate(windows):
+            yield i, problem or _cut(data, window, rate_hz)
+
+
+def _problem(file: h5py.File, name: str) -> str | None:
+    """Returns why the file gives no sound of this name, or None."""
+    if "/" in name or name not in file:
+        return "no audio of this video in the HDF5 file"
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return "audio in the HDF5 file is a link"
+    data = file[name]
+    if not isinstance(data, h5py.Dataset):
+        return "audio in the HDF5 file is no data set"
+    if data.is_virtual or data.external:
+        return "audio of the HDF5 file lies in other files"
+    if data.ndim != 1 or data.dtype.kind not in "fi":
+        return f"audio in the HDF5 file is not mono samples: {data.dtype} of shape {data.shape}"
+    return None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _cut(data: h5py.Dataset, window: media.Window, rate: int) -> media.Cut | str:
+    begin = int(np.floor((window.start_s - _MARGIN_S) * rate))
+    end = int(np.ceil((window.stop_s + _MARGIN_S) * rate))
+    covered = np.zeros(end - begin, bool)
+    wave = np.zeros(end - begin, np.float32)
+    first, last = max(begin, 0), min(end, len(data))
+    try:
+        if last > first:
+            samples = data[first:last]
+            scale = 1.0 if data.dtype.kind == "f" else 2.0 ** (1 - 8 * data.dtype.itemsize)
+            wave[first - begin : last - begin] = samples * np.float32(scale)
+            covered[first - begin : last - begin] = True
+    except _DAMAGE as error:
+        return f"decoding failed: {_short(error)}"
+    if not np.isfinite(wave).all():
+        return "decoding failed: audio is not finite"
+    if np.abs(wave).max(initial=0) > _MAX_FLOAT:
+        return f"decoding failed: float samples up to {np.abs(wave).max():g}, not in [-1, 1]"
+    sound = audio.resample_window(wave, covered, begin, rate, window)
+    if sound is None:
+        return "audio does not cover the clip"
+    return media.Cut([], np.zeros(0, np.int64), 0, 0, sound)

@@ -1,0 +1,212 @@
+"""Sounds with a class to clips: which shard each recording is in, and the cutting.
+
+What `data_prep.epic_sounds` and `data_prep.esc50` have in common. A sound is stored whole up to `--max_audio_s`: what of it a
+model hears, and how many windows, is the reader's choice. Media are opened by `data_prep.guard` alone.
+"""
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+from data_prep import command, guard, media, shards
+from mc3_jax.data import records
+
+_MAX_AUDIO_S = 600.0  # a spool and a reader would burst, and the decoder its memory
+# Segments are annotated to the end of a video, whose sound may end a little sooner.
+_MISSING_S = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A sound somebody named.
+
+    Attributes:
+      clip_id: Unique in the data set.
+      recording: What it was cut from; sounds of one recording are in one split.
+      text: What it is called, "" where nobody says.
+      source: Of the annotation.
+      split: "train", "validation" or "test".
+      start_s, stop_s: Of the recording, seconds; None is to its end.
+      class_id: -1 where nobody knows.
+      fold: Of the data set's cross-validation, -1 where it has none.
+      file: That holds the recording, inside the folder of media.
+      hdf5_name: Of the data set in an HDF5 file, "" for a media file.
+      problem: Why it can't become a clip, "" if it can.
+    """
+
+    clip_id: str
+    recording: str
+    text: str
+    source: str
+    split: str
+    start_s: float = 0.0
+    stop_s: float | None = None
+    class_id: int = records.UNKNOWN
+    fold: int = records.UNKNOWN
+    file: str = ""
+    hdf5_name: str = ""
+    problem: str = ""
+
+
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds the options of sounds and those of all clips; `name` is the data set's default."""
+    command.add_options(parser, name)
+    add = parser.add_argument
+    add("--max_audio_s", type=float, default=60.0, help="of a longer sound the first so many seconds (default %(default)s)")
+    add("--window_s", type=float, default=1.5, help="of a sound that a reader hands out by default, seconds (%(default)s)")
+
+
+def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
+    """Checks the options of `add_options`.
+
+    Raises:
+      ValueError: One of them is wrong or unknown.
+    """
+    command.check_options(args, beam_args)
+    for name in ("max_audio_s", "window_s"):
+        if not 0.01 <= getattr(args, name) <= _MAX_AUDIO_S:
+            raise ValueError(f"--{name} must be from 0.01 to {_MAX_AUDIO_S:g} s, got {getattr(args, name):g}")
+
+
+def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Reject]:
+    """Yields a clip or a reject for every sound of a file.
+
+    Args:
+      item: {"file", "hdf5_name", "sounds": [fields of `Sound`]}; see `plan_tasks`.
+      settings: Of the command line; see `write_clips`.
+    """
+    sounds = [Sound(**fields) for fields in item["sounds"]]
+    windows = [_window(sound, settings) for sound in sounds]
+    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
+    hdf5 = (item["hdf5_name"], settings["hdf5_rate_hz"]) if item["hdf5_name"] else None
+    path = pathlib.Path(settings["media_dir"]) / item["file"]
+    numbers = {"short_side_px": settings["short_side_px"], "quality": settings["jpeg_quality"]}
+    for i, cut in guard.cut_windows(path, windows, **numbers, limits=limits, hdf5=hdf5):
+        sound, window = sounds[i], windows[i]
+        if isinstance(cut, str):
+            reason, _, detail = cut.partition(": ")
+            yield shards.Reject(sound.clip_id, sound.recording, reason, detail)
+            continue
+        stop_s = window.start_s + len(cut.audio) / records.SAMPLE_RATE_HZ
+        missing_s = window.stop_s - stop_s
+        if sound.stop_s is not None and missing_s > _MISSING_S:
+            detail = f"its last {missing_s:.3f} of {window.stop_s - window.start_s:.3f} s are missing"
+            yield shards.Reject(sound.clip_id, sound.recording, "audio does not cover the clip", detail)
+            continue
+        start_us = round(window.start_s * 1e6)
+        yield records.Clip(
+            clip_id=sound.clip_id, video_uid=sound.recording, narration=sound.text, source=sound.source,
+            time_us=start_us, start_us=start_us, stop_us=max(round(stop_s * 1e6), start_us + 1), frames=cut.frames,
+            frame_times_us=cut.frame_times_us, frame_height=cut.height, frame_width=cut.width, audio=cut.audio,
+            class_id=sound.class_id, fold=sound.fold,
+        )  # fmt: skip
+
+
+def _window(sound: Sound, settings: dict) -> media.Window:
+    """Returns what is cut: the sound, at most `max_audio_s` of it, and frames over what is cut if they are wanted."""
+    stop_s = sound.start_s + settings["max_audio_s"]
+    if sound.stop_s is not None:
+        stop_s = min(stop_s, sound.stop_s)
+    times = ()
+    if settings["num_intervals"]:
+        times = media.frame_times(sound.start_s, stop_s, settings["num_intervals"], settings["num_candidates"])
+    return media.Window(sound.start_s, stop_s, times, open_end=True)
+
+
+def choose(found: list[Sound]) -> tuple[list[Sound], list[shards.Reject]]:
+    """Returns the sounds that can be cut and those left out, every sound once.
+
+    Raises:
+      ValueError: A recording has sounds in two splits or folds.
+    """
+    chosen, rejects = [], []
+    seen: set[str] = set()
+    homes: dict[str, tuple[str, int]] = {}
+    for sound in found:
+        home = homes.setdefault(sound.recording, (sound.split, sound.fold))
+        if home != (sound.split, sound.fold):
+            raise ValueError(
+                f"recording {sound.recording} has sounds in {home[0]} (fold {home[1]}) and in {sound.split} (fold "
+                f"{sound.fold}): what was recorded together belongs together"
+            )
+        reason = "same annotation twice" if sound.clip_id in seen else sound.problem
+        seen.add(sound.clip_id)
+        if reason:
+            reason, _, detail = reason.partition(": ")
+            rejects.append(shards.Reject(sound.clip_id, sound.recording, reason, detail))
+        else:
+            chosen.append(sound)
+    return chosen, rejects
+
+
+def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: pathlib.Path) -> list[shards.ShardTask]:
+    """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has sounds.
+
+    The size of each file is part of its shard's task, so a rerun with other files redoes their shards.
+
+    Raises:
+      OSError: A file is no more.
+    """
+    tasks = []
+    for split in records.SPLITS:
+        mine = [sound for sound in chosen if sound.split == split]
+        by_file = collections.defaultdict(list)
+        for sound in mine:
+            by_file[sound.recording, sound.file, sound.hdf5_name].append(dataclasses.asdict(sound))
+        count = max(round(num_shards * len(mine) / max(len(chosen), 1)), 1)
+        groups = shards.assign_shards(list({sound.recording for sound in mine}), count)
+        home = {recording: i for i, group in enumerate(groups) for recording in group}
+        items: list[list[dict]] = [[] for _ in groups]
+        for (recording, file, name), fields in sorted(by_file.items()):
+            size = (media_dir / file).stat().st_size
+            items[home[recording]].append({"file": file, "video_bytes": size, "hdf5_name": name, "sounds": fields})
+        for i, part in enumerate(items):
+            count_in = sum(len(item["sounds"]) for item in part)
+            tasks.append(shards.ShardTask(split, i, len(groups), tuple(part), count_in))
+    return tasks
+
+
+def write_clips(
+    args: argparse.Namespace, beam_args: list[str], media_dir: pathlib.Path, found: list[Sound], classes: list[str], *,
+    pictures: bool = False, hdf5_rate_hz: int = 0,
+) -> records.ClipsInfo:  # fmt: skip
+    """Writes the data set of the sounds; see `command.write`.
+
+    Args:
+      args: Has the options of `add_options`, with pictures also those of `command.add_picture_options`.
+      beam_args: Beam's own options.
+      media_dir: Absolute path of the media.
+      found: Sounds read.
+      classes: Their names.
+      pictures: Whether frames are cut as well.
+      hdf5_rate_hz: Sample rate of HDF5 files, which do not say it.
+
+    Raises:
+      ValueError: Nothing to write, or lost records.
+    """
+    chosen, rejects = choose(found)
+    tasks = plan_tasks(chosen, command.num_shards(args, len(chosen)), media_dir)
+    numbers = {
+        name: getattr(args, name) if pictures else 0 for name in ("num_intervals", "num_candidates", "short_side")
+    }
+    numbers["short_side_px"] = numbers.pop("short_side")
+    settings = {
+        "media_dir": str(media_dir), "max_audio_s": args.max_audio_s, "hdf5_rate_hz": hdf5_rate_hz, **numbers,
+        "jpeg_quality": args.jpeg_quality if pictures else 0, "cpu_limit_s": list(args.cpu_limit),
+        "memory_limit_mb": args.memory_limit,
+    }  # fmt: skip
+    most = media.num_samples(args.max_audio_s)
+    info = records.ClipsInfo(
+        name=args.name, window_s=(0.0, args.window_s), canvas_px=(numbers["short_side_px"],) * 2, **numbers,
+        num_samples=media.num_samples(args.window_s), verbs=[], nouns=[], splits={}, classes=classes, max_samples=most,
+    )  # fmt: skip
+    long = sum(sound.stop_s is not None and sound.stop_s - sound.start_s > args.max_audio_s for sound in chosen)
+    if long:
+        print(f"{long} of {len(chosen)} sounds are longer than --max_audio_s {args.max_audio_s:g}: their rest is left out")
+    info = command.write(args, beam_args, tasks, make_clips, settings, info, rejects, len(found))
+    full = sum(int((info.clip_samples(split) == most).sum()) for split in info.splits)
+    if full > long:  # of whole files the length is known once they are read
+        print(f"{full - long} more sounds fill all of --max_audio_s {args.max_audio_s:g}: longer ones end there")
+    return info

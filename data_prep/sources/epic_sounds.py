@@ -1,0 +1,117 @@
+"""EPIC-Sounds (Huh et al., ICASSP 2023; epic-kitchens/epic-sounds-annotations): segments of sound and their class.
+
+    annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id
+    P01_11_0,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,clang / clatter,ceramic / wood collision,34
+
+Samples are those of the sound at 24 kHz. The test split's file has the first five columns alone: no description, no class.
+"""
+
+import pathlib
+import re
+
+from data_prep.sounds import Sound
+from data_prep.sources import files
+from mc3_jax.data.records import UNKNOWN
+
+SAMPLE_RATE_HZ = 24_000
+FILES = {
+    "EPIC_Sounds_train.csv": "train",
+    "EPIC_Sounds_validation.csv": "validation",
+    "EPIC_Sounds_recognition_test_timestamps.csv": "test",
+}
+_COLUMNS = {"annotation_id", "video_id", "start_timestamp", "stop_timestamp"}
+_SAMPLES = {"start_sample", "stop_sample"}
+_CLASSES = {"description", "class", "class_id"}
+_VIDEO = "P[0-9]{2,3}_[0-9]{2,4}"
+_AGREE_S = 0.001  # between time stamp and sample; all of the public rows agree within 0.05 ms
+_MAX_CLASS = 9999
+_MAX_SAMPLE = 1 << 40
+
+
+def find_files(paths: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns the annotation files that paths mean: themselves, or those in a folder that have the public names.
+
+    Raises:
+      ValueError: A folder without any, or a file of another name, whose split nobody knows.
+    """
+    found = []
+    for path in paths:
+        inside = [path / name for name in FILES if (path / name).is_file()] if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds none of {', '.join(FILES)}")
+        found += inside
+    for path in found:
+        if path.name not in FILES:
+            raise ValueError(f"{path}: the name tells the split and must be one of {', '.join(FILES)}")
+    return found
+
+
+def read(paths: list[pathlib.Path]) -> tuple[list[Sound], list[str]]:
+    """Returns every row of the files in order, and the names of the classes, "class 7" for one that has no row.
+
+    Rows that can't be cut are kept with their problem.
+
+    Args:
+      paths: See `find_files`.
+
+    Raises:
+      ValueError: No such file, a column that lacks, a value that is not what its column holds, or a class with two names.
+    """
+    found: list[Sound] = []
+    names: dict[int, str] = {}
+    for path in paths:
+        split = FILES[path.name]
+        columns = _COLUMNS if split == "test" else _COLUMNS | _SAMPLES | _CLASSES
+        for number, row in files.read_csv(path, columns):
+            where = f"{path}, row {number}"
+            class_id = UNKNOWN
+            if row.get("class_id"):
+                class_id = files.whole_number(row["class_id"], f"{where}: class_id", most=_MAX_CLASS)
+                if names.setdefault(class_id, row["class"]) != row["class"]:
+                    raise ValueError(f"{where}: class {class_id} is {row['class']!r} here and {names[class_id]!r} before")
+            start_s, stop_s, problem = _segment(row, where)
+            if not re.fullmatch(_VIDEO, row["video_id"]):
+                problem = f"video name is none of EPIC-Kitchens: {row['video_id']!r:.40}"
+            elif class_id == UNKNOWN and split != "test":
+                problem = "annotation has no class"
+            found.append(
+                Sound(
+                    row["annotation_id"], row["video_id"], row.get("description", ""), "epic_sounds", split, start_s, stop_s,
+                    class_id, problem=problem,
+                )
+            )  # fmt: skip
+    doubles = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    if doubles:
+        raise ValueError(f"class {doubles[0]!r} has several numbers: {sorted(i for i in names if names[i] == doubles[0])}")
+    return found, [names.get(i, f"class {i}") for i in range(max(names, default=-1) + 1)]
+
+
+def _segment(row: dict[str, str], where: str) -> tuple[float, float, str]:
+    """Returns (start, stop, "" or why it is none) of a row, seconds: those of the samples where there are any."""
+    times = [_seconds(row[key], f"{where}: {key}") for key in ("start_timestamp", "stop_timestamp")]
+    problem = ""
+    if row.get("start_sample") and row.get("stop_sample"):
+        stamps = times
+        times = [
+            files.whole_number(row[key], f"{where}: {key}", most=_MAX_SAMPLE) / SAMPLE_RATE_HZ
+            for key in ("start_sample", "stop_sample")
+        ]
+        apart_s = max(abs(a - b) for a, b in zip(times, stamps, strict=True))
+        if apart_s > _AGREE_S:
+            problem = f"time stamps and samples differ: by {apart_s:.3f} s"
+    if times[1] <= times[0]:
+        problem = "segment is empty"
+    return times[0], times[1], problem
+
+
+def _seconds(value: str, where: str) -> float:
+    """Returns the seconds of "00:00:02.069".
+
+    Raises:
+      ValueError: It is no time stamp.
+    """
+    found = re.fullmatch(r"(\d{1,4}):([0-5]\d):([0-5]\d(?:\.\d{1,9})?)", value.strip(), re.ASCII)
+    if not found:
+        raise ValueError(f"{where} must be HH:MM:SS.sss, got {value!r:.60}")
+    hours, minutes, seconds = found.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

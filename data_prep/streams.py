@@ -1,0 +1,80 @@
+"""Streams of a media file: which is taken, where its time begins, how to get to a time, and what is said of damage."""
+
+import pathlib
+
+import av
+
+# Before any packet of a file that begins at 0: AAC's first, which primes the decoder and B-frames' decoding times are
+# negative.
+START_S = -1.0
+# How far before a time to go where what is found is too late: first not at all, at last to the beginning.
+BACK_S = (0.0, 0.5, 4.0, 32.0, float("inf"))
+EPSILON_S = 1e-6  # times are told in µs
+OUT_OF_MEMORY = "decoder ran out of memory"
+# What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps, rates or sizes.
+DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
+_NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+# Their times go on from whatever clock there was, an MP3's from its encoder's delay; a player begins at 0 with the first
+# picture or sound.
+_CLOCKED = ("mp3", "mpegts", "mpeg")
+
+
+def choose(container, kind: str):
+    """Returns the stream that is taken of a kind ("video", "audio"), or None.
+
+    The first that the container marks as default, else the first. Cover art is no video.
+    """
+    streams = [s for s in getattr(container.streams, kind) if not s.disposition & _NO_VIDEO]
+    return next((s for s in streams if s.disposition & av.stream.Disposition.default), next(iter(streams), None))
+
+
+def probe(path: pathlib.Path, kinds: tuple[str, ...]) -> str | None:
+    """Returns why a file can't give clips at all, or None; `kinds` are the streams that they need."""
+    try:
+        if not path.is_file():
+            return "video file is missing"
+        with av.open(str(path)) as container:
+            for kind in kinds:
+                stream = choose(container, kind)
+                if stream is None:
+                    return f"no {kind} stream"
+                if stream.codec_context is None:
+                    return f"no decoder for the {kind} stream"
+    except (*DAMAGE, OSError) as error:
+        return why("video file can't be opened", error)
+    return None
+
+
+def take(container, kind: str):
+    """Returns the stream that is taken of a kind, of which alone packets will come; its decoder says what is damaged."""
+    stream = choose(container, kind)
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = av.stream.Discard.all
+    stream.codec_context.thread_count = 1  # all cores are at work on other videos
+    stream.codec_context.options = {"err_detect": "explode"}  # without it, FFmpeg patches damage up and says nothing
+    return stream
+
+
+def origin_s(container) -> float:
+    """Returns the stream time that is 0 of the video, seconds."""
+    if container.format.name not in _CLOCKED:
+        return 0.0
+    stream = choose(container, "video")
+    if stream is None or stream.start_time is None:
+        return (container.start_time or 0) / av.time_base
+    return float(stream.start_time * stream.time_base)
+
+
+def seek(container, stream, time_s: float) -> None:
+    """Goes to the keyframe at or before a stream time, or for -inf to the beginning; decoders forget what they had."""
+    begin_s = min(START_S, float((stream.start_time or 0) * stream.time_base) + START_S)
+    container.seek(int(max(time_s, begin_s) / stream.time_base), stream=stream, backward=True)
+
+
+def why(reason: str, error: Exception) -> str:
+    """Returns `reason: detail`; the detail is the error's words without file names. Too little memory is its own reason."""
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    words = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:160]
+    return f"{reason}: {words}"

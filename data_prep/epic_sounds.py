@@ -1,7 +1,8 @@
 """EPIC-Sounds to clips: `python -m data_prep.epic_sounds --annotations DIR --audio EPIC_audio.hdf5 --out CLIPS`.
 
-`--audio` is the HDF5 file of 24 kHz sound, a folder of wav, flac or other sound files, or a folder of EPIC-Kitchens videos, as
-`P01_01.*`, `P01/P01_01.*` or `P01/videos/P01_01.*`. Segments are stored as sound alone; `--frames` adds pictures of the videos.
+`--audio` is the HDF5 file of 24 kHz sound, a folder of wav, flac or other sound files, or a folder of EPIC-Kitchens videos,
+as `P01_01.*`, `P01/P01_01.*` or `P01/videos/P01_01.*`. Segments are stored as sound alone; `--frames` adds pictures of the
+videos.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """ESC-50 or ESC-10 to clips: `python -m data_prep.esc50 --root ESC-50 --out CLIPS`.
 
-The folder is as it is downloaded: `meta/esc50.csv` (or ESC-10's `meta/esc10.csv`) and the recordings in `audio`. Every file is
-stored whole, with its class and its fold, so that cross-validation over the folds needs one conversion.
+The folder is as it is downloaded: `meta/esc50.csv` (or ESC-10's `meta/esc10.csv`) and the recordings in `audio`. Every file
+is stored whole, with its class and its fold, so that cross-validation over the folds needs one conversion.
 """
 
 import argparse

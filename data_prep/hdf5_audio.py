@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's word for: no filter is loaded from a file
-import h5py  # noqa: E402  it reads the variable when it is loaded
+import h5py  # reads the variable when it is loaded
 
-from data_prep import audio, media  # noqa: E402
+from data_prep import audio, media
 
 _MARGIN_S = 0.2  # beyond a window, more than its resampling reads
 _MAX_FLOAT = 2.0  # of a sound in [-1, 1] that was filtered; above, the samples are of another scale

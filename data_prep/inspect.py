@@ -1,7 +1,8 @@
 """Shows what is in a clips data set: `python -m data_prep.inspect CLIPS --out DIR`.
 
 Prints and writes counts (clips, hours, verbs, nouns), draws the long tail of verbs and nouns (Fig. 4 of the paper), how often
-each verb sounds (Table 1) and a contact sheet: frames, waveform, log-mel and caption of clips drawn at random.
+each verb sounds (Table 1) and a contact sheet: frames, waveform, log-mel and caption of clips drawn at random. Of sounds it
+counts classes, folds and durations instead.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from matplotlib import figure
 
 from mc3_jax.data import records
 
+_PERCENTILES = (0, 5, 50, 95, 99, 100)
 _MIN_LABELLED = 5  # clips of a verb, below which its sounding rate is noise
 
 
@@ -34,6 +36,9 @@ class Statistics:
       verbs, nouns: Clips of each label, commonest first; without those whose verb or noun is unknown.
       num_pairs: Different pairs of verb and noun.
       sounding_rates: Of each verb with at least 5 labelled clips, (share of positive clips, labelled clips), highest first.
+      classes: Clips of each class, commonest first; without those whose class is unknown.
+      folds: Clips of each fold; empty where there are none.
+      durations_s: Percentile → seconds of sound, where sounds differ in length.
     """
 
     num_clips: int
@@ -45,6 +50,9 @@ class Statistics:
     nouns: dict[str, int]
     num_pairs: int
     sounding_rates: dict[str, tuple[float, int]]
+    classes: dict[str, int] = dataclasses.field(default_factory=dict)
+    folds: dict[int, int] = dataclasses.field(default_factory=dict)
+    durations_s: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 def open_split(folder: pathlib.Path, info: records.ClipsInfo, split: str) -> grain.ArrayRecordDataSource:
@@ -64,11 +72,19 @@ def count(source: grain.ArrayRecordDataSource, info: records.ClipsInfo) -> Stati
     """
     videos, verbs, nouns, pairs = set(), collections.Counter(), collections.Counter(), set()
     labelled, positive = collections.Counter(), collections.Counter()
+    classes, folds, durations = collections.Counter(), collections.Counter(), []
     seconds = 0.0
     for i in range(len(source)):
         clip = records.decode(source[i])
         if clip.verb_id >= len(info.verbs) or clip.noun_id >= len(info.nouns):
             raise ValueError(f"clip {clip.clip_id} has verb {clip.verb_id} and noun {clip.noun_id}: run data_prep.verify")
+        if clip.class_id >= len(info.classes):
+            raise ValueError(f"clip {clip.clip_id} has class {clip.class_id}: run data_prep.verify")
+        if clip.class_id >= 0:
+            classes[info.classes[clip.class_id]] += 1
+        if clip.fold != records.UNKNOWN:
+            folds[clip.fold] += 1
+        durations.append(len(clip.audio) / info.sample_rate_hz)
         verb = info.verbs[clip.verb_id] if clip.verb_id >= 0 else None
         noun = info.nouns[clip.noun_id] if clip.noun_id >= 0 else None
         videos.add(clip.video_uid)
@@ -91,6 +107,9 @@ def count(source: grain.ArrayRecordDataSource, info: records.ClipsInfo) -> Stati
         nouns={name: n for name, n in nouns.most_common() if name is not None},
         num_pairs=len(pairs),
         sounding_rates=dict(sorted(rates.items(), key=lambda item: -item[1][0])),
+        classes=dict(classes.most_common()),
+        folds=dict(sorted(folds.items())),
+        durations_s={q: float(np.percentile(durations, q)) for q in _PERCENTILES} if info.max_samples and durations else {},
     )
 
 
@@ -101,11 +120,15 @@ def _short(label: str) -> str:
 
 def describe(split: str, found: Statistics) -> str:
     """Returns the statistics of a split as lines of text."""
-    lines = [
-        f"{split}: {found.num_clips:,} clips of {found.num_videos:,} videos, {found.hours:.2f} h; {len(found.verbs)} verbs, "
-        f"{len(found.nouns)} nouns, {found.num_pairs} pairs"
-    ]
-    for kind, counts in (("verbs", found.verbs), ("nouns", found.nouns)):
+    what = f"{len(found.verbs)} verbs, {len(found.nouns)} nouns, {found.num_pairs} pairs"
+    if found.classes:
+        what = f"{len(found.classes)} classes"
+    lines = [f"{split}: {found.num_clips:,} clips of {found.num_videos:,} videos, {found.hours:.2f} h; {what}"]
+    if found.durations_s:
+        lines.append("  seconds: " + ", ".join(f"{value:.3g} at {q} %" for q, value in found.durations_s.items()))
+    if found.folds:
+        lines.append("  folds: " + ", ".join(f"{n} of {fold}" for fold, n in found.folds.items()))
+    for kind, counts in (("verbs", found.verbs), ("nouns", found.nouns), ("classes", found.classes)):
         if counts:
             common = ", ".join(f"{_short(name)} {n}" for name, n in list(counts.items())[:8])
             fifth = sum(list(counts.values())[: max(len(counts) // 5, 1)]) / sum(counts.values())
@@ -138,6 +161,21 @@ def draw_statistics(found: dict[str, Statistics]) -> figure.Figure:
     return sheet
 
 
+def draw_classes(found: dict[str, Statistics], info: records.ClipsInfo) -> figure.Figure:
+    """Returns a figure: clips of each class in each split."""
+    sheet = figure.Figure(figsize=(12, 5), layout="constrained")
+    axes = sheet.subplots()
+    width = 0.8 / len(found)
+    for i, (split, statistics) in enumerate(found.items()):
+        counts = [statistics.classes.get(name, 0) for name in info.classes]
+        axes.bar(np.arange(len(counts)) + (i + 0.5) * width - 0.4, counts, width, label=split)
+    axes.set_xticks(range(len(info.classes)), info.classes, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylabel("clips")
+    axes.legend()
+    return sheet
+
+
 def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> figure.Figure:
     """Returns a figure with a row for every clip: a frame of each interval, the waveform, the log-mel, and its caption.
 
@@ -145,12 +183,13 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
       ValueError: A frame can't be decoded, or a clip is not what the data set promises.
     """
     columns = info.num_intervals + 2
-    sheet = figure.Figure(figsize=(2.1 * columns, 1.75 * len(clips)), layout="constrained")
+    sheet = figure.Figure(figsize=(max(2.1 * columns, 9), 1.75 * len(clips)), layout="constrained")
     grid = sheet.subplots(len(clips), columns, squeeze=False)
     labels = {records.UNKNOWN: "no label", 0: "does not sound", 1: "sounds"}
     for row, clip in zip(grid, clips, strict=True):
         records.check(clip, info)
-        for axes, jpeg in zip(row, clip.frames[info.num_candidates // 2 :: info.num_candidates], strict=False):
+        for t, axes in enumerate(row[:-2]):
+            jpeg = clip.frames[t * info.num_candidates + info.num_candidates // 2]
             axes.imshow(simplejpeg.decode_jpeg(jpeg, "RGB"))
             axes.axis("off")
         wave = clip.audio / np.float32(32768)
@@ -158,13 +197,20 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
         row[-2].plot(times, wave, linewidth=0.4)
         row[-2].set_ylim(-1, 1)
         mel = librosa.feature.melspectrogram(y=wave, sr=info.sample_rate_hz, n_fft=400, hop_length=160, n_mels=64)
-        row[-1].imshow(librosa.power_to_db(mel), origin="lower", aspect="auto", extent=(0, times[-1], 0, 64))
+        extent = (0, len(wave) / info.sample_rate_hz, 0, 64)
+        row[-1].imshow(librosa.power_to_db(mel), origin="lower", aspect="auto", extent=extent)
         for axes in row[-2:]:
             axes.tick_params(labelsize=6)
         # The text of a stranger: a dollar sign must not start a formula.
-        caption = f"{clip.narration}   [{labels.get(clip.label, clip.label)}, {clip.time_us / 1e6:.1f} s of {clip.video_uid}]"
-        place = {"x": 0, "y": 1.06, "transform": row[0].transAxes, "in_layout": False}
-        row[0].text(s=caption[:150], fontsize=8, parse_math=False, **place)
+        kind = labels.get(clip.label, clip.label)
+        if 0 <= clip.class_id < len(info.classes):
+            kind = info.classes[clip.class_id] + (f", fold {clip.fold}" if clip.fold >= 0 else "")
+        caption = f"{clip.narration}   [{kind}, {clip.time_us / 1e6:.1f} s of {clip.video_uid}]"
+        if clip.frames:
+            place = {"x": 0, "y": 1.06, "transform": row[0].transAxes, "in_layout": False}
+            row[0].text(s=caption[:150], fontsize=8, parse_math=False, **place)
+        else:
+            row[0].set_title(caption[:80], fontsize=8, loc="left", parse_math=False)
         row[-1].set_ylabel("mel band", fontsize=6)
     for axes in grid[-1, -2:]:
         axes.set_xlabel("s", fontsize=6)
@@ -174,7 +220,7 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
 def main(argv: list[str] | None = None) -> None:
     """Inspects, or ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description=__doc__.split("\n")[0])
-    parser.add_argument("clips", type=pathlib.Path, help="folder made by data_prep.ego4d")
+    parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("inspect"), help="folder for the pictures")
     parser.add_argument("--split", choices=records.SPLITS, help="of the contact sheet; default is the largest labelled one")
     parser.add_argument("--num_clips", type=int, default=12, help="on the contact sheet")
@@ -199,7 +245,8 @@ def main(argv: list[str] | None = None) -> None:
         clips = [records.decode(sources[split][int(i)]) for i in np.sort(chosen)]
         args.out.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context({"axes.unicode_minus": False}):
-            draw_statistics(found).savefig(args.out / "statistics.png", dpi=110)
+            statistics = draw_classes(found, info) if info.classes else draw_statistics(found)
+            statistics.savefig(args.out / "statistics.png", dpi=110)
             draw_contact_sheet(clips, info).savefig(args.out / "contact_sheet.png", dpi=110)
         content = {name: dataclasses.asdict(statistics) for name, statistics in found.items()}
         (args.out / "statistics.json").write_text(json.dumps(content, indent=1) + "\n")

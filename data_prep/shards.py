@@ -267,8 +267,8 @@ def feature_spec(info: records.ClipsInfo) -> tfds.features.FeaturesDict:
         {
             **text,
             **number,
-            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg"), length=num_frames),
-            "frame_times_us": tfds.features.Sequence(np.int64, length=num_frames),
+            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg"), length=num_frames or None),
+            "frame_times_us": tfds.features.Sequence(np.int64, length=num_frames or None),
             "audio": tfds.features.Text(),  # bytes: little-endian int16
         }
     )

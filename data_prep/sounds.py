@@ -80,10 +80,10 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     sounds = [Sound(**fields) for fields in item["sounds"]]
     windows = [_window(sound, settings) for sound in sounds]
     limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
-    for i, cut in guard.cut_windows(
-        pathlib.Path(settings["media_dir"]) / item["file"], windows, short_side_px=settings["short_side_px"],
-        quality=settings["jpeg_quality"], limits=limits, hdf5=(item["hdf5_name"], settings["hdf5_rate_hz"]) if item["hdf5_name"] else None,
-    ):  # fmt: skip
+    hdf5 = (item["hdf5_name"], settings["hdf5_rate_hz"]) if item["hdf5_name"] else None
+    path = pathlib.Path(settings["media_dir"]) / item["file"]
+    numbers = {"short_side_px": settings["short_side_px"], "quality": settings["jpeg_quality"]}
+    for i, cut in guard.cut_windows(path, windows, **numbers, limits=limits, hdf5=hdf5):
         sound, window = sounds[i], windows[i]
         if isinstance(cut, str):
             reason, _, detail = cut.partition(": ")
@@ -202,7 +202,7 @@ def write_clips(
     )  # fmt: skip
     long = sum(sound.stop_s is not None and sound.stop_s - sound.start_s > args.max_audio_s for sound in chosen)
     if long:
-        print(f"{long} of {len(chosen)} sounds are longer than --max_audio_s {args.max_audio_s:g}: what lies behind is left out")
+        print(f"{long} of {len(chosen)} sounds are longer than --max_audio_s {args.max_audio_s:g}: their rest is left out")
     info = command.write(args, beam_args, tasks, make_clips, settings, info, rejects, len(found))
     full = sum(int((info.clip_samples(split) == most).sum()) for split in info.splits)
     if full > long:  # of whole files the length is known once they are read

@@ -35,12 +35,14 @@ class ShardReport:
       problems: One line each.
       clip_ids: Of every record that could be read.
       video_uids: Of its videos.
+      clip_samples: Of their audio.
       num_labelled, num_positive: Clips with a label, and with label 1.
     """
 
     problems: list[str]
     clip_ids: list[str]
     video_uids: list[str]
+    clip_samples: list[int] = dataclasses.field(default_factory=list)
     num_labelled: int = 0
     num_positive: int = 0
 
@@ -75,6 +77,8 @@ def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.Clips
     counts = [len(list(group)) for _, group in itertools.groupby(report.video_uids)]
     if not wrong and found == shard.num_clips and counts != shard.video_clips:
         report.problems.append(f"{shard.file}: the clips of its videos are not those that {records.CLIPS_FILE} counts")
+    if not wrong and found == shard.num_clips and info.max_samples and report.clip_samples != shard.clip_samples:
+        report.problems.append(f"{shard.file}: the samples of its clips are not those that {records.CLIPS_FILE} counts")
     return report
 
 
@@ -91,6 +95,7 @@ def _verify_record(reader, index: int, info: records.ClipsInfo, report: ShardRep
         return f"record {index}: {_short(error)}"
     report.clip_ids.append(clip.clip_id)
     report.video_uids.append(clip.video_uid)
+    report.clip_samples.append(len(clip.audio))
     report.num_labelled += clip.label != records.UNKNOWN
     report.num_positive += clip.label == 1
     try:
@@ -118,8 +123,11 @@ def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
             raise ValueError(f"{name}: frame {i} can't be decoded: {error}") from error
         if size != (clip.frame_height, clip.frame_width):
             raise ValueError(f"{name}: frame {i} is {size}, the record says {(clip.frame_height, clip.frame_width)}")
+    if not clip.frames and (clip.frame_height, clip.frame_width) != (0, 0):
+        raise ValueError(f"{name}: holds no frames but says they are {(clip.frame_height, clip.frame_width)}")
     for field, value, num in (
         ("verb_id", clip.verb_id, len(info.verbs)), ("noun_id", clip.noun_id, len(info.nouns)), ("label", clip.label, 2),
+        ("class_id", clip.class_id, len(info.classes)), ("fold", clip.fold, 1 << 31),
     ):  # fmt: skip
         if not records.UNKNOWN <= value < num:
             raise ValueError(f"{name}: {field} is {value}, must be from {records.UNKNOWN} to {num - 1}")
@@ -213,7 +221,7 @@ def _verify_tfds(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Verifies; ends with status 0, 1 or 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__.split("\n")[0])
-    parser.add_argument("clips", type=pathlib.Path, help="folder made by data_prep.ego4d")
+    parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--num_workers", type=int, default=0, help="processes; 0 means one per core")
     args = parser.parse_args(argv)
     if args.num_workers < 0:

@@ -1,4 +1,4 @@
-"""EPIC-Sounds (Huh et al., ICASSP 2023; epic-kitchens/epic-sounds-annotations): segments of EPIC-Kitchens' sound and their class.
+"""EPIC-Sounds (Huh et al., ICASSP 2023; epic-kitchens/epic-sounds-annotations): segments of sound and their class.
 
     annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id
     P01_11_0,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,clang / clatter,ceramic / wood collision,34
@@ -75,8 +75,10 @@ def read(paths: list[pathlib.Path]) -> tuple[list[Sound], list[str]]:
             elif class_id == UNKNOWN and split != "test":
                 problem = "annotation has no class"
             found.append(
-                Sound(row["annotation_id"], row["video_id"], row.get("description", ""), "epic_sounds", split, start_s, stop_s,
-                      class_id, problem=problem)
+                Sound(
+                    row["annotation_id"], row["video_id"], row.get("description", ""), "epic_sounds", split, start_s, stop_s,
+                    class_id, problem=problem,
+                )
             )  # fmt: skip
     doubles = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if doubles:

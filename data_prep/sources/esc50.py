@@ -3,8 +3,8 @@
     filename,fold,target,category,esc10,src_file,take
     1-100032-A-0.wav,1,0,dog,True,100032,A
 
-Cuts of one Freesound recording (`src_file`) share a fold. ESC-10 is the rows of ESC-50 with `esc10` True, or a folder of its own
-with `meta/esc10.csv`, which may lack the columns `esc10` and `take`.
+Cuts of one Freesound recording (`src_file`) share a fold. ESC-10 is the rows of ESC-50 with `esc10` True, or a folder of its
+own with `meta/esc10.csv`, which may lack the columns `esc10` and `take`.
 """
 
 import pathlib

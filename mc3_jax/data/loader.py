@@ -222,9 +222,10 @@ def eval_batches(
     if hop_samples is not None:
         windows = transforms.num_windows(source.clip_samples, size, hop_samples)
     ends = np.cumsum(windows)
-    num_rows = int(ends[-1])
+    num_rows = int(windows.sum())
     num_batches = -(-num_rows // batch_size)
-    read = functools.lru_cache(maxsize=num_threads if hop_samples else 0)(source.__getitem__)  # windows of a clip come in a row
+    # The windows of a clip come one after the other.
+    read = functools.lru_cache(maxsize=num_threads if hop_samples else 0)(source.__getitem__)
 
     def load(i: int) -> Batch:
         place = min(int(i), num_rows - 1)

@@ -37,10 +37,34 @@ def test_a_clip_survives_the_round_trip():
     assert back.frame_times_us.dtype == np.int64
 
 
+def test_a_sound_without_pictures_survives_the_round_trip_with_class_and_fold():
+    clip = make_clip(frames=[], frame_times_us=np.zeros(0, np.int64), frame_height=0, frame_width=0, class_id=43, fold=5)
+    back = records.decode(records.encode(clip))
+    for field in dataclasses.fields(clip):
+        np.testing.assert_array_equal(getattr(back, field.name), getattr(clip, field.name), err_msg=field.name)
+    info = make_info(num_intervals=0, num_candidates=0, short_side_px=0, canvas_px=(0, 0), max_samples=4, classes=["x"] * 44)
+    records.check(back, info)
+    with pytest.raises(ValueError, match="holds 3 frames, clips.json says 0"):
+        records.check(make_clip(), info)
+    with pytest.raises(ValueError, match="larger than the canvas"):
+        records.check(dataclasses.replace(back, frame_height=1), info)
+
+
+@pytest.mark.parametrize(("num", "good"), [(0, False), (1, True), (4, True), (9, True), (10, False)])
+def test_sounds_may_be_shorter_or_longer_than_the_readers_window_up_to_a_limit(num, good):
+    clip, info = make_clip(audio=np.zeros(num, np.int16)), make_info(max_samples=9)
+    if good:
+        records.check(clip, info)
+    else:
+        with pytest.raises(ValueError, match=f"holds {num} samples, clips.json says from 1 to 9"):
+            records.check(clip, info)
+
+
 def test_equal_clips_are_equal_bytes_and_every_field_changes_them():
     base = records.encode(make_clip())
     assert base == records.encode(make_clip())
-    for change in ({"label": 0}, {"narration": "x"}, {"audio": np.zeros(4, np.int16)}, {"frames": [b"", b"", b""]}):
+    numbers = ({"label": 0}, {"class_id": 1}, {"fold": 1})
+    for change in (*numbers, {"narration": "x"}, {"audio": np.zeros(4, np.int16)}, {"frames": [b"", b"", b""]}):
         assert records.encode(make_clip(**change)) != base, change
 
 
@@ -96,6 +120,15 @@ def test_audio_must_be_int16_and_frames_need_times():
 def test_clips_json_survives_the_round_trip(tmp_path):
     make_info().dump(tmp_path)
     assert records.ClipsInfo.load(tmp_path) == make_info()
+    assert make_info().clip_samples("train").tolist() == [4]
+    shard = records.Shard("w-train.array_record-00000-of-00001", 2, 9, "ab", [2], [7, 1])
+    info = make_info(
+        num_intervals=0, num_candidates=0, short_side_px=0, canvas_px=(0, 0), max_samples=7, classes=["hum"],
+        splits={"train": records.SplitInfo(2, 0, 0, [shard])},
+    )  # fmt: skip
+    info.dump(tmp_path)
+    assert records.ClipsInfo.load(tmp_path) == info
+    assert info.clip_samples("train").tolist() == [7, 1]
 
 
 def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
@@ -107,7 +140,7 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="can't be read"):
         records.ClipsInfo.load(tmp_path)
     make_info(schema_version=99).dump(tmp_path)
-    with pytest.raises(ValueError, match="schema version 99, this code reads 2"):
+    with pytest.raises(ValueError, match="schema version 99, this code reads 3"):
         records.ClipsInfo.load(tmp_path)
     values = dataclasses.asdict(make_info())
     del values["splits"]
@@ -125,7 +158,10 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
         (["splits", "train", "num_clips"], "1"), (["splits", "train", "shards", 0, "bytes"], None),
         (["splits", "train", "shards", 0, "file"], 3), (["splits", "train", "shards", 0, "video_clips"], [1.0]),
         (["splits", "train", "shards", 0, "video_clips"], [-1, 2]), (["splits", "train", "shards", 0, "video_clips"], None),
-        (["splits", "train", "shards", 0], 5),
+        (["splits", "train", "shards", 0], 5), (["splits", "train", "shards", 0, "clip_samples"], [4]),
+        (["splits", "train", "shards", 0, "clip_samples"], None), (["max_samples"], -1), (["max_samples"], 9),
+        (["max_samples"], None), (["classes"], "abc"), (["num_intervals"], 0), (["short_side_px"], 0),
+        (["canvas_px"], [0, 0]),
     ],
 )  # fmt: skip
 def test_a_damaged_field_of_clips_json_is_one_line(tmp_path, path, value):

@@ -57,19 +57,29 @@ def take(container, kind: str):
 
 
 def origin_s(container) -> float:
-    """Returns the stream time that is 0 of the video, seconds."""
-    if container.format.name not in _CLOCKED:
+    """Returns the stream time that is 0 of the video, seconds.
+
+    A file of sound alone begins with its first sample, whose stamp is the encoder's delay in MP3.
+    """
+    video, sound = (choose(container, kind) for kind in ("video", "audio"))
+    if video is not None and container.format.name not in _CLOCKED:
         return 0.0
-    stream = choose(container, "video")
-    if stream is None or stream.start_time is None:
+    first = sound if video is None else video
+    if first is None or first.start_time is None:
         return (container.start_time or 0) / av.time_base
-    return float(stream.start_time * stream.time_base)
+    return float(first.start_time * first.time_base)
 
 
 def seek(container, stream, time_s: float) -> None:
     """Goes to the keyframe at or before a stream time, or for -inf to the beginning; decoders forget what they had."""
-    begin_s = min(START_S, float((stream.start_time or 0) * stream.time_base) + START_S)
-    container.seek(int(max(time_s, begin_s) / stream.time_base), stream=stream, backward=True)
+    first = stream.start_time or 0
+    begin_s = min(START_S, float(first * stream.time_base) + START_S)
+    try:
+        container.seek(int(max(time_s, begin_s) / stream.time_base), stream=stream, backward=True)
+    except av.error.FFmpegError:
+        if time_s > begin_s:
+            raise
+        container.seek(first, stream=stream, backward=True)  # FLV refuses a time before its first, and is then anywhere
 
 
 def why(reason: str, error: Exception) -> str:

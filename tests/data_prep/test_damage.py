@@ -60,6 +60,19 @@ def test_a_damaged_packet_costs_the_clips_that_need_it_and_no_other(tmp_path, ki
             np.testing.assert_array_equal(b.audio, a.audio)
 
 
+def test_damage_right_behind_a_keyframe_is_told_though_there_an_open_gop_may_have_some(tmp_path):
+    path = tmp_path / "a.mp4"
+    write(path, seconds=12.0, fps=25, video_options={"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"})
+    content = bytearray(path.read_bytes())
+    _, at, size = _offsets(path, "video")[201]  # the first that refers to the keyframe at 8 s
+    content[at + 5 : at + size] = b"\xff" * (size - 5)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    before, behind = cut(tmp_path / "damaged.mp4", [0.5, 9.0])
+    assert isinstance(before, media.Cut)
+    assert isinstance(behind, str)
+    assert behind.startswith("decoding failed: ")
+
+
 def test_damage_of_what_is_not_wanted_and_not_referred_to_costs_nothing(tmp_path):
     path = tmp_path / "a.mp4"
     write(path, seconds=6.0, fps=25, video_options={"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"})

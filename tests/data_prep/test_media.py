@@ -38,7 +38,7 @@ def number_in(jpeg: bytes) -> int:
 
 def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", video_options=None, pixels="yuv420p",
           size=(WIDTH, HEIGHT), rotation=None, audio="aac", rate=48000, layout="mono", audio_span=(0.0, None),
-          hole=(0.0, 0.0), right=1.0, options=None):  # fmt: skip
+          hole=(0.0, 0.0), right=1.0, bit_rate=192_000, coder="fast", options=None):  # fmt: skip
     """Writes a file that tells the time.
 
     Args:
@@ -49,6 +49,7 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
       audio_span: (start, stop) of the sound, seconds; None is until the end.
       hole: (start, stop) of what is lost of the sound's packets, seconds.
       right: Gain of the right channel.
+      bit_rate, coder: Of the sound, bit/s; of AAC, "twoloop" stores noise as noise.
       options: Of the muxer.
     """
     # Without it the mp4 muxer rounds the start of late audio to 1 ms.
@@ -64,7 +65,7 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
                 picture.set_display_rotation(rotation)
         if audio:
             sound = container.add_stream(audio, rate=rate, layout=layout)
-            sound.bit_rate, sound.options = 192_000, {"aac_coder": "fast"} if audio == "aac" else {}
+            sound.bit_rate, sound.options = bit_rate, {"aac_coder": coder} if audio == "aac" else {}
             packets = _encode_sound(sound, audio_span[0], audio_span[1] or seconds, rate, layout, right)
             container.mux([p for p in packets if not hole[0] <= p.pts * p.time_base < hole[1]])
         if video:

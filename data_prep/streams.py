@@ -14,9 +14,8 @@ OUT_OF_MEMORY = "decoder ran out of memory"
 # What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps, rates or sizes.
 DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-# Their times go on from whatever clock there was, an MP3's from its encoder's delay; a player begins at 0 with the first
-# picture or sound.
-_CLOCKED = ("mp3", "mpegts", "mpeg")
+# Their times go on from whatever clock there was; a player begins at 0 with the first picture.
+_CLOCKED = ("mpegts", "mpeg")
 
 
 def choose(container, kind: str):
@@ -72,14 +71,12 @@ def origin_s(container) -> float:
 
 def seek(container, stream, time_s: float) -> None:
     """Goes to the keyframe at or before a stream time, or for -inf to the beginning; decoders forget what they had."""
-    first = stream.start_time or 0
-    begin_s = min(START_S, float(first * stream.time_base) + START_S)
+    start = stream.start_time or 0
+    begin = min(START_S, float(start * stream.time_base) + START_S)
     try:
-        container.seek(int(max(time_s, begin_s) / stream.time_base), stream=stream, backward=True)
-    except av.error.FFmpegError:
-        if time_s > begin_s:
-            raise
-        container.seek(first, stream=stream, backward=True)  # FLV refuses a time before its first, and is then anywhere
+        container.seek(int(max(time_s, begin) / stream.time_base), stream=stream, backward=True)
+    except av.error.PermissionError:  # MP3 and FLV refuse what is before the first packet
+        container.seek(start, stream=stream, backward=True)
 
 
 def why(reason: str, error: Exception) -> str:

@@ -26,6 +26,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from data_prep import pieces, storage
 from mc3_jax.data import records
 
+_ATTEMPTS = 3  # at a shard whose pieces go away
 REPORTS, PLANS = "reports", "plan"  # folders inside the data set: one JSON file a shard
 _SHARD_FILE = rf"(?P<name>\w+)-({'|'.join(records.SPLITS)})\.array_record-\d+-of-\d+"
 # Files that make a folder a data set; there only while all shards they name are.
@@ -127,11 +128,24 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
     # a bucket's is taken by its size.
     if report is not None and (storage.is_remote(home) or report["sha256"] == sha256(home / file)):
         return report
-    spool = home / pieces.FOLDER
-    storage.make_folder(spool)
+    storage.make_folder(home / pieces.FOLDER)
     storage.make_folder(home / REPORTS)
+    for attempt in itertools.count(1):
+        try:
+            return _write(task, home, name, make_clips, settings, of_plan)
+        except FileNotFoundError:
+            # Another worker was at this shard too, or at one that holds the same item, is done, and took a piece away.
+            report = read_report(home, file, of_plan)
+            if report is not None:
+                return report
+            if attempt == _ATTEMPTS:
+                raise
+
+
+def _write(task: ShardTask, home: storage.Path, name: str, make_clips: MakeClips, settings: dict, of_plan: str) -> dict:
+    """Writes one shard and its report, and removes its pieces; see `write_shard`."""
+    spool, file, scratch = home / pieces.FOLDER, task.file(name), settings.get("scratch", "")
     known = pieces.find(storage.sizes(spool))
-    scratch = settings.get("scratch", "")
     with storage.scratch_folder(scratch) if storage.is_remote(home) else contextlib.nullcontext(spool) as local:
         made = [pieces.make(item, settings, make_clips, spool, known, local) for item in task.items]
         report = _summary(task, file, made) | {"fingerprint": of_plan}
@@ -139,7 +153,9 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
             _join(made, aside)
             found = _num_records(aside)
             if found != report["num_clips"]:
-                raise ValueError(f"{file}: wrote {report['num_clips']} records but {found} can be read: is the disk full?")
+                raise ValueError(
+                    f"{file}: wrote {report['num_clips']} records but {found} can be read: is the disk full?"
+                )
             report |= {"bytes": aside.stat().st_size, "sha256": sha256(aside)}
     storage.write(home / REPORTS / f"{file}.json", json.dumps(report).encode())
     for item, piece in zip(task.items, made, strict=True):

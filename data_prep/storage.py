@@ -136,9 +136,13 @@ def sizes(folder: Path) -> dict[str, int]:
     Of a local folder only the files directly inside, of a bucket's all.
     """
     if not is_remote(folder):
+        found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        return {}
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another worker removed it since it was listed
+                    if entry.is_file():
+                        found[entry.name] = entry.stat().st_size
+        return found
     files, root = fsspec.url_to_fs(os.fspath(folder))
     found = _try(lambda: files.find(root, detail=True), folder)
     return {name[len(root) :].lstrip("/"): info["size"] for name, info in found.items()}

@@ -56,6 +56,16 @@ def make_slowly(item: dict, settings: dict):
         yield small_clip(f"{number}", "v", 1)
 
 
+def make_beside_another(item: dict, settings: dict):
+    """Like `make_small`; at the second item, once, another worker writes `settings["theirs"]` in the meantime."""
+    first = settings["theirs"] and item["uid"] == settings["at"] and not pathlib.Path(settings["met"]).exists()
+    if first:
+        pathlib.Path(settings["met"]).touch()
+        theirs, _ = shards.read_plan(settings["theirs"])
+        shards.write_shard(theirs, settings["folder"], "clips", make_beside_another, settings)
+    yield from make_small(item, {})
+
+
 def payload(uid: str, number: int, num_bytes: int) -> bytes:
     """Returns random bytes, which no compression makes smaller."""
     return np.random.default_rng([int(uid), number]).bytes(num_bytes)
@@ -150,6 +160,30 @@ def test_one_worker_and_two_write_the_same_bytes(tmp_path):
     one, two = digests(tmp_path / "1"), digests(tmp_path / "2")
     assert len(one) == 5
     assert one == two
+
+
+@pytest.mark.parametrize("theirs", [0, 1], ids=["at the same shard", "at a shard with the same video"])
+def test_a_piece_that_another_worker_takes_away_is_made_again(tmp_path, theirs):
+    items = tuple({"uid": uid, "count": 6} for uid in ("v0", "v1", "v2"))
+    tasks = [shards.ShardTask("train", 0, 1, items), shards.ShardTask("test", 0, 1, items[:1])]
+    settings = {"theirs": shards.plan_of(tasks[theirs], {}), "at": "v1", "met": str(tmp_path / "met")}
+    settings["folder"] = str(tmp_path)
+    report = shards.write_shard(tasks[0], str(tmp_path), "clips", make_beside_another, settings)
+    assert (tmp_path / "met").exists()
+    (tmp_path / "alone").mkdir()
+    expected = shards.write_shard(tasks[0], str(tmp_path / "alone"), "clips", make_small, {})
+    assert report["sha256"] == expected["sha256"] == digests(tmp_path)[tasks[0].file("clips")]
+
+
+def test_a_file_that_is_missing_for_good_is_told(tmp_path):
+    def make(item: dict, settings: dict):
+        yield small_clip("c", "v", 1)
+        for piece in (tmp_path / "spool").iterdir():  # somebody clears up
+            piece.unlink()
+
+    with pytest.raises(FileNotFoundError, match="spool"):
+        shards.write_shard(small_tasks()[0], str(tmp_path), "clips", make, {})
+    assert not list(tmp_path.glob("clips-*"))
 
 
 def test_two_gigabytes_by_two_workers_are_all_there(tmp_path):

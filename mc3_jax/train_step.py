@@ -88,7 +88,8 @@ def init_params(model: MC3, config: config_lib.ModelConfig, seed: int):
     ids = jnp.zeros((1, text.num_tokens), jnp.int32)
     key = jax.random.key(seed)
     inputs = {"audio": log_mel, "video": frames, "text_ids": ids, "text_mask": jnp.ones_like(ids)}
-    return model.init(key, **inputs, train=False)["params"]
+    # Compiled, so that only the drawing is done: the model itself would run operation by operation for nothing.
+    return jax.jit(lambda key: model.init(key, **inputs, train=False)["params"])(key)
 
 
 def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -> TrainState:

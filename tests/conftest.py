@@ -3,7 +3,9 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Machine code is made in half the time without LLVM's optimisations; XLA's own, which decide what is computed, stay.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import jaxtyping
 
@@ -20,6 +22,18 @@ from tests import world
 
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="seeded mutations: 200 of each kind instead of 20")
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps a file's tests in one process, for what they share, and all that need the trained run in the first one."""
+
+    def group(item) -> str:
+        return "run" if item.path in with_run else str(item.path)
+
+    with_run = {item.path for item in items if "finished" in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) != "run")  # the longest group
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -63,6 +64,10 @@ class ShardTask:
     def file(self, name: str) -> str:
         """Returns the shard's file name, as TFDS names it."""
         return f"{name}-{self.split}.array_record-{self.index:05d}-of-{self.num_shards:05d}"
+
+
+class _PieceGoneError(Exception):
+    """Another attempt at the shard, as batch systems start on a second node, was done first and took its pieces away."""
 
 
 # (item, settings) → clips and rejects of the item.
@@ -122,19 +127,25 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
     """
     home, file = storage.as_path(folder), task.file(name)
     of_plan = fingerprint(plan_of(task, settings))
-    report = read_report(home, file, of_plan)
-    # Read whole: a flipped byte would otherwise be found when training meets it. That costs a disk's speed, not a decoder's;
-    # a bucket's is taken by its size.
-    if report is not None and (storage.is_remote(home) or report["sha256"] == sha256(home / file)):
-        return report
+    while True:
+        report = read_report(home, file, of_plan)
+        # Read whole: a flipped byte would otherwise be found when training meets it. That costs a disk's speed, not a
+        # decoder's; a bucket's is taken by its size.
+        if report is not None and (storage.is_remote(home) or report["sha256"] == sha256(home / file)):
+            return report
+        with contextlib.suppress(_PieceGoneError):  # then there is a report, or else a piece to make again
+            return _write_anew(task, home, name, make_clips, settings)
+
+
+def _write_anew(task: ShardTask, home: storage.Path, name: str, make_clips: MakeClips, settings: dict) -> dict:
+    file, scratch = task.file(name), settings.get("scratch", "")
     spool = home / pieces.FOLDER
     storage.make_folder(spool)
     storage.make_folder(home / REPORTS)
     known = pieces.find(storage.sizes(spool))
-    scratch = settings.get("scratch", "")
     with storage.scratch_folder(scratch) if storage.is_remote(home) else contextlib.nullcontext(spool) as local:
         made = [pieces.make(item, settings, make_clips, spool, known, local) for item in task.items]
-        report = _summary(task, file, made) | {"fingerprint": of_plan}
+        report = _summary(task, file, made) | {"fingerprint": fingerprint(plan_of(task, settings))}
         with storage.writing(home / file, scratch) as aside:
             _join(made, aside)
             found = _num_records(aside)
@@ -188,12 +199,19 @@ def _join(made: list[pieces.Piece], path: pathlib.Path) -> None:
     writer = ArrayRecordWriter(str(path), "group_size:1")
     try:
         for number, part in itertools.groupby(order, key=lambda place: place[2]):
-            with made[number].path.open("rb") as file:
+            with _opened(made[number].path) as file:
                 for _, _, _, start, length in part:
                     file.seek(start)
                     writer.write(file.read(length))
     finally:
         writer.close()
+
+
+def _opened(path: pathlib.Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise _PieceGoneError(path) from None
 
 
 def _num_records(path: pathlib.Path) -> int:

@@ -152,6 +152,21 @@ def test_one_worker_and_two_write_the_same_bytes(tmp_path):
     assert one == two
 
 
+def test_an_attempt_that_another_one_overtakes_takes_what_that_wrote(tmp_path):
+    [task, *_] = small_tasks()
+    assert len(task.items) > 1
+    first = []
+
+    def make_overtaken(item: dict, settings: dict):
+        # As a second node does while the first still works: whole while the last item is made, its pieces removed.
+        if item == task.items[-1] and not first:
+            first.append(shards.write_shard(task, str(tmp_path), "clips", make_small, {}))
+        yield from make_small(item, settings)
+
+    assert shards.write_shard(task, str(tmp_path), "clips", make_overtaken, {}) == first[0]
+    assert shards.sha256(tmp_path / first[0]["file"]) == first[0]["sha256"]
+
+
 def test_two_gigabytes_by_two_workers_are_all_there(tmp_path):
     # TFDS's own Beam writer lost two fifths of this much and reported success.
     num_videos, count, num_bytes = 40, 150, 350_000

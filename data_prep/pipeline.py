@@ -5,19 +5,15 @@ however many annotations there are.
 """
 
 import builtins
-import contextlib
-import io
-import json
-import logging
-import os
 import re
 from collections.abc import Iterator
 
-import apache_beam as beam
-from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
+from data_prep import local_runner, progress, quiet, shards, storage
 
-from data_prep import progress, shards, storage
+with quiet.beam():
+    import apache_beam as beam
+    from apache_beam.metrics import Metrics
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 
 def run(
@@ -34,7 +30,7 @@ def run(
 
     Raises:
       ValueError: A shard can't be written or is not there in the end, or the folder holds another data set.
-      OSError: A disk or bucket fails.
+      OSError: A disk or bucket fails, or a local worker is no more.
     """
     home = storage.as_path(folder)
     shards.prepare(home, name)
@@ -45,22 +41,20 @@ def run(
         home / shards.REPORTS / f"{file}.json" for file in stale
     ]:
         storage.remove(path)
-    is_local = not beam_args
-    if is_local:
-        # Named, because the default runner of recent Beams fetches a binary when it starts.
-        mode = "multi_processing" if num_workers > 1 else "in_memory"
-        beam_args = ["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
-                     f"--direct_running_mode={mode}", f"--direct_num_workers={num_workers}"]  # fmt: skip
+
+    def add(to: beam.Pipeline) -> None:
+        build(to, planned, folder, name, make_clips, settings.get("scratch", ""))
+
     try:
-        with contextlib.ExitStack() as around:
-            if is_local:
-                around.enter_context(progress.watch(tasks, home, name, settings))
-                around.enter_context(_options_of_local_workers())
-                # Where Beam prints tracebacks that the error it raises holds as well.
-                around.enter_context(contextlib.redirect_stderr(io.StringIO()))
-            pipeline = around.enter_context(beam.Pipeline(options=PipelineOptions(beam_args)))
-            build(pipeline, planned, folder, name, make_clips, settings.get("scratch", ""))
-    except (RuntimeError, ValueError, OSError) as error:
+        if beam_args:
+            with beam.Pipeline(options=PipelineOptions(beam_args)) as elsewhere:
+                add(elsewhere)
+        else:
+            with progress.watch(tasks, home, name, settings):
+                local_runner.run(add, num_workers)
+    except local_runner.WorkerError:
+        raise
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
         raise _unwrap(error) from error
     return _all_reports(home, planned)
 
@@ -118,36 +112,15 @@ def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.
         Metrics.counter("data_prep", what).inc(count)
 
 
-@contextlib.contextmanager
-def _options_of_local_workers() -> Iterator[None]:
-    """Keeps local workers from reporting how they start, stop and fail, and from living on without their launcher.
-
-    How they fail is in the error that the pipeline raises. The local runner passes them no options; they read them from the
-    file that this variable names.
-    """
-    logger = logging.getLogger("apache_beam")
-    level = logger.level
-    with storage.scratch_folder() as folder:
-        path = folder / "options.json"
-        options = {"default_sdk_harness_log_level": "CRITICAL", "beam_plugins": ["data_prep.worker"]}
-        path.write_text(json.dumps({"options": options}))
-        before = os.environ.get("PIPELINE_OPTIONS_FILE")
-        os.environ["PIPELINE_OPTIONS_FILE"] = str(path)
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            del os.environ["PIPELINE_OPTIONS_FILE"]
-            if before is not None:
-                os.environ["PIPELINE_OPTIONS_FILE"] = before
-
-
 def _unwrap(error: Exception) -> Exception:
-    """Returns a worker's ValueError or OSError as one line; of anything else, Beam's error with the worker's traceback."""
+    """Returns as one line what a worker met: a bad value, a disk, too little memory; else Beam's error with a traceback."""
     last = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
-    found = re.fullmatch(r"(?:RuntimeError: )?(\w+): (.*?)(?: \[while running '.*'\])?", last)
-    kind = getattr(builtins, found[1], None) if found else None
-    if isinstance(kind, type) and issubclass(kind, ValueError | OSError):
+    found = re.fullmatch(r"(?:RuntimeError: )?(?:[\w.]+\.)?(\w+)(?:: (.*?))?(?: \[while running '.*'\])?", last)
+    if found is None:
+        return error
+    if found[1].endswith("MemoryError"):  # numpy has its own
+        return ValueError(f"a worker had too little memory ({found[2] or found[1]}): take fewer --num_workers")
+    kind = getattr(builtins, found[1], None)
+    if isinstance(kind, type) and issubclass(kind, ValueError | OSError) and found[2]:
         return ValueError(f"a worker failed: {found[2]}")
     return error

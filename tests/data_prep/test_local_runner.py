@@ -1,0 +1,127 @@
+"""Beam's local runner is quiet about itself and about nothing else, and does not wait for a worker that is no more."""
+
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+from absl import logging as absl_logging
+
+from data_prep import local_runner, quiet
+from tests import world
+from tests.data_prep import test_shards
+from tests.data_prep.test_shards import make_small, small_tasks, workers_find_this_module  # noqa: F401
+
+SAID = ("printed", "logged", "logged by absl", "warned of")
+
+
+def make_and_speak(item: dict, settings: dict):
+    print("printed", file=sys.stderr)
+    logging.getLogger("a.library").warning("logged")
+    absl_logging.warning("logged by absl")
+    warnings.warn("warned of", stacklevel=1)
+    yield from make_small(item, settings)
+
+
+def make_and_end(item: dict, settings: dict):
+    if settings["signal"]:
+        os.kill(os.getpid(), settings["signal"])
+        time.sleep(60)
+    os._exit(3)
+    yield
+
+
+def make_too_large(item: dict, settings: dict):
+    if settings["told"]:
+        raise MemoryError(settings["told"])
+    raise MemoryError
+    yield
+
+
+# A process of its own, for what is said at import and for a log that no test framework has set up.
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("make", [make_small, make_and_speak])
+def test_stderr_has_what_others_say_and_nothing_of_beam(tmp_path, num_workers, make):
+    program = (
+        "import pathlib, sys; from tests.data_prep import test_local_runner as here; _, folder, num, make = sys.argv; "
+        "here.test_shards.run(here.small_tasks(), pathlib.Path(folder), {}, int(num), getattr(here, make))"
+    )
+    command = [sys.executable, "-c", program, tmp_path, str(num_workers), make.__name__]
+    done = subprocess.run(command, cwd=world.ROOT, capture_output=True, text=True, check=True)
+    said = SAID if make is make_and_speak else ()
+    assert done.stdout == ""
+    for words in said:
+        assert words in done.stderr
+    told = [line for line in done.stderr.splitlines() if not any(words in line for words in SAID)]
+    assert not told
+
+
+def test_help_is_all_that_is_told_when_help_is_asked_for():
+    done = world.run("data_prep.ego4d", "--help")
+    assert done.stdout.startswith("usage: python -m data_prep.ego4d")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGKILL])
+def test_a_worker_that_is_no_more_ends_the_run(tmp_path, capfd, number):
+    words = "was killed, perhaps because memory ran out" if number else "ended with status 3"
+    with pytest.raises(local_runner.WorkerError, match=f"^a worker {words}"):
+        test_shards.run(small_tasks(), tmp_path, {"signal": int(number)}, 2, make_and_end)
+    assert capfd.readouterr().err == ""
+    assert len(test_shards.run(small_tasks(), tmp_path, {})) == 3
+
+
+def test_a_crash_is_told_by_the_name_of_its_signal():
+    assert "crashed (SIGSEGV)" in local_runner._failure("Worker subprocess exited with return code -11")
+
+
+def test_a_worker_that_does_not_start_ends_the_run_and_says_why(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(local_runner, "_MODULE", "data_prep.no_such_module")
+    with pytest.raises(local_runner.WorkerError, match="status 1; what it said stands above"):
+        test_shards.run(small_tasks(), tmp_path, {}, 2)
+    told = set(capfd.readouterr().err.splitlines())
+    assert told == {f"{sys.executable}: No module named data_prep.no_such_module"}
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "told", "words"), [(1, "no 9 GiB", "no 9 GiB"), (1, "", "MemoryError"), (2, "", "MemoryError")]
+)
+def test_too_little_memory_is_one_line(tmp_path, capfd, num_workers, told, words):
+    with pytest.raises(ValueError, match=rf"^a worker had too little memory \({words}\): take fewer --num_workers$"):
+        test_shards.run(small_tasks(), tmp_path, {"told": told}, num_workers, make_too_large)
+    assert capfd.readouterr().err == ""
+
+
+def test_beams_loggers_keep_what_is_no_noise(caplog):
+    with quiet.beam():
+        with quiet.beam():  # as where a module is imported while Beam works
+            pass
+        for name, noise in (
+            ("root", "apitools not found, and so on"),
+            ("apache_beam.runners.common", "bad\nvalue [while running 'Write']"),
+        ):
+            logging.getLogger(name if name != "root" else None).warning(noise)
+            logging.getLogger(name if name != "root" else None).warning("of %s", name)
+    logging.getLogger("apache_beam.runners.common").warning("later [while running 'Write']")
+    assert [r.getMessage() for r in caplog.records] == [
+        "of root", "of apache_beam.runners.common", "later [while running 'Write']",
+    ]  # fmt: skip
+
+
+def test_only_tracebacks_that_beams_worker_prints_are_dropped():
+    def traceback_of(file: str, function: str) -> str:
+        return f'Traceback (most recent call last):\n  File "{file}", line 310, in {function}\n    f()\nValueError: no\n'
+
+    told = io.StringIO()
+    stream = quiet.Stream(told)
+    ours = traceback_of("/home/me/data_prep/frames.py", "cut")
+    print("before", file=stream)
+    print(traceback_of("/lib/apache_beam/runners/worker/sdk_worker.py", "_execute"), file=stream)
+    print(ours, file=stream)
+    print(file=stream)
+    assert told.getvalue() == f"before\n{ours}\n\n"

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Proves README's Slurm lines of data preparation on a real Slurm (`start_cluster.sh`): submitted as they stand there, but for
+# the numbers of tasks and CPUs; one array task is requeued in the middle of its work, as a preemption does; the job behind
+# the array makes the data set. Every file must be that of one local, uninterrupted run.
+#
+#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_data_prep.sh [WORK]     # two minutes on two cores; WORK is kept
+#
+# Exits with 1 and one line on anything else.
+set -euo pipefail
+
+project=$(cd "$(dirname "$0")/../.." && pwd)
+work=${1:-$(mktemp -d)}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+folder=$work/data/ego4d_clips
+num_tasks=4
+export PYTHONPATH=$project
+
+fail() {
+  echo "$0: $*; see $work" >&2
+  exit 1
+}
+
+# await SECONDS WHAT COMMAND...
+await() {
+  local deadline=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@"; do
+    ((SECONDS < deadline)) || fail "$what: not within its time"
+    sleep 0.1
+  done
+}
+
+# field JOB NAME
+field() {
+  scontrol show job --oneliner "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"
+}
+
+state_is() {
+  [[ $(field "$1" JobState) == "$2" ]]
+}
+
+num_shards() {
+  find "$1/reports" -name '[!.]*.json' 2>/dev/null | wc -l
+}
+
+has_shard() {
+  (($(num_shards "$folder") > 0))
+}
+
+cd "$work"
+[[ ! -e data && ! -e ego4d ]] || fail "$work holds an earlier proof: remove it or choose another folder"
+python -m data_prep.soundworld --out ego4d --videos 8 --seed 0
+python -m data_prep.ego4d --root ego4d --out local --num_workers 1
+
+sed -n '/^# Slurm,/,/^$/p' "$project/README.md" | sed -e "s/--array=0-31/--array=0-$((num_tasks - 1))/" \
+  -e 's/--cpus-per-task=8/--cpus-per-task=1/' -e 's/--num_workers 8/--num_workers 1/' >submit.sh
+cat submit.sh
+for expected in "--array=0-$((num_tasks - 1)) --cpus-per-task=1" "--num_workers 1" "--dependency=afterok:"; do
+  grep --quiet --fixed-strings -e "$expected" submit.sh || fail "README.md's Slurm lines do not hold $expected"
+done
+
+eval "$("$project/tests/slurm/start_cluster.sh")"
+trap '"$project/tests/slurm/start_cluster.sh" stop' EXIT
+sbatch --version
+finish=$(bash -euo pipefail submit.sh | grep -o '[0-9]*$')
+parts=$(field "$finish" Dependency | grep -o '[0-9]*' | head -n 1)
+
+await 100 "the first shard" has_shard
+state_is "${parts}_0" RUNNING || fail "the first task was over before it could be requeued"
+scontrol requeue "${parts}_0"
+echo "requeued with $(num_shards "$folder") of $(num_shards local) shards there"
+(($(num_shards "$folder") < $(num_shards local))) || fail "all shards were there already"
+
+await 300 "the job that makes the data set" state_is "$finish" COMPLETED
+for ((i = 0; i < num_tasks; i++)); do
+  state_is "${parts}_$i" COMPLETED || fail "task $i ended as $(field "${parts}_$i" JobState)"
+  [[ $(field "${parts}_$i" Restarts) == "$((i == 0))" ]] || fail "task $i was restarted $(field "${parts}_$i" Restarts) times"
+  [[ ! $(field "${parts}_$i" EndTime) > $(field "$finish" StartTime) ]] || fail "the last job did not wait for task $i"
+done
+cat slurm-*.out
+diff --recursive local "$folder" || fail "the files differ from the local run's"
+python -m data_prep.verify "$folder"
+echo "proven: the files of $num_tasks tasks, one of them requeued, are those of one local run"

@@ -26,7 +26,7 @@ import apache_beam.runners.portability.fn_api_runner
 from data_prep import ego4d, epic_sounds, esc50, guard, storage
 from mc3_jax.data import records
 
-def convert(events, module, argv):
+def convert(events, command, argv):
     left = [events]
     def counted(call):
         def wrapped(*args, **kwargs):
@@ -43,14 +43,14 @@ def convert(events, module, argv):
         os.write(1, f"cuts {hdf5[0] if hdf5 else pathlib.Path(path).stem}\\n".encode())
         return cut(path, *args, hdf5=hdf5, **kwargs)
     guard.cut_windows = told
-    globals()[module].main(argv)
+    globals()[command].main(argv)
 
 for line in iter(sys.stdin.readline, ""):
-    events, module, *argv = line.split()
+    events, command, *argv = line.split()
     pid = os.fork()
     if pid == 0:
         try:
-            convert(int(events), module, argv)
+            convert(int(events), command, argv)
         except BaseException as error:
             os.write(1, f"failed {error!r}\\n".encode())
         os._exit(0)

@@ -12,7 +12,7 @@ import soundfile
 
 from data_prep import epic_sounds, esc50, guard, media, storage, verify
 from tests import world
-from tests.data_prep import bucket, test_epic_sounds, test_esc50, test_media
+from tests.data_prep import bucket, test_epic_sounds, test_esc50, test_media, test_restart
 from tests.data_prep.test_storage import content
 
 RATE = 24_000
@@ -258,6 +258,14 @@ def test_two_parts_and_a_run_without_make_what_one_run_makes(places, local, tmp_
     assert len(shards) >= 3
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert content(folder) == local[kind]
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "esc"])
+def test_killed_at_any_step_it_goes_on_behind_the_last_finished_file(places, tmp_path, kind):
+    command, inputs = COMMANDS[kind][0], [word.format(places) for word in COMMANDS[kind][1]]
+    command.main([*inputs, "--out", str(tmp_path / "whole"), *test_restart.OPTIONS, "--num_workers", "1"])
+    whole = test_restart.content(tmp_path / "whole")
+    test_restart.kill_at_steps(command.__name__.split(".")[1], inputs, whole, tmp_path / "out")
 
 
 def told(capsys) -> dict[str, str]:

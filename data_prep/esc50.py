@@ -34,7 +34,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
             f"--test_fold and --validation_fold must be two folds or 0, got {args.test_fold} and {args.validation_fold}"
         )
     if not storage.is_folder(args.root):
-        raise ValueError(f"no folder {args.root}: point --root at ESC-50's")
+        raise ValueError(f"no folder {args.root}: point --root at the folder of ESC-50 or ESC-10")
     found, classes = esc50.read(
         args.root, esc10=args.esc10, test_fold=args.test_fold, validation_fold=args.validation_fold
     )

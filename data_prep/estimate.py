@@ -75,14 +75,14 @@ def _of_sounds(items: list[dict], info: records.ClipsInfo) -> Work:
     lengths_s = [_length_s(sound, most_s) for item in items for sound in item["sounds"]]
     num_clips, total_s = len(lengths_s), sum(lengths_s)
     recordings = {sound["recording"] for item in items for sound in item["sounds"]}
-    files = {item["file"] for item in items}
-    sources = f"recordings: {len(recordings):,} in {len(files):,} file(s)"
+    files = sorted({item["file"] for item in items})
     written = total_s * _SOUND_BYTES_PER_S + num_clips * _picture_bytes(info)
-    if items and items[0]["hdf5_name"]:
-        # Which recordings the file lacks is in the file, and it is opened by nobody but the decoder.
-        sources += " (that it holds them is not looked at)"
+    if items[0]["hdf5_name"]:
+        # Which recordings it lacks, only the file itself tells, and none but the decoder opens it.
+        sources = f"recordings: {len(recordings):,} of {files[0]} (whether it holds them is not looked at)"
         read, cpu_s = total_s * _HDF5_BYTES_PER_S, num_clips * _HDF5_CLIP_CPU_S + total_s * _HDF5_CPU_PER_S
     else:
+        sources = f"recordings: {len(recordings):,} in {len(files):,} file(s)"
         read = _file_bytes(items)
         cpu_s = len(items) * _FILE_CPU_S + num_clips * _SOUND_CLIP_CPU_S + total_s * _SOUND_CPU_PER_S
     if info.num_intervals:

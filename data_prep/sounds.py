@@ -207,6 +207,9 @@ def write_clips(
       ValueError: Nothing to write, or lost records.
     """
     chosen, rejects = choose(found)
+    if rejects and all(reject.reason == video_files.MISSING for reject in rejects) and not chosen:
+        first = rejects[0].detail or rejects[0].video_uid
+        raise ValueError(f"of {len(found)} sounds none has its file in {media_dir}, which lacks {first}: name another folder")
     tasks = plan_tasks(chosen, command.num_shards(args, len(chosen)), media_dir)
     numbers = {
         name: getattr(args, name) if pictures else 0 for name in ("num_intervals", "num_candidates", "short_side")

@@ -33,7 +33,9 @@ def read(root: storage.Path, *, esc10: bool, test_fold: int, validation_fold: in
     """
     path = root / "meta" / "esc50.csv"
     own = root / "meta" / "esc10.csv"
-    whole = not storage.is_file(path) and storage.is_file(own)
+    whole = not storage.is_file(path)
+    if whole and not storage.is_file(own):
+        raise ValueError(f"no file {path} or {own.name}: point --root at the folder of ESC-50 or ESC-10")
     columns = _COLUMNS if whole or not esc10 else _COLUMNS | {"esc10"}
     rows = []
     names: dict[int, str] = {}

@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import re
 import shutil
 
 import h5py
@@ -12,7 +13,7 @@ import soundfile
 
 from data_prep import epic_sounds, esc50, guard, media, storage, verify
 from tests import world
-from tests.data_prep import bucket, test_epic_sounds, test_esc50, test_media, test_restart
+from tests.data_prep import bucket, test_epic_sounds, test_esc50, test_guard, test_media, test_restart
 from tests.data_prep.test_storage import content
 
 RATE = 24_000
@@ -237,6 +238,20 @@ def test_damage_in_a_remote_hdf5_file_costs_what_lies_in_it_and_a_short_object_e
     guard.stop()
 
 
+def test_a_decoder_that_asks_for_another_part_costs_the_sounds_it_was_asked_for(tmp_path, monkeypatch):
+    asked = []
+    remote = guard.Remote(1000, lambda start, stop: asked.append((start, stop)) or bytes(stop - start))
+    guard.stop()
+    for start, stop, reason in ((0, 1001, "stop is '1001', not from 1 to 1000"), (0, 8, "window 0 twice")):
+        question = json.dumps({"start": start, "stop": stop}) + "\\n"
+        answer = json.dumps({"index": 0, "reason": "x"}) + "\\n"
+        monkeypatch.setattr(guard, "COMMAND", test_guard.liar(f"b'{question}'", f"b'{answer}'", f"b'{answer}'"))
+        *_, told = cut_remote(tmp_path / "absent", remote, 0.1, 2.0)
+        assert told.startswith(test_guard.NONSENSE + reason)
+    assert set(asked) == {(0, 8)}
+    assert guard._idle == []
+
+
 @pytest.mark.parametrize("asked", [{"start": -1, "stop": 5}, {"start": 99, "stop": 101}, {"start": 5, "stop": 5},
                                    {"start": 0, "stop": 1 << 23}, {"start": "0", "stop": 1}, {"start": 0}])  # fmt: skip
 def test_a_decoder_that_asks_for_what_is_no_part_of_the_file_is_told_from_one_that_answers(asked):
@@ -293,7 +308,9 @@ def test_a_dry_run_of_epic_sounds_counts_recordings_once_and_hdf5_by_the_seconds
     said = told(capsys)
     seconds = 4 * sum(min(stop - start, 3) for start, stop in test_epic_sounds.SEGMENTS.values())
     assert said["clips"] == "24 (24 train, 0 validation, 0 test)"
-    assert said["recordings"].startswith(f"4 in 1 file(s) (that it holds them is not looked at), {seconds * .096:.1f} MB")
+    assert said["recordings"].startswith(
+        f"4 of EPIC_audio.hdf5 (whether it holds them is not looked at), {seconds * 0.096:.1f} MB to read, in "
+    )
     assert said["missing files"] == "0"
     assert said["data set"] == f"about {seconds * 25_600 / 1e6:.1f} MB"
     convert("sounds", places, tmp_path / "out", "--dry_run")
@@ -302,6 +319,40 @@ def test_a_dry_run_of_epic_sounds_counts_recordings_once_and_hdf5_by_the_seconds
     assert said["recordings"].startswith("3 in 3 file(s), ")
     assert said["missing files"] == "1, first P03_04"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("esc", ("esc", "nowhere"), "no folder .*nowhere: point --root at the folder of ESC-50 or ESC-10"),
+        ("esc", ("esc", "sounds"), "no file .*esc50.csv or esc10.csv: point --root at"),
+        ("sounds", ("/sounds", "/esc/audio"), "of 24 sounds none has its file in .*esc/audio, which lacks P01_01: "),
+        ("hdf5", ("/ann", "/nowhere"), "no file or folder .*nowhere: point --annotations at EPIC_Sounds_train.csv"),
+        ("hdf5", ("/ann", "/esc"), "esc holds none of EPIC_Sounds_train.csv"),
+        ("hdf5", ("EPIC_audio.hdf5", "esc/meta/esc50.csv"), "is no HDF5 file: point --audio at EPIC_audio.hdf5 or"),
+        ("hdf5", ("EPIC_audio.hdf5", "EPIC.hdf5"), "no file or folder .*EPIC.hdf5: point --audio at EPIC_audio.hdf5 or"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_wrong_path_is_one_line_on_disks_and_in_buckets(
+    places, buckets, tmp_path, capsys, monkeypatch, kind, change, message, remote
+):
+    if remote:
+        shutil.copytree(places, buckets / "mine")
+    monkeypatch.setitem(COMMANDS, kind, (COMMANDS[kind][0], [word.replace(*change) for word in COMMANDS[kind][1]]))
+    with pytest.raises(SystemExit) as ended:
+        convert(kind, "gs://mine" if remote else places, tmp_path / "out")
+    error = capsys.readouterr().err
+    assert (ended.value.code, len(error.splitlines())) == (2, 1)
+    assert re.match(f"error: .*{message}", error)
+
+
+def test_an_hdf5_file_that_the_bucket_forbids_ends_the_command_in_one_line(places, buckets, tmp_path, capsys):
+    shutil.copytree(places, buckets / "mine")
+    (buckets / "faults" / "EPIC_audio.hdf5").write_text("forbidden")
+    with pytest.raises(SystemExit):
+        convert("hdf5", "gs://mine", tmp_path / "out")
+    assert re.fullmatch("error: gs://mine/EPIC_audio.hdf5: Forbidden: .*\n", capsys.readouterr().err)
 
 
 REAL = test_epic_sounds.REAL
@@ -314,7 +365,7 @@ def test_a_dry_run_of_the_public_validation_is_minutes_and_not_the_hours_of_vide
                       str(tmp_path / "out"), "--num_workers", "1", "--dry_run"])  # fmt: skip
     said = told(capsys)
     assert said["clips"].startswith("8,035 (0 train, 8,035 validation")
-    assert said["recordings"].startswith("137 in 1 file(s)")
+    assert said["recordings"].startswith("137 of EPIC_audio.hdf5")
     assert "2.6 GB to read" in said["recordings"]
     assert said["data set"] == "about 0.7 GB"
     amount, unit = said["time"].split()[1:3]

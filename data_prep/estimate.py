@@ -9,11 +9,18 @@ from mc3_jax.data import records
 # CPU seconds of a clip of 540p H.264 with a keyframe every 250 frames, narrated every 16 s, as Ego4D's: one core of 2026.
 _CLIP_CPU_S = 0.22
 _BYTES_PER_PX = 0.2  # of real footage as JPEG at quality 90
-_SOUND_BYTES_PER_S = 25_600
-_WHOLE_FILE_S = 5.0
+_START_S = 4.0  # of a command and its workers
+# Sounds: CPU seconds of `shards.write_shard` and its decoder on one core of 2026, per clip and per second of sound: the line
+# through segments as they are (60 s at most) and their first 0.25 s.
+_WHOLE_FILE_S, _WHOLE_FILE_CPU_S = 5.0, 0.035  # ESC-10: 0.028 a file of Vorbis, 0.043 as wav at 44.1 kHz
+# 1,995 segments of 24 videos at EPIC-Sounds' public positions, noise as float32 at 24 kHz.
+_HDF5_CLIP_CPU_S, _HDF5_CPU_PER_S = 0.0005, 0.00045
+# The same as FLAC or wav at 24 kHz 0.0018 and 0.0008, and 170 segments of mp4 with AAC at 48 kHz 0.0035 and 0.0020.
+_SEGMENT_CPU_S, _SEGMENT_CPU_PER_S = 0.003, 0.0013
+# 0.10 for 4 x 4 pictures over each of these 170 segments at 540p; EPIC-Kitchens' have four times the pixels.
+_SEGMENT_PICTURES_CPU_S = 0.4
+_SOUND_BYTES_PER_S = 25_600  # ESC-10's in shards, which compress; noise takes 28,400
 _HDF5_BYTES_PER_S = 24_000 * 4
-_HDF5_CLIP_CPU_S, _HDF5_CPU_PER_S = 0.0015, 0.0005
-_FILE_CPU_S, _SOUND_CLIP_CPU_S, _SOUND_CPU_PER_S = 0.005, 0.002, 0.004
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +65,7 @@ def tell(tasks: list[shards.ShardTask], info: records.ClipsInfo, rejects: list[s
         f"left out so far: {reasons.total():,}"
         + "".join(f"\n  {count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1])),
         f"data set: about {_size(work.written_bytes)}",
-        f"time: about {_span(work.cpu_s / num_workers)} on {num_workers} cores",
+        f"time: about {_span(work.cpu_s / num_workers + _START_S)} on {num_workers} core{'s' * (num_workers != 1)}",
     ]
     return "\n".join(lines)
 
@@ -84,9 +91,12 @@ def _of_sounds(items: list[dict], info: records.ClipsInfo) -> Work:
     else:
         sources = f"recordings: {len(recordings):,} in {len(files):,} file(s)"
         read = _file_bytes(items)
-        cpu_s = len(items) * _FILE_CPU_S + num_clips * _SOUND_CLIP_CPU_S + total_s * _SOUND_CPU_PER_S
+        if items[0]["sounds"][0]["stop_s"] is None:
+            cpu_s = num_clips * _WHOLE_FILE_CPU_S
+        else:
+            cpu_s = num_clips * _SEGMENT_CPU_S + total_s * _SEGMENT_CPU_PER_S
     if info.num_intervals:
-        cpu_s += num_clips * _CLIP_CPU_S
+        cpu_s += num_clips * _SEGMENT_PICTURES_CPU_S
     return Work(sources, read, written, cpu_s)
 
 
@@ -109,4 +119,6 @@ def _size(num_bytes: float) -> str:
 
 
 def _span(time_s: float) -> str:
-    return f"{time_s / 3600:,.1f} h" if time_s >= 360 else f"{time_s / 60:,.1f} min"
+    if time_s >= 360:
+        return f"{time_s / 3600:,.1f} h"
+    return f"{time_s / 60:,.1f} min" if time_s >= 60 else f"{time_s:.0f} s"

@@ -48,7 +48,7 @@ _MAX_JPEG_BYTES = 1 << 26
 _MAX_CLIP_BYTES = 1 << 30  # a record must stay below protobuf's 2 GiB
 _MAX_SIDE_PX = 65535  # of a JPEG
 _MAX_STDERR_BYTES = 1 << 20
-_MAX_PART_BYTES = 1 << 22  # of a file that the parent reads, at once
+_MAX_PART_BYTES = 1 << 20  # of a file that the parent reads, at once
 _OUT_OF_MEMORY = 77  # exit status
 
 
@@ -239,8 +239,7 @@ class Decoder:
             except ValueError as error:
                 raise DecoderError(f"decoder's answer makes no sense: {error}") from None
             if part is not None:
-                content = base64.b64encode(remote.read(*part)).decode()
-                self._write(json.dumps({"bytes": content}).encode() + b"\n")
+                self._write(base64.b64encode(remote.read(*part)) + b"\n")
                 continue
             if answer["index"] not in open_windows:
                 raise DecoderError(f"decoder's answer makes no sense: window {answer['index']} twice")
@@ -282,6 +281,7 @@ class Decoder:
         self._buffer += more
 
     def _write(self, content: bytes) -> None:
+        content = memoryview(content)
         while content:
             self._wait(self._process.stdin, select.POLLOUT)
             try:
@@ -444,7 +444,7 @@ def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
 
         def read(start: int, stop: int) -> bytes:
             _reply(replies, {"start": start, "stop": min(stop, start + _MAX_PART_BYTES)})
-            return base64.b64decode(json.loads(requests.get())["bytes"])
+            return base64.b64decode(requests.get())
 
         num_bytes = request["remote_bytes"]
         file = path if num_bytes is None else hdf5_audio.Parts(num_bytes, read)

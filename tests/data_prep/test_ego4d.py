@@ -278,7 +278,7 @@ def test_a_dry_run_tells_what_is_to_be_done_and_writes_nothing(converted, copy, 
     assert f"left out so far: {len(converted.rejected) - len(late)}\n" in told
     for reason, count in converted.reasons().items():
         assert (f"  {count} {reason}\n" in told) == (reason in early)
-    assert re.search(r"\ndata set: about [\d.]+ MB\ntime: about [\d.]+ min on 2 cores\n$", told)
+    assert re.search(r"\ndata set: about [\d.]+ MB\ntime: about [\d.]+ (s|min) on 2 cores\n$", told)
 
 
 def test_window_and_frame_counts_are_options(root, tmp_path):

@@ -120,7 +120,9 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whol
     kill_at_steps("ego4d", ["--root", root, *SMALL], whole, tmp_path / "out")
 
 
-def kill_at_steps(module: str, inputs: list, whole: dict[str, bytes], folder: pathlib.Path) -> None:
+def kill_at_steps(
+    module: str, inputs: list, whole: dict[str, bytes], folder: pathlib.Path, most_killed: int = 25
+) -> None:
     """Kills a conversion again and again, and checks each time what is kept and in the end what was made."""
     rng = random.Random(0)
     environment = {**os.environ, MARK: module}
@@ -134,7 +136,7 @@ def kill_at_steps(module: str, inputs: list, whole: dict[str, bytes], folder: pa
             videos, shards = finished_videos(folder), finished_shards(folder)
             argv = [module, *inputs, "--out", folder, *OPTIONS, "--num_workers", "1"]
             # The last event is no step of a conversion of six videos: this one ends.
-            events = rng.randint(8, 40) if num_killed < 25 else 10_000
+            events = rng.randint(8, 40) if num_killed < most_killed else 10_000
             print(events, *argv, file=wrapper.stdin, flush=True)
             cut = set()
             for line in wrapper.stdout:

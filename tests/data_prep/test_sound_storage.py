@@ -280,7 +280,7 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_file(places, tmp
     command, inputs = COMMANDS[kind][0], [word.format(places) for word in COMMANDS[kind][1]]
     command.main([*inputs, "--out", str(tmp_path / "whole"), *test_restart.OPTIONS, "--num_workers", "1"])
     whole = test_restart.content(tmp_path / "whole")
-    test_restart.kill_at_steps(command.__name__.split(".")[1], inputs, whole, tmp_path / "out")
+    test_restart.kill_at_steps(command.__name__.split(".")[1], inputs, whole, tmp_path / "out", most_killed=8)
 
 
 def told(capsys) -> dict[str, str]:
@@ -359,7 +359,7 @@ REAL = test_epic_sounds.REAL
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/epic_sounds")
-def test_a_dry_run_of_the_public_validation_is_minutes_and_not_the_hours_of_video(tmp_path, capsys):
+def test_a_dry_run_of_the_public_validation_is_seconds_and_not_the_hours_of_video(tmp_path, capsys):
     (tmp_path / "EPIC_audio.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
     epic_sounds.main(["--annotations", str(REAL), "--audio", str(tmp_path / "EPIC_audio.hdf5"), "--out",
                       str(tmp_path / "out"), "--num_workers", "1", "--dry_run"])  # fmt: skip
@@ -368,6 +368,4 @@ def test_a_dry_run_of_the_public_validation_is_minutes_and_not_the_hours_of_vide
     assert said["recordings"].startswith("137 of EPIC_audio.hdf5")
     assert "2.6 GB to read" in said["recordings"]
     assert said["data set"] == "about 0.7 GB"
-    amount, unit = said["time"].split()[1:3]
-    assert unit == "min"
-    assert 0.1 < float(amount) < 2
+    assert said["time"] == "about 20 s on 1 core"

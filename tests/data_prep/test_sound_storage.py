@@ -347,6 +347,17 @@ def test_a_wrong_path_is_one_line_on_disks_and_in_buckets(
     assert re.match(f"error: .*{message}", error)
 
 
+def test_an_hdf5_file_whose_download_broke_off_is_told_as_that(places, tmp_path, capsys):
+    shutil.copytree(places / "ann", tmp_path / "ann")
+    (tmp_path / "EPIC_audio.hdf5").write_bytes((places / "EPIC_audio.hdf5").read_bytes()[:1_000_000])
+    with pytest.raises(SystemExit):
+        convert("hdf5", tmp_path, tmp_path / "out")
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "none of 24 annotations became a clip (24 audio file can't be opened: " in error
+    assert "truncated file: eof = 1000000" in error
+
+
 def test_an_hdf5_file_that_the_bucket_forbids_ends_the_command_in_one_line(places, buckets, tmp_path, capsys):
     shutil.copytree(places, buckets / "mine")
     (buckets / "faults" / "EPIC_audio.hdf5").write_text("forbidden")

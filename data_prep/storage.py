@@ -139,12 +139,11 @@ def head(path: Path, num_bytes: int) -> bytes:
 def reader(path: Path, num_bytes: int) -> Callable[[int, int], bytes]:
     """Returns the function (start, stop) → those bytes of a bucket's file, which asks for blocks and keeps the last few.
 
+    It raises OSError where the bucket does not answer, or the file is shorter by now.
+
     Args:
       path: Of the file.
       num_bytes: Its size.
-
-    Raises (the function):
-      OSError: The bucket does not answer, or the file has another size by now.
     """
     files, name = fsspec.url_to_fs(os.fspath(path))
 

@@ -124,7 +124,7 @@ def write(
     if not tasks:
         raise ValueError(f"none of {num_in} annotations can become a clip: {_told(left_out)}")
     if args.dry_run:
-        print(estimate.tell(tasks, info, left_out, num_workers(args)))
+        print(estimate.tell(tasks, info, rejects, num_workers(args)))
         return info
     out = storage.absolute(args.out)
     storage.make_folder(out)

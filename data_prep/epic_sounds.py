@@ -7,22 +7,20 @@ videos.
 
 import argparse
 import dataclasses
-import pathlib
 
-from data_prep import command, sounds, video_files
+from data_prep import command, sounds, storage, video_files
 from data_prep.sources import epic_sounds
 from mc3_jax.data import records
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
-_MISSING = "video file is missing"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("epic_sounds", __doc__.split("\n")[0])
     add = parser.add_argument
-    add("--annotations", required=True, nargs="+", type=pathlib.Path,
+    add("--annotations", required=True, nargs="+", type=storage.parse,
         help=f"folder or files: {', '.join(epic_sounds.FILES)}")  # fmt: skip
-    add("--audio", required=True, type=pathlib.Path, help="EPIC_audio.hdf5, or a folder of sound files or videos")
+    add("--audio", required=True, type=storage.parse, help="EPIC_audio.hdf5, or a folder of sound files or videos")
     add("--frames", action="store_true", help="store pictures over each segment as well; default is sound alone")
     sounds.add_options(parser, "epic_sounds")
     command.add_picture_options(parser)
@@ -46,43 +44,45 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
         found = [dataclasses.replace(sound, file=args.audio.name, hdf5_name=sound.recording) for sound in found]
     else:
         places: dict[str, tuple[str, str]] = {}
+        kinds = ("video", "audio") if args.frames else ("audio",)
         for i, sound in enumerate(found):
             if sound.problem:
                 continue
             if sound.recording not in places:
-                places[sound.recording] = _find(media_dir, sound.recording)
+                places[sound.recording] = _find(media_dir, sound.recording, kinds)
             file, problem = places[sound.recording]
             found[i] = dataclasses.replace(sound, file=file, problem=problem)
     return sounds.write_clips(
-        args, beam_args, media_dir.absolute(), found, classes, pictures=args.frames,
+        args, beam_args, storage.absolute(media_dir), found, classes, pictures=args.frames,
         hdf5_rate_hz=epic_sounds.SAMPLE_RATE_HZ,
     )  # fmt: skip
 
 
-def _is_hdf5(path: pathlib.Path) -> bool:
+def _is_hdf5(path: storage.Path) -> bool:
     """Returns whether a path is an HDF5 file, not a folder.
 
     Raises:
       ValueError: It is neither.
     """
-    if path.is_dir():
-        return False
-    if not path.is_file():
+    if not storage.is_file(path):
+        if storage.is_folder(path):
+            return False
         raise ValueError(f"no file or folder {path}: point --audio at EPIC_audio.hdf5 or a folder of sound files or videos")
-    with path.open("rb") as f:
-        if f.read(len(_HDF5)) != _HDF5:
-            raise ValueError(f"{path} is no HDF5 file: point --audio at EPIC_audio.hdf5 or at a folder")
+    if storage.head(path, len(_HDF5)) != _HDF5:
+        raise ValueError(f"{path} is no HDF5 file: point --audio at EPIC_audio.hdf5 or at a folder")
     return True
 
 
-def _find(folder: pathlib.Path, video: str) -> tuple[str, str]:
+def _find(folder: storage.Path, video: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     """Returns (file inside the folder, "") of a video wherever EPIC-Kitchens' downloads put it, or (name, why not)."""
     participant = video.split("_")[0]
-    problem = _MISSING
+    problem = video_files.MISSING
     for place in (f"{participant}/videos/{video}", f"{participant}/{video}", video):
-        file, problem = video_files.find(folder, place)
-        if problem != _MISSING:
+        file, problem = video_files.find(folder, place, kinds)
+        if problem != video_files.MISSING:
             break
+    if problem.startswith(video_files.SEVERAL):  # the annotations have no suffix that could be written
+        problem = f"{video_files.SEVERAL}: leave one"
     return (file if not problem else video), problem
 
 

@@ -5,9 +5,8 @@ is stored whole, with its class and its fold, so that cross-validation over the 
 """
 
 import argparse
-import pathlib
 
-from data_prep import command, sounds
+from data_prep import command, sounds, storage
 from data_prep.sources import esc50
 from mc3_jax.data import records
 
@@ -15,7 +14,7 @@ from mc3_jax.data import records
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("esc50", __doc__.split("\n")[0])
     add = parser.add_argument
-    add("--root", required=True, type=pathlib.Path, help="folder with meta/esc50.csv or meta/esc10.csv and audio/")
+    add("--root", required=True, type=storage.parse, help="folder with meta/esc50.csv or meta/esc10.csv and audio/")
     add("--esc10", action="store_true", help="take the rows of ESC-10 only, classes numbered among themselves")
     add("--test_fold", type=int, default=5, help="fold of the split test; 0 is none")
     add("--validation_fold", type=int, default=4, help="fold of the split validation; 0 is none")
@@ -34,12 +33,12 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
         raise ValueError(
             f"--test_fold and --validation_fold must be two folds or 0, got {args.test_fold} and {args.validation_fold}"
         )
-    if not args.root.is_dir():
-        raise ValueError(f"no folder {args.root}: point --root at ESC-50's")
+    if not storage.is_folder(args.root):
+        raise ValueError(f"no folder {args.root}: point --root at the folder of ESC-50 or ESC-10")
     found, classes = esc50.read(
         args.root, esc10=args.esc10, test_fold=args.test_fold, validation_fold=args.validation_fold
     )
-    return sounds.write_clips(args, beam_args, (args.root / "audio").absolute(), found, classes)
+    return sounds.write_clips(args, beam_args, storage.absolute(args.root / "audio"), found, classes)
 
 
 def main(argv: list[str] | None = None) -> None:

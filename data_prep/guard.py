@@ -3,9 +3,14 @@
 Media come from strangers and decoders are C: a worker keeps one child that decodes, limits what it may take, and starts
 another when it dies. Request: one JSON line. Reply: for each window a JSON line and the bytes that it announces. Nothing is
 unpickled, and what the child says is believed only as far as it can be true of the windows asked for.
+
+A file in a bucket that may be too large to copy, HDF5, is read by the parent and parsed by the child, which asks for parts
+of it between its replies. So what parses needs no network, and a network that is slow or away costs no clip: the child's time
+does not run while the parent reads, and what fails then ends the run.
 """
 
 import atexit
+import base64
 import contextlib
 import dataclasses
 import json
@@ -22,7 +27,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -43,6 +48,7 @@ _MAX_JPEG_BYTES = 1 << 26
 _MAX_CLIP_BYTES = 1 << 30  # a record must stay below protobuf's 2 GiB
 _MAX_SIDE_PX = 65535  # of a JPEG
 _MAX_STDERR_BYTES = 1 << 20
+_MAX_PART_BYTES = 1 << 20  # of a file that the parent reads, at once
 _OUT_OF_MEMORY = 77  # exit status
 
 
@@ -66,6 +72,19 @@ class Limits:
         return math.ceil(self.video_cpu_s + self.clip_cpu_s * num_clips)
 
 
+@dataclasses.dataclass(frozen=True)
+class Remote:
+    """A file that the parent reads.
+
+    Attributes:
+      num_bytes: Its size.
+      read: (start, stop) → those bytes of it; what it raises is no fault of the file's.
+    """
+
+    num_bytes: int
+    read: Callable[[int, int], bytes]
+
+
 class DecoderError(Exception):
     """A child that is no more. The words are `reason: detail`, as `media.cut_windows` says why there is no clip."""
 
@@ -75,8 +94,8 @@ class DecoderTimeoutError(DecoderError):
 
 
 def cut_windows(
-    path: str | pathlib.Path, windows: list[media.Window], *, short_side_px: int, quality: int = 90,
-    limits: Limits, hdf5: tuple[str, int] | None = None,
+    path: str | os.PathLike, windows: list[media.Window], *, short_side_px: int, quality: int = 90,
+    limits: Limits, hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
 ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
     """Yields what `media.cut_windows` yields, every window once, whatever the video does.
 
@@ -88,15 +107,17 @@ def cut_windows(
       path, windows, short_side_px, quality: As there.
       limits: Of each child.
       hdf5: For sound from an HDF5 file, the name of the data set in it and its sample rate, Hz.
+      remote: The HDF5 file where it is not on this machine; `path` is not looked at then.
 
     Raises:
       ChildProcessError: No child starts.
+      OSError: `remote` can't be read.
     """
     left = media.order(windows)
     for died in range(1, _MAX_CHILDREN + 1):
         asked = list(left)
         try:
-            for k, cut in _ask(path, [windows[i] for i in asked], short_side_px, quality, limits, hdf5):
+            for k, cut in _ask(path, [windows[i] for i in asked], short_side_px, quality, limits, hdf5, remote):
                 left.remove(asked[k])
                 yield asked[k], cut
         except DecoderError as error:
@@ -109,11 +130,11 @@ def cut_windows(
             return
 
 
-def _ask(path, windows, short_side_px, quality, limits, hdf5) -> Iterator[tuple[int, media.Cut | str]]:
+def _ask(path, windows, short_side_px, quality, limits, hdf5, remote) -> Iterator[tuple[int, media.Cut | str]]:
     """Yields the answers of this process's child, which lives on if they were good, else is no more."""
     decoder = _take()
     try:
-        yield from decoder.cut(path, windows, short_side_px, quality, limits, hdf5)
+        yield from decoder.cut(path, windows, short_side_px, quality, limits, hdf5, remote)
         _idle.append(decoder)
         decoder = None
     finally:  # also where whoever wanted the answers wants no more
@@ -192,27 +213,34 @@ class Decoder:
             file.close()
 
     def cut(
-        self, path: str | pathlib.Path, windows: list[media.Window], short_side_px: int, quality: int, limits: Limits,
-        hdf5: tuple[str, int] | None = None,
+        self, path: str | os.PathLike, windows: list[media.Window], short_side_px: int, quality: int, limits: Limits,
+        hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
     ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
         """Yields (index of the window, what was cut or why not), every window once.
 
         Raises:
           DecoderError: The child died, took too long or answered what can't be.
+          OSError: `remote` can't be read.
         """
         self._limits, self._cpu_s = limits, limits.cpu_s(len(windows))
         self._left_s = self._wall_s = _WALL_PER_CPU * self._cpu_s
         request = {
             "path": str(path), "windows": [dataclasses.astuple(w) for w in windows], "short_side_px": short_side_px,
             "quality": quality, "cpu_s": self._cpu_s, "memory_mb": limits.memory_mb, "hdf5": hdf5,
+            "remote_bytes": remote and remote.num_bytes,
         }  # fmt: skip
         self._write(json.dumps(request).encode() + b"\n")
         open_windows = set(range(len(windows)))
         while open_windows:
+            line = self._line()
             try:
-                answer = check_answer(self._line(), windows)
+                part = check_question(line, remote.num_bytes) if remote else None
+                answer = check_answer(line, windows) if part is None else {}
             except ValueError as error:
                 raise DecoderError(f"decoder's answer makes no sense: {error}") from None
+            if part is not None:
+                self._write(base64.b64encode(remote.read(*part)) + b"\n")
+                continue
             if answer["index"] not in open_windows:
                 raise DecoderError(f"decoder's answer makes no sense: window {answer['index']} twice")
             open_windows.remove(answer["index"])
@@ -253,6 +281,7 @@ class Decoder:
         self._buffer += more
 
     def _write(self, content: bytes) -> None:
+        content = memoryview(content)
         while content:
             self._wait(self._process.stdin, select.POLLOUT)
             try:
@@ -302,6 +331,29 @@ def _resident_mb(pid: int) -> float:
     return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
+def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
+    """Returns (start, stop) of the part of a file of so many bytes that the child wants to see, None if it is an answer.
+
+    Raises:
+      ValueError: There is no such part.
+    """
+    asked = _object(line)
+    if "start" not in asked:
+        return None
+    start = _number(asked, "start", 0, num_bytes - 1)
+    return start, _number(asked, "stop", start + 1, min(start + _MAX_PART_BYTES, num_bytes))
+
+
+def _object(line: bytes) -> dict:
+    try:
+        found = json.loads(line)
+    except RecursionError:
+        raise ValueError("a line of brackets") from None
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
 def check_answer(line: bytes, windows: list[media.Window]) -> dict:
     """Returns an answer to one of the windows.
 
@@ -311,12 +363,7 @@ def check_answer(line: bytes, windows: list[media.Window]) -> dict:
     Raises:
       ValueError: It can't be one.
     """
-    try:
-        answer = json.loads(line)
-    except RecursionError:
-        raise ValueError("a line of brackets") from None
-    if not isinstance(answer, dict):
-        raise ValueError("no object")
+    answer = _object(line)
     index = _number(answer, "index", 0, len(windows) - 1)
     if "reason" in answer:
         reason = _printable(str(answer["reason"]))
@@ -365,7 +412,7 @@ def main() -> None:
     try:
         _reply(replies, {"ready": True})
         while True:
-            _answer(json.loads(requests.get()), replies)
+            _answer(json.loads(requests.get()), replies, requests)
     except MemoryError:
         status = _OUT_OF_MEMORY
     except BaseException:
@@ -382,7 +429,7 @@ def _read_requests(requests: queue.SimpleQueue) -> None:
     os._exit(0)
 
 
-def _answer(request: dict, replies) -> None:
+def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
     spent = resource.getrusage(resource.RUSAGE_SELF)
     # Soft limits only: the next video has its own.
     for kind, most in (
@@ -395,7 +442,13 @@ def _answer(request: dict, replies) -> None:
     if request["hdf5"]:
         from data_prep import hdf5_audio  # no other child needs h5py
 
-        cuts = hdf5_audio.cut_windows(path, windows, *request["hdf5"])
+        def read(start: int, stop: int) -> bytes:
+            _reply(replies, {"start": start, "stop": min(stop, start + _MAX_PART_BYTES)})
+            return base64.b64decode(requests.get())
+
+        num_bytes = request["remote_bytes"]
+        file = path if num_bytes is None else hdf5_audio.Parts(num_bytes, read)
+        cuts = hdf5_audio.cut_windows(file, windows, *request["hdf5"])
     else:
         cuts = media.cut_windows(path, windows, short_side_px=request["short_side_px"], quality=request["quality"])
     for i, cut in cuts:

@@ -6,9 +6,10 @@ sets are left out.
 """
 
 import contextlib
+import io
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -22,24 +23,62 @@ _MAX_FLOAT = 2.0  # of a sound in [-1, 1] that was filtered; above, the samples 
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
+class Parts(io.RawIOBase):
+    """A file of which parts are read as they are wanted.
+
+    Args:
+      num_bytes: Its size.
+      read: (start, stop) → those bytes of it, or the first of them.
+    """
+
+    def __init__(self, num_bytes: int, read: Callable[[int, int], bytes]):
+        self._num_bytes, self._read, self._at = num_bytes, read, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Fills all of the buffer: HDF5 asks once.
+
+        Raises:
+          OSError: The file ends before.
+        """
+        size = len(buffer)
+        if not 0 <= self._at <= self._num_bytes - size:
+            raise OSError(f"{size} bytes from {self._at} on, in a file of {self._num_bytes}")
+        stop = self._at + size
+        while self._at < stop:
+            part = self._read(self._at, stop)
+            buffer[size - stop + self._at :][: len(part)] = part
+            self._at += len(part)
+        return size
+
+
 def cut_windows(
-    path: pathlib.Path, windows: list[media.Window], name: str, rate_hz: int
+    source: pathlib.Path | Parts, windows: list[media.Window], name: str, rate_hz: int
 ) -> Iterator[tuple[int, media.Cut | str]]:
     """Yields (index of the window, what was cut or why not), every window once; why is `reason` or `reason: detail`.
 
     Args:
-      path: HDF5 file.
+      source: HDF5 file.
       windows: Without frames.
       name: Of the data set, which stands at the top of the file.
       rate_hz: Of its samples.
     """
-    if not path.is_file():
+    if isinstance(source, pathlib.Path) and not source.is_file():
         yield from ((i, "audio file is missing") for i in range(len(windows)))
         return
     with contextlib.ExitStack() as stack:
         data = None
         try:
-            file = stack.enter_context(h5py.File(path, "r"))
+            file = stack.enter_context(h5py.File(source, "r"))
             problem = _problem(file, name)
             data = file[name] if problem is None else None
         except _DAMAGE as error:

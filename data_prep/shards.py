@@ -273,12 +273,13 @@ def finish(
     Raises:
       ValueError: Records in are not records out and left out, or there is no clip at all.
     """
-    slim, reasons = [], collections.Counter()
+    slim, reasons, details = [], collections.Counter(), {}
     with storage.writing(folder / records.REJECTED_FILE) as aside, aside.open("w") as file:
 
         def leave_out(rows: Iterable[dict]) -> None:
             for row in sorted(rows, key=lambda r: (r["reason"], r["clip_id"])):
                 reasons[row["reason"]] += 1
+                details.setdefault(row["reason"], row["detail"])
                 file.write(json.dumps(row) + "\n")
 
         leave_out(map(dataclasses.asdict, rejects))
@@ -291,7 +292,9 @@ def finish(
                 f"{num_in} annotations came in, {written} clips and {left_out} rejects came out: some are lost"
             )
     if not written:
-        told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
+        told = ", ".join(
+            f"{n} {reason}" + (f": {details[reason]}" if details[reason] else "") for reason, n in reasons.most_common(3)
+        )
         raise ValueError(f"none of {num_in} annotations became a clip ({told}); see {folder / records.REJECTED_FILE}")
     for split in records.SPLITS:
         mine = sorted((r for r in slim if r["split"] == split), key=lambda r: r["index"])

@@ -7,10 +7,9 @@ model hears, and how many windows, is the reader's choice. Media are opened by `
 import argparse
 import collections
 import dataclasses
-import pathlib
 from collections.abc import Iterator
 
-from data_prep import command, guard, media, shards
+from data_prep import command, guard, media, shards, storage, video_files
 from mc3_jax.data import records
 
 _MAX_AUDIO_S = 600.0  # a spool and a reader would burst, and the decoder its memory
@@ -79,11 +78,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     """
     sounds = [Sound(**fields) for fields in item["sounds"]]
     windows = [_window(sound, settings) for sound in sounds]
-    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
-    hdf5 = (item["hdf5_name"], settings["hdf5_rate_hz"]) if item["hdf5_name"] else None
-    path = pathlib.Path(settings["media_dir"]) / item["file"]
-    numbers = {"short_side_px": settings["short_side_px"], "quality": settings["jpeg_quality"]}
-    for i, cut in guard.cut_windows(path, windows, **numbers, limits=limits, hdf5=hdf5):
+    for i, cut in _cut(item, windows, settings):
         sound, window = sounds[i], windows[i]
         if isinstance(cut, str):
             reason, _, detail = cut.partition(": ")
@@ -102,6 +97,30 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
             frame_times_us=cut.frame_times_us, frame_height=cut.height, frame_width=cut.width, audio=cut.audio,
             class_id=sound.class_id, fold=sound.fold,
         )  # fmt: skip
+
+
+def _cut(item: dict, windows: list[media.Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
+    """Yields what `guard.cut_windows` yields, of a file that may lie in a bucket.
+
+    A media file is copied for as long as it is decoded. An HDF5 file holds all recordings and may be larger than the disk: of
+    it the parts are read that the sounds lie in.
+    """
+    folder = settings["media_dir"]
+    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
+    if item["hdf5_name"]:
+        path, size, remote = storage.as_path(folder) / item["file"], item["video_bytes"], None
+        if storage.is_remote(folder):
+            remote = guard.Remote(size, storage.reader(path, size))
+        hdf5 = item["hdf5_name"], settings["hdf5_rate_hz"]
+        yield from guard.cut_windows(path, windows, short_side_px=0, limits=limits, hdf5=hdf5, remote=remote)
+        return
+    with video_files.fetched(folder, item["file"], settings.get("scratch", "")) as found:
+        if isinstance(found, str):
+            yield from ((i, found) for i in range(len(windows)))
+            return
+        yield from guard.cut_windows(
+            found, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
+        )
 
 
 def _window(sound: Sound, settings: dict) -> media.Window:
@@ -141,14 +160,14 @@ def choose(found: list[Sound]) -> tuple[list[Sound], list[shards.Reject]]:
     return chosen, rejects
 
 
-def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: pathlib.Path) -> list[shards.ShardTask]:
+def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: storage.Path) -> list[shards.ShardTask]:
     """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has sounds.
 
     The size of each file is part of its shard's task, so a rerun with other files redoes their shards.
-
-    Raises:
-      OSError: A file is no more.
     """
+    hdf5 = {sound.file for sound in chosen if sound.hdf5_name}
+    # Of an HDF5 file's folder nothing else is wanted, and a bucket's may hold a lot.
+    bytes_of = {file: storage.size(media_dir / file) for file in hdf5}.get if hdf5 else video_files.sizes(media_dir)
     tasks = []
     for split in records.SPLITS:
         mine = [sound for sound in chosen if sound.split == split]
@@ -160,8 +179,9 @@ def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: pathlib.Path) ->
         home = {recording: i for i, group in enumerate(groups) for recording in group}
         items: list[list[dict]] = [[] for _ in groups]
         for (recording, file, name), fields in sorted(by_file.items()):
-            size = (media_dir / file).stat().st_size
-            items[home[recording]].append({"file": file, "video_bytes": size, "hdf5_name": name, "sounds": fields})
+            items[home[recording]].append(
+                {"file": file, "video_bytes": bytes_of(file), "hdf5_name": name, "sounds": fields}
+            )
         for i, part in enumerate(items):
             count_in = sum(len(item["sounds"]) for item in part)
             tasks.append(shards.ShardTask(split, i, len(groups), tuple(part), count_in))
@@ -169,7 +189,7 @@ def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: pathlib.Path) ->
 
 
 def write_clips(
-    args: argparse.Namespace, beam_args: list[str], media_dir: pathlib.Path, found: list[Sound], classes: list[str], *,
+    args: argparse.Namespace, beam_args: list[str], media_dir: storage.Path, found: list[Sound], classes: list[str], *,
     pictures: bool = False, hdf5_rate_hz: int = 0,
 ) -> records.ClipsInfo:  # fmt: skip
     """Writes the data set of the sounds; see `command.write`.
@@ -177,7 +197,7 @@ def write_clips(
     Args:
       args: Has the options of `add_options`, with pictures also those of `command.add_picture_options`.
       beam_args: Beam's own options.
-      media_dir: Absolute path of the media.
+      media_dir: Absolute path of the media, or in a bucket.
       found: Sounds read.
       classes: Their names.
       pictures: Whether frames are cut as well.
@@ -187,6 +207,9 @@ def write_clips(
       ValueError: Nothing to write, or lost records.
     """
     chosen, rejects = choose(found)
+    if rejects and all(reject.reason == video_files.MISSING for reject in rejects) and not chosen:
+        first = rejects[0].detail or rejects[0].video_uid
+        raise ValueError(f"of {len(found)} sounds none has its file in {media_dir}, which lacks {first}: name another folder")
     tasks = plan_tasks(chosen, command.num_shards(args, len(chosen)), media_dir)
     numbers = {
         name: getattr(args, name) if pictures else 0 for name in ("num_intervals", "num_candidates", "short_side")

@@ -8,6 +8,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import os
 import pathlib
 import shutil
@@ -25,6 +26,7 @@ _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # which fsspec knows them by
 _WAITS_S = (1.0, 5.0, 20.0)  # before another try; the packages have tried a few times by then
 _NUM_REQUESTS = 16  # at once, of small files
 _CHUNK_BYTES = 1 << 23
+_BLOCK_BYTES, _NUM_BLOCKS = 1 << 20, 32  # of a file read in parts, and how many stay in memory
 _SCRATCH = "mc3_jax-"
 TEMPORARY = r"\.(?P<file>.+)\.\w+\.tmp"  # what a killed writer leaves beside the file
 _ORPHAN_S = 60.0  # a younger folder's owner may not have locked it yet
@@ -121,13 +123,56 @@ def read(path: Path) -> bytes:
     return _try(path.read_bytes, path)
 
 
+def head(path: Path, num_bytes: int) -> bytes:
+    """Returns how a file begins.
+
+    Raises:
+      OSError: It can't be read; FileNotFoundError where it isn't there.
+    """
+    if is_remote(path):
+        files, name = fsspec.url_to_fs(os.fspath(path))
+        return _try(lambda: files.cat_file(name, start=0, end=num_bytes), path)
+    with path.open("rb") as file:
+        return file.read(num_bytes)
+
+
+def reader(path: Path, num_bytes: int) -> Callable[[int, int], bytes]:
+    """Returns the function (start, stop) → those bytes of a bucket's file, which asks for blocks and keeps the last few.
+
+    It raises OSError where the bucket does not answer, or the file is shorter by now.
+
+    Args:
+      path: Of the file.
+      num_bytes: Its size.
+    """
+    files, name = fsspec.url_to_fs(os.fspath(path))
+
+    @functools.lru_cache(maxsize=_NUM_BLOCKS)
+    def block(number: int) -> bytes:
+        start = number * _BLOCK_BYTES
+        stop = min(start + _BLOCK_BYTES, num_bytes)
+        found = _try(lambda: files.cat_file(name, start=start, end=stop), path)
+        if len(found) != stop - start:
+            raise OSError(f"{path}: {len(found)} bytes of {stop - start} arrived")
+        return found
+
+    def read(start: int, stop: int) -> bytes:
+        first = start // _BLOCK_BYTES
+        parts = [block(number) for number in range(first, -(-stop // _BLOCK_BYTES))]
+        return b"".join(parts)[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
+
+    return read
+
+
 def size(path: Path) -> int | None:
-    """Returns a file's bytes, or None where there is none."""
+    """Returns a file's bytes, or None where there is none; of a bucket's folder None, too."""
     try:
         found = _try(path.stat, path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return None
-    return found.length if isinstance(path, epath.Path) else found.st_size
+    if is_remote(path):
+        return None if found.is_directory else found.length
+    return found.st_size
 
 
 def sizes(folder: Path) -> dict[str, int]:

@@ -3,6 +3,7 @@
 The folder may be a bucket's; then a video is copied to this machine for as long as it is decoded.
 """
 
+import collections
 import contextlib
 import functools
 import os
@@ -15,7 +16,8 @@ from data_prep import media, storage
 # FFmpeg follows what these name, anywhere on the machine.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 _PLAYLIST = "video file is a playlist"
-_MISSING = "video file is missing"
+MISSING = "video file is missing"
+SEVERAL = "several files have this video name"
 
 
 def problem_of(name: str) -> str | None:
@@ -29,13 +31,20 @@ def problem_of(name: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _listing(folder: str) -> dict[str, int]:
-    return storage.sizes(storage.as_path(folder))
+def _listing(folder: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Returns the bytes of each file in a bucket's folder, and the files of each name without suffix."""
+    found = storage.sizes(storage.as_path(folder))
+    named = collections.defaultdict(list)
+    for file in sorted(found):
+        stem, dot, suffix = file.rpartition(".")
+        if dot and "/" not in suffix:
+            named[stem].append(file)
+    return found, named
 
 
 def sizes(folder: storage.Path) -> Callable[[str], int | None]:
     """Returns the function video uid → bytes of its file, None where there is none. A bucket is listed, once."""
-    listing = _listing(str(folder)) if storage.is_remote(folder) else None
+    listing = _listing(str(folder))[0] if storage.is_remote(folder) else None
 
     def size(uid: str) -> int | None:
         if listing is not None:
@@ -85,10 +94,10 @@ def _download(folder: storage.Path, uid: str, local: pathlib.Path) -> pathlib.Pa
             # Fails as well where nobody may read anything any more, e.g. with a token that expired.
             storage.sizes(folder)
             return "video file can't be opened: Permission denied"
-    return _MISSING
+    return MISSING
 
 
-def find(folder: storage.Path, name: str) -> tuple[str, str]:
+def find(folder: storage.Path, name: str, kinds: tuple[str, ...] = ("video", "audio")) -> tuple[str, str]:
     """Returns (uid, ""): the path inside the folder of the file that a name means; or (name, why there is none).
 
     A file has one uid however it is named, with or without suffix or through links inside the folder, so that no video
@@ -97,7 +106,8 @@ def find(folder: storage.Path, name: str) -> tuple[str, str]:
     Args:
       folder: Of the videos.
       name: Path relative to it. Where there is no such file, the suffix may lack: whatever FFmpeg knows will do. Of several
-        files that differ in their suffix, the one with video and audio is meant.
+        files that differ in their suffix, the one with streams of these kinds is meant.
+      kinds: Of streams.
     """
     problem = problem_of(name)
     if problem:
@@ -113,11 +123,11 @@ def find(folder: storage.Path, name: str) -> tuple[str, str]:
                 names = sorted(e.name for e in entries if e.name.rpartition(".")[0] == path.name and e.is_file())
             matches = [path.parent / found for found in names]
     except OSError:  # no such folder, a name that is too long
-        return name, _MISSING
+        return name, MISSING
     root = os.path.realpath(folder)
     real = sorted({os.path.realpath(match) for match in matches})
     if not real:
-        return name, _MISSING
+        return name, MISSING
     inside = [match for match in real if os.path.commonpath([root, match]) == root]
     if not inside:
         return name, "video file is a link that leads out of the folder"
@@ -125,9 +135,9 @@ def find(folder: storage.Path, name: str) -> tuple[str, str]:
     if not videos:
         return name, _PLAYLIST
     if len(videos) > 1:
-        videos = [match for match in videos if media.probe_streams(pathlib.Path(match)) is None]
+        videos = [match for match in videos if media.probe_streams(pathlib.Path(match), kinds) is None]
         if len(videos) != 1:
-            return name, "several files have this video name: write its suffix"
+            return name, f"{SEVERAL}: write its suffix"
     uid = pathlib.Path(videos[0]).relative_to(root).as_posix()
     problem = problem_of(uid)
     return (name, problem) if problem else (uid, "")
@@ -136,13 +146,13 @@ def find(folder: storage.Path, name: str) -> tuple[str, str]:
 def _find_remote(folder: storage.Path, name: str) -> tuple[str, str]:
     """Returns what `find` does; of several files that differ in their suffix none is opened here to see which is meant."""
     uid = pathlib.PurePosixPath(name).as_posix()
-    listing = _listing(str(folder))
+    listing, named = _listing(str(folder))
     if uid in listing:
         return uid, ""
-    found = sorted(file for file in listing if file.startswith(f"{uid}.") and "." not in file[len(uid) + 1 :])
+    found = named.get(uid, ())
     if not found:
-        return name, _MISSING
-    return (found[0], "") if len(found) == 1 else (name, "several files have this video name: write its suffix")
+        return name, MISSING
+    return (found[0], "") if len(found) == 1 else (name, f"{SEVERAL}: write its suffix")
 
 
 def _is_playlist(path: str) -> bool:

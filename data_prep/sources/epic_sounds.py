@@ -6,9 +6,9 @@
 Samples are those of the sound at 24 kHz. The test split's file has the first five columns alone: no description, no class.
 """
 
-import pathlib
 import re
 
+from data_prep import storage
 from data_prep.sounds import Sound
 from data_prep.sources import files
 from mc3_jax.data.records import UNKNOWN
@@ -28,15 +28,19 @@ _MAX_CLASS = 9999
 _MAX_SAMPLE = 1 << 40
 
 
-def find_files(paths: list[pathlib.Path]) -> list[pathlib.Path]:
+def find_files(paths: list[storage.Path]) -> list[storage.Path]:
     """Returns the annotation files that paths mean: themselves, or those in a folder that have the public names.
 
     Raises:
-      ValueError: A folder without any, or a file of another name, whose split nobody knows.
+      ValueError: No such path, a folder without any, or a file of another name, whose split nobody knows.
     """
     found = []
     for path in paths:
-        inside = [path / name for name in FILES if (path / name).is_file()] if path.is_dir() else [path]
+        inside = [path]
+        if not storage.is_file(path):
+            if not storage.is_folder(path):
+                raise ValueError(f"no file or folder {path}: point --annotations at {', '.join(FILES)} or their folder")
+            inside = [path / name for name in FILES if storage.is_file(path / name)]
         if not inside:
             raise ValueError(f"{path} holds none of {', '.join(FILES)}")
         found += inside
@@ -46,7 +50,7 @@ def find_files(paths: list[pathlib.Path]) -> list[pathlib.Path]:
     return found
 
 
-def read(paths: list[pathlib.Path]) -> tuple[list[Sound], list[str]]:
+def read(paths: list[storage.Path]) -> tuple[list[Sound], list[str]]:
     """Returns every row of the files in order, and the names of the classes, "class 7" for one that has no row.
 
     Rows that can't be cut are kept with their problem.

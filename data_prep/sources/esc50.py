@@ -9,7 +9,7 @@ own with `meta/esc10.csv`, which may lack the columns `esc10` and `take`.
 
 import pathlib
 
-from data_prep import video_files
+from data_prep import storage, video_files
 from data_prep.sounds import Sound
 from data_prep.sources import files
 
@@ -17,7 +17,7 @@ _COLUMNS = {"filename", "fold", "target", "category", "src_file"}
 _MAX_NUMBER = 9999
 
 
-def read(root: pathlib.Path, *, esc10: bool, test_fold: int, validation_fold: int) -> tuple[list[Sound], list[str]]:
+def read(root: storage.Path, *, esc10: bool, test_fold: int, validation_fold: int) -> tuple[list[Sound], list[str]]:
     """Returns the sounds in the file's order, and the names of their classes, numbered in the order of their targets.
 
     Rows whose file there isn't are kept with their problem.
@@ -33,7 +33,9 @@ def read(root: pathlib.Path, *, esc10: bool, test_fold: int, validation_fold: in
     """
     path = root / "meta" / "esc50.csv"
     own = root / "meta" / "esc10.csv"
-    whole = not path.is_file() and own.is_file()
+    whole = not storage.is_file(path)
+    if whole and not storage.is_file(own):
+        raise ValueError(f"no file {path} or {own.name}: point --root at the folder of ESC-50 or ESC-10")
     columns = _COLUMNS if whole or not esc10 else _COLUMNS | {"esc10"}
     rows = []
     names: dict[int, str] = {}
@@ -58,6 +60,8 @@ def read(root: pathlib.Path, *, esc10: bool, test_fold: int, validation_fold: in
     found = []
     for row, target, fold in rows:
         file, problem = video_files.find(root / "audio", row["filename"])
+        if problem == video_files.MISSING:
+            problem += f": {row['filename']}"
         found.append(
             Sound(
                 clip_id=pathlib.PurePath(row["filename"]).stem, recording=row["src_file"], source="esc",

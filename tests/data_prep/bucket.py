@@ -96,7 +96,7 @@ class Buckets(fsspec.AbstractFileSystem):
         assert mode == "rb"
         with (pathlib.Path(os.environ[FOLDER]) / "opened").open("a") as log:
             log.write(f"{pathlib.PurePosixPath(path).name}\n")
-        return Download(self, path, "rb")
+        return Download(self, path, "rb", cache_type="none")  # parts of a file are asked for one by one
 
     def rm_file(self, path):
         self._at(path).unlink()

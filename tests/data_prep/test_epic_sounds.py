@@ -1,6 +1,7 @@
 """EPIC-Sounds: a segment is the same sound out of HDF5, sound files and videos; every row is a clip or a reason."""
 
 import pathlib
+import shutil
 
 import h5py
 import numpy as np
@@ -156,6 +157,17 @@ def test_rows_that_give_no_clip_are_listed_with_their_reason_and_cost_the_others
             ("g", "video name is none of EPIC-Kitchens"), ("h", "annotation has no class"),
         }  # fmt: skip
         assert "its last 1.000 of 3.000 s are missing" in {line["detail"] for line in made.rejected}
+
+
+def test_of_several_files_of_a_name_the_one_with_sound_is_meant_and_two_are_left_out(places, tmp_path):
+    folder = shutil.copytree(places["sounds"], tmp_path / "sounds")
+    (folder / "P01_01.txt").write_text("notes")
+    (folder / "P02_101.wav").write_bytes((folder / "P01_01.wav").read_bytes())
+    table(tmp_path / "ann", [row("a", video, 0.5, 1.0) for video in ("P01_01", "P02_101")])
+    made = convert(tmp_path / "ann", folder, tmp_path / "out")
+    assert set(made.clips) == {"P01_01_a"}
+    [line] = made.rejected
+    assert (line["reason"], line["detail"]) == ("several files have this video name", "leave one")
 
 
 def test_hdf5_that_would_lead_out_or_is_no_sound_is_left_out_with_its_reason(tmp_path):

@@ -131,7 +131,7 @@ def test_the_estimate_scales_with_clips_pictures_and_cores():
         num_samples=24_000, verbs=[], nouns=[], splits={},
     )  # fmt: skip
     task = shards.ShardTask("train", 0, 1, ({"video_uid": "v", "video_bytes": 2_000_000_000},), 250_000)
-    told = estimate.tell([task], info, {}, 32)
+    told = estimate.tell([task], info, [], 32)
     gigabytes = 250_000 * (16 * 256 * 256 * 16 / 9 * estimate._BYTES_PER_PX + 48_000) / 1e9
     assert f"about {gigabytes:.1f} GB" in told
     assert f"about {250_000 * estimate._CLIP_CPU_S / 32 / 3600:.1f} h on 32 cores" in told

@@ -15,16 +15,18 @@ from data_prep import pieces
 from tests import world
 
 MARK = "MC3_TEST_RESTART"
-OPTIONS = ("--short_side", "32", "--num_shards", "3")
+OPTIONS = ("--num_shards", "3")
+SMALL = ("--short_side", "32")
 # Converts in this process and kills it at an event: before a file is renamed, synced, removed or made, or a clip is put into
-# a piece. Prints the videos that it starts to decode. A fork for each line of input saves the imports.
+# a piece. Prints the files, or data sets of an HDF5 file, that it starts to decode. A fork for each line of input saves the
+# imports.
 WRAPPER = """
 import builtins, io, os, pathlib, signal, sys
 import apache_beam.runners.portability.fn_api_runner
-from data_prep import ego4d, guard, storage
+from data_prep import ego4d, epic_sounds, esc50, guard, storage
 from mc3_jax.data import records
 
-def convert(events, argv):
+def convert(events, command, argv):
     left = [events]
     def counted(call):
         def wrapped(*args, **kwargs):
@@ -37,18 +39,18 @@ def convert(events, argv):
                          (pathlib.Path, "mkdir"), (pathlib.Path, "write_bytes"), (storage, "aside_of")):
         setattr(module, name, counted(getattr(module, name)))
     cut = guard.cut_windows
-    def told(path, *args, **kwargs):
-        os.write(1, f"cuts {pathlib.Path(path).stem}\\n".encode())
-        return cut(path, *args, **kwargs)
+    def told(path, *args, hdf5=None, **kwargs):
+        os.write(1, f"cuts {hdf5[0] if hdf5 else pathlib.Path(path).stem}\\n".encode())
+        return cut(path, *args, hdf5=hdf5, **kwargs)
     guard.cut_windows = told
-    ego4d.main(argv)
+    globals()[command].main(argv)
 
 for line in iter(sys.stdin.readline, ""):
-    events, *argv = line.split()
+    events, command, *argv = line.split()
     pid = os.fork()
     if pid == 0:
         try:
-            convert(int(events), argv)
+            convert(int(events), command, argv)
         except BaseException as error:
             os.write(1, f"failed {error!r}\\n".encode())
         os._exit(0)
@@ -66,7 +68,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 def whole(root, tmp_path_factory) -> dict[str, bytes]:
     """What an uninterrupted run of one worker leaves."""
     folder = tmp_path_factory.mktemp("restart") / "whole"
-    done = world.run("data_prep.ego4d", "--root", root, "--out", folder, *OPTIONS, "--num_workers", "1")
+    done = world.run("data_prep.ego4d", "--root", root, *SMALL, "--out", folder, *OPTIONS, "--num_workers", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     files = content(folder)
     assert {"clips.json", "rejected.jsonl", "dataset_info.json", "features.json"} < set(files)
@@ -80,12 +82,12 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def finished_videos(folder: pathlib.Path) -> set[str]:
-    """Returns the videos that a restart need not decode."""
+    """Returns the videos that a restart need not decode; of ESC, whose recordings have other names than the files, clips."""
     found = set()
     for path in folder.glob("spool/*.piece"):
         if re.fullmatch(pieces.NAME, path.name):
             piece = pieces.read(path)
-            found |= {row["video_uid"] for row in piece.clips + piece.rejects}
+            found |= {row[key] for row in piece.clips + piece.rejects for key in ("video_uid", "clip_id")}
     return found
 
 
@@ -115,8 +117,15 @@ def assert_all_end(mark: str) -> None:
 
 
 def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whole, tmp_path):
-    folder, rng = tmp_path / "out", random.Random(0)
-    environment = {**os.environ, MARK: "steps"}
+    kill_at_steps("ego4d", ["--root", root, *SMALL], whole, tmp_path / "out")
+
+
+def kill_at_steps(
+    module: str, inputs: list, whole: dict[str, bytes], folder: pathlib.Path, most_killed: int = 25
+) -> None:
+    """Kills a conversion again and again, and checks each time what is kept and in the end what was made."""
+    rng = random.Random(0)
+    environment = {**os.environ, MARK: module}
     wrapper = subprocess.Popen(
         [sys.executable, "-c", WRAPPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, cwd=world.ROOT, env=environment,
@@ -125,9 +134,9 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whol
     try:
         while ended != "ended 0":
             videos, shards = finished_videos(folder), finished_shards(folder)
-            argv = ["--root", root, "--out", folder, *OPTIONS, "--num_workers", "1"]
+            argv = [module, *inputs, "--out", folder, *OPTIONS, "--num_workers", "1"]
             # The last event is no step of a conversion of six videos: this one ends.
-            events = rng.randint(8, 40) if num_killed < 25 else 10_000
+            events = rng.randint(8, 40) if num_killed < most_killed else 10_000
             print(events, *argv, file=wrapper.stdin, flush=True)
             cut = set()
             for line in wrapper.stdout:
@@ -146,11 +155,11 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whol
         wrapper.wait(timeout=30)
     assert num_killed >= 8
     assert content(folder) == whole
-    assert_all_end("steps")
+    assert_all_end(module)
 
 
 def start(root: pathlib.Path, folder: pathlib.Path, num_workers: int, mark: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "data_prep.ego4d", "--root", root, "--out", folder, *OPTIONS,
+    command = [sys.executable, "-m", "data_prep.ego4d", "--root", root, *SMALL, "--out", folder, *OPTIONS,
                "--num_workers", num_workers]  # fmt: skip
     return subprocess.Popen(
         [str(part) for part in command], cwd=world.ROOT, start_new_session=True, env={**os.environ, MARK: mark},

@@ -9,8 +9,6 @@ import shutil
 
 import fsspec
 import pytest
-from etils.epath import backend
-from fsspec.registry import known_implementations
 
 from data_prep import ego4d, own_videos, storage, video_files
 from mc3_jax.data import records
@@ -23,26 +21,6 @@ OPTIONS = ("--short_side", "32", "--num_shards", "3")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
     return world.make_videos(tmp_path_factory.mktemp("storage") / "world", num_videos=6, seconds=8)
-
-
-@pytest.fixture
-def buckets(tmp_path, monkeypatch) -> pathlib.Path:
-    """The folder that gs:// and s3:// are, in this process and in those it starts."""
-    bucket.install(tmp_path / "site")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(world.ROOT), str(tmp_path / "site")]))
-    monkeypatch.setenv(bucket.FOLDER, str(tmp_path / "buckets"))
-    monkeypatch.setenv("EPATH_USE_TF", "false")
-    (tmp_path / "buckets" / "faults").mkdir(parents=True)
-    for name in bucket.Buckets.protocol:
-        fsspec.register_implementation(name, bucket.Buckets, clobber=True)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    video_files._listing.cache_clear()
-    monkeypatch.setattr(storage, "_WAITS_S", (0.0, 0.0))
-    yield tmp_path / "buckets"
-    for name in bucket.Buckets.protocol:
-        fsspec.register_implementation(name, known_implementations[name]["class"], clobber=True)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    bucket.Buckets.clear_instance_cache()
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:

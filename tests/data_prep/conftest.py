@@ -1,0 +1,33 @@
+"""Buckets for the tests of conversion."""
+
+import os
+import pathlib
+
+import fsspec
+import pytest
+from etils.epath import backend
+from fsspec.registry import known_implementations
+
+from data_prep import storage, video_files
+from tests import world
+from tests.data_prep import bucket
+
+
+@pytest.fixture
+def buckets(tmp_path, monkeypatch) -> pathlib.Path:
+    """The folder that gs:// and s3:// are, in this process and in those it starts."""
+    bucket.install(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(world.ROOT), str(tmp_path / "site")]))
+    monkeypatch.setenv(bucket.FOLDER, str(tmp_path / "buckets"))
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    (tmp_path / "buckets" / "faults").mkdir(parents=True)
+    for name in bucket.Buckets.protocol:
+        fsspec.register_implementation(name, bucket.Buckets, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    video_files._listing.cache_clear()
+    monkeypatch.setattr(storage, "_WAITS_S", (0.0, 0.0))
+    yield tmp_path / "buckets"
+    for name in bucket.Buckets.protocol:
+        fsspec.register_implementation(name, known_implementations[name]["class"], clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    bucket.Buckets.clear_instance_cache()

@@ -24,7 +24,7 @@ class Piece:
 
     Attributes:
       path: Local file.
-      clips: {"clip_id", "video_uid", "start", "length", "samples", "label", "long_side_px"} of each record.
+      clips: {"clip_id", "video_uid", "start", "length", "samples", "label", "size_px"} of each record.
       rejects: {"clip_id", "video_uid", "reason", "detail"} of each reject.
     """
 
@@ -66,7 +66,7 @@ def write(made: Iterable, path: pathlib.Path) -> Piece:
             record = records.encode(one)
             clips.append(
                 {"clip_id": one.clip_id, "video_uid": one.video_uid, "start": file.tell(), "length": len(record),
-                 "samples": len(one.audio), "label": one.label, "long_side_px": max(one.frame_height, one.frame_width)}
+                 "samples": len(one.audio), "label": one.label, "size_px": [one.frame_height, one.frame_width]}
             )  # fmt: skip
             put(record)
         index = json.dumps([clips, rejects]).encode()

@@ -183,7 +183,7 @@ def _summary(task: ShardTask, file: str, made: list[pieces.Piece]) -> dict:
         "schema_version": records.SCHEMA_VERSION, "split": task.split, "index": task.index, "file": file,
         "num_clips": len(clips), "num_labelled": sum(clip["label"] != records.UNKNOWN for clip in clips),
         "num_positive": sum(clip["label"] == 1 for clip in clips),
-        "long_side_px": max((clip["long_side_px"] for clip in clips), default=0),
+        "canvas_px": [max((clip["size_px"][i] for clip in clips), default=0) for i in (0, 1)],
         "video_clips": list(collections.Counter(clip["video_uid"] for clip in in_order).values()),
         "clip_samples": [clip["samples"] for clip in in_order],
         "rejects": sorted(rejects, key=lambda r: r["clip_id"]),
@@ -273,19 +273,45 @@ def finish(
     Raises:
       ValueError: Records in are not records out and left out, or there is no clip at all.
     """
+    slim, counted = _write_rejects(reports, folder, rejects, num_in, info)
+    for split in records.SPLITS:
+        mine = sorted((r for r in slim if r["split"] == split), key=lambda r: r["index"])
+        shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]
+        if not info.max_samples:  # all have `info.num_samples`
+            shards = [dataclasses.replace(shard, clip_samples=[]) for shard in shards]
+        sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
+        info.splits[split] = records.SplitInfo(*sums, shards)
+    height, width = (max(report["canvas_px"][i] for report in slim) for i in (0, 1))
+    info.canvas_px = (height, width)
+    info.num_annotations, info.num_rejected = num_in, counted
+    _remove_leftovers(folder, info.name, {report["file"] for report in slim})
+    _write_index(folder, info)
+    return info
+
+
+def _write_rejects(
+    reports: Iterable[dict], folder: storage.Path, rejects: list[Reject], num_in: int, info: records.ClipsInfo
+) -> tuple[list[dict], int]:
+    """Writes `rejected.jsonl`, whose digest goes into `info`; returns the reports without rejects, and the rejects' number.
+
+    Raises:
+      ValueError: As `finish`.
+    """
     slim, reasons, details = [], collections.Counter(), {}
-    with storage.writing(folder / records.REJECTED_FILE) as aside, aside.open("w") as file:
+    with storage.writing(folder / records.REJECTED_FILE) as aside:
+        with aside.open("w") as file:
 
-        def leave_out(rows: Iterable[dict]) -> None:
-            for row in sorted(rows, key=lambda r: (r["reason"], r["clip_id"])):
-                reasons[row["reason"]] += 1
-                details.setdefault(row["reason"], row["detail"])
-                file.write(json.dumps(row) + "\n")
+            def leave_out(rows: Iterable[dict]) -> None:
+                for row in sorted(rows, key=lambda r: (r["reason"], r["clip_id"])):
+                    reasons[row["reason"]] += 1
+                    details.setdefault(row["reason"], row["detail"])
+                    file.write(json.dumps(row) + "\n")
 
-        leave_out(map(dataclasses.asdict, rejects))
-        for report in reports:
-            leave_out(report["rejects"])
-            slim.append({key: value for key, value in report.items() if key != "rejects"})
+            leave_out(map(dataclasses.asdict, rejects))
+            for report in reports:
+                leave_out(report["rejects"])
+                slim.append({key: value for key, value in report.items() if key != "rejects"})
+        info.files[records.REJECTED_FILE] = sha256(aside)
         written, left_out = sum(report["num_clips"] for report in slim), reasons.total()
         if written + left_out != num_in:
             raise ValueError(
@@ -296,21 +322,11 @@ def finish(
             f"{n} {reason}" + (f": {details[reason]}" if details[reason] else "") for reason, n in reasons.most_common(3)
         )
         raise ValueError(f"none of {num_in} annotations became a clip ({told}); see {folder / records.REJECTED_FILE}")
-    for split in records.SPLITS:
-        mine = sorted((r for r in slim if r["split"] == split), key=lambda r: r["index"])
-        shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]
-        if not info.max_samples:  # all have `info.num_samples`
-            shards = [dataclasses.replace(shard, clip_samples=[]) for shard in shards]
-        sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
-        info.splits[split] = records.SplitInfo(*sums, shards)
-    info.canvas_px = (info.short_side_px, max([r["long_side_px"] for r in slim] + [info.short_side_px]))
-    _remove_leftovers(folder, info.name, {report["file"] for report in slim})
-    _write_index(folder, info)
-    return info
+    return slim, left_out
 
 
 def _write_index(folder: storage.Path, info: records.ClipsInfo) -> None:
-    """Writes TFDS's metadata and, last, `clips.json`."""
+    """Writes TFDS's metadata and, last, `clips.json`, which holds their digests."""
     with tempfile.TemporaryDirectory() as local:
         for split in info.splits.values():
             for shard in split.shards:
@@ -328,6 +344,7 @@ def _write_index(folder: storage.Path, info: records.ClipsInfo) -> None:
             description="Clips of narrated egocentric video: frames, audio and narration around a moment.",
         )  # fmt: skip
         for path in sorted(pathlib.Path(local).glob("*.json")):
+            info.files[path.name] = sha256(path)
             storage.write(folder / path.name, path.read_bytes())
         info.dump(local)
         storage.write(folder / records.CLIPS_FILE, (pathlib.Path(local) / records.CLIPS_FILE).read_bytes())

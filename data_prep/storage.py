@@ -27,7 +27,7 @@ _WAITS_S = (1.0, 5.0, 20.0)  # before another try; the packages have tried a few
 _NUM_REQUESTS = 16  # at once, of small files
 _CHUNK_BYTES = 1 << 23
 _BLOCK_BYTES, _NUM_BLOCKS = 1 << 20, 32  # of a file read in parts, and how many stay in memory
-_SCRATCH = "mc3_jax-"
+_SCRATCH, _OURS = "mc3_jax-scratch-", ".mc3_jax-scratch"  # such folders, and the file in them that says they may be removed
 TEMPORARY = r"\.(?P<file>.+)\.\w+\.tmp"  # what a killed writer leaves beside the file
 _ORPHAN_S = 60.0  # a younger folder's owner may not have locked it yet
 # A listing kept in memory knows nothing of what other workers wrote since.
@@ -283,9 +283,10 @@ def scratch_folder(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
     parent = pathlib.Path(parent or tempfile.gettempdir())
     for orphan in parent.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError), _locked(orphan):  # the kernel drops a killed process's lock
-            if time.time() - orphan.stat().st_mtime > _ORPHAN_S:
+            if (orphan / _OURS).is_file() and time.time() - orphan.stat().st_mtime > _ORPHAN_S:
                 shutil.rmtree(orphan, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name, _locked(pathlib.Path(name)):
+        (pathlib.Path(name) / _OURS).touch()
         yield pathlib.Path(name)
 
 

@@ -1,7 +1,7 @@
 """Reads a clips data set whole and says what is wrong with it: `python -m data_prep.verify CLIPS`.
 
 Every shard's size and SHA-256, every record and every JPEG of it, the counts in `clips.json`, ids that occur twice, and the
-metadata TFDS reads. Status 0 is a sound data set, 1 is damage, each on a line of its own, 2 is a folder that can't be read.
+metadata TFDS reads. Status 0 is a sound data set, 1 is damage, each on a line of its own, 2 is a wrong command line.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mc3_jax.data import records
 
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # of a file that holds JSON
 _MAX_TOLD = 20  # of one shard's problems: a shard of another schema is wrong in every record
 
 
@@ -143,9 +144,14 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
       num_workers: Processes.
 
     Raises:
-      ValueError: There is no data set, or its `clips.json` can't be read.
+      ValueError: There is no such folder.
     """
-    info = records.ClipsInfo.load(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no data folder {folder}")
+    try:
+        info = records.ClipsInfo.load(folder)
+    except (ValueError, OSError) as error:
+        return [_short(error)], {}
     parts = [(split, shard) for split, value in info.splits.items() for shard in value.shards]
     with concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
         slim = dataclasses.replace(info, splits={})  # it goes to the workers once for every shard
@@ -165,7 +171,7 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
                 problems.append(
                     f"split {name}: (clips, labelled, positive) are {found}, {records.CLIPS_FILE} says {expected}"
                 )
-    problems += _find_doubles(reports) + _find_strays(folder, info) + _verify_tfds(folder, info)
+    problems += _find_doubles(reports) + _find_strays(folder, info) + _verify_files(folder, info)
     counts = {
         "clips": sum(len(r.clip_ids) for r in reports),
         "videos": len({uid for r in reports for uid in r.video_uids}),
@@ -198,22 +204,39 @@ def _find_strays(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
     return [f"{name}: {records.CLIPS_FILE} does not name it" for name in names if name not in known]
 
 
-def _verify_tfds(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
-    """Returns what is wrong with the counts that TFDS reads, and with the list of rejects."""
+def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
+    """Returns what is wrong with the other files, with what TFDS counts, and with the sum of clips and rejects."""
     problems = []
+    for name, expected in info.files.items():
+        try:
+            with (folder / pathlib.Path(name).name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != expected:
+                problems.append(f"{name}: its SHA-256 is {digest}, {records.CLIPS_FILE} says {expected}")
+        except OSError as error:
+            problems.append(f"{name} can't be read: {_short(error)}")
+    written = sum(split.num_clips for split in info.splits.values())
+    if written + info.num_rejected != info.num_annotations:
+        problems.append(
+            f"{records.CLIPS_FILE}: {info.num_annotations} annotations are not {written} clips and "
+            f"{info.num_rejected} rejects"
+        )
     try:
         content = json.loads((folder / "dataset_info.json").read_text())
         lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in content["splits"]}
         expected = {name: [s.num_clips for s in split.shards] for name, split in info.splits.items() if split.shards}
         if lengths != expected:
             problems.append(f"dataset_info.json counts {lengths}, {records.CLIPS_FILE} {expected}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         problems.append(f"dataset_info.json can't be read: {type(error).__name__}: {_short(error)}")
     try:
-        for i, line in enumerate((folder / records.REJECTED_FILE).read_text().splitlines()):
+        rows = (folder / records.REJECTED_FILE).read_text().splitlines()
+        for i, line in enumerate(rows):
             if not {"clip_id", "video_uid", "reason"} <= set(json.loads(line)):
                 problems.append(f"{records.REJECTED_FILE}, row {i + 1} lacks clip_id, video_uid or reason")
-    except (OSError, ValueError, TypeError) as error:
+        if len(rows) != info.num_rejected:
+            problems.append(f"{records.REJECTED_FILE}: {len(rows)} rows, {records.CLIPS_FILE} says {info.num_rejected}")
+    except _DAMAGE as error:
         problems.append(f"{records.REJECTED_FILE} can't be read: {type(error).__name__}: {_short(error)}")
     return problems
 
@@ -234,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     for problem in problems:
         print(re.sub(r"[^\x20-\x7eµ-ÿ]", "?", problem))  # ids are whatever stands in the file
     told = ", ".join(f"{value:,} {name}" for name, value in counts.items())
-    print(f"{args.clips}: {told}; " + (f"{len(problems)} problem(s)" if problems else "sound"))
+    print(f"{args.clips}: {told or 'not read'}; " + (f"{len(problems)} problem(s)" if problems else "sound"))
     sys.exit(1 if problems else 0)
 
 

@@ -4,8 +4,8 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Machine code is made in half the time without LLVM's optimisations; XLA's own, which decide what is computed, stay.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+_FLAGS = ("force_host_platform_device_count=8", "backend_optimization_level=0", "llvm_disable_expensive_passes=true")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--xla_{flag}" for flag in _FLAGS)]).strip()
 
 import jaxtyping
 

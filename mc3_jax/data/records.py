@@ -7,6 +7,7 @@ they never collide with a TensorFlow somebody else imports.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ CLIPS_FILE = "clips.json"
 REJECTED_FILE = "rejected.jsonl"  # what gave no clip, and why
 SAMPLE_RATE_HZ = 16_000
 SPLITS = ("train", "validation", "test")
+_DIGEST = "sha256"  # key in `CLIPS_FILE`
 UNKNOWN = -1  # verb_id, noun_id, label, class_id and fold where nobody knows
 
 
@@ -168,6 +170,15 @@ def decode(record: bytes) -> Clip:
     return Clip(frames=frames, frame_times_us=times, audio=audio, **fields)
 
 
+def manifest(values: dict) -> str:
+    """Returns the text of `clips.json`: the fields of `ClipsInfo` and the SHA-256 of them."""
+    return json.dumps(values | {_DIGEST: _digest(values)}, indent=1) + "\n"
+
+
+def _digest(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 @dataclasses.dataclass
 class Shard:
     """One file of a split.
@@ -213,13 +224,15 @@ class ClipsInfo:
       window_s: (before, after) the narration.
       num_intervals, num_candidates: T and C: a clip holds T * C frames. Both are 0, as the next two, where there are none.
       short_side_px: What frames were scaled to.
-      canvas_px: (height, width) that holds every frame: the short and the long side of landscape video.
+      canvas_px: (height, width) that holds every frame.
       num_samples: Audio samples that a reader hands out.
       verbs, nouns: Taxonomy labels; `Clip.verb_id` and `.noun_id` index them.
       splits: By name; a split without clips has no shards.
       classes: Names of the classes; `Clip.class_id` indexes them.
       max_samples: Most audio samples of a clip, which may have from 1 to so many, more or less than `num_samples`. 0 where
         every clip has `num_samples`.
+      num_annotations, num_rejected: What was asked for and what of it gave no clip, a row of `REJECTED_FILE` each.
+      files: SHA-256, hexadecimal, of the other files by name.
       sample_rate_hz: Of the audio.
       schema_version: Of the records and of this file.
     """
@@ -236,6 +249,9 @@ class ClipsInfo:
     splits: dict[str, SplitInfo]
     classes: list[str] = dataclasses.field(default_factory=list)
     max_samples: int = 0
+    num_annotations: int = 0
+    num_rejected: int = 0
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
     sample_rate_hz: int = SAMPLE_RATE_HZ
     schema_version: int = SCHEMA_VERSION
 
@@ -243,7 +259,7 @@ class ClipsInfo:
         """Writes `clips.json` in one step: a reader sees the old file or the new one."""
         path = pathlib.Path(folder) / CLIPS_FILE
         aside = path.with_suffix(".json.tmp")
-        aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        aside.write_text(manifest(dataclasses.asdict(self)))
         os.replace(aside, path)
 
     @classmethod
@@ -251,7 +267,8 @@ class ClipsInfo:
         """Returns what `clips.json` in `folder` says.
 
         Raises:
-          ValueError: There is no such folder or file, it is no JSON, of another schema version, incomplete or damaged.
+          ValueError: There is no such folder or file, it is no JSON, of another schema version, incomplete, or not as it was
+            written.
         """
         if "://" in os.fspath(folder):
             raise ValueError(f"{folder} is in a bucket: clips are read from a local folder, so copy or mount it")
@@ -265,10 +282,13 @@ class ClipsInfo:
         try:
             values = json.loads(path.read_text())
             version = values["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
         if version != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}: convert again")
+        stated = values.pop(_DIGEST, None)
+        if stated != _digest(values):
+            raise ValueError(f"{path} is damaged: its content is not what its SHA-256 {stated!r:.80} says: convert again")
         try:
             values["window_s"], values["canvas_px"] = tuple(values["window_s"]), tuple(values["canvas_px"])
             values["splits"] = {
@@ -295,6 +315,8 @@ class ClipsInfo:
         holds = {
             "name": isinstance(self.name, str), "verbs": are_texts(self.verbs), "nouns": are_texts(self.nouns),
             "classes": are_texts(self.classes), "max_samples": is_count(self.max_samples, 0, 1 << 31),
+            "num_annotations": is_count(self.num_annotations), "num_rejected": is_count(self.num_rejected),
+            "files": isinstance(self.files, dict) and are_texts(list(self.files.values())),
             "window_s": len(self.window_s) == 2 and all(type(s) in (int, float) for s in self.window_s),
         }  # fmt: skip
         # Pictures are there or not.

@@ -1,7 +1,6 @@
 """Records: what goes in comes out, bytes never vary, and whatever is wrong is named."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -144,9 +143,23 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
         records.ClipsInfo.load(tmp_path)
     values = dataclasses.asdict(make_info())
     del values["splits"]
-    (tmp_path / "clips.json").write_text(json.dumps(values))
+    (tmp_path / "clips.json").write_text(records.manifest(values))
     with pytest.raises(ValueError, match="incomplete.*splits"):
         records.ClipsInfo.load(tmp_path)
+    (tmp_path / "clips.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="can't be read: RecursionError"):
+        records.ClipsInfo.load(tmp_path)
+
+
+def test_clips_json_of_another_content_than_was_written_is_refused(tmp_path):
+    info = make_info(verbs=["tap", "tape"])
+    info.dump(tmp_path)
+    whole = (tmp_path / "clips.json").read_text()
+    for changed in (whole.replace('"tape"', '"cape"'), whole.replace("0.5", "0.4"), whole.replace('"sha256"', '"sha512"')):
+        assert changed != whole
+        (tmp_path / "clips.json").write_text(changed)
+        with pytest.raises(ValueError, match=r"clips.json is damaged: its content is not what its SHA-256 .* convert again"):
+            records.ClipsInfo.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -166,12 +179,11 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
 )  # fmt: skip
 def test_a_damaged_field_of_clips_json_is_one_line(tmp_path, path, value):
     make_info().dump(tmp_path)
-    content = json.loads((tmp_path / "clips.json").read_text())
-    place = content
+    content = place = dataclasses.asdict(make_info())
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    (tmp_path / "clips.json").write_text(json.dumps(content))
+    (tmp_path / "clips.json").write_text(records.manifest(content))
     with pytest.raises(ValueError, match="(?s)clips.json is (damaged|incomplete).*convert again"):
         records.ClipsInfo.load(tmp_path)
 

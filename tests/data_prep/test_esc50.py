@@ -1,5 +1,6 @@
 """ESC-50 and ESC-10: files are stored whole, whatever their last packet holds; every row is a clip or a reason."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -103,13 +104,13 @@ def test_one_conversion_serves_every_fold(made):
 def test_the_data_set_is_sound_and_a_wrong_count_of_samples_is_found(made, tmp_path):
     assert verify.verify(made.folder, 1)[0] == []
     folder = shutil.copytree(made.folder, tmp_path / "copy")
-    info = json.loads((folder / "clips.json").read_text())
+    info = dataclasses.asdict(made.info)
     info["splits"]["validation"]["shards"][0]["clip_samples"] = [23_999]
-    (folder / "clips.json").write_text(json.dumps(info))
+    (folder / "clips.json").write_text(records.manifest(info))
     [line] = verify.verify(folder, 1)[0]
     assert "the samples of its clips are not those that clips.json counts" in line
     info["splits"]["validation"]["shards"][0]["clip_samples"] = [24_000]
-    (folder / "clips.json").write_text(json.dumps(info | {"classes": info["classes"][:2]}))
+    (folder / "clips.json").write_text(records.manifest(info | {"classes": info["classes"][:2]}))
     assert [("class_id is 2" in line) for line in verify.verify(folder, 1)[0]] == [True, True]
 
 

@@ -11,11 +11,11 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep import narrated, own_videos, video_files
+from data_prep import narrated, own_videos, verify, video_files
 from data_prep.sources import own_csv
 from mc3_jax import evaluate
 from mc3_jax.config import EvalConfig
-from mc3_jax.data import records
+from mc3_jax.data import loader, records
 from tests.data_prep import test_media
 from tests.data_prep.test_ego4d import Converted
 
@@ -229,6 +229,26 @@ def test_clips_of_any_container_show_and_sound_what_their_moment_does(videos, tm
     assert (reasons["no audio stream"], reasons.total()) == (1, 3)
     assert made.reasons("broken.mp4") == {"video file can't be opened": 1}
     assert not (pathlib.Path.cwd() / "g").exists()
+
+
+def test_videos_held_upright_make_a_data_set_that_is_sound_and_can_be_read(tmp_path):
+    (tmp_path / "videos").mkdir()
+    test_media.write(tmp_path / "videos" / "wide.mp4")
+    test_media.write(tmp_path / "videos" / "turned.mp4", rotation=90)
+    test_media.write(tmp_path / "videos" / "tall.mp4", size=(test_media.HEIGHT, test_media.WIDTH))
+    rows = [[name, 1.5, "#C C chops", ""] for name in ("wide", "turned", "tall")]
+    (tmp_path / "splits.csv").write_text("video_uid,split\nwide,train\nturned,train\ntall,train\n")
+    table = write(tmp_path, *rows)
+    made = convert(tmp_path / "videos", tmp_path / "out", table, "--splits", tmp_path / "splits.csv", "--short_side", "48")
+    sizes = {clip.video_uid: (clip.frame_height, clip.frame_width) for clip in made.splits["train"]}
+    assert sizes == {"wide.mp4": (48, 96), "turned.mp4": (96, 48), "tall.mp4": (96, 48)}
+    assert made.info.canvas_px == (96, 96)
+    assert verify.verify(tmp_path / "out", 1)[0] == []
+    source = loader.open_split(tmp_path / "out", "train", 4)
+    tokenize = lambda text: (np.zeros(4, np.int32), np.ones(4, np.int32))  # noqa: E731
+    [batch] = loader.eval_batches(source, tokenize, batch_size=3)
+    assert batch["video"].shape == (3, 4, 96, 96, 3)
+    assert sorted(map(tuple, batch["video_size"].tolist())) == sorted(sizes.values())
 
 
 def test_with_taxonomies_verbs_and_nouns_are_told_and_cleaning_is_an_option(videos, tmp_path):

@@ -147,7 +147,7 @@ def test_what_goes_in_comes_out_and_the_report_counts_it(tmp_path):
         assert report["num_clips"] == len(part)
         assert report["num_labelled"] == sum(c.label != records.UNKNOWN for c in part)
         assert report["num_positive"] == sum(c.label == 1 for c in part)
-        assert report["long_side_px"] == max(c.frame_width for c in part)
+        assert report["canvas_px"] == [max(c.frame_height for c in part), max(c.frame_width for c in part)]
         content = (tmp_path / report["file"]).read_bytes()
         assert (report["bytes"], report["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
     assert {r["clip_id"] for report in reports for r in report["rejects"]} == left_out
@@ -387,9 +387,11 @@ def test_without_a_single_clip_there_is_no_data_set_but_the_reasons(tmp_path):
     assert not (tmp_path / "clips.json").exists()
 
 
-def test_the_canvas_holds_the_longest_side_of_every_shard(tmp_path):
-    info = finish(run(small_tasks(), tmp_path, {}), tmp_path)
-    assert info.canvas_px == (16, 24 + 8)  # `small_clip`: the eighth narration of the longest video
+def test_the_canvas_holds_the_tallest_and_the_widest_frame_of_all_shards(tmp_path):
+    reports = run(small_tasks(), tmp_path, {})
+    reports[1]["canvas_px"] = [40, 8]  # of a phone held upright
+    info = finish(reports, tmp_path)
+    assert info.canvas_px == (40, 24 + 8)  # `small_clip`: the eighth narration of the longest video
     assert records.ClipsInfo.load(tmp_path) == info
 
 

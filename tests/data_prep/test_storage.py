@@ -196,16 +196,20 @@ def test_half_an_upload_is_told(buckets, tmp_path, monkeypatch):
 
 
 def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path):
-    dead, used, young = (tmp_path / f"mc3_jax-{name}" for name in ("dead", "used", "young"))
-    for folder in (dead, used, young):
+    with storage.scratch_folder(tmp_path) as mine:
+        prefix, [mark] = mine.name[:-8], [p.name for p in mine.iterdir()]
+    dead, used, young, foreign = (tmp_path / f"{prefix}{name}" for name in ("dead", "used", "young", "foreign"))
+    for folder in (dead, used, young, foreign):
         folder.mkdir()
         (folder / "video.mp4").touch()
-    for folder in (dead, used):
+        if folder is not foreign:  # somebody's own, of such a name
+            (folder / mark).touch()
+    for folder in (dead, used, foreign):
         os.utime(folder, (0, 0))
     descriptor = os.open(used, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     with storage.scratch_folder(tmp_path) as mine:
-        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([used.name, young.name, mine.name])
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([used.name, young.name, foreign.name, mine.name])
     os.close(descriptor)
     assert not mine.exists()
 

@@ -56,8 +56,9 @@ def problems(folder: pathlib.Path) -> list[str]:
 
 def change_info(folder: pathlib.Path, change) -> None:
     info = json.loads((folder / "clips.json").read_text())
+    del info["sha256"]
     change(info)
-    (folder / "clips.json").write_text(json.dumps(info))
+    (folder / "clips.json").write_text(records.manifest(info))
 
 
 def rewrite(folder: pathlib.Path, clips: list[records.Clip], shard: int = 0) -> None:
@@ -163,5 +164,43 @@ def test_the_command_says_so_by_its_status(folder):
     assert "is missing" in done.stdout
     change_info(folder, lambda info: info.update(schema_version=1))
     done = run()
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: .*schema version 1.*\n", done.stderr)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search("schema version 1.*\n.*not read; 1 problem", done.stdout)
+    shutil.rmtree(folder)
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: no data folder .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("name", ["rejected.jsonl", "features.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", [None, "", "[" * 100_000, "{}\n"], ids=["missing", "empty", "deep", "other"])
+def test_damage_of_the_files_beside_the_shards_is_found(folder, name, content):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    assert any(line.startswith(name) for line in problems(folder))
+
+
+def test_a_row_that_is_gone_from_the_rejects_is_found_though_its_digest_is_right(folder):
+    rows = (folder / "rejected.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rejected.jsonl").write_text("".join(rows[1:]))
+    change_info(folder, lambda info: info["files"].update({"rejected.jsonl": shards.sha256(folder / "rejected.jsonl")}))
+    assert problems(folder) == ["rejected.jsonl: 3 rows, clips.json says 4"]
+    change_info(folder, lambda info: info.update(num_rejected=3))
+    assert problems(folder) == ["clips.json: 16 annotations are not 12 clips and 3 rejects"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "other schema"])
+def test_damage_of_the_manifest_is_damage(folder, damage):
+    path = folder / "clips.json"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[:-200])
+    elif damage == "flipped":
+        path.write_bytes(content.replace(b'"tap"', b'"tip"'))
+    else:
+        change_info(folder, lambda info: info.update(schema_version=1))
+    [line] = problems(folder)
+    assert "clips.json" in line

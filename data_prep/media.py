@@ -23,6 +23,9 @@ from data_prep.windows import Window, frame_times, num_samples, order
 
 __all__ = ["OUT_OF_MEMORY", "Cut", "Window", "cut_windows", "frame_times", "num_samples", "order", "probe_streams"]
 OUT_OF_MEMORY = streams.OUT_OF_MEMORY
+# Of what is cut from one and the same file. A change that gives other clips or reasons raises it, so that a conversion which
+# goes on with newer code does not mix the two.
+VERSION = f"1, PyAV {av.__version__}"
 
 
 @dataclasses.dataclass

@@ -161,10 +161,10 @@ def plan_tasks(
 ) -> list[shards.ShardTask]:
     """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos.
 
-    The size of each video file is part of its shard's task, so a rerun after more videos came redoes their shards.
+    What each video file is is part of its shard's task, so a rerun after videos came or were replaced redoes their shards.
     """
     total = sum(map(len, chosen.values()))
-    bytes_of = video_files.sizes(video_dir)
+    facts = video_files.facts(video_dir)
     tasks = []
     for split, lines in chosen.items():
         by_video = collections.defaultdict(list)
@@ -178,7 +178,7 @@ def plan_tasks(
         groups = shards.assign_shards(list(by_video), count)
         for i, uids in enumerate(groups):
             items = tuple(
-                {"video_uid": uid, "video_bytes": bytes_of(uid), "narrations": by_video[uid]} for uid in uids
+                {"video_uid": uid, **facts(uid), "narrations": by_video[uid]} for uid in uids
             )
             count_in = sum(len(item["narrations"]) for item in items)
             tasks.append(shards.ShardTask(split, i, len(groups), items, count_in))
@@ -210,7 +210,7 @@ def write_clips(
     """
     tasks = plan_tasks(chosen, verbs, nouns, command.num_shards(args, sum(map(len, chosen.values()))), video_dir)
     settings = {
-        "video_dir": str(video_dir), "window_s": list(args.window),
+        "cutting": media.VERSION, "video_dir": str(video_dir), "window_s": list(args.window),
         "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,
         "jpeg_quality": args.jpeg_quality, "cpu_limit_s": list(args.cpu_limit), "memory_limit_mb": args.memory_limit,
     }  # fmt: skip

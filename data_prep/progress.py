@@ -34,8 +34,8 @@ class Count:
     def look(self) -> tuple[int, int]:
         """Returns (clips, rejects)."""
         # Pieces first: a shard that is finished between the two looks is counted once, by its report.
-        found = [re.fullmatch(pieces.NAME, name) for name in storage.sizes(self._home / pieces.FOLDER)]
-        for name in storage.sizes(self._home / shards.REPORTS):
+        found = [re.fullmatch(pieces.NAME, name) for name in storage.files(self._home / pieces.FOLDER)]
+        for name in storage.files(self._home / shards.REPORTS):
             file = name.removesuffix(".json")
             if file in self._files and file not in self._finished:
                 with contextlib.suppress(OSError, ValueError, KeyError):  # being replaced

@@ -51,7 +51,7 @@ class ShardTask:
     Attributes:
       split, index, num_shards: Which.
       items: What `make_clips` gets, one after the other; plain JSON values. Those of videos hold "video_bytes", the file's
-        size or None where there is none.
+        size or None where there is none, and "video_version" (`storage.File`).
       num_annotations: How many clips and rejects come of it; 0 where nobody counted.
     """
 
@@ -145,7 +145,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
 def _write(task: ShardTask, home: storage.Path, name: str, make_clips: MakeClips, settings: dict, of_plan: str) -> dict:
     """Writes one shard and its report, and removes its pieces; see `write_shard`."""
     spool, file, scratch = home / pieces.FOLDER, task.file(name), settings.get("scratch", "")
-    known = pieces.find(storage.sizes(spool))
+    known = pieces.find(storage.files(spool))
     with storage.scratch_folder(scratch) if storage.is_remote(home) else contextlib.nullcontext(spool) as local:
         made = [pieces.make(item, settings, make_clips, spool, known, local) for item in task.items]
         report = _summary(task, file, made) | {"fingerprint": of_plan}
@@ -228,7 +228,7 @@ def prepare(folder: storage.Path, name: str) -> None:
     Raises:
       ValueError: It holds another one.
     """
-    names = [re.fullmatch(_SHARD_FILE, file) for file in storage.sizes(folder)]
+    names = [re.fullmatch(_SHARD_FILE, file) for file in storage.files(folder)]
     others = {found["name"] for found in names if found} - {name}
     if others:
         raise ValueError(f"{folder} holds the data set {min(others)!r}: choose another folder or name than {name!r}")
@@ -356,7 +356,7 @@ def _remove_leftovers(folder: storage.Path, name: str, files: set[str]) -> None:
     Shards that aren't among `files`, and their reports; plans, pieces, and what killed writers left.
     """
     for part in (folder, folder / REPORTS, folder / PLANS, folder / pieces.FOLDER):
-        for file in storage.sizes(part):
+        for file in storage.files(part):
             if "/" in file:  # a bucket lists what is in its folders, too
                 continue
             aside = re.fullmatch(storage.TEMPORARY, file)

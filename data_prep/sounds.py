@@ -163,11 +163,13 @@ def choose(found: list[Sound]) -> tuple[list[Sound], list[shards.Reject]]:
 def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: storage.Path) -> list[shards.ShardTask]:
     """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has sounds.
 
-    The size of each file is part of its shard's task, so a rerun with other files redoes their shards.
+    What each file is is part of its shard's task, so a rerun with other files redoes their shards.
     """
     hdf5 = {sound.file for sound in chosen if sound.hdf5_name}
     # Of an HDF5 file's folder nothing else is wanted, and a bucket's may hold a lot.
-    bytes_of = {file: storage.size(media_dir / file) for file in hdf5}.get if hdf5 else video_files.sizes(media_dir)
+    facts = {file: video_files.facts_of(storage.stat(media_dir / file)) for file in hdf5}.get
+    if not hdf5:
+        facts = video_files.facts(media_dir)
     tasks = []
     for split in records.SPLITS:
         mine = [sound for sound in chosen if sound.split == split]
@@ -180,7 +182,7 @@ def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: storage.Path) ->
         items: list[list[dict]] = [[] for _ in groups]
         for (recording, file, name), fields in sorted(by_file.items()):
             items[home[recording]].append(
-                {"file": file, "video_bytes": bytes_of(file), "hdf5_name": name, "sounds": fields}
+                {"file": file, **facts(file), "hdf5_name": name, "sounds": fields}
             )
         for i, part in enumerate(items):
             count_in = sum(len(item["sounds"]) for item in part)
@@ -216,7 +218,7 @@ def write_clips(
     }
     numbers["short_side_px"] = numbers.pop("short_side")
     settings = {
-        "media_dir": str(media_dir), "max_audio_s": args.max_audio_s, "hdf5_rate_hz": hdf5_rate_hz, **numbers,
+        "cutting": media.VERSION, "media_dir": str(media_dir), "max_audio_s": args.max_audio_s, "hdf5_rate_hz": hdf5_rate_hz, **numbers,
         "jpeg_quality": args.jpeg_quality if pictures else 0, "cpu_limit_s": list(args.cpu_limit),
         "memory_limit_mb": args.memory_limit,
     }  # fmt: skip

@@ -7,6 +7,7 @@ which fsspec finds gcsfs or s3fs.
 import argparse
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import os
@@ -164,19 +165,41 @@ def reader(path: Path, num_bytes: int) -> Callable[[int, int], bytes]:
     return read
 
 
-def size(path: Path) -> int | None:
-    """Returns a file's bytes, or None where there is none; of a bucket's folder None, too."""
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file's bytes, and a word that is another one when its content was changed: when that was, or a bucket's count of it."""
+
+    bytes: int
+    version: str
+
+
+def _file(info: dict) -> File:
+    """Returns the file of what fsspec tells of an object, each bucket in its own words."""
+    words = (info[key] for key in ("generation", "etag", "ETag", "LastModified", "mtime") if info.get(key))
+    return File(info["size"], str(next(words, "")))
+
+
+def stat(path: Path) -> File | None:
+    """Returns what a file is, or None where there is none; of a bucket's folder None, too."""
     try:
-        found = _try(path.stat, path)
+        if is_remote(path):
+            system, root = fsspec.url_to_fs(os.fspath(path))
+            info = _try(lambda: system.info(root), path)
+            return None if info["type"] == "directory" else _file(info)
+        found = path.stat()
+        return File(found.st_size, str(found.st_mtime_ns))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return None
-    if is_remote(path):
-        return None if found.is_directory else found.length
-    return found.st_size
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Returns the bytes of each file by its path inside the folder; {} of a folder that isn't there.
+def size(path: Path) -> int | None:
+    """Returns a file's bytes, or None where there is none."""
+    found = stat(path)
+    return None if found is None else found.bytes
+
+
+def files(folder: Path) -> dict[str, File]:
+    """Returns each file by its path inside the folder; {} of a folder that isn't there.
 
     Of a local folder only the files directly inside, of a bucket's all.
     """
@@ -186,11 +209,11 @@ def sizes(folder: Path) -> dict[str, int]:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # another worker removed it since it was listed
                     if entry.is_file():
-                        found[entry.name] = entry.stat().st_size
+                        found[entry.name] = File(entry.stat().st_size, str(entry.stat().st_mtime_ns))
         return found
-    files, root = fsspec.url_to_fs(os.fspath(folder))
-    found = _try(lambda: files.find(root, detail=True), folder)
-    return {name[len(root) :].lstrip("/"): info["size"] for name, info in found.items()}
+    system, root = fsspec.url_to_fs(os.fspath(folder))
+    found = _try(lambda: system.find(root, detail=True), folder)
+    return {name[len(root) :].lstrip("/"): _file(info) for name, info in found.items()}
 
 
 def remove(path: Path) -> None:

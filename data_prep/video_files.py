@@ -31,9 +31,9 @@ def problem_of(name: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _listing(folder: str) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """Returns the bytes of each file in a bucket's folder, and the files of each name without suffix."""
-    found = storage.sizes(storage.as_path(folder))
+def _listing(folder: str) -> tuple[dict[str, storage.File], dict[str, list[str]]]:
+    """Returns each file in a bucket's folder, and the files of each name without suffix."""
+    found = storage.files(storage.as_path(folder))
     named = collections.defaultdict(list)
     for file in sorted(found):
         stem, dot, suffix = file.rpartition(".")
@@ -42,19 +42,24 @@ def _listing(folder: str) -> tuple[dict[str, int], dict[str, list[str]]]:
     return found, named
 
 
-def sizes(folder: storage.Path) -> Callable[[str], int | None]:
-    """Returns the function video uid → bytes of its file, None where there is none. A bucket is listed, once."""
+def facts(folder: storage.Path) -> Callable[[str], dict]:
+    """Returns the function video uid → what `shards.ShardTask.items` hold of its file. A bucket is listed, once."""
     listing = _listing(str(folder))[0] if storage.is_remote(folder) else None
 
-    def size(uid: str) -> int | None:
+    def of(uid: str) -> dict:
         if listing is not None:
-            return listing.get(uid, listing.get(f"{uid}.mp4"))
+            return facts_of(listing.get(uid, listing.get(f"{uid}.mp4")))
         try:
-            return _local(folder, uid).stat().st_size
-        except (OSError, ValueError):  # not there, or a name that no file can have
-            return None
+            return facts_of(storage.stat(_local(folder, uid)))
+        except OSError:  # a folder on the way that nobody may open, links in a circle
+            return facts_of(None)
 
-    return size
+    return of
+
+
+def facts_of(file: storage.File | None) -> dict:
+    """Returns what `shards.ShardTask.items` hold of a file: a rerun after it was replaced redoes the shard."""
+    return {"video_bytes": file and file.bytes, "video_version": file and file.version}
 
 
 def _local(folder: pathlib.Path, uid: str) -> pathlib.Path:
@@ -92,7 +97,7 @@ def _download(folder: storage.Path, uid: str, local: pathlib.Path) -> pathlib.Pa
             continue
         except PermissionError:
             # Fails as well where nobody may read anything any more, e.g. with a token that expired.
-            storage.sizes(folder)
+            storage.files(folder)
             return "video file can't be opened: Permission denied"
     return MISSING
 

@@ -72,7 +72,8 @@ class Buckets(fsspec.AbstractFileSystem):
     def info(self, path, **kwargs):
         at = self._at(path)
         if at.is_file():
-            return {"name": self._strip_protocol(path), "size": at.stat().st_size, "type": "file"}
+            of = at.stat()
+            return {"name": self._strip_protocol(path), "size": of.st_size, "type": "file", "etag": str(of.st_mtime_ns)}
         if at.is_dir() and any(p.is_file() for p in at.rglob("*")):
             return {"name": self._strip_protocol(path), "size": 0, "type": "directory"}
         raise FileNotFoundError(path)

@@ -512,4 +512,6 @@ def test_shards_are_shared_out_by_the_splits_sizes_and_none_is_without_a_video(t
         assert all(task.num_shards == counts[task.split] for task in tasks)
         written = [line["clip_id"] for task in tasks for item in task.items for line in item["narrations"]]
         assert sorted(written) == sorted(n.clip_id for lines in chosen.values() for n in lines)
+        version = str((tmp_path / "v0.mp4").stat().st_mtime_ns)
+        assert all(i["video_version"] == version for t in tasks for i in t.items if i["video_bytes"])
         assert {i["video_uid"]: i["video_bytes"] for t in tasks for i in t.items if t.split != "train"} == {"v0": 5}

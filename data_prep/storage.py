@@ -132,7 +132,8 @@ def head(path: Path, num_bytes: int) -> bytes:
     """
     if is_remote(path):
         files, name = fsspec.url_to_fs(os.fspath(path))
-        return _try(lambda: files.cat_file(name, start=0, end=num_bytes), path)
+        # Of an empty file every part is an error.
+        return _try(lambda: files.cat_file(name, start=0, end=num_bytes), path) if size(path) != 0 else b""
     with path.open("rb") as file:
         return file.read(num_bytes)
 

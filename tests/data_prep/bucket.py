@@ -4,6 +4,7 @@ Like the real ones it has no folders, shows an object when it was closed, and kn
 makes the object NAME fail: "forbidden", or a number of times to fail as a network does.
 """
 
+import errno
 import os
 import pathlib
 import shutil
@@ -98,6 +99,11 @@ class Buckets(fsspec.AbstractFileSystem):
         with (pathlib.Path(os.environ[FOLDER]) / "opened").open("a") as log:
             log.write(f"{pathlib.PurePosixPath(path).name}\n")
         return Download(self, path, "rb", cache_type="none")  # parts of a file are asked for one by one
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        if start is not None and start >= self.info(path)["size"]:
+            raise OSError(errno.EINVAL, "The requested range is not satisfiable")  # as s3fs says it
+        return super().cat_file(path, start=start, end=end, **kwargs)
 
     def rm_file(self, path):
         self._at(path).unlink()

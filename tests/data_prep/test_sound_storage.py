@@ -330,6 +330,7 @@ def test_a_dry_run_of_epic_sounds_counts_recordings_once_and_hdf5_by_the_seconds
         ("hdf5", ("/ann", "/nowhere"), "no file or folder .*nowhere: point --annotations at EPIC_Sounds_train.csv"),
         ("hdf5", ("/ann", "/esc"), "esc holds none of EPIC_Sounds_train.csv"),
         ("hdf5", ("EPIC_audio.hdf5", "esc/meta/esc50.csv"), "is no HDF5 file: point --audio at EPIC_audio.hdf5 or"),
+        ("hdf5", ("EPIC_audio.hdf5", "sounds/P02_102.d/notes"), "notes is no HDF5 file: point --audio at EPIC_audio.hdf5 or"),
         ("hdf5", ("EPIC_audio.hdf5", "EPIC.hdf5"), "no file or folder .*EPIC.hdf5: point --audio at EPIC_audio.hdf5 or"),
     ],
 )  # fmt: skip

@@ -218,7 +218,8 @@ def write_clips(
     }
     numbers["short_side_px"] = numbers.pop("short_side")
     settings = {
-        "cutting": media.VERSION, "media_dir": str(media_dir), "max_audio_s": args.max_audio_s, "hdf5_rate_hz": hdf5_rate_hz, **numbers,
+        "cutting": media.VERSION, "media_dir": str(media_dir), "max_audio_s": args.max_audio_s,
+        "hdf5_rate_hz": hdf5_rate_hz, **numbers,
         "jpeg_quality": args.jpeg_quality if pictures else 0, "cpu_limit_s": list(args.cpu_limit),
         "memory_limit_mb": args.memory_limit,
     }  # fmt: skip

@@ -168,7 +168,7 @@ def reader(path: Path, num_bytes: int) -> Callable[[int, int], bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file's bytes, and a word that is another one when its content was changed: when that was, or a bucket's count of it."""
+    """A file's bytes, and a word that changes with its content: when it was written, or what a bucket counts or hashes."""
 
     bytes: int
     version: str

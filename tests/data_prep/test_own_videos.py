@@ -251,6 +251,20 @@ def test_videos_held_upright_make_a_data_set_that_is_sound_and_can_be_read(tmp_p
     assert sorted(map(tuple, batch["video_size"].tolist())) == sorted(sizes.values())
 
 
+def test_a_video_replaced_by_another_of_the_same_size_is_cut_again(videos, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    whole = (videos / "a.mp4").read_bytes()
+    (folder / "kept.mp4").write_bytes(whole)
+    (folder / "again.mp4").write_bytes(bytes(len(whole)))  # of a download that broke off
+    table = write(tmp_path, ["kept", 1.5, "x", ""], ["again", 1.5, "x", ""])
+    assert convert(folder, tmp_path / "out", table).reasons() == {"video file can't be opened": 1}
+    (folder / "again.mp4").write_bytes(whole)
+    made = convert(folder, tmp_path / "out", table)
+    assert made.reasons() == {}
+    assert {clip.video_uid for clips in made.splits.values() for clip in clips} == {"kept.mp4", "again.mp4"}
+
+
 def test_with_taxonomies_verbs_and_nouns_are_told_and_cleaning_is_an_option(videos, tmp_path):
     for kind, group in (("verbs", "['chop', 'cut']"), ("nouns", "['onion']")):
         (tmp_path / f"{kind}.csv").write_text(f'label,group\n{kind}_0,[]\n{kind}_1,"{group}"\n')

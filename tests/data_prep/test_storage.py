@@ -188,6 +188,19 @@ def test_training_says_that_it_reads_no_bucket():
         records.ClipsInfo.load("gs://mine/clips")
 
 
+def test_a_file_that_was_replaced_by_one_of_its_size_is_another(buckets, tmp_path):
+    (buckets / "mine").mkdir()
+    for folder, at in ((tmp_path, tmp_path), (storage.as_path("gs://mine"), buckets / "mine")):
+        found = []
+        for content in (b"12345", b"54321"):
+            (at / "file").write_bytes(content)
+            found.append(storage.stat(folder / "file"))
+            assert storage.files(folder)["file"] == found[-1]
+            assert found[-1].bytes == storage.size(folder / "file") == 5
+        assert found[0].version != found[1].version
+        assert storage.stat(folder / "none") is storage.size(folder / "none") is None
+
+
 def test_half_an_upload_is_told(buckets, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"12345")
     monkeypatch.setattr(bucket.Upload, "__exit__", lambda self, *args: self._path.write_bytes(b"123"))

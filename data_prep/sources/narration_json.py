@@ -1,4 +1,4 @@
-"""Ego4D's own JSON: `narration.json`, `all_narrations_redacted.json` of version 2, and `ego4d.json`.
+"""Ego4D's own JSON: `narration.json` and `all_narrations_redacted.json` of version 2.
 
 `narration.json` holds two passes a video, `{uid: {narration_pass_1: {narrations: [{timestamp_sec, narration_text,
 annotation_uid}]}}}`; the redacted file one list, `{uid: {narrations: [{time, text}]}}`. Either stands under `videos` or by
@@ -59,16 +59,3 @@ def _read_lines(lines, uid: str, source: str, where: str, time_name: str, text_n
 def _order(time_s: float) -> tuple[bool, float]:
     """Sorts times, those that are NaN last: by itself it would put the others out of order."""
     return (True, 0.0) if math.isnan(time_s) else (False, time_s)
-
-
-def read_metadata(path: storage.Path) -> dict[str, dict]:
-    """Returns `ego4d.json`'s entry of each video uid.
-
-    Raises:
-      ValueError: No such file, no JSON or another layout.
-    """
-    content = files.read_json(path)
-    try:
-        return {video["video_uid"]: video for video in content["videos"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a list `videos` of objects with `video_uid`") from error

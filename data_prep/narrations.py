@@ -18,12 +18,15 @@ from mc3_jax.data.records import SPLITS, UNKNOWN
 _WEARER = re.compile(r"^\s*(#\s*cc?\b|[3@]?c\s+c\b)", re.IGNORECASE)
 _OTHER = re.compile(r"^\s*#\s*oo?\b", re.IGNORECASE)
 _UNSURE = re.compile(r"#\s*uns?u?re\b", re.IGNORECASE)
-_TAG = re.compile(r"^\s*#\s*\w+\s+(\w\b)?|^\s*[3@]?c\s+c\b|#\s*uns?u?re\b", re.IGNORECASE)
-# Endings of inflected forms and what they stand for: chops, washes, carries, slicing, diced, leaves, knives.
-_ENDINGS = (
-    ("es", ""), ("s", ""), ("ies", "y"), ("ing", ""), ("ing", "e"), ("ed", ""), ("ed", "e"), ("ied", "y"), ("ves", "f"),
-    ("ves", "fe"),
-)  # fmt: skip
+# A letter behind a tag is part of it only where it is the wearer's: "#O a man" has an article.
+_TAG = re.compile(
+    r"^\s*#\s*(?:(?:cc?|uns?u?re)\s+c\b|\w+\s)|^\s*[3@]?c\s+c\b|#\s*uns?u?re\b", re.IGNORECASE
+)
+# Endings of inflected forms and what they stand for: chops, washes, carries, slicing, diced, leaves, knives. Where stems
+# differ by an "e", the longer one comes first: tubes and taped are of tube and tape, and tubs and tapped of tub and tap.
+_ENDINGS = {
+    "s": ("",), "es": ("",), "ies": ("y",), "ves": ("f", "fe"), "ing": ("e", ""), "ed": ("e", ""), "ied": ("y",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,10 +118,11 @@ def _stem(word: str, vocabulary: frozenset[str]) -> str:
     """Returns the word of the vocabulary that a word is a form of, or the word itself."""
     if word in vocabulary:
         return word
-    for ending, instead in _ENDINGS:
+    for ending, instead in _ENDINGS.items():
         if word.endswith(ending):
             base = word.removesuffix(ending)
-            for candidate in (base + instead, base[:-1] if base[-1:] == base[-2:-1] else base):  # chopping
+            doubled = [base[:-1]] if base[-1:] == base[-2:-1] else []  # chopping
+            for candidate in [base + letters for letters in instead] + doubled:
                 if candidate in vocabulary:
                     return candidate
     return word

@@ -92,6 +92,8 @@ def test_training_takes_egoclips_wearer_and_counts_what_it_leaves_out(tmp_path):
     ("change", "words"),
     [
         ({"narration_time": "soon"}, "row 3: narration_time must be seconds, got 'soon'"),
+        ({"narration_time": "1_000"}, "row 3: narration_time must be seconds, got '1_000'"),  # a number to Python alone
+        ({"narration_time": "\uff19"}, "row 3: narration_time must be seconds, got '\uff19'"),
         ({"tag_verb": "[3]"}, "row 3: tag_verb has the id 3, but the taxonomy only 3 labels: take the taxonomy"),
         ({"tag_noun": "[0, 17]"}, "row 3: tag_noun has the id 17"),
         ({"tag_noun": "[-1]"}, r"row 3: tag_noun must be a list of ids such as \[93\], got '\[-1\]'"),
@@ -145,7 +147,7 @@ def test_a_list_of_ego4dsounds_is_taken_whole_with_the_label_it_gives(tmp_path):
     assert rejects == []
 
 
-@pytest.mark.parametrize("value", ["2", "0.5", "yes", "-1", "nan", "inf", "True"])
+@pytest.mark.parametrize("value", ["2", "0.5", "yes", "-1", "nan", "inf", "True", "0_1", "\uff11"])
 def test_a_label_that_is_neither_1_nor_0_nor_empty_is_refused(tmp_path, value):
     words = f"row 3: positive must be 1, 0 or empty, got '{value}'"
     with pytest.raises(ValueError, match=words):
@@ -195,6 +197,10 @@ def test_the_11449_real_rows_of_ego4dsounds_all_become_labelled_narrations_of_48
         ("# c C stirs", "stirs"),
         ("3C C stirs", "stirs"),
         ("#O man X stirs", "man X stirs"),
+        ("#O a man picks a cup", "a man picks a cup"),  # an article is no tag
+        ("#O A waves", "A waves"),
+        ("#C a cup falls", "a cup falls"),
+        ("#unsure C picks", "picks"),
         ("#unsure", ""),
         ("#C C", ""),
         ("#C C picks the #unsure glass", "picks the glass"),

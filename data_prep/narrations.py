@@ -35,7 +35,7 @@ class Narration:
 
     Attributes:
       video_uid: Of the video; its file is named by it.
-      annotation_uid: What tells narrations of one moment apart.
+      annotation_uid: The file's name for it, maybe for all of a pass; "" where it has none.
       source: "narration_pass_1" or "narration_pass_2", or the file's word for it.
       time_s: Moment in the video; NaN where the file names none.
       text: As written.
@@ -55,10 +55,19 @@ class Narration:
     problem: str = ""
 
     @property
+    def words(self) -> str:
+        """The text with single spaces, by which narrations of one moment are the same or not."""
+        return " ".join(self.text.split())
+
+    @property
     def clip_id(self) -> str:
-        """Unique: one annotation uid may cover a whole pass, so the moment is part of it."""
+        """Of video, annotation, moment in µs and words: an annotation uid may cover a pass, a moment have several lines.
+
+        Nothing else is in it, so that it is the same in every list, and whatever rows come before.
+        """
         moment = f"{round(self.time_s * 1e6):011d}" if math.isfinite(self.time_s) else "no_time"
-        return f"{self.video_uid}_{self.annotation_uid}_{moment}"
+        text = hashlib.sha256(self.words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        return "_".join(filter(None, (self.video_uid, self.annotation_uid, moment, text)))
 
 
 def who(text: str) -> str:

@@ -5,7 +5,6 @@ annotation_uid}]}}}`; the redacted file one list, `{uid: {narrations: [{time, te
 itself. A video that was taken back has a `status` and nothing else.
 """
 
-import hashlib
 import math
 
 from data_prep import storage
@@ -49,9 +48,6 @@ def _read_lines(lines, uid: str, source: str, where: str, time_name: str, text_n
         annotation = files.expect(line.get("annotation_uid"), (str, int), f"{row}: annotation_uid must be text")
         text = files.expect(line.get(text_name), str, f"{row}: {text_name} must be text") or ""
         time_s = files.seconds(line.get(time_name), f"{row}: {time_name}")
-        if annotation is None and source not in _PASSES:
-            # Several annotators' lines stand in one list, at times at one moment.
-            annotation = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         found.append(Narration(uid, "" if annotation is None else str(annotation), source, time_s, text))
     return found
 

@@ -2,7 +2,7 @@
 
 import collections
 
-from data_prep import shards
+from data_prep import shards, terminal
 from mc3_jax.data import records
 
 # CPU seconds of a clip of 540p H.264 with a keyframe every 250 frames, narrated every 16 s, as Ego4D's: one core of 2026.
@@ -29,6 +29,7 @@ def tell(
         clips[task.split] += task.num_annotations
     items = [item for task in tasks for item in task.items]
     missing = sorted(str(item.get("video_uid")) for item in items if item.get("video_bytes", 0) is None)
+    first = ", ".join(map(terminal.printable, missing[:3]))
     num_bytes = sum(item.get("video_bytes") or 0 for item in items)
     frames_px = info.num_intervals * info.num_candidates * info.short_side_px**2 * 16 / 9
     clip_bytes = frames_px * _BYTES_PER_PX + 2 * info.num_samples
@@ -36,7 +37,7 @@ def tell(
     lines = [
         f"clips: {clips.total():,} (" + ", ".join(f"{clips[split]:,} {split}" for split in records.SPLITS) + ")",
         f"videos: {len(items):,}, {num_bytes / 1e9:,.1f} GB to read, in {len(tasks):,} shards",
-        f"missing files: {len(missing):,}" + (f", first {', '.join(missing[:3])}" if missing else ""),
+        f"missing files: {len(missing):,}" + (f", first {first}" if missing else ""),
         f"left out so far: {sum(rejects.values()):,}"
         + "".join(f"\n  {count:,} {reason}" for reason, count in sorted(rejects.items(), key=lambda r: -r[1])),
         f"data set: about {clips.total() * clip_bytes / 1e9:,.1f} GB",

@@ -146,7 +146,8 @@ def _options_of_local_workers() -> Iterator[None]:
 def _unwrap(error: Exception) -> Exception:
     """Returns a worker's ValueError or OSError as one line; of anything else, Beam's error with the worker's traceback."""
     last = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
-    found = re.fullmatch(r"(?:RuntimeError: )?(\w+): (.*?)(?: \[while running '.*'\])?", last)
+    # Beam's own words stand at the end, or in the middle where the error has several arguments.
+    found = re.fullmatch(r"(?:RuntimeError: )?(\w+): (.*)", re.sub(r" \[while running '[^']*'\]", "", last))
     kind = getattr(builtins, found[1], None) if found else None
     if isinstance(kind, type) and issubclass(kind, ValueError | OSError):
         return ValueError(f"a worker failed: {found[2]}")

@@ -6,16 +6,17 @@ itself. A video that was taken back has a `status` and nothing else.
 """
 
 import math
+import re
 
 from data_prep import storage
 from data_prep.narrations import Narration
 from data_prep.sources import files
 
-_PASSES = ("narration_pass_1", "narration_pass_2")
+_PASS = re.compile(r"narration_pass_\d+", re.ASCII)
 
 
 def read(path: storage.Path) -> list[Narration]:
-    """Returns every narration of the file, both passes, in order of video and time.
+    """Returns every narration of the file, all passes, in order of video and time.
 
     Entries without a text or time are kept, with an empty text or NaN, so that the caller can count them.
 
@@ -30,7 +31,7 @@ def read(path: storage.Path) -> list[Narration]:
     for uid, video in videos.items():
         where = f"{path}, video {uid}"
         video = files.expect(video, dict, f"{where} must be an object") or {}
-        for name in _PASSES:
+        for name in sorted(filter(_PASS.fullmatch, video)):
             inside = f"{where}, {name}"
             lines = (files.expect(video.get(name), dict, f"{inside} must be an object") or {}).get("narrations")
             found += _read_lines(lines, str(uid), name, inside, "timestamp_sec", "narration_text")

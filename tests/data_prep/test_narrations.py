@@ -58,6 +58,14 @@ def test_both_passes_are_read_in_order_of_video_and_time(tmp_path, wrapped):
     assert {n.label for n in found} == {records.UNKNOWN}
 
 
+def test_a_third_pass_is_read_too_and_summaries_are_not(tmp_path):
+    video = passes(line(1.0)) | passes(line(2.0), number=3) | {"narration_pass_x": {"narrations": [line(3.0)]}}
+    found = narration_json.read(write_json(tmp_path, {"v": video}))
+    assert [(n.source, n.time_s) for n in found] == [("narration_pass_1", 1.0), ("narration_pass_3", 2.0)]
+    with pytest.raises(ValueError, match="video v, narration_pass_3 must be an object, got 5"):
+        narration_json.read(write_json(tmp_path, {"v": {"narration_pass_3": 5}}))
+
+
 def test_ids_differ_though_one_annotation_uid_covers_a_pass():
     lines = [narrations.Narration("v", "a", "narration_pass_1", t, "x") for t in (1.0, 1.000001, 100.0)]
     assert len({n.clip_id for n in lines}) == 3

@@ -93,18 +93,19 @@ def test_bad_options_are_one_line(folder, tmp_path, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("size", "canvas", "words"),
     [
-        ((60_000, 60_000), [16, 24], r"it is \(60000, 60000\), the record says \(16, 24\)"),
-        ((24, 16), [16, 24], r"it is \(24, 16\), the record says \(16, 24\)"),
-        ((60_000, 60_000), [60_000, 60_000], r"\(60000, 60000\) is more than"),
-        (None, [16, 24], ""),
+        ((60_000, 60_000), (16, 24), r"it is \(60000, 60000\), the record says \(16, 24\)"),
+        ((24, 16), (16, 24), r"it is \(24, 16\), the record says \(16, 24\)"),
+        ((60_000, 60_000), (60_000, 60_000), r"\(60000, 60000\) is more than"),
+        (None, (16, 24), ""),
     ],
 )
 def test_a_frame_that_is_forged_is_one_line_and_takes_no_memory(folder, tmp_path, capsys, size, canvas, words):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    content = json.loads((copy / "clips.json").read_text()) | {"canvas_px": canvas}
-    (copy / "clips.json").write_text(json.dumps(content))
-    path = copy / content["splits"]["test"]["shards"][0]["file"]
+    info = records.ClipsInfo.load(copy)
+    info.canvas_px = canvas
+    info.dump(copy)
+    path = copy / info.splits["test"].shards[0].file
     with contextlib.closing(ArrayRecordReader(str(path))) as reader:
         clips = [records.decode(record) for record in reader.read_all()]
     with contextlib.closing(ArrayRecordWriter(str(path), "group_size:1")) as writer:

@@ -6,9 +6,7 @@ index of keyframes is asked where to seek. Pictures that are not wanted and that
 decoded has the pixels that it has when everything is (`tests/data_prep/test_frames.py`).
 """
 
-import bisect
 import collections
-import contextlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -16,22 +14,12 @@ from collections.abc import Iterator
 import av
 
 from data_prep import streams
+from data_prep.packets import Packets, UnclearError
 
-# H.264 and HEVC show a picture at most 16 later than it is decoded: behind more of them that come after a time, none is shown
-# before.
-_REORDER = 17
-_SEEK_S = 2.0  # packets are read on across less than this: a seek's cost
-_SEEK_BLIND_S = 60.0  # the same where the file has no index
-_LEAD_S = 10.0  # how far before a time to go without an index, in the hope for a keyframe
-_MAX_HELD_BYTES = 64 << 20  # of packets that wait for a keyframe behind them
 _MAX_RUN_GAP_S = 6.0  # `_plain` decodes on across less
 NOT_COVERED = "video does not cover the clip"
 # These decoders leave a picture out when told so before its packet (VP9's does not, dav1d asks once).
 _CAN_SKIP = ("h264", "hevc")
-
-
-class _UnclearError(Exception):
-    """Packets do not tell which of them holds which picture."""
 
 
 def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
@@ -50,7 +38,7 @@ def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFram
         while todo:
             yield from run.show(todo)
         yield from run.end()
-    except _UnclearError:
+    except UnclearError:
         left = sorted({*todo, *run.waiting_s()})
         yield from _plain(container, stream, left)
 
@@ -63,7 +51,7 @@ class _Run:
     """
 
     def __init__(self, container, stream):
-        self._packets = _Packets(container, stream)
+        self._packets = Packets(container, stream)
         self._context = stream.codec_context
         self._can_skip = _can_skip(self._context)
         self._origin_s, self._time_base = streams.origin_s(container), stream.time_base
@@ -126,7 +114,7 @@ class _Run:
                 self._context.flush_buffers()
                 self._dirty = False
             if self._waiting:
-                raise _UnclearError
+                raise UnclearError
         self._recent = {}
 
     def _start(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -159,7 +147,7 @@ class _Run:
     def _give(self, frames) -> Iterator[tuple[float, av.VideoFrame]]:
         for frame in frames:
             if frame.pts is None:
-                raise _UnclearError
+                raise UnclearError
             frame.time_base = self._time_base  # PyAV does not know it of what a drained decoder gives
             self._lenient = False
             if frame.pts >= self._stamp or frame.pts in self._waiting:
@@ -170,7 +158,7 @@ class _Run:
             if stamp < self._stamp:
                 del self._recent[stamp]
         if self._waiting and frames and frames[-1].pts > min(self._waiting):
-            raise _UnclearError
+            raise UnclearError
 
     def _break(self, error: Exception) -> Iterator[tuple[float, av.VideoFrame | str]]:
         """Yields what was decoded before the damage; for the others the reason, which lasts to the next keyframe."""
@@ -179,7 +167,7 @@ class _Run:
         self._packets.gap = True
         try:
             yield from self.finish()
-        except (_UnclearError, *streams.DAMAGE):
+        except (UnclearError, *streams.DAMAGE):
             pass
         damaged += self.waiting_s()
         self._waiting = {}
@@ -193,131 +181,6 @@ def _can_skip(context) -> bool:
     # HEVC says so of other pictures of the same temporal layer only (hvcC, ISO/IEC 14496-15: numTemporalLayers is 1).
     record = context.extradata or b""
     return len(record) > 21 and record[0] == 1 and record[21] >> 3 & 7 == 1
-
-
-class _Packets:
-    """Packets of a video stream, read ahead of the decoder.
-
-    Attributes:
-      queue: Those to decode next.
-      gap: Whether they do not follow what was decoded.
-      last_pts: Time stamp of the one taken last.
-    """
-
-    def __init__(self, container, stream):
-        self._container, self._stream = container, stream
-        self._index = stream.index_entries
-        tick_s = float(stream.time_base)
-        self._per_s = 1 / tick_s
-        self._frame = round(self._per_s / float(stream.average_rate or 30))
-        self._late = 0  # how much later than it is decoded a keyframe is shown
-        self.last_pts = None
-        self._reset()
-        with contextlib.suppress(*streams.DAMAGE):  # Matroska reads its index at the first seek
-            streams.seek(container, stream, -math.inf)
-        self._from_start = True
-
-    def _reset(self) -> None:
-        self._source = self._container.demux(self._stream)
-        self.queue, self.gap = collections.deque(), True
-        self._stamps: list[int] = []  # sorted, of the packets read, from the one shown at the last time asked for on
-        self._held_bytes, self._ended, self._end, self._from_start = 0, False, 0, False
-        self._settled = -math.inf  # no packet shown until then is to come
-
-    def is_far(self, limit: int, broken: bool) -> bool:
-        """Returns whether to seek to a keyframe before `limit`, rather than to read on; if broken, for any keyframe."""
-        read = self._stamps[-1] if self._stamps else (self._stream.start_time or 0)
-        keyframe = self._keyframe(limit)
-        if keyframe is None:
-            return limit - read > _SEEK_BLIND_S * self._per_s
-        return keyframe > read + (0 if broken and self._stamps else _SEEK_S * self._per_s)
-
-    def _keyframe(self, limit: int) -> int | None:
-        """Returns the index's time stamp of the last keyframe at or before `limit`; in mp4 of its decoding."""
-        at = self._index.search_timestamp(limit - self._late) if len(self._index) else -1
-        return self._index[at].timestamp if at >= 0 else None
-
-    def go_to(self, limit: int) -> None:
-        """Goes to where decoding gives what is shown at `limit`, or to the beginning."""
-        for back_s in streams.BACK_S:
-            begin = limit - back_s * self._per_s
-            keyframe = self._keyframe(int(begin)) if math.isfinite(begin) else None
-            if keyframe is None:
-                begin -= _LEAD_S * self._per_s
-            self._reset()
-            streams.seek(self._container, self._stream, (begin if keyframe is None else keyframe) / self._per_s)
-            self._from_start = not math.isfinite(begin)
-            self.read_past(limit)
-            first = self.queue[0] if self.queue else None
-            if self._from_start or (first is not None and first.is_keyframe and first.pts <= limit):
-                return
-
-    def read_past(self, limit: int) -> bool:
-        """Reads until it is known what is shown at `limit`, or returns False if too much is held for that.
-
-        Packets before the last keyframe that is shown until then are dropped.
-        """
-        for i in reversed(range(len(self.queue))):
-            if self.queue[i].is_keyframe and self.queue[i].pts <= limit:
-                self._drop(i)
-                break
-        while not self._ended and len(self._stamps) - bisect.bisect_right(self._stamps, limit) < _REORDER:
-            if self._held_bytes > _MAX_HELD_BYTES and len(self.queue) > 4 * _REORDER:
-                return False
-            self._read(limit)
-        self._settled = limit
-        del self._stamps[: max(bisect.bisect_right(self._stamps, limit) - 1, 0)]
-        return True
-
-    def _read(self, limit: int) -> None:
-        try:
-            packet = next(self._source, None)
-        except streams.DAMAGE:
-            self._source = self._container.demux(self._stream)  # what comes behind may be whole
-            raise
-        if packet is None or not packet.size:
-            self._ended = True
-            return
-        if packet.pts is None or packet.pts <= self._settled:
-            raise _UnclearError
-        if packet.is_keyframe:
-            self._late = max(self._late, packet.pts - (packet.pts if packet.dts is None else packet.dts))
-            if packet.pts <= limit:
-                self._drop(len(self.queue))
-        self.queue.append(packet)
-        self._held_bytes += packet.size
-        if packet.is_discard:
-            return
-        at = bisect.bisect_left(self._stamps, packet.pts)
-        if at < len(self._stamps) and self._stamps[at] == packet.pts:
-            raise _UnclearError  # two fields of a frame
-        self._stamps.insert(at, packet.pts)
-        if at == len(self._stamps) - 1:
-            self._end = packet.pts + (packet.duration or self._frame)
-
-    def _drop(self, count: int) -> None:
-        for _ in range(count):
-            self._held_bytes -= self.queue.popleft().size
-        self.gap = self.gap or count > 0
-
-    def next(self) -> av.Packet:
-        packet = self.queue.popleft()
-        self._held_bytes -= packet.size
-        self.last_pts = packet.pts
-        return packet
-
-    def shown_at(self, limit: int) -> int | None:
-        """Returns the time stamp of what is shown at `limit`, or None; only after `read_past` with the same."""
-        at = bisect.bisect_right(self._stamps, limit) - 1
-        if at < 0:
-            early = self._from_start and self._stamps and limit >= self._stamps[0] - self._frame
-            return self._stamps[0] if early else None
-        last = self._ended and at == len(self._stamps) - 1
-        return None if last and limit >= self._end else self._stamps[at]
-
-    def holds(self, stamp: int) -> bool:
-        """Returns whether the packet with a time stamp has yet to be decoded."""
-        return any(packet.pts == stamp for packet in self.queue)
 
 
 def _plain(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:

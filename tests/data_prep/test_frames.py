@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_prep import frames, streams
+from data_prep import frames, packets, streams
 from tests.data_prep import test_media
 from tests.data_prep.test_media import assert_in_time, cut, write
 
@@ -153,9 +153,9 @@ def test_files_whose_packets_do_not_tell_their_pictures_are_cut_the_same(folder,
     told = cut(path, times)
 
     def refuse(*_):
-        raise frames._UnclearError
+        raise packets.UnclearError
 
-    monkeypatch.setattr(frames._Packets, "read_past", refuse)
+    monkeypatch.setattr(packets.Packets, "read_past", refuse)
     for a, b in zip(told, cut(path, times), strict=True):
         assert a.frames == b.frames
 
@@ -164,7 +164,7 @@ def test_packets_are_held_up_to_a_limit_where_no_keyframe_comes(folder, monkeypa
     write(folder / "one_keyframe.mp4", seconds=SECONDS, fps=FPS, video_options={**B_FRAMES, "g": "10000"})
     times = [0.5, 6.0, 11.0]
     expected = shown(folder / "one_keyframe.mp4", times)
-    monkeypatch.setattr(frames, "_MAX_HELD_BYTES", 4096)
+    monkeypatch.setattr(packets, "_MAX_HELD_BYTES", 4096)
     for (a, x), (b, y) in zip(shown(folder / "one_keyframe.mp4", times), expected, strict=True):
         assert a == b
         assert np.array_equal(x, y)
@@ -173,8 +173,8 @@ def test_packets_are_held_up_to_a_limit_where_no_keyframe_comes(folder, monkeypa
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "hevc.mp4", "no_index.ts"])
 def test_a_seek_goes_where_the_index_says_and_only_across_what_is_far(folder, name, monkeypatch):
     path, gone = video(folder, name), []
-    go_to = frames._Packets.go_to
-    monkeypatch.setattr(frames._Packets, "go_to", lambda self, limit: (gone.append(limit), go_to(self, limit)))
+    go_to = packets.Packets.go_to
+    monkeypatch.setattr(packets.Packets, "go_to", lambda self, limit: (gone.append(limit), go_to(self, limit)))
     shown(path, [0.5, 1.0, 3.0, 4.1])
     assert gone == []
     shown(path, [0.5, 9.0])

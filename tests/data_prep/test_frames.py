@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_prep import frames, packets, streams
+from data_prep import frames, full_decode, packets, streams
 from tests.data_prep import test_media
 from tests.data_prep.test_media import assert_in_time, cut, write
 
@@ -77,7 +77,7 @@ TIMES = sorted([*np.arange(0.0, 1.5, 0.09375).tolist(), 1.96, 1.98, 2.0, 2.02, 3
 def test_what_is_shown_has_the_pixels_of_a_full_decode(folder, name, monkeypatch):
     path = video(folder, name)
     if name != "intra_refresh.mp4":
-        monkeypatch.setattr(frames, "_plain", None)  # these packets tell what they hold
+        monkeypatch.setattr(full_decode, "shown", None)  # these packets tell what they hold
     expected = shown_by_full_decode(path, TIMES)
     alone = [shown(path, [t])[0] for t in TIMES[14::2]]
     for found, right in ((shown(path, TIMES), expected), (alone, expected[14::2])):
@@ -103,9 +103,9 @@ def decoded(monkeypatch) -> collections.Counter:
     """How often each time stamp came out of the decoder."""
     counts, give = collections.Counter(), frames._Run._give
 
-    def counting(self, given):
+    def counting(self, given, **kwargs):
         counts.update(frame.pts for frame in given)
-        return give(self, given)
+        return give(self, given, **kwargs)
 
     monkeypatch.setattr(frames._Run, "_give", counting)
     return counts

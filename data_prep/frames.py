@@ -18,6 +18,7 @@ from data_prep import full_decode, streams
 from data_prep.full_decode import NOT_COVERED
 from data_prep.packets import Packets, UnclearError
 
+_AVI = "container does not tell when pictures are shown: B-frames in AVI"
 # These decoders leave a picture out when told so before its packet (VP9's does not, dav1d asks once).
 _CAN_SKIP = ("h264", "hevc")
 
@@ -25,13 +26,17 @@ _CAN_SKIP = ("h264", "hevc")
 def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
     """Yields (time, the frame shown then or why there is none), every time once.
 
-    A frame is shown until the next begins; the last as long as it says, and the first also one frame earlier, as players do.
+    A frame is shown until the next begins; the last, and that before a hole, as long as it says, and the first also one frame
+    earlier, as players do. Behind a hole, nothing is shown before the next keyframe.
 
     Args:
       container: Nothing was read of it; see `streams.take`.
       times_s: Of the video, in order, no time twice, seconds.
     """
     stream = streams.take(container, "video")
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:  # FFmpeg guesses there
+        yield from ((time_s, _AVI) for time_s in times_s)
+        return
     todo = collections.deque(times_s)
     run = _Run(container, stream)
     try:

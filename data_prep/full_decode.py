@@ -19,6 +19,10 @@ _MAX_RUN_GAP_S = 6.0  # decoded on across less
 _B_FRAMES = (PictureType.B, PictureType.BI)
 
 
+class _HoleError(Exception):
+    """Pictures are lost."""
+
+
 def shown(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
     """Yields what `frames.shown` does.
 
@@ -34,7 +38,7 @@ def shown(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.V
 
 def _run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
     """Takes times from `todo` until the next is far; yields what is shown then."""
-    origin_s, frame_s = streams.origin_s(container), 1.0 / float(stream.average_rate or 30)
+    origin_s, frame_s = streams.origin_s(container), streams.frame_s(stream)
     # B-frames may refer to a picture behind them that is corrupt: they are held until one comes that is no B-frame.
     held: list[tuple[float, av.VideoFrame | str]] = []
     now, first, broken = None, True, ""
@@ -46,7 +50,7 @@ def _run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[fl
     for item in itertools.chain(_frames_from(container, stream, todo[0] + origin_s), [None]):
         own_s = frame_s if now is None or not now.duration else float(now.duration * now.time_base)
         if isinstance(item, Exception):
-            broken = streams.why("decoding failed", item)
+            broken = NOT_COVERED if isinstance(item, _HoleError) else streams.why("decoding failed", item)
             if now is not None and now.pict_type not in _B_FRAMES:
                 hold(now.time + own_s, now)
                 yield from held
@@ -56,8 +60,7 @@ def _run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[fl
             now = None
             continue
         if now is not None:
-            hole = item is not None and now.duration and streams.is_hole(item.time - now.time, own_s)
-            hold(now.time + own_s if item is None or hole else item.time, now)
+            hold(now.time + own_s if item is None else item.time, now)
         if item is not None:
             hold(item.time - (frame_s if first and not broken else 0.0), broken or NOT_COVERED)
             first, broken = False, ""
@@ -94,20 +97,20 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
     """
     context, waiting, sound, latest = stream.codec_context, False, False, -math.inf
     for packet in _packets(container, stream):
+        error, given = None, []
         if isinstance(packet, Exception):
-            yield packet
-            context.flush_buffers()
-            lenient, waiting, sound, latest = True, True, False, -math.inf
+            error = packet
+        elif waiting and packet.size and not packet.is_keyframe:
             continue
-        if waiting and packet.size and not packet.is_keyframe:
-            continue
-        error, waiting, given = None, False, []
-        try:
-            given = packet.decode()
-        except streams.DAMAGE as damage:
-            if lenient and not sound and not packet.is_keyframe:
-                continue
-            error = damage
+        else:
+            waiting = False
+            try:
+                given = packet.decode()
+            except streams.DAMAGE as damage:
+                if lenient and not sound and not packet.is_keyframe:
+                    continue
+                error = damage
+        if error is not None:
             with contextlib.suppress(*streams.DAMAGE):
                 given = context.decode(None)
         for frame in given:
@@ -130,12 +133,14 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
 
 
 def _packets(container, stream) -> Iterator[av.Packet | Exception]:
-    """Yields packets, and for damage between them its exception; twice the damage without a packet is the end."""
-    damaged = False
+    """Yields packets, and for damage and holes between them an exception; twice the damage without a packet is the end."""
+    damaged, before = False, None
     while True:
         try:
             for packet in container.demux(stream):
-                damaged = False
+                if streams.is_torn(stream, before, packet):
+                    yield _HoleError()
+                damaged, before = False, packet
                 yield packet
             return
         except streams.DAMAGE as error:

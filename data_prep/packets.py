@@ -33,15 +33,16 @@ class Packets:
 
     def __init__(self, container, stream):
         self._container, self._stream = container, stream
-        self._index = stream.index_entries
+        self._index, self._can_seek = stream.index_entries, streams.can_seek(container)
         tick_s = float(stream.time_base)
         self._per_s = 1 / tick_s
-        self._frame = round(self._per_s / float(stream.average_rate or 30))
+        self._frame = round(self._per_s * streams.frame_s(stream))
         self._late = 0  # how much later than it is decoded a keyframe is shown
         self.last_pts = None
         self._reset()
-        with contextlib.suppress(*streams.DAMAGE):  # Matroska reads its index at the first seek
-            streams.seek(container, stream, -math.inf)
+        if self._can_seek:
+            with contextlib.suppress(*streams.DAMAGE):  # Matroska reads its index at the first seek
+                streams.seek(container, stream, -math.inf)
         self._from_start = True
 
     def _reset(self) -> None:
@@ -49,10 +50,15 @@ class Packets:
         self.queue, self.gap = collections.deque(), True
         self._stamps: list[int] = []  # sorted, of the packets read, from the one shown at the last time asked for on
         self._held_bytes, self._ended, self._end, self._from_start = 0, False, 0, False
+        self._before: av.Packet | None = None  # read last
+        self._behind_hole = -math.inf  # time stamp of the first keyframe behind a hole; inf until it is read
+        self._ends: dict[int, int] = {}  # time stamp of a keyframe behind a hole → end of what is shown before the hole
         self._settled = -math.inf  # no packet shown until then is to come
 
     def is_far(self, limit: int, broken: bool) -> bool:
         """Returns whether to seek to a keyframe before `limit`, rather than to read on; if broken, for any keyframe."""
+        if not self._can_seek:
+            return False
         read = self._stamps[-1] if self._stamps else (self._stream.start_time or 0)
         keyframe = self._keyframe(limit)
         if keyframe is None:
@@ -105,7 +111,17 @@ class Packets:
         if packet is None or not packet.size:
             self._ended = True
             return
-        if packet.pts is None or packet.pts <= self._settled:
+        if packet.pts is None:
+            raise UnclearError
+        before, self._before = self._before, packet
+        if streams.is_torn(self._stream, before, packet):
+            self._behind_hole = math.inf
+        if packet.is_keyframe and math.isinf(self._behind_hole) and self._behind_hole > 0:
+            self._behind_hole = packet.pts
+            self._ends[packet.pts] = self._end
+        if packet.pts < self._behind_hole:  # it may refer to what is lost
+            return
+        if packet.pts <= self._settled:
             raise UnclearError
         if packet.is_keyframe:
             self._late = max(self._late, packet.pts - (packet.pts if packet.dts is None else packet.dts))
@@ -139,8 +155,9 @@ class Packets:
         if at < 0:
             early = self._from_start and self._stamps and limit >= self._stamps[0] - self._frame
             return self._stamps[0] if early else None
-        last = self._ended and at == len(self._stamps) - 1
-        return None if last and limit >= self._end else self._stamps[at]
+        following = self._stamps[at + 1 : at + 2]
+        end = self._ends.get(following[0], math.inf) if following else self._end if self._ended else math.inf
+        return None if limit >= end else self._stamps[at]
 
     def holds(self, stamp: int) -> bool:
         """Returns whether the packet with a time stamp has yet to be decoded."""

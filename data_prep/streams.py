@@ -86,12 +86,23 @@ def can_seek(container) -> bool:
     return container.format.name not in _STAMPED_IN_ORDER
 
 
-def is_hole(step_s: float, frame_s: float) -> bool:
-    """Returns whether pictures are lost between two whose stamps are a step apart, of which the first says how long it lasts.
+def is_torn(stream, before: av.Packet | None, packet: av.Packet) -> bool:
+    """Returns whether pictures are lost between two packets of which the second came behind the first.
 
-    A stream whose frame rate varies shows a picture longer than it says: by a second and ten times its length is too long.
+    Where the frame rate varies, mp4 says how long it is until the next, other containers do not: there it must not be longer
+    than on average by a second and ten pictures.
     """
-    return step_s - frame_s > max(_MIN_HOLE_S, _MIN_HOLE_FRAMES * frame_s)
+    if before is None or None in (before.dts, packet.dts):
+        return False
+    tick_s = float(packet.time_base)
+    step_s = (packet.dts - before.dts) * tick_s
+    length_s = before.duration * tick_s if before.duration else frame_s(stream)
+    return step_s - length_s > max(_MIN_HOLE_S, _MIN_HOLE_FRAMES * length_s)
+
+
+def frame_s(stream) -> float:
+    """Returns how long a picture is shown on average, seconds."""
+    return 1.0 / float(stream.average_rate or 30)
 
 
 def seek(container, stream, time_s: float) -> None:

@@ -121,6 +121,30 @@ def _refuse(*_):
     raise packets.UnclearError
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("ending", ["ts", "mkv"])
+@pytest.mark.parametrize(("stop", "next_key"), [(5.0, 5.0), (4.8, 5.0)])
+def test_where_pictures_are_lost_none_is_shown_for_long(tmp_path, monkeypatch, told, ending, stop, next_key):
+    path = tmp_path / f"a.{ending}"
+    write(path, seconds=8.0, fps=25, video_options={"preset": "ultrafast", "g": "25"})
+    with av.open(str(path)) as source, av.open(str(tmp_path / f"hole.{ending}"), "w") as out:
+        made = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+        origin = source.streams.video[0].start_time
+        for packet in source.demux():
+            time_s = float((packet.pts - origin) * packet.time_base) if packet.size else 0.0
+            if packet.size and not (packet.stream.type == "video" and 3.0 - 1e-3 <= time_s < stop - 1e-3):
+                packet.stream = made[packet.stream_index]
+                out.mux(packet)
+    if not told:
+        monkeypatch.setattr(packets.Packets, "read_past", _refuse)
+    times = [2.9, 2.99, 3.01, 3.5, 4.5, 4.7, 4.9, 4.99, 5.01, 6.0]
+    for time_s, a, b in zip(times, _pictures(path, times), _pictures(tmp_path / f"hole.{ending}", times), strict=True):
+        if 3.0 < time_s < next_key:
+            assert b == "video does not cover the clip", time_s
+        else:
+            assert b.frames == a.frames, time_s
+
+
 def test_damage_right_behind_a_keyframe_is_told_though_there_an_open_gop_may_have_some(tmp_path):
     path = tmp_path / "a.mp4"
     write(path, seconds=12.0, fps=25, video_options={"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"})

@@ -38,7 +38,7 @@ def number_in(jpeg: bytes) -> int:
 
 def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", video_options=None, pixels="yuv420p",
           size=(WIDTH, HEIGHT), rotation=None, audio="aac", rate=48000, layout="mono", audio_span=(0.0, None),
-          hole=(0.0, 0.0), right=1.0, bit_rate=192_000, coder="fast", options=None):  # fmt: skip
+          hole=(0.0, 0.0), right=1.0, bit_rate=192_000, coder="fast", clock_hz=90_000, options=None):  # fmt: skip
     """Writes a file that tells the time.
 
     Args:
@@ -50,6 +50,7 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
       hole: (start, stop) of what is lost of the sound's packets, seconds.
       right: Gain of the right channel.
       bit_rate, coder: Of the sound, bit/s; of AAC, "twoloop" stores noise as noise.
+      clock_hz: Of the pictures' time stamps.
       options: Of the muxer.
     """
     # Without it the mp4 muxer rounds the start of late audio to 1 ms.
@@ -57,9 +58,9 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
     with av.open(str(path), "w", options=options or {}) as container:
         picture = sound = None
         if video:
-            picture = container.add_stream(video, rate=fps, time_base=Fraction(1, 90000))
+            picture = container.add_stream(video, rate=fps, time_base=Fraction(1, clock_hz))
             picture.width, picture.height, picture.pix_fmt = *size, pixels
-            picture.codec_context.time_base = Fraction(1, 90000)
+            picture.codec_context.time_base = Fraction(1, clock_hz)
             picture.options = video_options or {"preset": "ultrafast", "g": "60", "threads": "1"}
             if rotation is not None:
                 picture.set_display_rotation(rotation)
@@ -72,7 +73,7 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
             starts = np.arange(round(seconds * fps)) / fps if frame_starts_s is None else frame_starts_s
             for number, start in enumerate(starts):
                 frame = av.VideoFrame.from_ndarray(picture_of(number, *size), format="rgb24").reformat(format=pixels)
-                frame.pts, frame.time_base = round(start * 90000), Fraction(1, 90000)
+                frame.pts, frame.time_base = round(start * clock_hz), Fraction(1, clock_hz)
                 container.mux(picture.encode(frame))
             container.mux(picture.encode(None))
 
@@ -169,6 +170,14 @@ def test_with_a_variable_frame_rate_time_stamps_decide(tmp_path):
     times = (0.5, 1.1, 1.7, 2.3, starts[-1] - 1.0)
     assert starts[-1] < 6.0
     for time_s, part in zip(times, cut(tmp_path / "a.mp4", times), strict=True):
+        assert_in_time(part, time_s, starts)
+
+
+def test_a_picture_is_shown_as_long_as_mp4_says(tmp_path):
+    starts = np.r_[np.arange(30) / 30, 4.0 + np.arange(60) / 30]
+    b_frames = {"preset": "veryfast", "bf": "2", "g": "300", "threads": "1"}
+    write(tmp_path / "a.mp4", frame_starts_s=starts, seconds=6.0, video_options=b_frames)
+    for time_s, part in zip((0.7, 2.0, 3.5, 4.6), cut(tmp_path / "a.mp4", (0.7, 2.0, 3.5, 4.6)), strict=True):
         assert_in_time(part, time_s, starts)
 
 

@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator
 
-from data_prep import media, storage
+from data_prep import guard, storage
 
 # FFmpeg follows what these name, anywhere on the machine.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -125,7 +125,7 @@ def find(folder: storage.Path, name: str) -> tuple[str, str]:
     if not videos:
         return name, _PLAYLIST
     if len(videos) > 1:
-        videos = [match for match in videos if media.probe_streams(pathlib.Path(match)) is None]
+        videos = [match for match in videos if guard.probe(match) is None]
         if len(videos) != 1:
             return name, "several files have this video name: write its suffix"
     uid = pathlib.Path(videos[0]).relative_to(root).as_posix()

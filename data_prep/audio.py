@@ -125,13 +125,17 @@ def _decode_window(
     context = _decoder(stream)
     resampler = av.AudioResampler(format="fltp")
     rate, pieces = 0, []
-    for frame in itertools.chain.from_iterable(map(context.decode, packets)):
-        if frame.pts is None:
-            raise ValueError("audio without time stamps")
+    decoded = ((frame, packet is None) for packet in packets for frame in context.decode(packet))
+    for frame, drained in decoded:
         rate = rate or frame.sample_rate
         if frame.sample_rate != rate:
             raise ValueError("the audio's sample rate changes")
-        stamp = (float(frame.pts * stream.time_base) - origin_s) * rate
+        if frame.pts is not None:
+            stamp = (float(frame.pts * stream.time_base) - origin_s) * rate
+        elif drained and pieces:  # what WMA's decoder holds back to the end
+            stamp = pieces[-1][0] + len(pieces[-1][1])
+        else:
+            raise ValueError("audio without time stamps")
         parts = [frame] if frame.format.name == "fltp" else resampler.resample(frame)
         pieces += [(stamp, part.to_ndarray().mean(axis=0)) for part in parts]
     if not pieces:

@@ -6,7 +6,6 @@ index of keyframes is asked where to seek. Pictures that are not wanted and that
 decoded has the pixels that it has when everything is (`tests/data_prep/test_frames.py`).
 """
 
-import bisect
 import collections
 import contextlib
 import itertools
@@ -15,44 +14,38 @@ from collections.abc import Iterator
 
 import av
 
-from data_prep import streams
+from data_prep import full_decode, streams
+from data_prep.full_decode import NOT_COVERED
+from data_prep.packets import Packets, UnclearError
 
-# H.264 and HEVC show a picture at most 16 later than it is decoded: behind more of them that come after a time, none is shown
-# before.
-_REORDER = 17
-_SEEK_S = 2.0  # packets are read on across less than this: a seek's cost
-_SEEK_BLIND_S = 60.0  # the same where the file has no index
-_LEAD_S = 10.0  # how far before a time to go without an index, in the hope for a keyframe
-_MAX_HELD_BYTES = 64 << 20  # of packets that wait for a keyframe behind them
-_MAX_RUN_GAP_S = 6.0  # `_plain` decodes on across less
-NOT_COVERED = "video does not cover the clip"
+_AVI = "container does not tell when pictures are shown: B-frames in AVI"
 # These decoders leave a picture out when told so before its packet (VP9's does not, dav1d asks once).
 _CAN_SKIP = ("h264", "hevc")
-
-
-class _UnclearError(Exception):
-    """Packets do not tell which of them holds which picture."""
 
 
 def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
     """Yields (time, the frame shown then or why there is none), every time once.
 
-    A frame is shown until the next begins; the last as long as it says, and the first also one frame earlier, as players do.
+    A frame is shown until the next begins; the last, and that before a hole, as long as it says, and the first also one frame
+    earlier, as players do. Behind a hole, nothing is shown before the next keyframe.
 
     Args:
       container: Nothing was read of it; see `streams.take`.
       times_s: Of the video, in order, no time twice, seconds.
     """
     stream = streams.take(container, "video")
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:  # FFmpeg guesses there
+        yield from ((time_s, _AVI) for time_s in times_s)
+        return
     todo = collections.deque(times_s)
     run = _Run(container, stream)
     try:
         while todo:
             yield from run.show(todo)
         yield from run.end()
-    except _UnclearError:
+    except UnclearError:
         left = sorted({*todo, *run.waiting_s()})
-        yield from _plain(container, stream, left)
+        yield from full_decode.shown(container, stream, left)
 
 
 class _Run:
@@ -63,13 +56,18 @@ class _Run:
     """
 
     def __init__(self, container, stream):
-        self._packets = _Packets(container, stream)
+        self._packets = Packets(container, stream)
         self._context = stream.codec_context
         self._can_skip = _can_skip(self._context)
         self._origin_s, self._time_base = streams.origin_s(container), stream.time_base
         # Time stamp → the times that its frame is wanted for, of packets that were or are being decoded.
         self._waiting: dict[int, list[float]] = {}
         self._recent: dict[int, av.VideoFrame] = {}  # frames that may be wanted for later times
+        # Time stamp → which packet it was, of those that have not come out or are waited for.
+        self._fed: dict[int, int] = {}
+        self._num_fed = 0
+        self._out = -math.inf  # time stamp of what the decoder gave last
+        self._sound_from = math.inf  # the time stamp from which on pictures must not be corrupt
         self._stamp = -math.inf  # of the frame wanted last
         self._dirty = False  # whether the decoder holds anything
         self._lenient = False  # whether what can't be decoded is skipped
@@ -98,7 +96,9 @@ class _Run:
                 todo.popleft()
                 self._stamp = stamp
                 self._waiting.setdefault(stamp, []).append(time_s)
-                self._recent = {pts: frame for pts, frame in self._recent.items() if pts >= stamp}
+                self._recent = {
+                    pts: frame for pts, frame in self._recent.items() if pts >= stamp or pts in self._waiting
+                }
                 while packets.holds(stamp):
                     yield from self._decode(limit)
                 yield from self._give([])
@@ -116,20 +116,22 @@ class _Run:
         except streams.DAMAGE as error:
             yield from self._break(error)
 
-    def finish(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Yields what the decoder still holds, after which it can begin at another keyframe."""
+    def finish(self) -> Iterator[tuple[float, av.VideoFrame | str]]:
+        """Yields what the decoder still holds or why it is damaged, after which it can begin at another keyframe."""
         if self._dirty:
             self._context.skip_frame = "DEFAULT"
             try:
-                yield from self._give(self._context.decode(None))
+                yield from self._give(self._context.decode(None), last=True)
+            except streams.DAMAGE as error:
+                yield from self._lose(list(self._waiting), streams.why("decoding failed", error))
             finally:
                 self._context.flush_buffers()
                 self._dirty = False
             if self._waiting:
-                raise _UnclearError
-        self._recent = {}
+                raise UnclearError
+        self._recent, self._fed, self._out = {}, {}, -math.inf
 
-    def _start(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
+    def _start(self, limit: int) -> Iterator[tuple[float, av.VideoFrame | str]]:
         """Lets the decoder begin with the first packet held, unless that does not give what is shown at `limit`."""
         yield from self.finish()
         first, *others = self._packets.queue or [None]
@@ -138,6 +140,7 @@ class _Run:
             return
         # Pictures that come after a keyframe but are shown before it may refer to what is before it (an open GOP).
         self._lenient = not whole or any(packet.pts < first.pts for packet in others)
+        self._sound_from = first.pts if whole else math.inf
         self._broken, self._packets.gap = "", False
 
     def _decode(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -147,7 +150,8 @@ class _Run:
             return
         skip = self._can_skip and packet.pts <= limit and packet.pts != self._stamp
         self._context.skip_frame = "NONREF" if skip else "DEFAULT"
-        self._dirty = True
+        self._dirty, self._num_fed = True, self._num_fed + 1
+        self._fed[packet.pts] = self._num_fed
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -156,34 +160,59 @@ class _Run:
             return
         yield from self._give(frames)
 
-    def _give(self, frames) -> Iterator[tuple[float, av.VideoFrame]]:
+    def _give(self, frames, *, last: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Takes what the decoder gave, the last of it or not; yields what is wanted of it and surely sound.
+
+        A picture may refer to one that comes out behind it, and that one may be corrupt: it waits for those that were decoded
+        before it.
+        """
         for frame in frames:
-            if frame.pts is None:
-                raise _UnclearError
+            if frame.pts is None or frame.pts < self._out:
+                raise UnclearError
             frame.time_base = self._time_base  # PyAV does not know it of what a drained decoder gives
-            self._lenient = False
+            self._out = frame.pts
+            if frame.is_corrupt and frame.pts >= self._sound_from:
+                raise streams.CorruptError(frame.pts)
+            if not frame.is_corrupt:
+                self._lenient = False
+                if math.isinf(self._sound_from):
+                    self._sound_from = frame.pts
             if frame.pts >= self._stamp or frame.pts in self._waiting:
                 self._recent[frame.pts] = frame
-        for stamp in [stamp for stamp in self._waiting if stamp in self._recent]:
+        for stamp in [stamp for stamp in self._waiting if stamp in self._recent and (last or self._is_settled(stamp))]:
             for time_s in self._waiting.pop(stamp):
                 yield time_s, self._recent[stamp]
             if stamp < self._stamp:
                 del self._recent[stamp]
-        if self._waiting and frames and frames[-1].pts > min(self._waiting):
-            raise _UnclearError
+        if any(stamp < self._out and stamp not in self._recent for stamp in self._waiting):
+            raise UnclearError
+        if frames:
+            self._fed = {
+                pts: number
+                for pts, number in self._fed.items()
+                if pts > self._out or pts in self._waiting or pts in self._recent
+            }
+
+    def _is_settled(self, stamp: int) -> bool:
+        """Returns whether all that was decoded before a picture came out."""
+        number = self._fed[stamp]
+        return not any(before < number and pts > self._out for pts, before in self._fed.items())
 
     def _break(self, error: Exception) -> Iterator[tuple[float, av.VideoFrame | str]]:
         """Yields what was decoded before the damage; for the others the reason, which lasts to the next keyframe."""
         self._broken = streams.why("decoding failed", error)
-        damaged = self._waiting.pop(self._packets.last_pts, [])
+        damaged = error.pts if isinstance(error, streams.CorruptError) else self._packets.last_pts
+        first = self._fed.get(damaged, math.inf)
+        lost = [stamp for stamp in self._waiting if stamp == damaged or self._fed.get(stamp, -1) >= first]
+        yield from self._lose(lost, self._broken)
         self._packets.gap = True
-        try:
+        with contextlib.suppress(UnclearError):
             yield from self.finish()
-        except (_UnclearError, *streams.DAMAGE):
-            pass
-        damaged += self.waiting_s()
-        self._waiting = {}
-        yield from ((time_s, self._broken) for time_s in damaged)
+        yield from self._lose(list(self._waiting), self._broken)
+
+    def _lose(self, stamps: list[int], reason: str) -> Iterator[tuple[float, str]]:
+        for stamp in stamps:
+            yield from ((time_s, reason) for time_s in self._waiting.pop(stamp))
 
 
 def _can_skip(context) -> bool:
@@ -193,186 +222,3 @@ def _can_skip(context) -> bool:
     # HEVC says so of other pictures of the same temporal layer only (hvcC, ISO/IEC 14496-15: numTemporalLayers is 1).
     record = context.extradata or b""
     return len(record) > 21 and record[0] == 1 and record[21] >> 3 & 7 == 1
-
-
-class _Packets:
-    """Packets of a video stream, read ahead of the decoder.
-
-    Attributes:
-      queue: Those to decode next.
-      gap: Whether they do not follow what was decoded.
-      last_pts: Time stamp of the one taken last.
-    """
-
-    def __init__(self, container, stream):
-        self._container, self._stream = container, stream
-        self._index = stream.index_entries
-        tick_s = float(stream.time_base)
-        self._per_s = 1 / tick_s
-        self._frame = round(self._per_s / float(stream.average_rate or 30))
-        self._late = 0  # how much later than it is decoded a keyframe is shown
-        self.last_pts = None
-        self._reset()
-        with contextlib.suppress(*streams.DAMAGE):  # Matroska reads its index at the first seek
-            streams.seek(container, stream, -math.inf)
-        self._from_start = True
-
-    def _reset(self) -> None:
-        self._source = self._container.demux(self._stream)
-        self.queue, self.gap = collections.deque(), True
-        self._stamps: list[int] = []  # sorted, of the packets read, from the one shown at the last time asked for on
-        self._held_bytes, self._ended, self._end, self._from_start = 0, False, 0, False
-        self._settled = -math.inf  # no packet shown until then is to come
-
-    def is_far(self, limit: int, broken: bool) -> bool:
-        """Returns whether to seek to a keyframe before `limit`, rather than to read on; if broken, for any keyframe."""
-        read = self._stamps[-1] if self._stamps else (self._stream.start_time or 0)
-        keyframe = self._keyframe(limit)
-        if keyframe is None:
-            return limit - read > _SEEK_BLIND_S * self._per_s
-        return keyframe > read + (0 if broken and self._stamps else _SEEK_S * self._per_s)
-
-    def _keyframe(self, limit: int) -> int | None:
-        """Returns the index's time stamp of the last keyframe at or before `limit`; in mp4 of its decoding."""
-        at = self._index.search_timestamp(limit - self._late) if len(self._index) else -1
-        return self._index[at].timestamp if at >= 0 else None
-
-    def go_to(self, limit: int) -> None:
-        """Goes to where decoding gives what is shown at `limit`, or to the beginning."""
-        for back_s in streams.BACK_S:
-            begin = limit - back_s * self._per_s
-            keyframe = self._keyframe(int(begin)) if math.isfinite(begin) else None
-            if keyframe is None:
-                begin -= _LEAD_S * self._per_s
-            self._reset()
-            streams.seek(self._container, self._stream, (begin if keyframe is None else keyframe) / self._per_s)
-            self._from_start = not math.isfinite(begin)
-            self.read_past(limit)
-            first = self.queue[0] if self.queue else None
-            if self._from_start or (first is not None and first.is_keyframe and first.pts <= limit):
-                return
-
-    def read_past(self, limit: int) -> bool:
-        """Reads until it is known what is shown at `limit`, or returns False if too much is held for that.
-
-        Packets before the last keyframe that is shown until then are dropped.
-        """
-        for i in reversed(range(len(self.queue))):
-            if self.queue[i].is_keyframe and self.queue[i].pts <= limit:
-                self._drop(i)
-                break
-        while not self._ended and len(self._stamps) - bisect.bisect_right(self._stamps, limit) < _REORDER:
-            if self._held_bytes > _MAX_HELD_BYTES and len(self.queue) > 4 * _REORDER:
-                return False
-            self._read(limit)
-        self._settled = limit
-        del self._stamps[: max(bisect.bisect_right(self._stamps, limit) - 1, 0)]
-        return True
-
-    def _read(self, limit: int) -> None:
-        try:
-            packet = next(self._source, None)
-        except streams.DAMAGE:
-            self._source = self._container.demux(self._stream)  # what comes behind may be whole
-            raise
-        if packet is None or not packet.size:
-            self._ended = True
-            return
-        if packet.pts is None or packet.pts <= self._settled:
-            raise _UnclearError
-        if packet.is_keyframe:
-            self._late = max(self._late, packet.pts - (packet.pts if packet.dts is None else packet.dts))
-            if packet.pts <= limit:
-                self._drop(len(self.queue))
-        self.queue.append(packet)
-        self._held_bytes += packet.size
-        if packet.is_discard:
-            return
-        at = bisect.bisect_left(self._stamps, packet.pts)
-        if at < len(self._stamps) and self._stamps[at] == packet.pts:
-            raise _UnclearError  # two fields of a frame
-        self._stamps.insert(at, packet.pts)
-        if at == len(self._stamps) - 1:
-            self._end = packet.pts + (packet.duration or self._frame)
-
-    def _drop(self, count: int) -> None:
-        for _ in range(count):
-            self._held_bytes -= self.queue.popleft().size
-        self.gap = self.gap or count > 0
-
-    def next(self) -> av.Packet:
-        packet = self.queue.popleft()
-        self._held_bytes -= packet.size
-        self.last_pts = packet.pts
-        return packet
-
-    def shown_at(self, limit: int) -> int | None:
-        """Returns the time stamp of what is shown at `limit`, or None; only after `read_past` with the same."""
-        at = bisect.bisect_right(self._stamps, limit) - 1
-        if at < 0:
-            early = self._from_start and self._stamps and limit >= self._stamps[0] - self._frame
-            return self._stamps[0] if early else None
-        last = self._ended and at == len(self._stamps) - 1
-        return None if last and limit >= self._end else self._stamps[at]
-
-    def holds(self, stamp: int) -> bool:
-        """Returns whether the packet with a time stamp has yet to be decoded."""
-        return any(packet.pts == stamp for packet in self.queue)
-
-
-def _plain(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
-    """Yields what `shown` does where packets don't tell which picture they hold, such as fields: decodes all, then looks."""
-    stream.codec_context.skip_frame = "DEFAULT"
-    todo = collections.deque(times_s)
-    while todo:
-        try:
-            yield from _plain_run(container, stream, todo)
-        except streams.DAMAGE as error:
-            yield todo.popleft(), streams.why("decoding failed", error)
-
-
-def _plain_run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
-    """Takes times from `todo` until the next is far; yields what is shown then."""
-    origin_s, frame_s, begin_s = streams.origin_s(container), 1.0 / float(stream.average_rate or 30), None
-    frames = _frames_from(container, stream, todo[0] + origin_s)
-    for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
-        begin_s = frame.time - (frame_s if begin_s is None else 0.0)
-        own_s = float(frame.duration * frame.time_base) if frame.duration else frame_s
-        end_s = frame.time + own_s if following is None else following.time
-        while todo[0] + origin_s < end_s - streams.EPSILON_S:
-            time_s = todo.popleft()
-            yield time_s, frame if time_s + origin_s >= begin_s - streams.EPSILON_S else NOT_COVERED
-            if not todo or todo[0] - time_s > _MAX_RUN_GAP_S:
-                return
-    while todo:
-        yield todo.popleft(), NOT_COVERED
-
-
-def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame]:
-    """Yields frames in order from one that begins at or before a stream time on, or else from the stream's first."""
-    # mp4 seeks by decoding times, which are before those of showing where there are B-frames: the keyframe found may be
-    # shown too late.
-    for back_s in streams.BACK_S:
-        streams.seek(container, stream, time_s - back_s)
-        whole = math.isinf(back_s)
-        frames = _decode_all(container, stream, lenient=not whole)
-        first = next(frames, None)
-        if whole or (first is not None and first.time <= time_s + streams.EPSILON_S):
-            yield from itertools.chain([first] if first is not None else [], frames)
-            return
-
-
-def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame]:
-    """Yields frames; if lenient, what can't be decoded before the first of them is skipped."""
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            if not lenient:
-                raise
-            continue
-        for frame in frames:
-            if frame.pts is None:
-                raise ValueError("video without time stamps")
-            lenient = False
-            yield frame

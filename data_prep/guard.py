@@ -1,8 +1,8 @@
 """`media.cut_windows` in a process of its own: a video that crashes the decoder, hangs or eats memory costs only itself.
 
-Media come from strangers and decoders are C: a worker keeps one child that decodes, limits what it may take, and starts
-another when it dies. Request: one JSON line. Reply: for each window a JSON line and the bytes that it announces. Nothing is
-unpickled, and what the child says is believed only as far as it can be true of the windows asked for.
+Media come from strangers and decoders are C: a worker keeps one child that decodes (`data_prep.decoder_child`), limits what
+it may take, and starts another when it dies. Request: one JSON line. Reply: for each window a JSON line and the bytes that it
+announces. Nothing is unpickled, and what the child says is believed only as far as it can be true of what was asked.
 
 A file in a bucket that may be too large to copy, HDF5, is read by the parent and parsed by the child, which asks for parts
 of it between its replies. So what parses needs no network, and a network that is slow or away costs no clip: the child's time
@@ -17,39 +17,30 @@ import json
 import math
 import os
 import pathlib
-import queue
 import resource
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_prep import media
+from data_prep import decoder_child, media
 
-COMMAND = (sys.executable, "-P", "-m", "data_prep.guard")
+COMMAND = (sys.executable, "-P", "-m", "data_prep.decoder_child")
 # A busy machine or a slow disk may make the decoder wait for twice as long as it computes.
 _WALL_PER_CPU = 3.0
 MIN_MEMORY_MB = 128
 _MAX_CHILDREN = 8  # that a video may cost
 _LOOK_S = 0.02  # how often a decoder's memory is looked at
-# FFmpeg takes what the kernel refuses for damage or a busy machine, so the kernel's limit is the one behind: for what grows
-# faster than the parent looks, beyond what is reserved and never touched.
-_RESERVED_MB = 4096
 _START_S = 120.0  # for the imports of a child, on a busy machine
 _MAX_LINE_BYTES = 1 << 20
 _MAX_JPEG_BYTES = 1 << 26
 _MAX_CLIP_BYTES = 1 << 30  # a record must stay below protobuf's 2 GiB
 _MAX_SIDE_PX = 65535  # of a JPEG
-_MAX_STDERR_BYTES = 1 << 20
-_MAX_PART_BYTES = 1 << 20  # of a file that the parent reads, at once
-_OUT_OF_MEMORY = 77  # exit status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +50,7 @@ class Limits:
     Attributes:
       video_cpu_s, clip_cpu_s: CPU seconds for a video and, on top, for each of its clips. A core decodes 50 frames of 10-bit
         4K HEVC in a second, so a clip that needs the 250 since the keyframe before takes six. The parent waits for three
-        times as many seconds.
+        times as many seconds in all, and from one answer to the next for three times those of a video with one clip.
       memory_mb: Resident memory of the child, MiB. It takes 60 by itself, 180 with 4K H.264 and 300 with 10-bit 4K HEVC.
     """
 
@@ -117,9 +108,11 @@ def cut_windows(
     for died in range(1, _MAX_CHILDREN + 1):
         asked = list(left)
         try:
-            for k, cut in _ask(path, [windows[i] for i in asked], short_side_px, quality, limits, hdf5, remote):
-                left.remove(asked[k])
-                yield asked[k], cut
+            with _child() as decoder:
+                asked_for = [windows[i] for i in asked]
+                for k, cut in decoder.cut(path, asked_for, short_side_px, quality, limits, hdf5, remote):
+                    left.remove(asked[k])
+                    yield asked[k], cut
         except DecoderError as error:
             lost = list(left)
             if died < _MAX_CHILDREN and not isinstance(error, DecoderTimeoutError):
@@ -130,16 +123,34 @@ def cut_windows(
             return
 
 
-def _ask(path, windows, short_side_px, quality, limits, hdf5, remote) -> Iterator[tuple[int, media.Cut | str]]:
-    """Yields the answers of this process's child, which lives on if they were good, else is no more."""
+def probe(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = Limits()) -> str | None:
+    """Returns why a file can't give clips at all, or None, whatever the file does.
+
+    Args:
+      path: Of the file.
+      kinds: Streams that the clips need, "video" and "audio" or one of them.
+      limits: Of the child.
+
+    Raises:
+      ChildProcessError: No child starts.
+    """
+    try:
+        with _child() as decoder:
+            return decoder.probe(path, kinds, limits)
+    except DecoderError as error:
+        return str(error)
+
+
+@contextlib.contextmanager
+def _child() -> Iterator["Decoder"]:
+    """Lends this process's child, which lives on if its answers were good and wanted to the last, else is no more."""
     decoder = _take()
     try:
-        yield from decoder.cut(path, windows, short_side_px, quality, limits, hdf5, remote)
-        _idle.append(decoder)
-        decoder = None
-    finally:  # also where whoever wanted the answers wants no more
-        if decoder is not None:
-            decoder.kill()
+        yield decoder
+    except BaseException:
+        decoder.kill()
+        raise
+    _idle.append(decoder)
 
 
 _idle: list["Decoder"] = []  # one for every thread that decodes
@@ -200,8 +211,8 @@ class Decoder:
         for pipe in (self._process.stdin, self._process.stdout):
             os.set_blocking(pipe.fileno(), False)
         self._buffer = bytearray()
-        self._left_s = self._wall_s = _START_S
         self._limits, self._cpu_s = Limits(), 0
+        self._left_s = self._wall_s = self._answer_left_s = self._answer_wall_s = _START_S
         try:
             if self._line() != b'{"ready": true}':
                 raise DecoderError("it says something else than that it is ready")
@@ -229,14 +240,11 @@ class Decoder:
           DecoderError: The child died, took too long or answered what can't be.
           OSError: `remote` can't be read.
         """
-        self._limits, self._cpu_s = limits, limits.cpu_s(len(windows))
-        self._left_s = self._wall_s = _WALL_PER_CPU * self._cpu_s
         request = {
-            "path": str(path), "windows": [dataclasses.astuple(w) for w in windows], "short_side_px": short_side_px,
-            "quality": quality, "cpu_s": self._cpu_s, "memory_mb": limits.memory_mb, "hdf5": hdf5,
-            "remote_bytes": remote and remote.num_bytes,
+            "windows": [dataclasses.astuple(w) for w in windows], "short_side_px": short_side_px, "quality": quality,
+            "hdf5": hdf5, "remote_bytes": remote and remote.num_bytes,
         }  # fmt: skip
-        self._write(json.dumps(request).encode() + b"\n")
+        self._send({"path": str(path), "probe": None, **request}, limits, len(windows))
         open_windows = set(range(len(windows)))
         while open_windows:
             line = self._line()
@@ -251,6 +259,7 @@ class Decoder:
             if answer["index"] not in open_windows:
                 raise DecoderError(f"decoder's answer makes no sense: window {answer['index']} twice")
             open_windows.remove(answer["index"])
+            self._answer_left_s = self._answer_wall_s
             if "reason" in answer:
                 told = answer["reason"]
                 yield answer["index"], f"{told}: limit {limits.memory_mb} MiB" if told == media.OUT_OF_MEMORY else told
@@ -259,6 +268,29 @@ class Decoder:
             audio = np.frombuffer(self._bytes(answer["audio"]), "<i2").astype(np.int16)
             times_us = np.array(answer["times_us"], np.int64)
             yield answer["index"], media.Cut(jpegs, times_us, answer["height"], answer["width"], audio)
+
+    def probe(self, path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits) -> str | None:
+        """Returns why a file can't give clips, or None.
+
+        Raises:
+          DecoderError: The child died, took too long or answered what can't be.
+        """
+        self._send({"path": str(path), "probe": kinds}, limits, 0)
+        try:
+            reason = _object(self._line()).get("reason", "")
+            if reason is not None and not _printable(str(reason)):
+                raise ValueError("an empty reason")
+        except ValueError as error:
+            raise DecoderError(f"decoder's answer makes no sense: {error}") from None
+        return None if reason is None else _printable(str(reason))
+
+    def _send(self, request: dict, limits: Limits, num_clips: int) -> None:
+        """Sends a request; from now on its limits count."""
+        self._limits, self._cpu_s = limits, limits.cpu_s(num_clips)
+        self._left_s = self._wall_s = _WALL_PER_CPU * self._cpu_s
+        self._answer_left_s = self._answer_wall_s = _WALL_PER_CPU * (limits.video_cpu_s + limits.clip_cpu_s)
+        request = {**request, "cpu_s": self._cpu_s, "memory_mb": limits.memory_mb}
+        self._write(json.dumps(request).encode() + b"\n")
 
     def _line(self) -> bytes:
         at = -1
@@ -304,9 +336,12 @@ class Decoder:
         while not ready:
             if self._left_s <= 0:
                 raise DecoderTimeoutError(f"decoder took too long: more than {self._wall_s:g} s")
+            if self._answer_left_s <= 0:
+                raise DecoderTimeoutError(f"decoder took too long: more than {self._answer_wall_s:g} s for one clip")
             begin_s = time.monotonic()
-            ready = bool(poll.poll(1000 * min(self._left_s, _LOOK_S)))
-            self._left_s -= time.monotonic() - begin_s
+            ready = bool(poll.poll(1000 * min(self._left_s, self._answer_left_s, _LOOK_S)))
+            spent_s = time.monotonic() - begin_s
+            self._left_s, self._answer_left_s = self._left_s - spent_s, self._answer_left_s - spent_s
             if _resident_mb(self.pid) > self._limits.memory_mb:
                 raise self._memory_error()
 
@@ -318,7 +353,7 @@ class Decoder:
             return DecoderError("decoder crashed: it closed its pipe")
         if status == -signal.SIGXCPU:
             return DecoderTimeoutError(f"decoder took too long: more than {self._cpu_s:g} s of CPU")
-        if status == _OUT_OF_MEMORY:
+        if status == decoder_child.OUT_OF_MEMORY:
             return self._memory_error()
         if status < 0:
             names = {s.value: s.name for s in signal.Signals}
@@ -348,17 +383,7 @@ def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
     if "start" not in asked:
         return None
     start = _number(asked, "start", 0, num_bytes - 1)
-    return start, _number(asked, "stop", start + 1, min(start + _MAX_PART_BYTES, num_bytes))
-
-
-def _object(line: bytes) -> dict:
-    try:
-        found = json.loads(line)
-    except RecursionError:
-        raise ValueError("a line of brackets") from None
-    if not isinstance(found, dict):
-        raise ValueError("no object")
-    return found
+    return start, _number(asked, "stop", start + 1, min(start + decoder_child.MAX_PART_BYTES, num_bytes))
 
 
 def check_answer(line: bytes, windows: list[media.Window]) -> dict:
@@ -395,6 +420,16 @@ def check_answer(line: bytes, windows: list[media.Window]) -> dict:
     return {"index": index, **lists, **sides, "audio": size}
 
 
+def _object(line: bytes) -> dict:
+    try:
+        answer = json.loads(line)
+    except RecursionError:
+        raise ValueError("a line of brackets") from None
+    if not isinstance(answer, dict):
+        raise ValueError("no object")
+    return answer
+
+
 def _printable(words: str) -> str:
     """Returns the words short and without what would steer a terminal."""
     return "".join(c for c in words if c.isprintable())[:200]
@@ -405,75 +440,3 @@ def _number(answer: dict, key: str, least: int, most: int) -> int:
     if type(number) is not int or not least <= number <= most:
         raise ValueError(f"{key} is {str(number)[:40]!r}, not from {least} to {most}")
     return number
-
-
-def main() -> None:
-    """Decodes what standard input asks for until it ends; the child's side."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no reply
-    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, _MAX_STDERR_BYTES)):
-        resource.setrlimit(kind, (most, most))
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
-    status = 1
-    try:
-        _reply(replies, {"ready": True})
-        while True:
-            _answer(json.loads(requests.get()), replies, requests)
-    except MemoryError:
-        status = _OUT_OF_MEMORY
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    os._exit(status)  # Python's own end would wait for the other thread
-
-
-def _read_requests(requests: queue.SimpleQueue) -> None:
-    """Reads while the other thread decodes, so that the end of the parent ends a child that hangs."""
-    with open(0, "rb") as lines:
-        for line in lines:
-            requests.put(line)
-    os._exit(0)
-
-
-def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    # Soft limits only: the next video has its own.
-    for kind, most in (
-        (resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + request["cpu_s"]),
-        (resource.RLIMIT_DATA, request["memory_mb"] + _RESERVED_MB << 20),
-    ):
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
-    windows = [media.Window(start, stop, tuple(times), open_end) for start, stop, times, open_end in request["windows"]]
-    path = pathlib.Path(request["path"])
-    if request["hdf5"]:
-        from data_prep import hdf5_audio  # no other child needs h5py
-
-        def read(start: int, stop: int) -> bytes:
-            _reply(replies, {"start": start, "stop": min(stop, start + _MAX_PART_BYTES)})
-            return base64.b64decode(requests.get())
-
-        num_bytes = request["remote_bytes"]
-        file = path if num_bytes is None else hdf5_audio.Parts(num_bytes, read)
-        cuts = hdf5_audio.cut_windows(file, windows, *request["hdf5"])
-    else:
-        cuts = media.cut_windows(path, windows, short_side_px=request["short_side_px"], quality=request["quality"])
-    for i, cut in cuts:
-        if isinstance(cut, str):
-            _reply(replies, {"index": i, "reason": cut})
-            continue
-        audio = cut.audio.astype("<i2").tobytes()
-        header = {
-            "index": i, "jpegs": [len(jpeg) for jpeg in cut.frames], "times_us": cut.frame_times_us.tolist(),
-            "height": cut.height, "width": cut.width, "audio": len(audio),
-        }  # fmt: skip
-        _reply(replies, header, *cut.frames, audio)
-
-
-def _reply(replies, header: dict, *payload: bytes) -> None:
-    replies.write(json.dumps(header).encode() + b"\n" + b"".join(payload))
-    replies.flush()
-
-
-if __name__ == "__main__":
-    main()

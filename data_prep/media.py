@@ -11,10 +11,12 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
+from fractions import Fraction
 
 import av
 import numpy as np
 import simplejpeg
+from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Int16, Int64
 
@@ -26,6 +28,8 @@ OUT_OF_MEMORY = streams.OUT_OF_MEMORY
 # Of what is cut from one and the same file. A change that gives other clips or reasons raises it, so that a conversion which
 # goes on with newer code does not mix the two.
 VERSION = f"1, PyAV {av.__version__}"
+_MAX_SIDE_PX = 65535
+_MAX_SKEW = 0.0175  # of a display matrix: a degree, as FFmpeg's autorotate
 
 
 @dataclasses.dataclass
@@ -117,6 +121,7 @@ def _pictures(
 ) -> Iterator[tuple[float, _Picture | str]]:
     """Yields (time, the picture shown then or why there is none), every time once; a frame is encoded once."""
     origin_s, reformatter = streams.origin_s(container), VideoReformatter()
+    aspect = streams.choose(container, "video").sample_aspect_ratio or Fraction(1)
     last, picture = None, ""
     for time_s, frame in frames.shown(container, times_s):
         if isinstance(frame, str):
@@ -124,21 +129,34 @@ def _pictures(
             continue
         if frame is not last:
             try:
-                last, picture = frame, _encode(frame, reformatter, origin_s, short_side_px, quality)
+                last, picture = frame, _encode(frame, reformatter, aspect, origin_s, short_side_px, quality)
             except streams.DAMAGE as error:
                 last, picture = frame, streams.why("decoding failed", error)
         yield time_s, picture
 
 
 def _encode(
-    frame: av.VideoFrame, reformatter: VideoReformatter, origin_s: float, short_side_px: int, quality: int
+    frame: av.VideoFrame, reformatter: VideoReformatter, aspect: Fraction, origin_s: float, short_side_px: int, quality: int
 ) -> _Picture | str:
-    """Returns a frame upright and scaled down to the short side, or why not."""
+    """Returns a frame upright, its pixels square, scaled down to the short side, or why not.
+
+    Args:
+      frame: To encode.
+      reformatter: Kept from frame to frame.
+      aspect: A pixel's width by its height; the width is changed, as by FFmpeg's `scale=iw*sar:ih`.
+      origin_s, short_side_px, quality: See `cut_windows`.
+    """
     if frame.is_corrupt:
-        return "picture is damaged"
-    scale = min(short_side_px / min(frame.height, frame.width), 1.0)
+        return streams.DAMAGED
+    orientation = _orientation(frame)
+    if orientation is None:
+        return "display matrix is no turn by right angles"
+    shown = (frame.height, max(round(frame.width * aspect), 1))
+    scale = min(short_side_px / min(shown), 1.0)
     # Even sides for 4:2:0, and not larger than they were.
-    height, width = (max(min(2 * round(side * scale / 2), side - side % 2), 2) for side in (frame.height, frame.width))
+    height, width = (max(min(2 * round(side * scale / 2), side - side % 2), 2) for side in shown)
+    if max(height, width) > _MAX_SIDE_PX:
+        return f"picture does not fit into a JPEG: {width} x {height} px"
     # As a JPEG holds it, without a detour over RGB: three times as fast, and nearer to the picture (RESULTS.md). One thread:
     # more would be started anew for every frame, which takes longer than the scaling.
     scaled = reformatter.reformat(
@@ -148,6 +166,25 @@ def _encode(
     planes = []
     for plane in scaled.planes:
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-        planes.append(np.ascontiguousarray(np.rot90(rows, round(frame.rotation / 90))))  # as the display matrix says
+        planes.append(np.ascontiguousarray(_turn(rows, *orientation)))
     jpeg = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
     return _Picture(jpeg, round((float(frame.time) - origin_s) * 1e6), *planes[0].shape)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
+    """Returns whether the display matrix swaps the axes, then mirrors rows and columns; None if it does anything else."""
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return False, False, False
+    # A picture's (x, y) goes to (a x + c y, b x + d y).
+    a, b, _, c, d = (float(value) for value in np.frombuffer(data, np.int32)[:5])
+    if max(abs(b), abs(c)) < _MAX_SKEW * min(abs(a), abs(d)):
+        return False, d < 0, a < 0
+    if max(abs(a), abs(d)) < _MAX_SKEW * min(abs(b), abs(c)):
+        return True, b < 0, c < 0
+    return None
+
+
+def _turn(rows: np.ndarray, swapped: bool, rows_mirrored: bool, columns_mirrored: bool) -> np.ndarray:
+    rows = rows.T if swapped else rows
+    return rows[:: -1 if rows_mirrored else 1, :: -1 if columns_mirrored else 1]

@@ -11,11 +11,23 @@ START_S = -1.0
 BACK_S = (0.0, 0.5, 4.0, 32.0, float("inf"))
 EPSILON_S = 1e-6  # times are told in µs
 OUT_OF_MEMORY = "decoder ran out of memory"
+DAMAGED = "picture is damaged"
 # What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps, rates or sizes.
 DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 # Their times go on from whatever clock there was; a player begins at 0 with the first picture.
 _CLOCKED = ("mpegts", "mpeg")
+# FFmpeg guesses stamps of MPEG-PS from those before, and behind a seek it guesses wrong.
+_STAMPED_IN_ORDER = ("mpeg",)
+_MIN_HOLE_S, _MIN_HOLE_FRAMES = 1.0, 10
+
+
+class CorruptError(ValueError):
+    """The decoder says that a picture which it gave is corrupt; `pts` is its time stamp."""
+
+    def __init__(self, pts: int):
+        super().__init__(DAMAGED)
+        self.pts = pts
 
 
 def choose(container, kind: str):
@@ -69,6 +81,30 @@ def origin_s(container) -> float:
     return float(first.start_time * first.time_base)
 
 
+def can_seek(container) -> bool:
+    """Returns whether time stamps are right behind a seek."""
+    return container.format.name not in _STAMPED_IN_ORDER
+
+
+def is_torn(stream, before: av.Packet | None, packet: av.Packet) -> bool:
+    """Returns whether pictures are lost between two packets of which the second came behind the first.
+
+    Where the frame rate varies, mp4 says how long it is until the next, other containers do not: there it must not be longer
+    than on average by a second and ten pictures.
+    """
+    if before is None or None in (before.dts, packet.dts):
+        return False
+    tick_s = float(packet.time_base)
+    step_s = (packet.dts - before.dts) * tick_s
+    length_s = before.duration * tick_s if before.duration else frame_s(stream)
+    return step_s - length_s > max(_MIN_HOLE_S, _MIN_HOLE_FRAMES * length_s)
+
+
+def frame_s(stream) -> float:
+    """Returns how long a picture is shown on average, seconds."""
+    return 1.0 / float(stream.average_rate or 30)
+
+
 def seek(container, stream, time_s: float) -> None:
     """Goes to the keyframe at or before a stream time, or for -inf to the beginning; decoders forget what they had."""
     start = stream.start_time or 0
@@ -80,8 +116,13 @@ def seek(container, stream, time_s: float) -> None:
 
 
 def why(reason: str, error: Exception) -> str:
-    """Returns `reason: detail`; the detail is the error's words without file names. Too little memory is its own reason."""
+    """Returns `reason: detail`; the detail is the error's words without file names.
+
+    Too little memory and corrupt pictures are reasons of their own.
+    """
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
+    if isinstance(error, CorruptError):
+        return DAMAGED
     words = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:160]
     return f"{reason}: {words}"

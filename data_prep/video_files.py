@@ -11,7 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator
 
-from data_prep import media, storage
+from data_prep import guard, storage
 
 # FFmpeg follows what these name, anywhere on the machine.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -140,7 +140,7 @@ def find(folder: storage.Path, name: str, kinds: tuple[str, ...] = ("video", "au
     if not videos:
         return name, _PLAYLIST
     if len(videos) > 1:
-        videos = [match for match in videos if media.probe_streams(pathlib.Path(match), kinds) is None]
+        videos = [match for match in videos if guard.probe(match, kinds) is None]
         if len(videos) != 1:
             return name, f"{SEVERAL}: write its suffix"
     uid = pathlib.Path(videos[0]).relative_to(root).as_posix()

@@ -50,6 +50,18 @@ def test_the_first_clip_and_the_last_are_whole(tmp_path):
     assert lag_of(last.audio[-320:], 3.98)[1] > 0.97
 
 
+def test_the_last_clip_of_a_wmv_whose_decoder_gives_its_last_sound_without_a_time_stamp_is_whole(tmp_path):
+    write(tmp_path / "a.wmv", seconds=4.0, video=None, audio="wmav2", rate=44_100)
+    windows = [media.Window(0.5, 2.0, ()), media.Window(2.48, 3.98, ())]
+    for window, (_, part) in zip(windows, media.cut_windows(tmp_path / "a.wmv", windows, short_side_px=96), strict=True):
+        assert isinstance(part, media.Cut), part
+        for seconds in (1.5, 0.1):  # all of it, and its end
+            begin_s = window.stop_s - seconds - 2048 / 44_100  # the muxer counts from the encoder's priming
+            late, correlation = lag_of(part.audio[-round(16_000 * seconds) :], begin_s)
+            assert abs(late) < 16  # stamps are rounded to 1 ms
+            assert correlation > 0.97
+
+
 def test_after_a_hole_the_sound_is_still_in_time(tmp_path):
     write(tmp_path / "a.mp4", hole=(1.5, 1.6), rate=44_100)
     before, after = cut(tmp_path / "a.mp4", (0.5, 2.2))

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from data_prep import media
+from data_prep import media, packets
 from tests.data_prep.test_media import cut, window, write
 
 
@@ -60,6 +60,91 @@ def test_a_damaged_packet_costs_the_clips_that_need_it_and_no_other(tmp_path, ki
             np.testing.assert_array_equal(b.audio, a.audio)
 
 
+SLICED = {
+    "preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0", "threads": "1",
+    "x264-params": "slices=4:b-pyramid=none:b-adapt=0",
+}  # fmt: skip
+
+
+def _units(content: bytes, at: int, size: int) -> list[int]:
+    """Returns where the NAL units of a packet begin, each of which follows its length of four bytes."""
+    found, stop = [], at + size
+    while at < stop:
+        found.append(at + 4)
+        at += 4 + int.from_bytes(content[at : at + 4], "big")
+    return found
+
+
+def _without_a_slice(path, to, number: int) -> tuple[list[int], int]:
+    """Writes an H.264 file of which a frame's last slice is filler, so that the decoder conceals it and raises nothing.
+
+    Returns the frames' numbers in the order of their decoding, and the frame's place in it.
+    """
+    content, places = bytearray(path.read_bytes()), _offsets(path, "video")
+    numbers = [round(time_s * 25) for time_s, _, _ in places]
+    place = numbers.index(number)
+    units = _units(content, *places[place][1:])
+    assert all(content[at] >> 5 & 3 for at in units)  # others refer to it
+    content[units[-1]] = content[units[-1]] & 0xE0 | 12
+    to.write_bytes(content)
+    return numbers, place
+
+
+def _pictures(path, times_s) -> list[media.Cut | str]:
+    """Returns what a window of one frame gives at each time, all of them in one call."""
+    windows = [media.Window(t, t + 0.1, (t,)) for t in times_s]
+    return [part for _, part in sorted(media.cut_windows(path, windows, short_side_px=96), key=lambda pair: pair[0])]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("step", [1, 12, 30])
+def test_what_refers_to_a_picture_that_the_decoder_conceals_is_lost_wanted_or_not(tmp_path, monkeypatch, told, step):
+    path = tmp_path / "a.mp4"
+    write(path, seconds=8.0, fps=25, video_options=SLICED)
+    if not told:  # packets do not tell their pictures: all are decoded
+        monkeypatch.setattr(packets.Packets, "read_past", _refuse)
+    numbers, place = _without_a_slice(path, tmp_path / "damaged.mp4", 116)  # the keyframe before is 100
+    times = [n / 25 + 0.01 for n in range(0, 190, step) if n != 116]
+    outcomes = collections.Counter()
+    for time_s, a, b in zip(times, _pictures(path, times), _pictures(tmp_path / "damaged.mp4", times), strict=True):
+        number = int(time_s * 25)
+        if 100 <= number < 150 and numbers.index(number) > place:
+            assert b == "picture is damaged", number
+        else:
+            assert b.frames == a.frames, number
+        outcomes[isinstance(b, str)] += 1
+    assert outcomes[True] > 0
+    assert outcomes[False] > 2 * outcomes[True]
+
+
+def _refuse(*_):
+    raise packets.UnclearError
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("ending", ["ts", "mkv"])
+@pytest.mark.parametrize(("stop", "next_key"), [(5.0, 5.0), (4.8, 5.0)])
+def test_where_pictures_are_lost_none_is_shown_for_long(tmp_path, monkeypatch, told, ending, stop, next_key):
+    path = tmp_path / f"a.{ending}"
+    write(path, seconds=8.0, fps=25, video_options={"preset": "ultrafast", "g": "25"})
+    with av.open(str(path)) as source, av.open(str(tmp_path / f"hole.{ending}"), "w") as out:
+        made = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+        origin = source.streams.video[0].start_time
+        for packet in source.demux():
+            time_s = float((packet.pts - origin) * packet.time_base) if packet.size else 0.0
+            if packet.size and not (packet.stream.type == "video" and 3.0 - 1e-3 <= time_s < stop - 1e-3):
+                packet.stream = made[packet.stream_index]
+                out.mux(packet)
+    if not told:
+        monkeypatch.setattr(packets.Packets, "read_past", _refuse)
+    times = [2.9, 2.99, 3.01, 3.5, 4.5, 4.7, 4.9, 4.99, 5.01, 6.0]
+    for time_s, a, b in zip(times, _pictures(path, times), _pictures(tmp_path / f"hole.{ending}", times), strict=True):
+        if 3.0 < time_s < next_key:
+            assert b == "video does not cover the clip", time_s
+        else:
+            assert b.frames == a.frames, time_s
+
+
 def test_damage_right_behind_a_keyframe_is_told_though_there_an_open_gop_may_have_some(tmp_path):
     path = tmp_path / "a.mp4"
     write(path, seconds=12.0, fps=25, video_options={"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"})
@@ -79,7 +164,7 @@ def test_damage_of_what_is_not_wanted_and_not_referred_to_costs_nothing(tmp_path
     content, wanted = bytearray(path.read_bytes()), []
     for time_s, at, size in _offsets(path, "video"):
         # The last NAL unit of a packet is the slice, whose header says whether it is referred to.
-        unit = content[at + size - _last_unit(content[at : at + size])]
+        unit = content[_units(content, at, size)[-1]]
         if unit >> 5 & 3:
             wanted.append(time_s)
         else:
@@ -91,16 +176,6 @@ def test_damage_of_what_is_not_wanted_and_not_referred_to_costs_nothing(tmp_path
         media.cut_windows(tmp_path / name, wanted_window, short_side_px=96) for name in ("a.mp4", "damaged.mp4")
     )
     assert a.frames == b.frames
-
-
-def _last_unit(packet: bytearray) -> int:
-    """Returns the length of the last NAL unit of a packet, each of which follows its length of four bytes."""
-    at = 0
-    while True:
-        length = int.from_bytes(packet[at : at + 4], "big")
-        at += 4 + length
-        if at >= len(packet):
-            return length
 
 
 def test_whatever_bytes_are_wrong_every_window_comes_once_and_nothing_is_raised(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_prep import frames, streams
+from data_prep import frames, full_decode, packets, streams
 from tests.data_prep import test_media
 from tests.data_prep.test_media import assert_in_time, cut, write
 
@@ -32,6 +32,7 @@ KINDS = {
     "hevc_ten_bit.mkv": ({"video": "libx265", "video_options": HEVC, "pixels": "yuv420p10le"}, 0.001, 8.6),
     "vp9.webm": ({"video": "libvpx-vp9", "video_options": VP9, "audio": "libopus"}, 0.001, 8.6),
     "av1.mp4": ({"video": "libsvtav1", "video_options": AV1}, 0.0, 0.6),
+    "mpeg2.mpg": ({"video": "mpeg2video", "video_options": {"g": "15", "bf": "2"}, "audio": "mp2", "clock_hz": 25}, 0.0, 0.6),
     "intra_refresh.mp4": ({"video_options": {**B_FRAMES, "x264-params": "intra-refresh=1"}}, 0.0, 0.6),
     "hidden_frames.webm": ({"video": "libvpx", "video_options": {**VP9, "deadline": "good"}, "audio": "libopus"}, 0.001, 8.6),
 }  # fmt: skip
@@ -77,7 +78,7 @@ TIMES = sorted([*np.arange(0.0, 1.5, 0.09375).tolist(), 1.96, 1.98, 2.0, 2.02, 3
 def test_what_is_shown_has_the_pixels_of_a_full_decode(folder, name, monkeypatch):
     path = video(folder, name)
     if name != "intra_refresh.mp4":
-        monkeypatch.setattr(frames, "_plain", None)  # these packets tell what they hold
+        monkeypatch.setattr(full_decode, "shown", None)  # these packets tell what they hold
     expected = shown_by_full_decode(path, TIMES)
     alone = [shown(path, [t])[0] for t in TIMES[14::2]]
     for found, right in ((shown(path, TIMES), expected), (alone, expected[14::2])):
@@ -98,14 +99,43 @@ def test_a_clip_is_in_time_and_the_same_cut_alone_and_among_others(folder, name)
         np.testing.assert_array_equal(part.audio, alone.audio)
 
 
+def test_b_frames_in_avi_which_does_not_tell_when_pictures_are_shown_are_refused(tmp_path):
+    reason = "container does not tell when pictures are shown: B-frames in AVI"
+    for name, (codec, options), expected in (
+        ("a.avi", ("libx264", B_FRAMES), [reason] * 2),
+        ("b.avi", ("mpeg4", {"g": "50", "bf": "2"}), [reason] * 2),
+        ("c.avi", ("mpeg4", {"g": "50"}), None),
+    ):
+        write(tmp_path / name, fps=FPS, video=codec, video_options=options, audio="pcm_s16le", clock_hz=FPS)
+        found = cut(tmp_path / name, (0.6, 2.1))
+        assert expected in (None, found)
+        for time_s, part in zip((0.6, 2.1), found, strict=True):
+            if expected is None:
+                assert_in_time(part, time_s, np.arange(100) / FPS)
+
+
+def test_stamps_that_contradict_the_order_of_pictures_are_not_believed(tmp_path):
+    write(tmp_path / "a.mp4", fps=FPS, seconds=6.0, video_options=B_FRAMES, audio="pcm_s16le")
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "lies.mkv"), "w") as out:
+        made = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.size:
+                if packet.stream.type == "video":
+                    packet.pts = packet.dts
+                packet.stream = made[packet.stream_index]
+                out.mux(packet)
+    reason = "decoding failed: time stamps contradict the order of pictures"
+    assert cut(tmp_path / "lies.mkv", (0.9, 2.5, 4.1)) == [reason] * 3
+
+
 @pytest.fixture
 def decoded(monkeypatch) -> collections.Counter:
     """How often each time stamp came out of the decoder."""
     counts, give = collections.Counter(), frames._Run._give
 
-    def counting(self, given):
+    def counting(self, given, **kwargs):
         counts.update(frame.pts for frame in given)
-        return give(self, given)
+        return give(self, given, **kwargs)
 
     monkeypatch.setattr(frames._Run, "_give", counting)
     return counts
@@ -147,15 +177,15 @@ def test_in_hevc_of_several_temporal_layers_nothing_is_left_out(tmp_path, layers
         assert np.array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "no_index.ts", "vp9.webm"])
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "no_index.ts", "vp9.webm", "mpeg2.mpg"])
 def test_files_whose_packets_do_not_tell_their_pictures_are_cut_the_same(folder, name, monkeypatch):
     path, times = video(folder, name), (0.5, 2.02, 4.3, 10.9)
     told = cut(path, times)
 
     def refuse(*_):
-        raise frames._UnclearError
+        raise packets.UnclearError
 
-    monkeypatch.setattr(frames._Packets, "read_past", refuse)
+    monkeypatch.setattr(packets.Packets, "read_past", refuse)
     for a, b in zip(told, cut(path, times), strict=True):
         assert a.frames == b.frames
 
@@ -164,7 +194,7 @@ def test_packets_are_held_up_to_a_limit_where_no_keyframe_comes(folder, monkeypa
     write(folder / "one_keyframe.mp4", seconds=SECONDS, fps=FPS, video_options={**B_FRAMES, "g": "10000"})
     times = [0.5, 6.0, 11.0]
     expected = shown(folder / "one_keyframe.mp4", times)
-    monkeypatch.setattr(frames, "_MAX_HELD_BYTES", 4096)
+    monkeypatch.setattr(packets, "_MAX_HELD_BYTES", 4096)
     for (a, x), (b, y) in zip(shown(folder / "one_keyframe.mp4", times), expected, strict=True):
         assert a == b
         assert np.array_equal(x, y)
@@ -173,8 +203,8 @@ def test_packets_are_held_up_to_a_limit_where_no_keyframe_comes(folder, monkeypa
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "hevc.mp4", "no_index.ts"])
 def test_a_seek_goes_where_the_index_says_and_only_across_what_is_far(folder, name, monkeypatch):
     path, gone = video(folder, name), []
-    go_to = frames._Packets.go_to
-    monkeypatch.setattr(frames._Packets, "go_to", lambda self, limit: (gone.append(limit), go_to(self, limit)))
+    go_to = packets.Packets.go_to
+    monkeypatch.setattr(packets.Packets, "go_to", lambda self, limit: (gone.append(limit), go_to(self, limit)))
     shown(path, [0.5, 1.0, 3.0, 4.1])
     assert gone == []
     shown(path, [0.5, 9.0])

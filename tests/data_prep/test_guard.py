@@ -114,7 +114,7 @@ ODD_CHILD = f"""
 import ctypes, os, sys, time
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from data_prep import guard, media
+from data_prep import decoder_child, media
 
 def misbehave(name):
     if name.startswith("crash"):
@@ -140,8 +140,13 @@ def cut_windows(path, windows, **kwargs):
             misbehave(path.name)
         yield i, cut
 
+def probe_streams(path):
+    misbehave(path.name)
+    return probe_good(path)
+
 cut_good, media.cut_windows = media.cut_windows, cut_windows
-guard.main()
+probe_good, media.probe_streams = media.probe_streams, probe_streams
+decoder_child.main()
 """
 
 
@@ -205,6 +210,34 @@ def test_the_clips_before_the_harm_are_kept_and_those_behind_are_tried_once(fold
             assert_equal(part, good[i])
 
 
+def test_a_video_that_hangs_holds_its_worker_as_long_as_one_clip_may_take(folder, odd_child, monkeypatch):
+    monkeypatch.setattr(guard, "_WALL_PER_CPU", 1.0)
+    limits = guard.Limits(video_cpu_s=1.0, clip_cpu_s=1.5)  # 11.5 s for the seven
+    found = cut(link(folder, "hang_late.mp4", "long.mp4"), LONG, limits)
+    assert [part for part in found if isinstance(part, str)] == ["decoder took too long: more than 2.5 s for one clip"] * 5
+
+
+def test_a_file_is_probed_in_a_child_too(folder, odd_child, monkeypatch):
+    monkeypatch.setattr(guard, "_WALL_PER_CPU", 1.0)
+    (folder / "text.mp4").write_text("no video")
+    reasons = {
+        "short": None,
+        "text": "video file can't be opened: Invalid data found when processing input",
+        "absent": "video file is missing",
+        "crash": "decoder crashed: signal SIGSEGV",
+        "hang": "decoder took too long: more than 2 s",
+        "eat": "decoder ran out of memory: limit 300 MiB",
+    }
+    for name in ("crash", "hang", "eat"):
+        link(folder, f"{name}.mp4", "short.mp4")
+    limits = guard.Limits(video_cpu_s=2.0, memory_mb=300)
+    assert {name: guard.probe(folder / f"{name}.mp4", KINDS, limits) for name in reasons} == reasons
+    for word in ("b'[]\\n'", "b'{}\\n'", "b'{\"reason\": \"\"}\\n'"):
+        guard.stop()
+        monkeypatch.setattr(guard, "COMMAND", liar(word))
+        assert guard.probe(folder / "short.mp4", KINDS).startswith(NONSENSE)
+
+
 def test_a_video_costs_so_many_children_and_no_more(folder, odd_child, monkeypatch):
     monkeypatch.setattr(guard, "_MAX_CHILDREN", 3)
     crash = "decoder crashed: signal SIGSEGV"
@@ -262,6 +295,7 @@ def liar(*words: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+KINDS = ("video", "audio")
 NONSENSE = "decoder's answer makes no sense: "
 
 
@@ -404,7 +438,7 @@ def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, 
         ("crash", "decoder crashed", "signal SIGSEGV"): 4,
         ("raise_late", "decoder crashed", "KeyError: 'a bug'"): 4,
         ("eat", "decoder ran out of memory", "limit 300 MiB"): 1,
-        ("hang", "decoder took too long", "more than 3 s"): 2,
+        ("hang", "decoder took too long", "more than 2.5 s for one clip"): 2,
         ("absent", "video file is missing", ""): 2,
     }
     assert info.splits["train"].num_clips == 3 + 5 + 2

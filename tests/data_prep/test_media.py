@@ -37,8 +37,8 @@ def number_in(jpeg: bytes) -> int:
 
 
 def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", video_options=None, pixels="yuv420p",
-          size=(WIDTH, HEIGHT), rotation=None, audio="aac", rate=48000, layout="mono", audio_span=(0.0, None),
-          hole=(0.0, 0.0), right=1.0, bit_rate=192_000, coder="fast", options=None):  # fmt: skip
+          size=(WIDTH, HEIGHT), matrix=None, aspect=None, audio="aac", rate=48000, layout="mono", audio_span=(0.0, None),
+          hole=(0.0, 0.0), right=1.0, bit_rate=192_000, coder="fast", clock_hz=90_000, options=None):  # fmt: skip
     """Writes a file that tells the time.
 
     Args:
@@ -46,10 +46,13 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
       seconds: Of picture, and of sound where `audio_span` does not say.
       fps, frame_starts_s: A frame rate, or when each frame begins.
       video, audio: Encoders, or None for no such stream.
+      matrix: (a, b, c, d): a picture's x goes to (a x, b x) and its y to (c y, d y).
+      aspect: Of a pixel, its width by its height.
       audio_span: (start, stop) of the sound, seconds; None is until the end.
       hole: (start, stop) of what is lost of the sound's packets, seconds.
       right: Gain of the right channel.
       bit_rate, coder: Of the sound, bit/s; of AAC, "twoloop" stores noise as noise.
+      clock_hz: Of the pictures' time stamps.
       options: Of the muxer.
     """
     # Without it the mp4 muxer rounds the start of late audio to 1 ms.
@@ -57,12 +60,15 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
     with av.open(str(path), "w", options=options or {}) as container:
         picture = sound = None
         if video:
-            picture = container.add_stream(video, rate=fps, time_base=Fraction(1, 90000))
+            picture = container.add_stream(video, rate=fps, time_base=Fraction(1, clock_hz))
             picture.width, picture.height, picture.pix_fmt = *size, pixels
-            picture.codec_context.time_base = Fraction(1, 90000)
+            picture.codec_context.time_base = Fraction(1, clock_hz)
             picture.options = video_options or {"preset": "ultrafast", "g": "60", "threads": "1"}
-            if rotation is not None:
-                picture.set_display_rotation(rotation)
+            if aspect is not None:
+                picture.codec_context.sample_aspect_ratio = aspect
+            if matrix is not None:
+                a, b, c, d = (round(65536 * value) for value in matrix)
+                picture.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         if audio:
             sound = container.add_stream(audio, rate=rate, layout=layout)
             sound.bit_rate, sound.options = bit_rate, {"aac_coder": coder} if audio == "aac" else {}
@@ -72,7 +78,7 @@ def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", vi
             starts = np.arange(round(seconds * fps)) / fps if frame_starts_s is None else frame_starts_s
             for number, start in enumerate(starts):
                 frame = av.VideoFrame.from_ndarray(picture_of(number, *size), format="rgb24").reformat(format=pixels)
-                frame.pts, frame.time_base = round(start * 90000), Fraction(1, 90000)
+                frame.pts, frame.time_base = round(start * clock_hz), Fraction(1, clock_hz)
                 container.mux(picture.encode(frame))
             container.mux(picture.encode(None))
 
@@ -172,6 +178,14 @@ def test_with_a_variable_frame_rate_time_stamps_decide(tmp_path):
         assert_in_time(part, time_s, starts)
 
 
+def test_a_picture_is_shown_as_long_as_mp4_says(tmp_path):
+    starts = np.r_[np.arange(30) / 30, 4.0 + np.arange(60) / 30]
+    b_frames = {"preset": "veryfast", "bf": "2", "g": "300", "threads": "1"}
+    write(tmp_path / "a.mp4", frame_starts_s=starts, seconds=6.0, video_options=b_frames)
+    for time_s, part in zip((0.7, 2.0, 3.5, 4.6), cut(tmp_path / "a.mp4", (0.7, 2.0, 3.5, 4.6)), strict=True):
+        assert_in_time(part, time_s, starts)
+
+
 def test_a_window_where_a_stream_is_not_has_a_reason_never_silence_or_black(tmp_path):
     write(tmp_path / "late.mp4", audio_span=(1.3, None))
     write(tmp_path / "hole.mp4", hole=(1.5, 1.6))
@@ -235,16 +249,57 @@ def test_a_file_that_cannot_give_clips_says_why(tmp_path):
     }
 
 
-@pytest.mark.parametrize(("rotation", "size"), [(90, (HEIGHT, WIDTH)), (-90, (HEIGHT, WIDTH)), (180, (WIDTH, HEIGHT))])
-def test_a_rotated_video_is_cut_upright(tmp_path, rotation, size, monkeypatch):
-    # What lies in the file is the picture turned back by the rotation that the file asks for.
-    upright = picture_of
-    turned = lambda n, *_: np.ascontiguousarray(np.rot90(upright(n, WIDTH, HEIGHT), -rotation // 90))  # noqa: E731
-    monkeypatch.setitem(globals(), "picture_of", turned)
-    write(tmp_path / "a.mp4", rotation=rotation, size=size)
-    (part,) = cut(tmp_path / "a.mp4", (1.0,))
+@pytest.mark.parametrize(
+    ("matrix", "stored"),
+    [
+        ((1, 0, 0, 1), lambda shown: shown),
+        ((0, 1, -1, 0), lambda shown: np.rot90(shown, 1)),  # to be turned to the right
+        ((0, -1, 1, 0), lambda shown: np.rot90(shown, -1)),
+        ((-1, 0, 0, -1), lambda shown: np.rot90(shown, 2)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda shown: np.swapaxes(shown, 0, 1)),
+        ((0, -1, -1, 0), lambda shown: np.rot90(np.swapaxes(shown, 0, 1), 2)),
+    ],
+)
+def test_a_turned_or_mirrored_video_is_cut_as_it_is_shown(tmp_path, matrix, stored, monkeypatch):
+    shown = picture_of(0b1011, WIDTH, HEIGHT)
+    shown[: HEIGHT // 4] = 128  # what is up
+    lies = np.ascontiguousarray(stored(shown))
+    monkeypatch.setitem(globals(), "picture_of", lambda *_: lies)
+    write(tmp_path / "a.mp4", seconds=2.0, matrix=matrix, size=lies.shape[1::-1])
+    (part,) = cut(tmp_path / "a.mp4", (0.9,))
     assert (part.height, part.width) == (HEIGHT, WIDTH)
-    assert_in_time(part, 1.0, np.arange(120) / 30)
+    for jpeg in part.frames:
+        grey = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0].astype(float)
+        assert np.abs(grey - shown.mean(axis=2)).mean() < 10
+
+
+def test_a_video_that_is_to_be_shown_askew_is_refused(tmp_path):
+    write(tmp_path / "a.mp4", seconds=2.0, matrix=(0.8, 0.6, -0.6, 0.8))
+    assert cut(tmp_path / "a.mp4", (0.9,)) == ["display matrix is no turn by right angles"]
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "short_side", "expected"),
+    [
+        ((192, 144), Fraction(4, 3), 96, (96, 170)),  # 256 x 144: anamorphic 16:9
+        ((144, 144), Fraction(1, 2), 36, (72, 36)),
+        ((144, 96), Fraction(4, 3), 256, (96, 192)),  # the height stays
+        ((96, 192), Fraction(1, 1), 48, (96, 48)),
+    ],
+)
+def test_pixels_that_are_not_square_are_made_so(tmp_path, size, aspect, short_side, expected):
+    write(tmp_path / "a.mp4", seconds=2.0, size=size, aspect=aspect)
+    (part,) = cut(tmp_path / "a.mp4", (0.9,), short_side_px=short_side)
+    assert (part.height, part.width) == expected
+    assert_in_time(part, 0.9, np.arange(60) / 30)
+
+
+def test_a_picture_wider_than_a_jpeg_can_be_is_refused():
+    frame, reformatter = av.VideoFrame(WIDTH, HEIGHT, "yuv420p"), media.VideoReformatter()
+    told = media._encode(frame, reformatter, Fraction(1000), origin_s=0.0, short_side_px=HEIGHT, quality=90)
+    assert told == "picture does not fit into a JPEG: 192000 x 96 px"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 
+import av
 import numpy as np
 import pytest
 
@@ -125,6 +126,14 @@ def test_of_several_files_that_differ_in_their_suffix_the_one_video_is_meant_and
     assert video_files.find(tmp_path, "a") == ("a", "several files have this video name: write its suffix")
     assert video_files.find(tmp_path, "a.mov") == ("a.mov", "")
     shutil.copy(videos / "mute.mp4", tmp_path / "a.mov")
+    assert video_files.find(tmp_path, "a") == ("a.mp4", "")
+
+
+def test_the_launcher_itself_opens_no_media(videos, tmp_path, monkeypatch):
+    for file in ("a.mp4", "a.mov"):
+        shutil.copy(videos / "a.mp4", tmp_path / file)
+    (tmp_path / "a.mov").write_bytes(b"no video")
+    monkeypatch.setattr(av, "open", None)
     assert video_files.find(tmp_path, "a") == ("a.mp4", "")
 
 

@@ -47,7 +47,7 @@ def make_clips(item: dict, settings: dict):
 
 def test_missing_videos_of_a_dry_run_drive_no_terminal():
     task = shards.ShardTask("train", 0, 1, ({"video_uid": EVIL, "video_bytes": None},), 1)
-    told = estimate.tell([task], info_of(), {}, 1)
+    told = estimate.tell([task], info_of(), [], 1)
     assert_harmless(told)
     assert f"missing files: 1, first {SEEN}\n" in told
 

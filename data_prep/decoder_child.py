@@ -1,0 +1,98 @@
+"""The child of `data_prep.guard`: decodes what standard input asks for, one JSON line a request, and answers on standard
+output. It is alone in its process, for the media that it opens come from strangers.
+"""
+
+import base64
+import json
+import math
+import os
+import pathlib
+import queue
+import resource
+import sys
+import threading
+import traceback
+
+from data_prep import media
+
+OUT_OF_MEMORY = 77  # exit status
+# FFmpeg takes what the kernel refuses for damage or a busy machine, so the kernel's limit is the one behind: for what grows
+# faster than the parent looks, beyond what is reserved and never touched.
+_RESERVED_MB = 4096
+_MAX_STDERR_BYTES = 1 << 20
+MAX_PART_BYTES = 1 << 20  # of a file that the parent reads, at once
+
+
+def main() -> None:
+    """Decodes what standard input asks for until it ends; the child's side."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no reply
+    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, _MAX_STDERR_BYTES)):
+        resource.setrlimit(kind, (most, most))
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    status = 1
+    try:
+        _reply(replies, {"ready": True})
+        while True:
+            _answer(json.loads(requests.get()), replies, requests)
+    except MemoryError:
+        status = OUT_OF_MEMORY
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(status)  # Python's own end would wait for the other thread
+
+
+def _read_requests(requests: queue.SimpleQueue) -> None:
+    """Reads while the other thread decodes, so that the end of the parent ends a child that hangs."""
+    with open(0, "rb") as lines:
+        for line in lines:
+            requests.put(line)
+    os._exit(0)
+
+
+def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    # Soft limits only: the next video has its own.
+    for kind, most in (
+        (resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + request["cpu_s"]),
+        (resource.RLIMIT_DATA, request["memory_mb"] + _RESERVED_MB << 20),
+    ):
+        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    path = pathlib.Path(request["path"])
+    if request["probe"]:
+        _reply(replies, {"reason": media.probe_streams(path, tuple(request["probe"]))})
+        return
+    windows = [media.Window(start, stop, tuple(times), open_end) for start, stop, times, open_end in request["windows"]]
+    if request["hdf5"]:
+        from data_prep import hdf5_audio  # no other child needs h5py
+
+        def read(start: int, stop: int) -> bytes:
+            _reply(replies, {"start": start, "stop": min(stop, start + MAX_PART_BYTES)})
+            return base64.b64decode(requests.get())
+
+        num_bytes = request["remote_bytes"]
+        file = path if num_bytes is None else hdf5_audio.Parts(num_bytes, read)
+        cuts = hdf5_audio.cut_windows(file, windows, *request["hdf5"])
+    else:
+        cuts = media.cut_windows(path, windows, short_side_px=request["short_side_px"], quality=request["quality"])
+    for i, cut in cuts:
+        if isinstance(cut, str):
+            _reply(replies, {"index": i, "reason": cut})
+            continue
+        audio = cut.audio.astype("<i2").tobytes()
+        header = {
+            "index": i, "jpegs": [len(jpeg) for jpeg in cut.frames], "times_us": cut.frame_times_us.tolist(),
+            "height": cut.height, "width": cut.width, "audio": len(audio),
+        }  # fmt: skip
+        _reply(replies, header, *cut.frames, audio)
+
+
+def _reply(replies, header: dict, *payload: bytes) -> None:
+    replies.write(json.dumps(header).encode() + b"\n" + b"".join(payload))
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

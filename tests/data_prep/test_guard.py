@@ -140,9 +140,9 @@ def cut_windows(path, windows, **kwargs):
             misbehave(path.name)
         yield i, cut
 
-def probe_streams(path):
+def probe_streams(path, kinds):
     misbehave(path.name)
-    return probe_good(path)
+    return probe_good(path, kinds)
 
 cut_good, media.cut_windows = media.cut_windows, cut_windows
 probe_good, media.probe_streams = media.probe_streams, probe_streams

@@ -245,7 +245,7 @@ def test_clips_of_any_container_show_and_sound_what_their_moment_does(videos, tm
 def test_videos_held_upright_make_a_data_set_that_is_sound_and_can_be_read(tmp_path):
     (tmp_path / "videos").mkdir()
     test_media.write(tmp_path / "videos" / "wide.mp4")
-    test_media.write(tmp_path / "videos" / "turned.mp4", rotation=90)
+    test_media.write(tmp_path / "videos" / "turned.mp4", matrix=(0, 1, -1, 0))
     test_media.write(tmp_path / "videos" / "tall.mp4", size=(test_media.HEIGHT, test_media.WIDTH))
     rows = [[name, 1.5, "#C C chops", ""] for name in ("wide", "turned", "tall")]
     (tmp_path / "splits.csv").write_text("video_uid,split\nwide,train\nturned,train\ntall,train\n")

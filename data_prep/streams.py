@@ -1,4 +1,9 @@
-"""Streams of a media file: which is taken, where its time begins, how to get to a time, and what is said of damage."""
+"""Streams of a media file: which is taken, where its time begins, how to get to a time, and what is said of damage.
+
+Stamps are believed as FFmpeg gives them. FLV, WMV and Matroska that begin at a small offset, e.g. an encoder's delay, are
+counted from 0 and not from their first picture. In an mp4 with several edits, FFmpeg puts what is behind the second a few
+frames off, picture and sound by different times.
+"""
 
 import pathlib
 

@@ -21,6 +21,7 @@ from data_prep.packets import Packets, UnclearError
 _AVI = "container does not tell when pictures are shown: B-frames in AVI"
 # These decoders leave a picture out when told so before its packet (VP9's does not, dav1d asks once).
 _CAN_SKIP = ("h264", "hevc")
+_MAX_FED = 64  # packets that are kept track of although their pictures came out
 
 
 def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
@@ -63,7 +64,7 @@ class _Run:
         # Time stamp → the times that its frame is wanted for, of packets that were or are being decoded.
         self._waiting: dict[int, list[float]] = {}
         self._recent: dict[int, av.VideoFrame] = {}  # frames that may be wanted for later times
-        # Time stamp → which packet it was, of those that have not come out or are waited for.
+        # Time stamp → which packet it was, at least of those that have not come out or are waited for.
         self._fed: dict[int, int] = {}
         self._num_fed = 0
         self._out = -math.inf  # time stamp of what the decoder gave last
@@ -167,18 +168,24 @@ class _Run:
         before it.
         """
         for frame in frames:
-            if frame.pts is None or frame.pts < self._out:
+            pts = frame.pts
+            if pts is None or pts < self._out:
                 raise UnclearError
-            frame.time_base = self._time_base  # PyAV does not know it of what a drained decoder gives
-            self._out = frame.pts
-            if frame.is_corrupt and frame.pts >= self._sound_from:
-                raise streams.CorruptError(frame.pts)
+            self._out = pts
             if not frame.is_corrupt:
                 self._lenient = False
-                if math.isinf(self._sound_from):
-                    self._sound_from = frame.pts
-            if frame.pts >= self._stamp or frame.pts in self._waiting:
-                self._recent[frame.pts] = frame
+                if self._sound_from == math.inf:
+                    self._sound_from = pts
+            elif pts >= self._sound_from:
+                raise streams.CorruptError(pts)
+            if pts >= self._stamp or pts in self._waiting:
+                frame.time_base = self._time_base  # PyAV does not know it of what a drained decoder gives
+                self._recent[pts] = frame
+        if len(self._fed) > _MAX_FED:
+            kept = self._waiting.keys() | self._recent.keys()
+            self._fed = {pts: number for pts, number in self._fed.items() if pts > self._out or pts in kept}
+        if not self._waiting:
+            return
         for stamp in [stamp for stamp in self._waiting if stamp in self._recent and (last or self._is_settled(stamp))]:
             for time_s in self._waiting.pop(stamp):
                 yield time_s, self._recent[stamp]
@@ -186,12 +193,6 @@ class _Run:
                 del self._recent[stamp]
         if any(stamp < self._out and stamp not in self._recent for stamp in self._waiting):
             raise UnclearError
-        if frames:
-            self._fed = {
-                pts: number
-                for pts, number in self._fed.items()
-                if pts > self._out or pts in self._waiting or pts in self._recent
-            }
 
     def _is_settled(self, stamp: int) -> bool:
         """Returns whether all that was decoded before a picture came out."""

@@ -123,32 +123,38 @@ def _pictures(
     origin_s, reformatter = streams.origin_s(container), VideoReformatter()
     aspect = streams.choose(container, "video").sample_aspect_ratio or Fraction(1)
     last, picture = None, ""
+    orientations: dict[int, tuple[bool, bool, bool] | None] = {}  # by rotation, which is read in a fortieth of the time
     for time_s, frame in frames.shown(container, times_s):
         if isinstance(frame, str):
             yield time_s, frame
             continue
         if frame is not last:
+            if frame.rotation not in orientations:
+                orientations[frame.rotation] = _orientation(frame)
+            orientation = orientations[frame.rotation]
             try:
-                last, picture = frame, _encode(frame, reformatter, aspect, origin_s, short_side_px, quality)
+                last, picture = frame, _encode(frame, reformatter, aspect, orientation, origin_s, short_side_px, quality)
             except streams.DAMAGE as error:
                 last, picture = frame, streams.why("decoding failed", error)
         yield time_s, picture
 
 
 def _encode(
-    frame: av.VideoFrame, reformatter: VideoReformatter, aspect: Fraction, origin_s: float, short_side_px: int, quality: int
-) -> _Picture | str:
+    frame: av.VideoFrame, reformatter: VideoReformatter, aspect: Fraction, orientation: tuple[bool, bool, bool] | None,
+    origin_s: float, short_side_px: int, quality: int,
+) -> _Picture | str:  # fmt: skip
     """Returns a frame upright, its pixels square, scaled down to the short side, or why not.
 
     Args:
       frame: To encode.
       reformatter: Kept from frame to frame.
       aspect: A pixel's width by its height; the width is changed, as by FFmpeg's `scale=iw*sar:ih`.
-      origin_s, short_side_px, quality: See `cut_windows`.
+      orientation: See `_orientation`.
+      origin_s: Stream time that is 0 of the video, seconds.
+      short_side_px, quality: See `cut_windows`.
     """
     if frame.is_corrupt:
         return streams.DAMAGED
-    orientation = _orientation(frame)
     if orientation is None:
         return "display matrix is no turn by right angles"
     shown = (frame.height, max(round(frame.width * aspect), 1))

@@ -114,7 +114,7 @@ class Packets:
         if packet.pts is None:
             raise UnclearError
         before, self._before = self._before, packet
-        if streams.is_torn(self._stream, before, packet):
+        if streams.is_torn(before, packet, 1 / self._per_s, self._frame / self._per_s):
             self._behind_hole = math.inf
         if packet.is_keyframe and math.isinf(self._behind_hole) and self._behind_hole > 0:
             self._behind_hole = packet.pts

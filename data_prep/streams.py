@@ -1,4 +1,9 @@
-"""Streams of a media file: which is taken, where its time begins, how to get to a time, and what is said of damage."""
+"""Streams of a media file: which is taken, where its time begins, how to get to a time, and what is said of damage.
+
+Stamps are believed as FFmpeg gives them. FLV, WMV and Matroska that begin at a small offset, e.g. an encoder's delay, are
+counted from 0 and not from their first picture. In an mp4 with several edits, FFmpeg puts what is behind the second a few
+frames off, picture and sound by different times.
+"""
 
 import pathlib
 
@@ -86,17 +91,22 @@ def can_seek(container) -> bool:
     return container.format.name not in _STAMPED_IN_ORDER
 
 
-def is_torn(stream, before: av.Packet | None, packet: av.Packet) -> bool:
+def is_torn(before: av.Packet | None, packet: av.Packet, tick_s: float, frame_s: float) -> bool:
     """Returns whether pictures are lost between two packets of which the second came behind the first.
 
     Where the frame rate varies, mp4 says how long it is until the next, other containers do not: there it must not be longer
     than on average by a second and ten pictures.
+
+    Args:
+      before, packet: The first, if there is one, and the second.
+      tick_s, frame_s: Unit of their stamps, and how long a picture is shown on average.
     """
-    if before is None or None in (before.dts, packet.dts):
+    if before is None or before.dts is None or packet.dts is None:
         return False
-    tick_s = float(packet.time_base)
     step_s = (packet.dts - before.dts) * tick_s
-    length_s = before.duration * tick_s if before.duration else frame_s(stream)
+    if step_s <= _MIN_HOLE_S:
+        return False
+    length_s = before.duration * tick_s or frame_s
     return step_s - length_s > max(_MIN_HOLE_S, _MIN_HOLE_FRAMES * length_s)
 
 

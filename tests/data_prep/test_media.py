@@ -298,7 +298,8 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path, size, aspect, short_si
 
 def test_a_picture_wider_than_a_jpeg_can_be_is_refused():
     frame, reformatter = av.VideoFrame(WIDTH, HEIGHT, "yuv420p"), media.VideoReformatter()
-    told = media._encode(frame, reformatter, Fraction(1000), origin_s=0.0, short_side_px=HEIGHT, quality=90)
+    upright = media._orientation(frame)
+    told = media._encode(frame, reformatter, Fraction(1000), upright, origin_s=0.0, short_side_px=HEIGHT, quality=90)
     assert told == "picture does not fit into a JPEG: 192000 x 96 px"
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Submits launch/skypilot.yaml as a managed job, which SkyPilot recovers when it is preempted.
 #
-#   IMAGE=us-docker.pkg.dev/MINE/mc3/gpu BUCKET=gs://MINE [NODES=1] [GPUS=A100-80GB:8] \
+#   IMAGE=us-docker.pkg.dev/MINE/mc3/gpu BUCKET=gs://MINE [GPUS=A100-80GB:8] \
 #     launch/skypilot.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
 #
 # IMAGE is `docker build --target gpu -f launch/Dockerfile .`, pushed. BUCKET is mounted at /mnt/mc3: data, weights and --workdir
@@ -17,7 +17,7 @@ done
 
 printf -v command '%q ' "$@"
 submit=(
-  sky jobs launch "$(dirname "$0")/skypilot.yaml" --yes --num-nodes "${NODES:-1}" --gpus "${GPUS:-A100-80GB:8}"
+  sky jobs launch "$(dirname "$0")/skypilot.yaml" --yes --gpus "${GPUS:-A100-80GB:8}"
   --image-id "docker:$IMAGE" --env "BUCKET=$BUCKET" --env "COMMAND=${command% }"
 )
 if [[ $dry_run ]]; then

@@ -30,7 +30,10 @@ for config in "${configs[@]}"; do
   flags=("--config=$config" "--workdir=${RUNS:-runs}/$(basename "$config" .py)" "$@")
   if [[ ${how[0]} == sbatch ]]; then
     job=$(run sbatch --parsable "${how[@]:1}" mc3_jax.train "${flags[@]}")
-    run sbatch --parsable "--dependency=afterok:${job%%;*}" --kill-on-invalid-dep=yes "${how[@]:1}" mc3_jax.evaluate "${flags[@]}"
+    job=${job%%;*}  # a federation's --parsable names the cluster behind it
+    after=("--dependency=afterok:$job" --kill-on-invalid-dep=yes)
+    then=$(run sbatch --parsable "${after[@]}" "${how[@]:1}" mc3_jax.evaluate "${flags[@]}")
+    echo "$config: trained by job $job, evaluated by job ${then%%;*}"
   else
     run "${how[@]}" mc3_jax.train "${flags[@]}"
     run "${how[@]}" mc3_jax.evaluate "${flags[@]}"

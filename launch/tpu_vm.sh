@@ -57,13 +57,14 @@ while true; do
   done
   status=0
   "${run[@]}" || status=$?
-  # When a machine goes, its ssh ends with 255 and its peers are aborted, minutes before the slice's state says so.
-  for ((i = 0; status > 128 && i < 10; i++)); do
-    [[ $(state) == ACTIVE ]] || break
+  # When a machine goes, its ssh ends with 255 and its peers with 76, minutes before the slice's state says so.
+  for ((i = 0; i < 10; i++)); do
+    now=$(state)
+    if [[ $now != ACTIVE ]] || ((status != 76 && status <= 128)); then break; fi
     sleep "$poll_s"
   done
-  if ((status == 0)) || { ((status != 75)) && [[ $(state) == ACTIVE ]]; }; then break; fi
-  echo "$0: status $status, the slice is $(state): again" >&2
+  if ((status == 0)) || { ((status != 75)) && [[ $now == ACTIVE ]]; }; then break; fi
+  echo "$0: status $status, the slice is $now: again" >&2
 done
 printf '%s: status %d; to delete the slice: ' "$0" "$status" >&2
 printf '%q ' "${delete[@]}" >&2

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from data_prep import estimate, guard, pipeline, shards, storage
+from data_prep import estimate, guard, pipeline, shards, storage, terminal
 from mc3_jax.data import records
 
 _MAX_LIMIT_S = 86400
+_MAX_SHORT_SIDE_PX = 4320  # 8K's; a canvas ends at 65,535 px, and a panorama is many times wider than high
 # A shard is what a worker takes: many, so that none waits long for the last one, and never by the number of workers, for a
 # run that goes on with another number finishes the same shards.
 _SHARD_CLIPS, _MIN_SHARDS = 512, 32
@@ -71,8 +72,8 @@ def check_picture_options(args: argparse.Namespace) -> None:
     for name in ("num_intervals", "num_candidates"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.short_side < 16 or args.short_side % 2:
-        raise ValueError(f"--short_side must be even and at least 16, got {args.short_side}")
+    if not 16 <= args.short_side <= _MAX_SHORT_SIDE_PX or args.short_side % 2:
+        raise ValueError(f"--short_side must be even and from 16 to {_MAX_SHORT_SIDE_PX}, got {args.short_side}")
     if not 1 <= args.jpeg_quality <= 100:
         raise ValueError(f"--jpeg_quality must be from 1 to 100, got {args.jpeg_quality}")
 
@@ -176,7 +177,7 @@ def num_shards(args: argparse.Namespace, num_clips: int) -> int:
 
 
 def _told(counted: collections.Counter) -> str:
-    return ", ".join(f"{n} {reason}" for reason, n in counted.most_common()) or "none"
+    return ", ".join(f"{n} {terminal.printable(reason)}" for reason, n in counted.most_common()) or "none"
 
 
 def run(
@@ -195,5 +196,5 @@ def run(
     try:
         convert(args, beam_args)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)

@@ -3,18 +3,22 @@
 Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
 [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there are any, are taken whole and become the
 validation and test splits' labels. Both may come from others' files: `--narrations egoclip.csv`, `--labels
-test_clips_11k.csv` (`data_prep/sources`). Every narration ends as a clip or as a row of rejected.jsonl, and the sums are
-checked; `data_prep.guard` keeps a video's harm to the video. With `--runner=DataflowRunner` or the like, options it doesn't
-know go to Beam; folders and files may be `gs://` or `s3://`.
+test_clips_11k.csv` (`data_prep/sources`). Every row of these files ends as a clip or as a row of rejected.jsonl, and the sums
+are checked; of a narration that stands in both lists the label list's row is the clip. `data_prep.guard` keeps a video's harm
+to the video. With `--runner=DataflowRunner` or the like, options it doesn't know go to Beam; folders and files may be `gs://`
+or `s3://`.
 """
 
 import argparse
+import dataclasses
+import re
 
-from data_prep import command, narrated, narrations, storage
+from data_prep import command, narrated, narrations, storage, video_files
 from data_prep.sources import ego4dsounds, egoclip, files, narration_json, sounding_labels
 from mc3_jax.data import records
 
 _ANNOTATIONS = "v2/annotations"
+_UID = re.compile(r"[\w-]+", re.ASCII)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +86,21 @@ def read_annotations(
     splits = narrations.read_splits(splits_path) if args.splits or storage.is_file(splits_path) else {}
     if args.labels_split:
         splits = {n.video_uid: args.labels_split for n in labelled} | splits
-    return found, labelled, splits
+    return _with_known_uids(found), _with_known_uids(labelled), splits
+
+
+def _with_known_uids(found: list[narrations.Narration]) -> list[narrations.Narration]:
+    """Returns narrations, those whose video has no uid such as Ego4D's with that as their problem.
+
+    "a.mp4" and "./a" mean the file of "a", and would come into splits of their own.
+    """
+
+    def problem_of(n: narrations.Narration) -> str:
+        if re.fullmatch(_UID, n.video_uid):
+            return n.problem
+        return n.problem or video_files.problem_of(n.video_uid) or "video name is no Ego4D uid"
+
+    return [n if n.problem == (problem := problem_of(n)) else dataclasses.replace(n, problem=problem) for n in found]
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
@@ -97,8 +115,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     )
     found, labelled, splits = read_annotations(args, verbs, nouns)
     chosen, rejects = narrated.choose(found, labelled, splits, clean_text=args.clean_text)
-    ids = {n.clip_id for n in labelled}
-    num_in = len(labelled) + sum(n.clip_id not in ids for n in found)
+    num_in = len(found) + len(labelled)  # counted before anything is chosen; one in both is two rows
     video_dir = storage.absolute(args.root / args.video_dir)
     return narrated.write_clips(args, beam_args, video_dir, chosen, rejects, num_in, verbs, nouns)
 

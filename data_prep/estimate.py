@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 
-from data_prep import shards, video_files
+from data_prep import shards, terminal, video_files
 from mc3_jax.data import records
 
 # CPU seconds of a clip of 540p H.264 with a keyframe every 250 frames, narrated every 16 s, as Ego4D's: one core of 2026.
@@ -56,12 +56,13 @@ def tell(tasks: list[shards.ShardTask], info: records.ClipsInfo, rejects: list[s
     items = [item for task in tasks for item in task.items]
     missing = {str(item.get("file", item.get("video_uid"))) for item in items if item.get("video_bytes", 0) is None}
     missing = sorted(missing | {r.detail or r.video_uid for r in rejects if r.reason == video_files.MISSING})
+    first = ", ".join(map(terminal.printable, missing[:3]))
     reasons = collections.Counter(reject.reason for reject in rejects)
     work = _of_sounds(items, info) if info.max_samples else _of_videos(items, info, clips.total())
     lines = [
         f"clips: {clips.total():,} (" + ", ".join(f"{clips[split]:,} {split}" for split in records.SPLITS) + ")",
         f"{work.sources}, {_size(work.read_bytes)} to read, in {len(tasks):,} shards",
-        f"missing files: {len(missing):,}" + (f", first {', '.join(missing[:3])}" if missing else ""),
+        f"missing files: {len(missing):,}" + (f", first {first}" if missing else ""),
         f"left out so far: {reasons.total():,}"
         + "".join(f"\n  {count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1])),
         f"data set: about {_size(work.written_bytes)}",

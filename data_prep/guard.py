@@ -155,6 +155,13 @@ def _take() -> "Decoder":
     return Decoder(COMMAND)
 
 
+def ready() -> "Decoder":
+    """Returns the decoder that the next cut takes, started; for whoever measures it."""
+    decoder = _take()
+    _idle.append(decoder)
+    return decoder
+
+
 os.register_at_fork(after_in_child=_idle.clear)  # a fork's children are its own
 
 

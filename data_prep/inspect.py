@@ -17,11 +17,14 @@ import librosa
 import matplotlib
 import numpy as np
 import simplejpeg
+from jaxtyping import UInt8
 from matplotlib import figure
 
+from data_prep import terminal
 from mc3_jax.data import records
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
+_MAX_FRAME_PX = 1 << 26  # twice an 8K picture's
 _MIN_LABELLED = 5  # clips of a verb, below which its sounding rate is noise
 
 
@@ -114,8 +117,8 @@ def count(source: grain.ArrayRecordDataSource, info: records.ClipsInfo) -> Stati
 
 
 def _short(label: str) -> str:
-    """Returns a taxonomy's label without its list of forms: "wash_(wash,_rinse)" is "wash"."""
-    return label.split("_(")[0]
+    """Returns a taxonomy's label without its list of forms, "wash_(wash,_rinse)" as "wash", with escapes as it is printed."""
+    return terminal.printable(label.split("_(")[0])
 
 
 def describe(split: str, found: Statistics) -> str:
@@ -169,11 +172,30 @@ def draw_classes(found: dict[str, Statistics], info: records.ClipsInfo) -> figur
     for i, (split, statistics) in enumerate(found.items()):
         counts = [statistics.classes.get(name, 0) for name in info.classes]
         axes.bar(np.arange(len(counts)) + (i + 0.5) * width - 0.4, counts, width, label=split)
-    axes.set_xticks(range(len(info.classes)), info.classes, rotation=90, fontsize=8, parse_math=False)
+    names = [terminal.printable(name) for name in info.classes]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)
     axes.set_yscale("symlog", linthresh=10)
     axes.set_ylabel("clips")
     axes.legend()
     return sheet
+
+
+def _picture(clip: records.Clip, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a frame as RGB.
+
+    Raises:
+      ValueError: It can't be decoded, is of another size than the record says, or larger than a frame is.
+    """
+    try:
+        size, said = simplejpeg.decode_jpeg_header(clip.frames[index])[:2], (clip.frame_height, clip.frame_width)
+        # Before it is decoded: a forged size takes gigabytes.
+        if size != said:
+            raise ValueError(f"it is {size}, the record says {said}")
+        if size[0] * size[1] > _MAX_FRAME_PX:
+            raise ValueError(f"{size} is more than {_MAX_FRAME_PX:,} px")
+        return simplejpeg.decode_jpeg(clip.frames[index], "RGB")
+    except ValueError as error:
+        raise ValueError(f"clip {clip.clip_id}: frame {index} can't be decoded: {error}") from error
 
 
 def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> figure.Figure:
@@ -189,8 +211,7 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
     for row, clip in zip(grid, clips, strict=True):
         records.check(clip, info)
         for t, axes in enumerate(row[:-2]):
-            jpeg = clip.frames[t * info.num_candidates + info.num_candidates // 2]
-            axes.imshow(simplejpeg.decode_jpeg(jpeg, "RGB"))
+            axes.imshow(_picture(clip, t * info.num_candidates + info.num_candidates // 2))
             axes.axis("off")
         wave = clip.audio / np.float32(32768)
         times = np.arange(len(wave)) / info.sample_rate_hz
@@ -205,7 +226,7 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
         kind = labels.get(clip.label, clip.label)
         if 0 <= clip.class_id < len(info.classes):
             kind = info.classes[clip.class_id] + (f", fold {clip.fold}" if clip.fold >= 0 else "")
-        caption = f"{clip.narration}   [{kind}, {clip.time_us / 1e6:.1f} s of {clip.video_uid}]"
+        caption = terminal.printable(f"{clip.narration}   [{kind}, {clip.time_us / 1e6:.1f} s of {clip.video_uid}]")
         if clip.frames:
             place = {"x": 0, "y": 1.06, "transform": row[0].transAxes, "in_layout": False}
             row[0].text(s=caption[:150], fontsize=8, parse_math=False, **place)
@@ -251,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         content = {name: dataclasses.asdict(statistics) for name, statistics in found.items()}
         (args.out / "statistics.json").write_text(json.dumps(content, indent=1) + "\n")
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
     print(f"{args.out}: contact_sheet.png ({split}), statistics.png, statistics.json")
 

@@ -5,7 +5,6 @@ What `data_prep.ego4d` and `data_prep.own_videos` have in common; media are open
 
 import argparse
 import collections
-import dataclasses
 import itertools
 import math
 import re
@@ -101,55 +100,73 @@ def choose(
     *,
     clean_text: bool = False,
 ) -> tuple[dict[str, list[narrations.Narration]], list[shards.Reject]]:
-    """Returns the narrations of each split and those left out, every narration once.
+    """Returns the narrations of each split, and a reject for every other row of the two lists.
 
     Training takes the camera wearer's; a label list is taken whole; in validation and test only what the label list holds
-    counts where there is one, else the wearer's. Of narrations with one video, time and text the first counts.
+    counts where there is one, else the wearer's. Of narrations with one video, time and text one counts: the label list's,
+    else the first. Only one that counts takes the place of others.
 
     Args:
       found: All narrations.
-      labelled: The label list; a narration that is in both lists counts once.
+      labelled: The label list. A row whose label another one contradicts does not count, nor does the other.
       splits: Video uid → split; videos it lacks are split by the hash of their uid.
-      clean_text: Whether tags and spare white space are taken off the texts.
+      clean_text: Whether clips will hold cleaned texts, see `plan_tasks`.
     """
     chosen: dict[str, list[narrations.Narration]] = {name: [] for name in records.SPLITS}
     rejects = []
-    ids = {n.clip_id for n in labelled}
-    seen: set[str | tuple[str, int, str]] = set()
-    listed = ((n, True) for n in labelled), ((n, False) for n in found if n.clip_id not in ids)
-    for narration, whole in itertools.chain(*listed):
-        split = splits.get(narration.video_uid) or narrations.split_by_hash(narration.video_uid)
-        text = narrations.clean(narration.text) if clean_text else narration.text
-        names: list[str | tuple[str, int, str]] = [narration.clip_id]
-        if math.isfinite(narration.time_s):
-            names.append((narration.video_uid, round(narration.time_s * 1e6), narration.text))
-        reason = "same narration twice" if any(name in seen for name in names) else _problem(narration, text)
-        if reason is None and not whole:
-            speaker = narrations.who(narration.text)
-            if speaker != "wearer":
-                reason = {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(
-                    speaker, "nobody's tag"
-                )
-            elif labelled and split != "train":
-                reason = f"no label, though in the {split} split"
-        seen.update(names)
+    labels = collections.defaultdict(set)
+    for narration in labelled:
+        if _problem(narration, clean_text) is None and narration.label != records.UNKNOWN:
+            labels[_moment(narration)].add(narration.label)
+    taken: dict[tuple[str, int, str], bool] = {}  # what counts so far → whether it is of the label list
+    ids: set[str] = set()
+    for narration, whole in itertools.chain(((n, True) for n in labelled), ((n, False) for n in found)):
+        reason, clip_id, split, name = _problem(narration, clean_text), narration.clip_id, "", ("", 0, "")
+        if reason is None:  # only now it is known that uid and text can be encoded
+            split = splits.get(narration.video_uid) or narrations.split_by_hash(narration.video_uid)
+            name = _moment(narration)
+            if whole and len(labels[name]) > 1:
+                reason = "labels contradict each other"
+            elif whole and narration.label == records.UNKNOWN and labels[name]:
+                reason = "same narration twice"  # the row with the label counts, wherever it stands
+            elif name in taken:
+                reason = "stands in the label list too" if taken[name] and not whole else "same narration twice"
+            elif not whole:
+                reason = _not_wanted(narration, split if labelled else "train")
+        if reason is None and clip_id in ids:  # uids that hold "_", or a hash that falls together
+            reason = "another narration has this id"
         if reason:
-            rejects.append(shards.Reject(narration.clip_id, narration.video_uid, reason))
+            rejects.append(shards.Reject(clip_id, narration.video_uid, reason))
         else:
-            chosen[split].append(dataclasses.replace(narration, text=text))
+            taken[name] = whole
+            ids.add(clip_id)
+            chosen[split].append(narration)
     return chosen, rejects
 
 
-def _problem(narration: narrations.Narration, text: str) -> str | None:
-    """Returns why a narration can't become a clip whoever tells it, or None; `text` is what the clip would say."""
+def _moment(narration: narrations.Narration) -> tuple[str, int, str]:
+    """Returns what is equal in narrations of which one counts: video, time in µs and words, tags included."""
+    return narration.video_uid, round(narration.time_s * 1e6), narration.words
+
+
+def _problem(narration: narrations.Narration, clean_text: bool) -> str | None:
+    """Returns why a narration can't become a clip whoever tells it, or None."""
     problem = narration.problem or video_files.problem_of(narration.video_uid)
     if problem:
         return problem
-    if not text.strip():
+    if not (narrations.clean(narration.text) if clean_text else narration.words):
         return "narration has no text"
-    if re.search("[\ud800-\udfff]", text):
+    if re.search("[\ud800-\udfff]", narration.annotation_uid + narration.source + narration.text):
         return "narration is no valid Unicode"  # half a character, which JSON can escape and no file can hold
     return None if math.isfinite(narration.time_s) else "narration has no time"
+
+
+def _not_wanted(narration: narrations.Narration, split: str) -> str | None:
+    """Returns why a narration without a label is not taken into a split, or None; others than "train" want labels."""
+    speaker = narrations.who(narration.text)
+    if speaker != "wearer":
+        return {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "nobody's tag")
+    return None if split == "train" else f"no label, though in the {split} split"
 
 
 def plan_tasks(
@@ -158,10 +175,19 @@ def plan_tasks(
     nouns: narrations.Taxonomy,
     num_shards: int,
     video_dir: storage.Path,
+    *,
+    clean_text: bool = False,
 ) -> list[shards.ShardTask]:
     """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos.
 
     What each video file is is part of its shard's task, so a rerun after videos came or were replaced redoes their shards.
+
+    Args:
+      chosen: See `choose`.
+      verbs, nouns: Taxonomies, maybe empty.
+      num_shards: Over all splits.
+      video_dir: Of the videos.
+      clean_text: Whether tags and spare white space are taken off the texts.
     """
     total = sum(map(len, chosen.values()))
     facts = video_files.facts(video_dir)
@@ -170,8 +196,9 @@ def plan_tasks(
         by_video = collections.defaultdict(list)
         for n in lines:
             verb_id, noun_id = narrations.find_verb_and_noun(n.text, verbs, nouns, n.verb_tags, n.noun_tags)
+            text = narrations.clean(n.text) if clean_text else n.text
             by_video[n.video_uid].append(
-                {"clip_id": n.clip_id, "source": n.source, "time_s": n.time_s, "text": n.text, "label": n.label,
+                {"clip_id": n.clip_id, "source": n.source, "time_s": n.time_s, "text": text, "label": n.label,
                  "verb_id": verb_id, "noun_id": noun_id}
             )  # fmt: skip
         count = max(round(num_shards * len(lines) / max(total, 1)), 1)
@@ -202,13 +229,14 @@ def write_clips(
       beam_args: Beam's own options.
       video_dir: Absolute path of the videos, or in a bucket.
       chosen, rejects: See `choose`.
-      num_in: Narrations read.
+      num_in: Rows read, of the label list too: as many as there will be clips and rejects.
       verbs, nouns: Taxonomies, maybe empty.
 
     Raises:
       ValueError: Nothing to write, or lost records.
     """
-    tasks = plan_tasks(chosen, verbs, nouns, command.num_shards(args, sum(map(len, chosen.values()))), video_dir)
+    num_shards = command.num_shards(args, sum(map(len, chosen.values())))
+    tasks = plan_tasks(chosen, verbs, nouns, num_shards, video_dir, clean_text=args.clean_text)
     settings = {
         "cutting": media.VERSION, "video_dir": str(video_dir), "window_s": list(args.window),
         "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,

@@ -18,12 +18,15 @@ from mc3_jax.data.records import SPLITS, UNKNOWN
 _WEARER = re.compile(r"^\s*(#\s*cc?\b|[3@]?c\s+c\b)", re.IGNORECASE)
 _OTHER = re.compile(r"^\s*#\s*oo?\b", re.IGNORECASE)
 _UNSURE = re.compile(r"#\s*uns?u?re\b", re.IGNORECASE)
-_TAG = re.compile(r"^\s*#\s*\w+\s+(\w\b)?|^\s*[3@]?c\s+c\b|#\s*uns?u?re\b", re.IGNORECASE)
-# Endings of inflected forms and what they stand for: chops, washes, carries, slicing, diced, leaves, knives.
-_ENDINGS = (
-    ("es", ""), ("s", ""), ("ies", "y"), ("ing", ""), ("ing", "e"), ("ed", ""), ("ed", "e"), ("ied", "y"), ("ves", "f"),
-    ("ves", "fe"),
-)  # fmt: skip
+# A letter behind a tag is part of it only where it is the wearer's: "#O a man" has an article.
+_TAG = re.compile(
+    r"^\s*#\s*(?:(?:cc?|uns?u?re)\s+c\b|\w+\s)|^\s*[3@]?c\s+c\b|#\s*uns?u?re\b", re.IGNORECASE
+)
+# Endings of inflected forms and what they stand for: chops, washes, carries, slicing, diced, leaves, knives. Where stems
+# differ by an "e", the longer one comes first: tubes and taped are of tube and tape, and tubs and tapped of tub and tap.
+_ENDINGS = {
+    "s": ("",), "es": ("",), "ies": ("y",), "ves": ("f", "fe"), "ing": ("e", ""), "ed": ("e", ""), "ied": ("y",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Narration:
 
     Attributes:
       video_uid: Of the video; its file is named by it.
-      annotation_uid: What tells narrations of one moment apart.
+      annotation_uid: The file's name for it, maybe for all of a pass; "" where it has none.
       source: "narration_pass_1" or "narration_pass_2", or the file's word for it.
       time_s: Moment in the video; NaN where the file names none.
       text: As written.
@@ -52,10 +55,19 @@ class Narration:
     problem: str = ""
 
     @property
+    def words(self) -> str:
+        """The text with single spaces, by which narrations of one moment are the same or not."""
+        return " ".join(self.text.split())
+
+    @property
     def clip_id(self) -> str:
-        """Unique: one annotation uid may cover a whole pass, so the moment is part of it."""
+        """Of video, annotation, moment in µs and words: an annotation uid may cover a pass, a moment have several lines.
+
+        Nothing else is in it, so that it is the same in every list, and whatever rows come before.
+        """
         moment = f"{round(self.time_s * 1e6):011d}" if math.isfinite(self.time_s) else "no_time"
-        return f"{self.video_uid}_{self.annotation_uid}_{moment}"
+        text = hashlib.sha256(self.words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        return "_".join(filter(None, (self.video_uid, self.annotation_uid, moment, text)))
 
 
 def who(text: str) -> str:
@@ -115,10 +127,11 @@ def _stem(word: str, vocabulary: frozenset[str]) -> str:
     """Returns the word of the vocabulary that a word is a form of, or the word itself."""
     if word in vocabulary:
         return word
-    for ending, instead in _ENDINGS:
+    for ending, instead in _ENDINGS.items():
         if word.endswith(ending):
             base = word.removesuffix(ending)
-            for candidate in (base + instead, base[:-1] if base[-1:] == base[-2:-1] else base):  # chopping
+            doubled = [base[:-1]] if base[-1:] == base[-2:-1] else []  # chopping
+            for candidate in [base + letters for letters in instead] + doubled:
                 if candidate in vocabulary:
                     return candidate
     return word

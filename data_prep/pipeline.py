@@ -115,7 +115,9 @@ def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.
 def _unwrap(error: Exception) -> Exception:
     """Returns as one line what a worker met: a bad value, a disk, too little memory; else Beam's error with a traceback."""
     last = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
-    found = re.fullmatch(r"(?:RuntimeError: )?(?:[\w.]+\.)?(\w+)(?:: (.*?))?(?: \[while running '.*'\])?", last)
+    # Beam's own words stand at the end, or in the middle where the error has several arguments.
+    last = re.sub(r" \[while running '[^']*'\]", "", last)
+    found = re.fullmatch(r"(?:RuntimeError: )?(?:[\w.]+\.)?(\w+)(?:: (.*))?", last)
     if found is None:
         return error
     if found[1].endswith("MemoryError"):  # numpy has its own

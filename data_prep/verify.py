@@ -15,13 +15,13 @@ import json
 import multiprocessing
 import os
 import pathlib
-import re
 import sys
 
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
+from data_prep import terminal
 from mc3_jax.data import records
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # of a file that holds JSON
@@ -252,10 +252,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         problems, counts = verify(args.clips, args.num_workers or os.cpu_count() or 1)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
     for problem in problems:
-        print(re.sub(r"[^\x20-\x7eµ-ÿ]", "?", problem))  # ids are whatever stands in the file
+        print(terminal.printable(problem))  # ids are whatever stands in the file
     told = ", ".join(f"{value:,} {name}" for name, value in counts.items())
     print(f"{args.clips}: {told or 'not read'}; " + (f"{len(problems)} problem(s)" if problems else "sound"))
     sys.exit(1 if problems else 0)

@@ -13,6 +13,7 @@ import tokenizers
 import transformers
 from array_record.python.array_record_module import ArrayRecordReader
 
+from data_prep import terminal
 from mc3_jax.data import records
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = train_vocabulary(texts, args.size)
         tokenizer.save_pretrained(args.out)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
     print(f"{len(tokenizer)} tokens from {len(texts)} narrations -> {args.out}")
 

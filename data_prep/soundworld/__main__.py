@@ -15,6 +15,7 @@ import time
 
 from tqdm import tqdm
 
+from data_prep import terminal
 from data_prep.soundworld import annotate, plan, video_file
 
 _RECORDINGS = (".wav", ".ogg", ".flac", ".mp3")
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         make(args)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 
 from data_prep import storage
@@ -15,14 +16,29 @@ def read_json(path: storage.Path):
     """Returns a JSON file's content.
 
     Raises:
-      ValueError: No such file, or no JSON.
+      ValueError: No such file, no JSON, or an object with two values of one name, of which JSON readers lose the first.
     """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            double = next(name for name in names if names.count(name) > 1)
+            raise _DoubleError(f"{path} names {double!r:.60} twice in one object: join or remove one")
+        return found
+
     if not storage.is_file(path):
         raise ValueError(f"no file {path}")
     try:
-        return json.loads(storage.read(path).decode("utf-8"))
+        return json.loads(storage.read(path).decode("utf-8"), object_pairs_hook=unique)
+    except _DoubleError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+class _DoubleError(ValueError):
+    """An object of a JSON file names something twice."""
 
 
 def read_csv(
@@ -62,8 +78,20 @@ def read_csv(
                 if ragged and not skip_ragged:
                     raise ValueError(f"{where}: its values are not one a column: {list(row.values())!r:.100}")
                 yield reader.line_num, None if ragged else row
-        except (UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, {_undecodable(path)}") from error
+        except csv.Error as error:
             raise ValueError(f"{path}, row {reader.line_num + 1} can't be read: {error}") from error
+
+
+def _undecodable(path: storage.Path) -> str:
+    """Returns which row of a file holds bytes that are no UTF-8: the decoder reads ahead of the rows and can't say."""
+    with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="") as f:
+        for number, line in enumerate(f, start=1):
+            found = re.search("[\udc80-\udcff]", line)
+            if found:
+                return f"row {number} can't be read: byte {ord(found[0]) - 0xDC00:#x} is no UTF-8"
+    return "some row can't be read: the file changes while it is read"
 
 
 def is_tab_separated(path: storage.Path) -> bool:
@@ -93,10 +121,22 @@ def seconds(value, where: str) -> float:
       ValueError: It is no number.
     """
     try:
-        time_s = float("nan" if value is None else expect(value, (int, float, str), f"{where} must be seconds"))
+        value = "nan" if value is None else expect(value, (int, float, str), f"{where} must be seconds")
+        time_s = _number(value) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{where} must be seconds, got {value!r:.60}") from error
     return time_s if abs(time_s) < _CENTURY_S else float("nan")
+
+
+def _number(text: str) -> float:
+    """Returns the number that a text writes as other programs do: `float` also takes "1_000" and other scripts' digits.
+
+    Raises:
+      ValueError: It is none.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"no number: {text!r:.60}")
+    return float(text)
 
 
 def whole_number(value: str, where: str, *, least: int = 0, most: int) -> int:
@@ -120,6 +160,6 @@ def label(value: str, where: str) -> int:
     if not value.strip():
         return UNKNOWN
     try:
-        return {0.0: 0, 1.0: 1}[float(value)]
+        return {0.0: 0, 1.0: 1}[_number(value)]
     except (ValueError, KeyError) as error:
         raise ValueError(f"{where} must be 1, 0 or empty, got {value!r:.60}") from error

@@ -1,22 +1,22 @@
-"""Ego4D's own JSON: `narration.json`, `all_narrations_redacted.json` of version 2, and `ego4d.json`.
+"""Ego4D's own JSON: `narration.json` and `all_narrations_redacted.json` of version 2.
 
 `narration.json` holds two passes a video, `{uid: {narration_pass_1: {narrations: [{timestamp_sec, narration_text,
 annotation_uid}]}}}`; the redacted file one list, `{uid: {narrations: [{time, text}]}}`. Either stands under `videos` or by
 itself. A video that was taken back has a `status` and nothing else.
 """
 
-import hashlib
 import math
+import re
 
 from data_prep import storage
 from data_prep.narrations import Narration
 from data_prep.sources import files
 
-_PASSES = ("narration_pass_1", "narration_pass_2")
+_PASS = re.compile(r"narration_pass_\d+", re.ASCII)
 
 
 def read(path: storage.Path) -> list[Narration]:
-    """Returns every narration of the file, both passes, in order of video and time.
+    """Returns every narration of the file, all passes, in order of video and time.
 
     Entries without a text or time are kept, with an empty text or NaN, so that the caller can count them.
 
@@ -31,7 +31,7 @@ def read(path: storage.Path) -> list[Narration]:
     for uid, video in videos.items():
         where = f"{path}, video {uid}"
         video = files.expect(video, dict, f"{where} must be an object") or {}
-        for name in _PASSES:
+        for name in sorted(filter(_PASS.fullmatch, video)):
             inside = f"{where}, {name}"
             lines = (files.expect(video.get(name), dict, f"{inside} must be an object") or {}).get("narrations")
             found += _read_lines(lines, str(uid), name, inside, "timestamp_sec", "narration_text")
@@ -49,9 +49,6 @@ def _read_lines(lines, uid: str, source: str, where: str, time_name: str, text_n
         annotation = files.expect(line.get("annotation_uid"), (str, int), f"{row}: annotation_uid must be text")
         text = files.expect(line.get(text_name), str, f"{row}: {text_name} must be text") or ""
         time_s = files.seconds(line.get(time_name), f"{row}: {time_name}")
-        if annotation is None and source not in _PASSES:
-            # Several annotators' lines stand in one list, at times at one moment.
-            annotation = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         found.append(Narration(uid, "" if annotation is None else str(annotation), source, time_s, text))
     return found
 
@@ -59,16 +56,3 @@ def _read_lines(lines, uid: str, source: str, where: str, time_name: str, text_n
 def _order(time_s: float) -> tuple[bool, float]:
     """Sorts times, those that are NaN last: by itself it would put the others out of order."""
     return (True, 0.0) if math.isnan(time_s) else (False, time_s)
-
-
-def read_metadata(path: storage.Path) -> dict[str, dict]:
-    """Returns `ego4d.json`'s entry of each video uid.
-
-    Raises:
-      ValueError: No such file, no JSON or another layout.
-    """
-    content = files.read_json(path)
-    try:
-        return {video["video_uid"]: video for video in content["videos"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a list `videos` of objects with `video_uid`") from error

@@ -8,8 +8,6 @@
 counts.
 """
 
-import hashlib
-
 from data_prep import storage, video_files
 from data_prep.narrations import Narration, read_splits
 from data_prep.sources import files
@@ -40,9 +38,7 @@ def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
         uid, problem = uids[name]
         time_s = files.seconds(row["time_s"].strip() or None, f"{where}: time_s")
         label = files.label(row.get("label", ""), f"{where}: label")
-        # Not the row's number: a line more at the top would make all others new.
-        annotation = hashlib.sha256(text.encode()).hexdigest()[:12]
-        found.append(Narration(uid, annotation, "own_csv", time_s, text, label, problem=problem))
+        found.append(Narration(uid, "", "own_csv", time_s, text, label, problem=problem))
     return found
 
 

@@ -2,6 +2,8 @@
 
 import collections
 import csv
+import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -25,6 +27,7 @@ from tests import world as commands
 SEED, NUM_VIDEOS = 438, 8
 VIDEOS = [plan.plan_video(SEED, i, 20.0, 64) for i in range(NUM_VIDEOS)]
 MUTE, LATE = VIDEOS[4], VIDEOS[2]
+DOUBLE = "stands in the label list too"
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +108,16 @@ def video_path(root: pathlib.Path, video: plan.Video) -> pathlib.Path:
     return root / "v2" / "video_540ss" / f"{video.uid}.mp4"
 
 
+def id_of(uid: str, annotation: str, time_s: float, text: str) -> str:
+    words = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+    return f"{uid}_{annotation}_{round(time_s * 1e6):011d}_{words[:8]}"
+
+
 def all_ids(root: pathlib.Path) -> list[str]:
     """Returns the ids of all narrations, from the JSON itself."""
     videos = json.loads((root / "v2" / "annotations" / "narration.json").read_text())["videos"]
     return [
-        f"{uid}_{line['annotation_uid']}_{round(line['timestamp_sec'] * 1e6):011d}"
+        id_of(uid, line["annotation_uid"], line["timestamp_sec"], line["narration_text"])
         for uid, video in videos.items()
         for part in video.values()
         for line in part["narrations"]
@@ -119,7 +127,7 @@ def all_ids(root: pathlib.Path) -> list[str]:
 def labels_by_id(root: pathlib.Path) -> dict[str, int]:
     with (root / "v2" / "annotations" / "sounding_labels.csv").open(newline="") as f:
         return {
-            f"{r['video_uid']}_{r['annotation_uid']}_{round(float(r['timestamp_sec']) * 1e6):011d}": int(
+            id_of(r["video_uid"], r["annotation_uid"], float(r["timestamp_sec"]), r["narration_text"]): int(
                 int(r["vote_1"]) + int(r["vote_2"]) + int(r["vote_3"]) >= 2
             )
             for r in csv.DictReader(f)
@@ -128,7 +136,12 @@ def labels_by_id(root: pathlib.Path) -> dict[str, int]:
 
 def test_every_narration_ends_as_a_clip_or_as_a_row_with_its_reason(converted):
     out = [*converted.clips, *(row["clip_id"] for row in converted.rejected)]
-    assert sorted(out) == sorted(all_ids(converted.root))
+    labels = labels_by_id(converted.root)
+    assert sorted(out) == sorted([*all_ids(converted.root), *labels])
+    # Those in both files are told once as a clip, or why they are none, and once as doubles.
+    assert set(labels) <= set(all_ids(converted.root))
+    doubles = [row["clip_id"] for row in converted.rejected if row["reason"] == DOUBLE]
+    assert sorted(doubles) == sorted(labels)
     assert len(converted.clips) == sum(map(len, converted.splits.values())) > 30
     assert all(row["reason"] for row in converted.rejected)
     for name, split in converted.info.splits.items():
@@ -157,7 +170,7 @@ def test_training_takes_the_wearers_narrations_and_the_other_splits_their_label_
     rejected = {row["clip_id"] for row in converted.rejected}
     assert set(labels) == set(labelled) | (set(labels) & rejected)
     assert {row["reason"] for row in converted.rejected if row["clip_id"] in labels} <= {
-        "audio does not cover the clip", "video does not cover the clip"
+        "audio does not cover the clip", "video does not cover the clip", DOUBLE,
     }  # fmt: skip
 
 
@@ -269,7 +282,7 @@ def test_a_dry_run_tells_what_is_to_be_done_and_writes_nothing(converted, copy, 
     told = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     early = {"somebody else's action", "narrator is unsure", "no label, though in the validation split",
-             "no label, though in the test split"}  # fmt: skip
+             "no label, though in the test split", DOUBLE}  # fmt: skip
     late = [row for row in converted.rejected if row["reason"] not in early]
     assert f"clips: {len(converted.clips) + len(late)} (" in told
     num_bytes = sum(path.stat().st_size for path in (copy / "v2" / "video_540ss").iterdir())
@@ -337,20 +350,33 @@ def test_odd_narrations_are_left_out_with_their_reasons_and_the_sums_still_hold(
         },
         "narrator is unsure": {"timestamp_sec": 5.0, "narration_text": "#unsure", "annotation_uid": "x4"},
         "nobody's tag": {"timestamp_sec": 5.0, "narration_text": "stirs", "annotation_uid": "x5"},
-        "same narration twice": lines[0],
+        "same narration twice": next(line for line in lines if narrations.who(line["narration_text"]) == "wearer"),
         "audio does not cover the clip": {"timestamp_sec": -3.0, "narration_text": "#C C", "annotation_uid": "x6"},
     }
     lines += odd.values()
     lines += [{"timestamp_sec": 1e300, "narration_text": "#C C far away", "annotation_uid": "x7"}]
-    content["videos"]["no/such/video"] = {"narration_pass_1": {"narrations": [lines[0]]}}
+    # An id that no record can hold costs its own row.
+    lines += [{"timestamp_sec": 5.0, "narration_text": "#C C stirs", "annotation_uid": "\ud800u"}]
+    splits = write_splits(tmp_path, content["videos"])
+    names = {
+        "no-such-video": "video file is missing",
+        "half a \ud83d": "video name is none that a file can have",
+        "no/such/video": "video name is no Ego4D uid",
+        # Other names of a file would put one video into several splits.
+        f"{video.uid}.mp4": "video name is no Ego4D uid",
+        f"./{video.uid}": "video name is no Ego4D uid",
+        f"../video_540ss/{video.uid}": "video name leads out of the folder",
+    }
+    for name in names:
+        content["videos"][name] = {"narration_pass_1": {"narrations": [lines[0]]}}
     path.write_text(json.dumps(content))
-    made = convert(copy, tmp_path / "out", "--splits", write_splits(tmp_path, content["videos"]))
+    made = convert(copy, tmp_path / "out", "--splits", splits)
     reasons = made.reasons(video.uid)
     assert all(reasons[reason] >= 1 for reason in odd), reasons
-    assert made.reasons("no/such/video") == {"video file is missing": 1}
-    assert len(made.clips) + len(made.rejected) == sum(
-        len(part["narrations"]) for v in content["videos"].values() for part in v.values()
-    )
+    assert reasons["narration is no valid Unicode"] == 2
+    assert {name: made.reasons(name) for name in names} == {name: {reason: 1} for name, reason in names.items()}
+    num_rows = sum(len(part["narrations"]) for v in content["videos"].values() for part in v.values())
+    assert len(made.clips) + len(made.rejected) == num_rows + len(labels_by_id(copy))
 
 
 def write_splits(folder: pathlib.Path, uids, split: str = "train") -> pathlib.Path:
@@ -377,8 +403,10 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--num_candidates", "-1"], "--num_candidates must be at least 1, got -1"),
         (["--num_shards", "-1"], "--num_shards must be at least 0, got -1"),
         (["--num_workers", "-2"], "--num_workers must be at least 0, got -2"),
-        (["--short_side", "63"], "--short_side must be even and at least 16, got 63"),
-        (["--short_side", "8"], "--short_side must be even and at least 16, got 8"),
+        (["--short_side", "63"], "--short_side must be even and from 16 to 4320, got 63"),
+        (["--short_side", "8"], "--short_side must be even and from 16 to 4320, got 8"),
+        (["--short_side", "4322"], "--short_side must be even and from 16 to 4320, got 4322"),
+        (["--short_side", "70000"], "--short_side must be even and from 16 to 4320, got 70000"),
         (["--jpeg_quality", "0"], "--jpeg_quality must be from 1 to 100, got 0"),
         (["--cpu_limit", "0", "1"], "--cpu_limit must be seconds above 0"),
         (["--cpu_limit", "60", "-1"], "--cpu_limit must be seconds above 0 and at least 0"),
@@ -473,20 +501,83 @@ def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") 
     return narrations.Narration(uid, annotation, "narration_pass_1", time_s, text, label)
 
 
-def test_of_a_narration_in_both_lists_the_labelled_one_counts():
-    found = [narration(), narration("#C C cuts", time_s=2.0), narration("#C C pours", uid="w")]
-    labelled = [narration("#O man X stirs", label=0), narration("nobody's", uid="u", label=1)]
-    chosen, rejects = narrated.choose(found, labelled, {"v": "test", "u": "validation", "w": "train"})
-    assert [(n.text, n.label) for n in chosen["test"]] == [("#O man X stirs", 0)]
-    assert [(n.text, n.label) for n in chosen["validation"]] == [("nobody's", 1)]
-    assert [n.text for n in chosen["train"]] == ["#C C pours"]
-    assert [(r.reason, r.video_uid) for r in rejects] == [("no label, though in the test split", "v")]
+def choose(found, labelled=(), split="train", **options):
+    """Returns what `narrated.choose` chooses in one split, and the texts left out by reason; every row is one of them."""
+    chosen, rejects = narrated.choose(list(found), list(labelled), dict.fromkeys("vuw", split), **options)
+    texts = {n.clip_id: n.words for n in (*labelled, *found)}
+    assert sum(map(len, chosen.values())) == len(chosen[split])
+    assert len(chosen[split]) + len(rejects) == len(found) + len(labelled)
+    assert len({n.clip_id for n in chosen[split]}) == len(chosen[split])
+    return [(n.text, n.label) for n in chosen[split]], sorted((r.reason, texts[r.clip_id]) for r in rejects)
 
 
-def test_a_label_given_twice_is_taken_once():
-    chosen, rejects = narrated.choose([], [narration(label=1), narration(label=0)], {"v": "test"})
-    assert [n.label for n in chosen["test"]] == [1]
-    assert [r.reason for r in rejects] == ["same narration twice"]
+def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_is_told():
+    found = [narration(), narration("#C C cuts", time_s=2.0), narration("#O man X stirs"), narration("#C C stirs ")]
+    for labels in ([1], [0], [-1]):
+        labelled = [narration(label=label) for label in labels]
+        # That it is told twice is said before whose action it is and that others have no label.
+        assert choose(found, labelled, "test") == (
+            [("#C C stirs", labels[0])],
+            [("no label, though in the test split", "#C C cuts"), ("somebody else's action", "#O man X stirs"),
+             (DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs")],
+        )  # fmt: skip
+        assert choose(found, labelled) == (
+            [("#C C stirs", labels[0]), ("#C C cuts", -1)],
+            [("somebody else's action", "#O man X stirs"), (DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs")],
+        )
+    labelled = [narration("#O man X stirs", label=0)]
+    assert choose(found[:3], labelled) == (
+        [("#O man X stirs", 0), ("#C C stirs", -1), ("#C C cuts", -1)], [(DOUBLE, "#O man X stirs")]
+    )  # fmt: skip
+
+
+def test_of_two_lines_of_one_annotation_and_moment_each_is_told():
+    waves, chops, empty = narration("#O B waves"), narration("#C C chops the onion"), narration("")
+    assert len({n.clip_id for n in (waves, chops, empty)}) == 3
+    told = ("somebody else's action", "#O B waves")
+    assert choose([waves, chops]) == ([("#C C chops the onion", -1)], [told])
+    label = narration("#O B waves", label=1)
+    assert choose([waves, chops], [label]) == (
+        [("#O B waves", 1), ("#C C chops the onion", -1)], [(DOUBLE, "#O B waves")]
+    )  # fmt: skip
+    # What is left out itself takes nothing else with it.
+    assert choose([empty, chops, empty]) == (
+        [("#C C chops the onion", -1)], [("narration has no text", ""), ("narration has no text", "")]
+    )  # fmt: skip
+    assert choose([waves, waves]) == ([], [told, told])
+    assert choose([waves, chops, chops], clean_text=True) == (
+        [("#C C chops the onion", -1)], [("same narration twice", "#C C chops the onion"), told]
+    )  # fmt: skip
+
+
+def test_of_a_label_given_twice_one_counts_and_of_labels_that_contradict_each_other_none():
+    one, zero, none = (narration(label=label) for label in (1, 0, -1))
+    twice, contradict = ("same narration twice", "#C C stirs"), ("labels contradict each other", "#C C stirs")
+    assert choose([], [one, one], "test") == ([("#C C stirs", 1)], [twice])
+    assert choose([], [none, zero], "test") == ([("#C C stirs", 0)], [twice])
+    assert choose([], [none, none], "test") == ([("#C C stirs", -1)], [twice])
+    assert choose([], [one, none, zero, one], "test") == ([], [contradict] * 4)
+    assert choose([narration()], [one, zero], "test") == (
+        [], [contradict, contradict, ("no label, though in the test split", "#C C stirs")]
+    )  # fmt: skip
+    assert choose([narration()], [one, zero]) == ([("#C C stirs", -1)], [contradict, contradict])
+
+
+def test_ids_that_fall_together_cost_the_later_row_and_end_nothing():
+    lines = [narration(uid="v", annotation="u_w"), narration(uid="v_u", annotation="w")]
+    assert lines[0].clip_id == lines[1].clip_id
+    chosen, rejects = narrated.choose(lines, [], {"v": "train", "v_u": "test"})
+    assert chosen == {"train": lines[:1], "validation": [], "test": []}
+    assert [(r.reason, r.video_uid) for r in rejects] == [("another narration has this id", "v_u")]
+
+
+@pytest.mark.parametrize("field", ["video_uid", "annotation_uid", "source", "text"])
+def test_half_a_character_anywhere_costs_its_own_row(field):
+    bad = dataclasses.replace(narration(), **{field: "#C C \ud800"})
+    chosen, rejects = narrated.choose([bad, narration()], [bad], {"v": "train"})
+    assert chosen["train"] == [narration()]
+    reason = "video name is none that a file can have" if field == "video_uid" else "narration is no valid Unicode"
+    assert [r.reason for r in rejects] == [reason] * 2
 
 
 def test_narrations_without_a_time_are_each_counted():

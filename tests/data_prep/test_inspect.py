@@ -1,14 +1,19 @@
 """Inspection: the counts are those of the clips, and the pictures are made of whatever stands in them."""
 
+import contextlib
 import json
 import pathlib
 import re
+import resource
+import shutil
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import simplejpeg
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
 from data_prep import inspect, shards
@@ -83,6 +88,51 @@ def test_bad_options_are_one_line(folder, tmp_path, capsys, arguments, message):
         inspect.main([str(folder), "--out", str(tmp_path), *arguments])
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "words"),
+    [
+        ((60_000, 60_000), (16, 24), r"it is \(60000, 60000\), the record says \(16, 24\)"),
+        ((24, 16), (16, 24), r"it is \(24, 16\), the record says \(16, 24\)"),
+        ((60_000, 60_000), (60_000, 60_000), r"\(60000, 60000\) is more than"),
+        (None, (16, 24), ""),
+    ],
+)
+def test_a_frame_that_is_forged_is_one_line_and_takes_no_memory(folder, tmp_path, capsys, size, canvas, words):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    info = records.ClipsInfo.load(copy)
+    info.canvas_px = canvas
+    info.dump(copy)
+    path = copy / info.splits["test"].shards[0].file
+    with contextlib.closing(ArrayRecordReader(str(path))) as reader:
+        clips = [records.decode(record) for record in reader.read_all()]
+    with contextlib.closing(ArrayRecordWriter(str(path), "group_size:1")) as writer:
+        for clip in clips:
+            jpeg = bytearray(clip.frames[1])
+            if size is None:
+                jpeg = jpeg[:-200]
+                del jpeg[: len(jpeg) // 2]
+            else:
+                at = jpeg.index(b"\xff\xc0") + 5
+                jpeg[at : at + 4] = struct.pack(">HH", *size)
+            if canvas[0] > 24:
+                clip.frame_height, clip.frame_width = size
+            clip.frames[1] = bytes(jpeg)
+            writer.write(records.encode(clip))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), before[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            inspect.main([str(copy), "--out", str(tmp_path / "out"), "--split", "test", "--num_clips", "1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert re.search(r"error: clip c_\d: frame 1 can't be decoded: " + words, err), err
 
 
 def test_no_data_set_is_one_line(tmp_path, capsys):

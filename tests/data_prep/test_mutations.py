@@ -12,9 +12,19 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
-from data_prep import narrations
-from data_prep.sources import ego4dsounds, egoclip, narration_json, own_csv, sounding_labels
+from data_prep import ego4d, epic_sounds, esc50, narrations, own_videos, sounds, verify
+from data_prep.sources import (
+    ego4dsounds,
+    egoclip,
+    epic_sounds as epic_sounds_source,
+    esc50 as esc50_source,
+    files,
+    narration_json,
+    own_csv,
+    sounding_labels,
+)
 from mc3_jax.data import records
 from tests import world
 from tests.data_prep import test_media
@@ -120,7 +130,7 @@ def test_damaged_videos_lose_their_own_clips_alone_and_every_clip_is_told(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     made = Converted(videos, tmp_path / "out")
     told = [(clip.video_uid, clip.time_us) for clip in made.clips.values()]
-    told += [(row["video_uid"], int(row["clip_id"].rpartition("_")[2])) for row in made.rejected]
+    told += [(row["video_uid"], int(row["clip_id"].rsplit("_", 2)[1])) for row in made.rejected]
     assert sorted(told) == sorted((name, round(time_s * 1e6)) for name, time_s, _ in rows)
     assert all(row["reason"] for row in made.rejected)
     damaged = [clip for clip in made.clips.values() if clip.video_uid not in INTACT]
@@ -151,6 +161,8 @@ VALUES = (
     "a.mp4", "CON", "%s%n", "{0}", "=1+1", "<script>alert(1)</script>", "\ufeff", "\ud800",
 )  # fmt: skip
 NUMBERS = (None, True, -1, 10**400, 1e308, float("nan"), float("inf"), [], {}, [["x"]])
+RATE = 24_000  # of EPIC-Sounds' samples
+# A row that is right, and what stands between its values.
 LAYOUTS = {
     "own": ({"video": "a.mp4", "time_s": "1.0", "text": WORDS, "label": "1"}, ","),
     "egoclip": (
@@ -166,31 +178,58 @@ LAYOUTS = {
          "narration_text": WORDS, "vote_1": "1", "vote_2": "0", "vote_3": "1"}, ",",
     ),
     "json": ({"timestamp_sec": 1.0, "timestamp_frame": 30, "narration_text": WORDS, "annotation_uid": "u"}, ""),
+    "redacted": ({"time": 1.0, "text": WORDS}, ""),
+    "taxonomy": ({"label": "chop", "group": "['chop', 'onion']"}, ","),
+    "splits": ({"video_uid": "a", "split": "train"}, ","),
+    "epic": (
+        {"annotation_id": "P01_01_x", "participant_id": "P01", "video_id": "P01_01", "start_timestamp": "00:00:01.000",
+         "stop_timestamp": "00:00:02.000", "start_sample": "24000", "stop_sample": "48000", "description": "tap",
+         "class": "water", "class_id": "1"}, ",",
+    ),
+    "esc": (
+        {"filename": "x.wav", "fold": "1", "target": "0", "category": "dog", "esc10": "True", "src_file": "100", "take": "A"},
+        ",",
+    ),
 }  # fmt: skip
+FILES = {"epic": "EPIC_Sounds_train.csv", "esc": "meta/esc50.csv", "json": "narration.json", "redacted": "redacted.json"}
 TAXONOMY = narrations.Taxonomy(["chop"], {("chop",): 0})
 
 
-def read(layout: str, path: pathlib.Path, videos: pathlib.Path) -> list[narrations.Narration]:
+def read(layout: str, path: pathlib.Path, videos: pathlib.Path) -> int:
+    """Returns how many rows are read."""
     match layout:
         case "own":
-            return own_csv.read(path, videos)
+            return len(own_csv.read(path, videos))
         case "egoclip":
-            return egoclip.read(path, TAXONOMY, TAXONOMY)
+            return len(egoclip.read(path, TAXONOMY, TAXONOMY))
         case "ego4dsounds":
-            return ego4dsounds.read(path, TAXONOMY, TAXONOMY)
+            return len(ego4dsounds.read(path, TAXONOMY, TAXONOMY))
         case "labels":
-            return sounding_labels.read(path)
-    return narration_json.read(path)
+            return len(sounding_labels.read(path))
+        case "taxonomy":
+            return len(narrations.read_taxonomy(path).labels)
+        case "splits":
+            splits = narrations.read_splits(path)
+            return sum(row["video_uid"] in splits for _, row in files.read_csv(path, {"video_uid"}))
+        case "epic":
+            return sum(map(len, sounds.choose(epic_sounds_source.read([path])[0])))
+        case "esc":
+            found, _ = esc50_source.read(path.parents[1], esc10=False, test_fold=0, validation_fold=0)
+            return sum(map(len, sounds.choose(found)))
+    return len(narration_json.read(path))
 
 
-def write_rows(layout: str, path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
+def write_rows(layout: str, folder: pathlib.Path, rows: list[dict]) -> pathlib.Path:
+    """Writes the rows as the layout's file in a folder, and returns its path."""
     base, delimiter = LAYOUTS[layout]
-    if layout == "json":
+    path = folder / FILES.get(layout, f"{layout}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not delimiter:
         uids = [str(row.get("video_uid", "a")) for row in rows]
-        videos = {uid: {"narration_pass_1": {"narrations": []}} for uid in uids}
-        for uid, row in zip(uids, rows, strict=True):
-            videos[uid]["narration_pass_1"]["narrations"].append(row)
-        path.write_text(json.dumps({"videos": videos}))
+        lists = {uid: [row for own, row in zip(uids, rows, strict=True) if own == uid] for uid in uids}
+        parts = {uid: {"narrations": part} for uid, part in lists.items()}
+        content = parts if layout == "redacted" else {uid: {"narration_pass_1": part} for uid, part in parts.items()}
+        path.write_text(json.dumps({"videos": content}))
         return path
     with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as f:
         writer = csv.DictWriter(f, base, delimiter=delimiter, extrasaction="ignore")
@@ -199,65 +238,121 @@ def write_rows(layout: str, path: pathlib.Path, rows: list[dict]) -> pathlib.Pat
     return path
 
 
+def row_of(layout: str, case: int) -> dict:
+    """Returns the layout's row with a moment or name of its own, so that it is no other row's double."""
+    time_s, row = round(1.0 + case / 1000, 3), dict(LAYOUTS[layout][0])
+    samples = [round(second * RATE) for second in (time_s, time_s + 1)]
+    stamps = [f"00:00:{second:06.3f}" for second in (time_s, time_s + 1)]
+    own = {
+        "time_s": str(time_s), "narration_time": str(time_s), "timestamp_sec": time_s if layout == "json" else str(time_s),
+        "time": time_s, "annotation_id": f"P01_01_{case}", "filename": f"{case}.wav", "start_timestamp": stamps[0],
+        "stop_timestamp": stamps[1], "start_sample": str(samples[0]), "stop_sample": str(samples[1]),
+    }  # fmt: skip
+    return row | {name: value for name, value in own.items() if name in row}
+
+
 def mutated_row(layout: str, case: int) -> dict:
-    rng = np.random.default_rng([2, case])
-    base = dict(LAYOUTS[layout][0])
-    names = [*base, "video_uid"] if layout == "json" else list(base)
+    rng, row = np.random.default_rng([2, case]), row_of(layout, case)
+    names, values = (list(row), VALUES) if LAYOUTS[layout][1] else ([*row, "video_uid"], VALUES + NUMBERS)
     for name in rng.choice(names, size=int(rng.integers(1, 3)), replace=False):
-        values = VALUES + NUMBERS if layout == "json" else VALUES
-        base[str(name)] = values[int(rng.integers(len(values)))]
-    return base
+        row[str(name)] = values[int(rng.integers(len(values)))]
+    return row
 
 
 @pytest.fixture
-def videos(tmp_path) -> pathlib.Path:
-    """A folder with one video, and another outside it that no row may reach."""
-    folder = tmp_path / "root" / "videos"
-    folder.mkdir(parents=True)
-    test_media.write(folder / "a.mp4")
-    shutil.copy(folder / "a.mp4", tmp_path / "root" / "outside.mp4")
-    return folder
+def root(tmp_path) -> pathlib.Path:
+    """A folder of one video and one sound with many names, and files outside of theirs that no row may reach."""
+    root = tmp_path / "root"
+    (root / "v2" / "annotations").mkdir(parents=True)
+    (root / "v2" / "videos").mkdir()
+    (root / "audio").mkdir()
+    test_media.write(root / "v2" / "videos" / "a.mp4")
+    shutil.copy(root / "v2" / "videos" / "a.mp4", root / "v2" / "outside.mp4")
+    soundfile.write(root / "audio" / "P01_01.wav", test_media.sound_at(np.arange(4 * RATE) / RATE), RATE)
+    for name in ("x", *range(200)):
+        (root / "audio" / f"{name}.wav").symlink_to("P01_01.wav")
+    shutil.copy(root / "audio" / "P01_01.wav", root / "outside.wav")
+    return root
 
 
-def test_mutated_rows_are_read_or_refused_in_one_line_that_names_them(videos, tmp_path, num_mutations):
-    layouts, outcomes = sorted(LAYOUTS), {True: 0, False: 0}
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mutated_rows_are_read_or_refused_in_one_line_that_names_them(layout, root, tmp_path, num_mutations):
+    outcomes = {True: 0, False: 0}
     for case in range(num_mutations):
-        layout = layouts[case % len(layouts)]
         rows = [mutated_row(layout, case), dict(LAYOUTS[layout][0])]
-        path = write_rows(layout, tmp_path / f"case_{case:03d}.txt", rows)
+        path = write_rows(layout, tmp_path / f"case_{case:03d}", rows)
         try:
-            found, words = read(layout, path, videos), ""
+            found, words = read(layout, path, root / "v2" / "videos"), ""
         except ValueError as error:
-            found, words = rows, str(error)
+            found, words = len(rows), str(error)
         if words:
-            assert path.name in words, (case, words)
-            assert "row" in words or "JSON" in words, (case, words)
-        assert len(found) == len(rows), (case, rows[0])
+            assert path.name in words or "recording" in words, (case, words)
+            assert "row" in words or "JSON" in words or "recording" in words, (case, words)
+        assert found == len(rows), (case, rows[0])
         outcomes[not words] += 1
     assert min(outcomes.values()) > 0  # both occur, or the mutations are not what they should be
     assert not list(pathlib.Path.cwd().glob("*pwned*"))
 
 
-def test_all_mutated_rows_that_can_be_read_become_clips_or_reasons_and_none_leaves_the_folder(
-    videos, tmp_path, num_mutations
-):
-    rows, cases = [], iter(range(10_000))
-    while len(rows) < num_mutations:
-        row = mutated_row("own", next(cases))
+def readable(layout: str, num: int, root: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """Returns a file of a row that is right and those of `num` mutated ones that can be read beside it, and their number."""
+    rows = [dict(LAYOUTS[layout][0])]
+    for case in range(num):
+        more = [*rows, mutated_row(layout, case)]
         try:
-            own_csv.read(write_rows("own", tmp_path / "one.csv", [row]), videos)
+            read(layout, write_rows(layout, folder, more), root / "v2" / "videos")
         except ValueError:
             continue
-        rows.append(row)
-    rows.append({"video": "a.mp4", "time_s": "1.5", "text": "a row that is right", "label": "0"})
-    table = write_rows("own", tmp_path / "all.csv", rows)
-    done = convert(videos, table, tmp_path / "root" / "out")
-    assert done.returncode == 0, done.stderr[-3000:]
-    made = Converted(videos, tmp_path / "root" / "out")
-    assert done.stdout.startswith(f"{len(rows)} annotations: ")
-    assert len(made.clips) + len(made.rejected) == len(rows)
-    assert {clip.video_uid for clip in made.clips.values()} == {"a.mp4"}
-    assert "a row that is right" in {clip.narration for clip in made.clips.values()}
-    assert not [path for path in tmp_path.rglob("*pwned*")]
+        rows = more
+    assert len(rows) > 1
+    return write_rows(layout, folder, rows), len(rows)
+
+
+# Every layout by the command that reads it: options, with a layout in the place of a file's path.
+COMMANDS = {
+    "own": (own_videos, ["--videos", "VIDEOS", "--narrations", "own", "--verbs", "taxonomy", "--nouns", "taxonomy"]),
+    "ego4d": (ego4d, ["--narrations", "json", "--labels", "labels", "--splits", "splits"]),
+    "redacted": (ego4d, ["--narrations", "redacted"]),
+    "others": (ego4d, ["--narrations", "egoclip", "--labels", "ego4dsounds", "--labels_split", "test"]),
+    "epic": (epic_sounds, ["--annotations", "epic", "--audio", "AUDIO"]),
+    "esc": (esc50, ["--root", "esc", "--test_fold", "0", "--validation_fold", "0"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_all_mutated_rows_that_can_be_read_become_clips_or_reasons_and_none_leaves_the_folder(
+    name, root, tmp_path, num_mutations, capsys
+):
+    command, options = COMMANDS[name]
+    argv, num_rows, out = [], 0, root / "out"
+    for option in options:
+        if option in LAYOUTS:
+            folder = root if option == "esc" else tmp_path / "tables"
+            path, num = readable(option, num_mutations, root, folder)
+            num_rows += num if option not in ("taxonomy", "splits") else 0
+            argv.append(str(root if option == "esc" else path))
+        else:
+            argv.append({"VIDEOS": str(root / "v2" / "videos"), "AUDIO": str(root / "audio")}.get(option, option))
+    if command is ego4d:
+        argv += ["--root", str(root), "--video_dir", "v2/videos"]
+        for kind in ("verb", "noun"):
+            path, _ = readable("taxonomy", num_mutations, root, tmp_path / "tables")
+            shutil.copy(path, root / "v2" / "annotations" / f"narration_{kind}_taxonomy.csv")
+    if command in (ego4d, own_videos):
+        argv += ["--short_side", "64"]
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    command.main([*argv, "--out", str(out), "--num_workers", "1", "--num_shards", "2"])
+    made = Converted(root, out)
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{num_rows} annotations: ")
+    assert len(made.clips) + len(made.rejected) == sum(map(len, made.splits.values())) + len(made.rejected) == num_rows
+    assert all(row["reason"] for row in made.rejected)
+    assert len(made.clips) >= (1 if name == "redacted" else 2)  # of the few values there, each matters
+    if command in (ego4d, own_videos):
+        assert {clip.video_uid for clip in made.clips.values()} == {"a.mp4" if command is own_videos else "a"}
+        assert (1_000_000, WORDS) in {(clip.time_us, clip.narration) for clip in made.clips.values()}
+    for split in made.info.splits.values():
+        for shard in split.shards:
+            assert verify.verify_shard(out, shard, made.info).problems == []
+    after = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if not path.is_relative_to(out)]
+    assert sorted(after) == before
     assert not list(world.ROOT.glob("*pwned*"))
-    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["out", "outside.mp4", "videos"]

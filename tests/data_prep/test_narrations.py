@@ -58,6 +58,14 @@ def test_both_passes_are_read_in_order_of_video_and_time(tmp_path, wrapped):
     assert {n.label for n in found} == {records.UNKNOWN}
 
 
+def test_a_third_pass_is_read_too_and_summaries_are_not(tmp_path):
+    video = passes(line(1.0)) | passes(line(2.0), number=3) | {"narration_pass_x": {"narrations": [line(3.0)]}}
+    found = narration_json.read(write_json(tmp_path, {"v": video}))
+    assert [(n.source, n.time_s) for n in found] == [("narration_pass_1", 1.0), ("narration_pass_3", 2.0)]
+    with pytest.raises(ValueError, match="video v, narration_pass_3 must be an object, got 5"):
+        narration_json.read(write_json(tmp_path, {"v": {"narration_pass_3": 5}}))
+
+
 def test_ids_differ_though_one_annotation_uid_covers_a_pass():
     lines = [narrations.Narration("v", "a", "narration_pass_1", t, "x") for t in (1.0, 1.000001, 100.0)]
     assert len({n.clip_id for n in lines}) == 3
@@ -131,14 +139,27 @@ def test_bytes_that_are_no_text_are_named_too(tmp_path):
             read(tmp_path / "absent")
 
 
-def test_metadata_is_by_video_and_another_shape_is_named(tmp_path):
-    path = tmp_path / "ego4d.json"
-    path.write_text('{"videos": [{"video_uid": "v", "duration_sec": 3.0}]}')
-    assert narration_json.read_metadata(path)["v"]["duration_sec"] == 3.0
-    for content in ("[]", "{}", '{"videos": 3}', '{"videos": [3]}', '{"videos": [{}]}', '{"videos": {"v": {}}}'):
-        path.write_text(content)
-        with pytest.raises(ValueError, match="ego4d.json must hold a list `videos`"):
-            narration_json.read_metadata(path)
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_bytes_that_are_no_text_are_named_with_the_row_they_stand_in_however_far_down(tmp_path, newline):
+    path, rows = tmp_path / "splits.csv", ["video_uid,split", *(f"v{i},train" for i in range(5000))]
+    content = [row.encode() for row in rows]
+    content[3210] = "é,train".encode("latin-1")
+    path.write_bytes(newline.encode().join(content))
+    with pytest.raises(ValueError, match=r"splits.csv, row 3211 can't be read: byte 0xe9 is no UTF-8"):
+        narrations.read_splits(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"v": {"narration_pass_1": {"narrations": []}}, "v": {}}',
+        '{"videos": {"a": {"v": 1, "v": 1}}}',
+        r'{"v": {}, "\u0076": {}}',
+    ],
+)
+def test_an_object_that_names_one_thing_twice_is_refused_for_one_of_the_two_would_be_lost(tmp_path, content):
+    with pytest.raises(ValueError, match="narration.json names 'v' twice in one object"):
+        narration_json.read(write_json(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +230,15 @@ NOUNS = taxonomy(
     board=["board"], cutting_board=["cutting_board", "chopping_board"], carrot=["carrot"], knife=["knife"],
     glass=["glass"], berry=["berry"], tap=["tap", "water_tap"],
 )  # fmt: skip
+# Stems that differ by an "e" and mean different things.
+VERBS_E = taxonomy(
+    tap=["tap"], tape=["tape"], plan=["plan"], plane=["plane"], scrap=["scrap"], scrape=["scrape"], add=["add", "ad"],
+    pick=["pick"],
+)  # fmt: skip
+NOUNS_E = taxonomy(
+    tap=["tap"], tape=["tape"], tub=["tub"], tube=["tube"], can=["can"], cane=["cane"], glass=["glass"], box=["box"],
+    knife=["knife"], shoe=["shoe"], stove=["stove"], potato=["potato"], cookie=["cookie"],
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -245,6 +275,41 @@ NOUNS = taxonomy(
 def test_verb_and_noun_are_found_by_their_surface_forms(text, verb, noun):
     expected = (VERBS.labels.index(verb) if verb else -1, NOUNS.labels.index(noun) if noun else -1)
     assert narrations.find_verb_and_noun(text, VERBS, NOUNS) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "verb", "noun"),
+    [
+        ("#C C picks the tapes", "pick", "tape"),
+        ("#C C picks the taps", "pick", "tap"),
+        ("#C C picks two tubes", "pick", "tube"),
+        ("#C C picks two tubs", "pick", "tub"),
+        ("#C C picks canes", "pick", "cane"),
+        ("#C C picks cans", "pick", "can"),
+        ("#C C picks glasses", "pick", "glass"),
+        ("#C C picks knives", "pick", "knife"),
+        ("#C C picks shoes", "pick", "shoe"),
+        ("#C C picks stoves", "pick", "stove"),
+        ("#C C picks potatoes", "pick", "potato"),
+        ("#C C picks cookies", "pick", "cookie"),
+        ("#C C tapes the boxes", "tape", "box"),
+        ("#C C is taping the box", "tape", "box"),
+        ("#C C taped the box", "tape", "box"),
+        ("#C C taps the box", "tap", "box"),
+        ("#C C tapping the box", "tap", "box"),
+        ("#C C tapped the box", "tap", "box"),
+        ("#C C planing", "plane", None),
+        ("#C C planed", "plane", None),
+        ("#C C planning", "plan", None),
+        ("#C C scraped", "scrape", None),
+        ("#C C scrapped", "scrap", None),
+        ("#C C picking", "pick", None),
+        ("#C C adding", "add", None),
+    ],
+)
+def test_of_stems_that_differ_by_an_e_the_one_is_found_that_the_form_comes_from(text, verb, noun):
+    expected = (VERBS_E.labels.index(verb), NOUNS_E.labels.index(noun) if noun else -1)
+    assert narrations.find_verb_and_noun(text, VERBS_E, NOUNS_E) == expected
 
 
 def test_every_form_of_soundworld_is_found_alone_and_inflected():

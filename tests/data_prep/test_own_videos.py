@@ -130,9 +130,10 @@ def test_of_several_files_that_differ_in_their_suffix_the_one_video_is_meant_and
 
 def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos, tmp_path):
     path = write(
-        tmp_path, ["a", 1.5, "chops", 1], ["a.mp4", "1.5", "chops", 1], ["same", 1.5, "chops", 0], ["a", 1.5, "cuts", ""],
+        tmp_path, ["a", 1.5, "chops", 1], ["a.mp4", "1.5", "chops", 1], ["same", 1.5, "chops", ""], ["a", 1.5, "cuts", ""],
         ["a", "", "chops", 1], ["a", "nan", "cuts", 1], ["a", 2.5, " ", 1], ["../secret", 1, "x", 1], ["gone", 1, "x", ""],
         ["link", 1, "x", ""], ["a", 3, "#O man X walks", "1.0"], ["a", 3.5, "#unsure", "0"],
+        ["a", 2, "pours", 1], ["same", 2, "pours", 0],
     )  # fmt: skip
     rows = own_csv.read(path, videos)
     chosen, rejects = narrated.choose([], rows, {"a.mp4": "test"})
@@ -143,6 +144,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
     assert collections.Counter(r.reason for r in rejects) == {
         "same narration twice": 2, "narration has no time": 2, "narration has no text": 1, "video file is missing": 1,
         "video name leads out of the folder": 1, "video file is a link that leads out of the folder": 1,
+        "labels contradict each other": 2,
     }  # fmt: skip
     again = own_csv.read(write(tmp_path, ["a", 9, "new", ""], ["a", 1.5, "chops", 1]), videos)
     assert again[1].clip_id == rows[0].clip_id  # a row more changes no other's id

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import pathlib
+import re
 
 import apache_beam as beam
 import pytest
@@ -61,6 +63,32 @@ def test_a_worker_that_fails_prints_no_traceback(tmp_path, capfd, num_workers):
         test_shards.run([shards.ShardTask("train", 0, 1, ({},))], tmp_path, {}, num_workers, test_shards.make_doubles)
     told = capfd.readouterr()
     assert "Traceback" not in told.out + told.err
+
+
+ERRORS = {
+    "letter": lambda: "half \ud800".encode(),
+    "number": lambda: int("12\n3x"),
+    "file": lambda: pathlib.Path("/absent/file").read_bytes(),
+}
+
+
+def make_error(item: dict, settings: dict):
+    ERRORS[item["error"]]()
+    yield
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("letter", "a worker failed: 'utf-8' codec can't encode character '\\ud800' in position 5: surrogates not allowed"),
+        ("number", r"a worker failed: invalid literal for int() with base 10: '12\n3x'"),
+        ("file", "a worker failed: [Errno 2] No such file or directory: '/absent/file'"),
+    ],
+)
+def test_a_workers_message_is_told_as_it_was_said(tmp_path, error, words):
+    task = shards.ShardTask("train", 0, 1, ({"error": error},))
+    with pytest.raises(ValueError, match="^" + re.escape(words) + "$"):
+        test_shards.run([task], tmp_path, {}, 1, make_error)
 
 
 def test_progress_counts_finished_videos_and_shards_once_and_nobody_elses(tmp_path):

@@ -409,7 +409,8 @@ def test_labels_have_three_votes_for_each_wearers_action_outside_training(annota
 
 
 def test_metadata_and_truth_say_what_the_plan_says(annotations):
-    metadata = narration_json.read_metadata(annotations / "ego4d.json")
+    videos = json.loads((annotations / "ego4d.json").read_text())["videos"]
+    metadata = {video["video_uid"]: video for video in videos}
     truth = json.loads((annotations / "truth.json").read_text())
     assert set(metadata) == set(truth) == {video.uid for video in VIDEOS}
     for video in VIDEOS:

@@ -6,7 +6,7 @@
 # Every number of every step and of the evaluation must be the same. A run that fails must not be queued again, nor one that is
 # cancelled, which saves first.
 #
-#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]     # ten minutes on two cores; WORK is kept
+#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]     # a quarter of an hour on two busy cores; WORK is kept
 #
 # Exits with 1 and one line on anything else.
 set -euo pipefail

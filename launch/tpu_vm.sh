@@ -2,7 +2,7 @@
 # A run on a Cloud TPU slice of spot VMs: makes the slice, runs on all its workers, and begins again when it was preempted.
 #
 #   TPU=mc3 ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite IMAGE=us-docker.pkg.dev/MINE/mc3/tpu \
-#   SETUP="X" MOUNT=/mnt/mc3 \
+#   MOUNT=/mnt/mc3 SETUP="sudo mkdir -p /mnt/mc3; mountpoint -q /mnt/mc3 || sudo mount 10.0.0.2:/mc3 /mnt/mc3" \
 #     launch/tpu_vm.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
 #
 # One process per worker (host) drives its chips. IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed. MOUNT is
@@ -42,18 +42,31 @@ if [[ $dry_run ]]; then
   exit
 fi
 
+# Prints the slice's state, NONE where there is none; fails where gcloud has failed ten times.
 state() {
-  "${describe[@]}" 2>/dev/null || echo NONE
+  local text
+  for ((i = 0; i < 10; i++)); do
+    if text=$("${describe[@]}" 2>&1); then
+      echo "${text##*$'\n'}" && return
+    elif [[ $text == *NOT_FOUND* ]]; then
+      echo NONE && return
+    fi
+    sleep "$poll_s"
+  done
+  echo "$0: $text" >&2
+  return 1
 }
 
 while true; do
-  while now=$(state) && [[ $now != ACTIVE ]]; do
+  now=$(state)
+  while [[ $now != ACTIVE ]]; do
     case $now in
       NONE) "${create[@]}" ;;
       SUSPENDED) "${delete[@]}" ;;
       FAILED) echo "$0: the slice can't be made: gcloud compute tpus queued-resources describe $TPU --zone=$ZONE" >&2 && exit 1 ;;
     esac
     sleep "$poll_s"
+    now=$(state)
   done
   status=0
   "${run[@]}" || status=$?

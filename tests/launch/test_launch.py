@@ -304,14 +304,14 @@ def run_tpu_vm(folder: pathlib.Path, **queues: list[str]) -> tuple[int, list[str
 
 
 def test_a_slice_is_made_waited_for_and_run_on(tmp_path):
-    states = ["1", "0 WAITING_FOR_RESOURCES", "0 PROVISIONING", "0 ACTIVE"]
+    states = ["1 NOT_FOUND", "0 WAITING_FOR_RESOURCES", "0 PROVISIONING", "0 ACTIVE"]
     status, called = run_tpu_vm(tmp_path, gcloud__describe=states)
     assert status == 0
     assert called == ["describe", "create", "describe", "describe", "describe", "ssh", "describe"]
 
 
 def test_a_slice_that_is_preempted_is_made_anew_and_the_run_goes_on(tmp_path):
-    states = ["0 ACTIVE", "0 ACTIVE", "0 SUSPENDING", "0 SUSPENDING", "0 SUSPENDED", "1", "0 ACTIVE"]
+    states = ["0 ACTIVE", "0 ACTIVE", "0 SUSPENDING", "0 SUSPENDING", "0 SUSPENDED", "1 NOT_FOUND", "0 ACTIVE"]
     status, called = run_tpu_vm(tmp_path, gcloud__describe=states, gcloud__ssh=["255", "0"])
     assert status == 0
     assert [word for word in called if word != "describe"] == ["ssh", "delete", "create", "ssh"]
@@ -327,12 +327,21 @@ def test_a_run_on_a_slice_that_is_still_there_begins_again_after_status_75_alone
 
 
 def test_a_slice_that_cannot_be_made_ends_it(tmp_path):
-    status, called = run_tpu_vm(tmp_path, gcloud__describe=["1", "0 FAILED"])
+    status, called = run_tpu_vm(tmp_path, gcloud__describe=["1 NOT_FOUND", "0 FAILED"])
     assert status == 1
     assert "ssh" not in called
     (tmp_path / "b").mkdir()
-    status, called = run_tpu_vm(tmp_path / "b", gcloud__describe=["1"], gcloud__create=["1"])
+    status, called = run_tpu_vm(tmp_path / "b", gcloud__describe=["1 NOT_FOUND"], gcloud__create=["1"])
     assert (status, called) == (1, ["describe", "create"])
+
+
+def test_a_gcloud_that_does_not_answer_is_asked_again_and_taken_for_no_preemption(tmp_path):
+    states = ["1 UNAVAILABLE", "0 ACTIVE", "1 UNAVAILABLE", "0 ACTIVE"]
+    status, called = run_tpu_vm(tmp_path, gcloud__describe=states, gcloud__ssh=["1"])
+    assert (status, called) == (1, ["describe", "describe", "ssh", "describe", "describe"])
+    (tmp_path / "b").mkdir()
+    status, called = run_tpu_vm(tmp_path / "b", gcloud__describe=["1 PERMISSION_DENIED"])
+    assert (status, called) == (1, ["describe"] * 10)
 
 
 # --- Kubernetes and SkyPilot

@@ -8,10 +8,11 @@ set -euo pipefail
 
 dry_run=
 if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
-[[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE --workdir=DIR" >&2; exit 2; }
+[[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
 
 # Collectives overlap with computation; one that is stuck for ten minutes ends the process (XLA's default is never).
-export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_nccl_termination_timeout_seconds=600 ${XLA_FLAGS:-}"
+gpu_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_nccl_termination_timeout_seconds=600"
+export XLA_FLAGS="$gpu_flags ${XLA_FLAGS:-}"
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 command=(python -m "$@")
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Prepares data on Slurm: an array of TASKS jobs with CPUS cores each writes the shards, then one job makes the data set of all.
+# Prepares data on Slurm: an array of TASKS jobs with CPUS cores each writes the shards, then one job makes the data set
+# of all.
 #
 #   launch/slurm_data_prep.sh [--dry_run] data_prep.ego4d --root ego4d --out data/ego4d_clips
 #   TASKS=64 CPUS=16 launch/slurm_data_prep.sh data_prep.epic_sounds ...
 #
-# Any module of data_prep that takes --part; on a folder that all nodes share. SBATCH_PARTITION, SBATCH_ACCOUNT and the like
-# choose the partition. A task that is preempted queues again and goes on where it was; a failure ends the last job, too.
+# Any module of data_prep that takes --part; on a folder that all nodes share. SBATCH_PARTITION, SBATCH_ACCOUNT and the
+# like choose the partition. A task that is preempted queues again and goes on where it was; a failure ends the last
+# job, too.
 set -euo pipefail
 
 dry_run=
@@ -30,4 +32,5 @@ submit() {
 }
 
 parts=$(submit --parsable --requeue --array="0-$((tasks - 1))" --cpus-per-task="$cpus" --wrap="$convert$part")
-submit --requeue --dependency="afterok:${parts%%;*}" --kill-on-invalid-dep=yes --cpus-per-task="$cpus" --wrap="${convert% }"
+after=(--dependency="afterok:${parts%%;*}" --kill-on-invalid-dep=yes)
+submit --requeue "${after[@]}" --cpus-per-task="$cpus" --wrap="${convert% }"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A table of runs: every config is trained, then evaluated, in RUNS/<its name> (RUNS is runs by default).
 #
-#   launch/table.sh [--dry_run] CONFIG... [-- FLAGS...]                        # here, one after the other
-#   HOW="sbatch launch/slurm_8gpu.sbatch" launch/table.sh CONFIG... [-- FLAGS...]   # all at once; HOW takes sbatch's options too
+#   launch/table.sh [--dry_run] CONFIG... [-- FLAGS...]     # here, one after the other
+#   HOW="sbatch launch/slurm_8gpu.sbatch" launch/table.sh CONFIG... [-- FLAGS...]     # all at once
 #
-# FLAGS go to every row, e.g. --config.data.dir=data/ego4d_clips. Started again, rows that are done are evaluated again only.
-# An evaluation that is submitted waits for its training, also where that is preempted and queues again.
+# FLAGS go to every row, e.g. --config.data.dir=data/ego4d_clips. Started again, rows that are done are evaluated again
+# only. An evaluation that is submitted waits for its training, also where that is preempted and queues again.
 set -euo pipefail
 
 dry_run=

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice of spot VMs: makes the slice, runs on all its workers, and begins again when it was preempted.
+# A run on a Cloud TPU slice of spot VMs: makes the slice, runs on all its workers, and begins again when it was
+# preempted.
 #
 #   TPU=mc3 ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite IMAGE=us-docker.pkg.dev/MINE/mc3/tpu \
 #   MOUNT=/mnt/mc3 SETUP="sudo mkdir -p /mnt/mc3; mountpoint -q /mnt/mc3 || sudo mount 10.0.0.2:/mc3 /mnt/mc3" \
 #     launch/tpu_vm.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
 #
-# One process per worker (host) drives its chips. IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed. MOUNT is
-# a file system that all workers share and that outlives them (Filestore, gcsfuse): data, weights and --workdir lie there; SETUP,
-# run on every worker first, mounts it. The slice is left when the run is over; the last line says how it is deleted.
+# One process per worker (host) drives its chips. IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed.
+# MOUNT is a file system that all workers share and that outlives them (Filestore, gcsfuse): data, weights and --workdir
+# lie there; SETUP, run on every worker first, mounts it. The slice is left when the run is over; the last line says how
+# it is deleted.
 set -euo pipefail
 
 dry_run=
 if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
-[[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE --workdir=DIR" >&2; exit 2; }
+[[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
 for name in TPU ZONE TYPE RUNTIME IMAGE MOUNT; do
   [[ ${!name:-} ]] || { echo "$0: set $name" >&2; exit 2; }
 done
@@ -20,17 +22,19 @@ poll_s=${POLL_S:-30}
 
 slices=(gcloud compute tpus queued-resources)
 create=(
-  "${slices[@]}" create "$TPU" "--node-id=$TPU" "--zone=$ZONE" "--accelerator-type=$TYPE" "--runtime-version=$RUNTIME" --spot
+  "${slices[@]}" create "$TPU" "--node-id=$TPU" "--zone=$ZONE" --spot
+  "--accelerator-type=$TYPE" "--runtime-version=$RUNTIME"
 )
 describe=("${slices[@]}" describe "$TPU" "--zone=$ZONE" "--format=value(state.state)")
 delete=("${slices[@]}" delete "$TPU" "--zone=$ZONE" --force --quiet)
 
-# libtpu's own defaults: no XLA flags. What an earlier connection has left running is told to save first. When a worker is
-# preempted or its container is stopped, the process has a minute to save.
+# libtpu's own defaults: no XLA flags. What an earlier connection has left running is told to save first. When a worker
+# is preempted or its container is stopped, the process has a minute to save.
 printf -v program ' %q' python -m "$@"
 remote="{ ${SETUP:-true}; } && sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet \
 && { { sudo docker stop -t 60 mc3; sudo docker rm --force mc3; } >/dev/null 2>&1; true; } \
-&& sudo docker run --name mc3 --rm --init --stop-timeout 60 --privileged --net host --volume $MOUNT:$MOUNT $IMAGE$program"
+&& sudo docker run --name mc3 --rm --init --stop-timeout 60 --privileged --net host \
+--volume $MOUNT:$MOUNT $IMAGE$program"
 run=(gcloud compute tpus tpu-vm ssh "$TPU" "--zone=$ZONE" --worker=all "--command=$remote")
 
 if [[ $dry_run ]]; then
@@ -63,7 +67,7 @@ while true; do
     case $now in
       NONE) "${create[@]}" ;;
       SUSPENDED) "${delete[@]}" ;;
-      FAILED) echo "$0: the slice can't be made: gcloud compute tpus queued-resources describe $TPU --zone=$ZONE" >&2 && exit 1 ;;
+      FAILED) echo "$0: the slice can't be made; it says why: ${describe[*]:0:7}" >&2 && exit 1 ;;
     esac
     sleep "$poll_s"
     now=$(state)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Proves launch/slurm_8gpu.sbatch, slurm_multinode.sbatch and table.sh on a real Slurm (`start_cluster.sh`): a small run of two
-# processes on CPU, joined by JAX over jax.distributed, is trained and evaluated
+# Proves launch/slurm_8gpu.sbatch, slurm_multinode.sbatch and table.sh on a real Slurm (`start_cluster.sh`): a small run
+# of two processes on CPU, joined by JAX over jax.distributed, is trained and evaluated
 #   1. undisturbed;
 #   2. preempted twice, by `scontrol requeue` and by SIGTERM to its processes, while its evaluation waits for it.
-# Every number of every step and of the evaluation must be the same. A run that fails must not be queued again, nor one that is
-# cancelled, which saves first.
+# Every number of every step and of the evaluation must be the same. A run that fails must not be queued again, nor one
+# that is cancelled, which saves first.
 #
-#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]     # a quarter of an hour on two busy cores; WORK is kept
+#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]  # a quarter of an hour on two cores; WORK stays
 #
 # Exits with 1 and one line on anything else.
 set -euo pipefail
@@ -134,11 +134,13 @@ assert results("undisturbed") == results("preempted"), "the evaluations differ"
 print(f"equal to the last bit: {rows('preempted')[-1]}")
 END
 
-job=$($one_node mc3_jax.train --config=undisturbed.py --workdir=runs/failed --config.data.dir=nowhere | grep -o '[0-9]*$')
+told=$($one_node mc3_jax.train --config=undisturbed.py --workdir=runs/failed --config.data.dir=nowhere)
+job=${told##* }
 await 300 "the end of a run without data" state_is "$job" FAILED
 restarted "$job" 0 || fail "a run that failed was queued again"
 
-job=$($one_node mc3_jax.train --config=cancelled.py --workdir=runs/cancelled | grep -o '[0-9]*$')
+told=$($one_node mc3_jax.train --config=cancelled.py --workdir=runs/cancelled)
+job=${told##* }
 await 600 "the first steps" beyond runs/cancelled 3
 scancel "$job"
 await 300 "the end of a cancelled run" state_is "$job" CANCELLED

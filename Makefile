@@ -15,7 +15,7 @@ RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEE
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:$\
 	glibc.malloc.top_pad=67108864
 
-.PHONY: demo demo-ci test test-slow soak lint clean install
+.PHONY: demo demo-ci test test-slow soak slurm lint clean install
 
 install: $(VENV)/.installed
 
@@ -50,6 +50,11 @@ test-slow: install
 # The seeded tests of damage at full length: 200 damaged media files and 200 mutated annotation rows.
 soak: install
 	$(PY) -m pytest --soak --timeout 3600 tests/data_prep/test_mutations.py
+
+# What is submitted to Slurm, on a real one that is started for it; needs slurm-wlm and munge.
+slurm: install
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/slurm/prove_data_prep.sh
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tests/slurm/prove_training.sh
 
 lint: install
 	$(PY) -m ruff check .

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Proves README's Slurm lines of data preparation on a real Slurm (`start_cluster.sh`): submitted as they stand there, but for
-# the numbers of tasks and CPUs; one array task is requeued in the middle of its work, as a preemption does; the job behind
-# the array makes the data set. Every file must be that of one local, uninterrupted run.
+# Proves launch/slurm_data_prep.sh on a real Slurm (`start_cluster.sh`): one array task is requeued in the middle of its work, as a
+# preemption does; the job behind the array makes the data set. Every file must be that of one local, uninterrupted run.
 #
 #   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_data_prep.sh [WORK]     # two minutes on two cores; WORK is kept
 #
@@ -53,17 +52,11 @@ cd "$work"
 python -m data_prep.soundworld --out ego4d --videos 8 --seed 0
 python -m data_prep.ego4d --root ego4d --out local --num_workers 1
 
-sed -n '/^# Slurm,/,/^$/p' "$project/README.md" | sed -e "s/--array=0-31/--array=0-$((num_tasks - 1))/" \
-  -e 's/--cpus-per-task=8/--cpus-per-task=1/' -e 's/--num_workers 8/--num_workers 1/' >submit.sh
-cat submit.sh
-for expected in "--array=0-$((num_tasks - 1)) --cpus-per-task=1" "--num_workers 1" "--dependency=afterok:"; do
-  grep --quiet --fixed-strings -e "$expected" submit.sh || fail "README.md's Slurm lines do not hold $expected"
-done
-
 eval "$("$project/tests/slurm/start_cluster.sh")"
 trap '"$project/tests/slurm/start_cluster.sh" stop' EXIT
 sbatch --version
-finish=$(bash -euo pipefail submit.sh | grep -o '[0-9]*$')
+told=$(TASKS=$num_tasks CPUS=1 "$project/launch/slurm_data_prep.sh" data_prep.ego4d --root ego4d --out data/ego4d_clips)
+finish=$(grep -o '[0-9]*$' <<<"$told")
 parts=$(field "$finish" Dependency | grep -o '[0-9]*' | head -n 1)
 
 await 100 "the first shard" has_shard

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs a command of ours on this machine, and again as often as it ends with 75: told to go, its state is saved.
+#
+#   launch/local.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d
+#
+# One process drives all devices of the machine and uses all its cores. SIGTERM or Ctrl-C here saves and ends for good.
+set -euo pipefail
+
+dry_run=
+if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
+[[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
+
+# Collectives overlap with computation; one that is stuck for ten minutes ends the process (XLA's default is never).
+gpu_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_nccl_termination_timeout_seconds=600"
+export XLA_FLAGS="$gpu_flags ${XLA_FLAGS:-}"
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+command=(python -m "$@")
+
+if [[ $dry_run ]]; then
+  printf 'XLA_FLAGS=%q NCCL_DEBUG=%q' "$XLA_FLAGS" "$NCCL_DEBUG"
+  printf ' %q' "${command[@]}"
+  echo
+  exit
+fi
+
+child=
+told=
+signalled=
+forward() {
+  told=1
+  signalled=1
+  [[ ! $child ]] || kill -TERM "$child" 2>/dev/null || true
+}
+trap forward TERM INT
+
+while true; do
+  "${command[@]}" &
+  child=$!
+  [[ ! $told ]] || kill -TERM "$child"  # told between two starts
+  while true; do
+    signalled=''
+    status=0
+    wait "$child" || status=$?
+    [[ $signalled ]] || break  # else the signal has ended the wait, not the process
+  done
+  if ((status != 75)) || [[ $told ]]; then exit "$status"; fi
+  echo "$0: status 75, starting again" >&2
+done

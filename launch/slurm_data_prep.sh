@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Prepares data on Slurm: an array of TASKS jobs with CPUS cores each writes the shards, then one job makes the data set
+# of all.
+#
+#   launch/slurm_data_prep.sh [--dry_run] data_prep.ego4d --root ego4d --out data/ego4d_clips
+#   TASKS=64 CPUS=16 launch/slurm_data_prep.sh data_prep.epic_sounds ...
+#
+# Any module of data_prep that takes --part; on a folder that all nodes share. SBATCH_PARTITION, SBATCH_ACCOUNT and the
+# like choose the partition. A task that is preempted queues again and goes on where it was; a failure ends the last
+# job, too.
+set -euo pipefail
+
+dry_run=
+if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
+[[ ${1:-} == data_prep.* ]] || { echo "usage: $0 [--dry_run] data_prep.MODULE ARGS..." >&2; exit 2; }
+tasks=${TASKS:-32}
+cpus=${CPUS:-8}
+
+# --wrap is a script in one string.
+printf -v convert '%q ' exec python -m "$@" --num_workers "$cpus"
+# shellcheck disable=SC2016  # the task's own shell knows its number
+part='--part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"'
+
+submit() {
+  if [[ $dry_run ]]; then
+    printf '%q ' sbatch "$@" >&2
+    echo >&2
+    echo JOB
+  else
+    sbatch "$@"
+  fi
+}
+
+parts=$(submit --parsable --requeue --array="0-$((tasks - 1))" --cpus-per-task="$cpus" --wrap="$convert$part")
+after=(--dependency="afterok:${parts%%;*}" --kill-on-invalid-dep=yes)
+submit --requeue "${after[@]}" --cpus-per-task="$cpus" --wrap="${convert% }"

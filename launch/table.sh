@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# A table of runs: every config is trained, then evaluated, in RUNS/<its name> (RUNS is runs by default).
+#
+#   launch/table.sh [--dry_run] CONFIG... [-- FLAGS...]     # here, one after the other
+#   HOW="sbatch launch/slurm_8gpu.sbatch" launch/table.sh CONFIG... [-- FLAGS...]     # all at once
+#
+# FLAGS go to every row, e.g. --config.data.dir=data/ego4d_clips. Started again, rows that are done are evaluated again
+# only. An evaluation that is submitted waits for its training, also where that is preempted and queues again.
+set -euo pipefail
+
+dry_run=
+if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
+configs=()
+while (($#)) && [[ $1 != -- ]]; do configs+=("$1") && shift; done
+(($# == 0)) || shift
+((${#configs[@]})) || { echo "usage: $0 [--dry_run] CONFIG... [-- FLAGS...]" >&2; exit 2; }
+read -ra how <<<"${HOW:-$(dirname "$0")/local.sh}"
+
+run() {
+  if [[ $dry_run ]]; then
+    printf '%q ' "$@" >&2
+    echo >&2
+    echo JOB  # what --parsable prints
+  else
+    "$@"
+  fi
+}
+
+for config in "${configs[@]}"; do
+  flags=("--config=$config" "--workdir=${RUNS:-runs}/$(basename "$config" .py)" "$@")
+  if [[ ${how[0]} == sbatch ]]; then
+    job=$(run sbatch --parsable "${how[@]:1}" mc3_jax.train "${flags[@]}")
+    job=${job%%;*}  # a federation's --parsable names the cluster behind it
+    after=("--dependency=afterok:$job" --kill-on-invalid-dep=yes)
+    then=$(run sbatch --parsable "${after[@]}" "${how[@]:1}" mc3_jax.evaluate "${flags[@]}")
+    echo "$config: trained by job $job, evaluated by job ${then%%;*}"
+  else
+    run "${how[@]}" mc3_jax.train "${flags[@]}"
+    run "${how[@]}" mc3_jax.evaluate "${flags[@]}"
+  fi
+done

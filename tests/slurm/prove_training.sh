@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Proves launch/slurm_8gpu.sbatch, slurm_multinode.sbatch and table.sh on a real Slurm (`start_cluster.sh`): a small run
+# of two processes on CPU, joined by JAX over jax.distributed, is trained and evaluated
+#   1. undisturbed;
+#   2. preempted twice, by `scontrol requeue` and by SIGTERM to its processes, while its evaluation waits for it.
+# Every number of every step and of the evaluation must be the same. A run that fails must not be queued again, nor one
+# that is cancelled, which saves first.
+#
+#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]  # a quarter of an hour on two cores; WORK stays
+#
+# Exits with 1 and one line on anything else.
+set -euo pipefail
+
+project=$(cd "$(dirname "$0")/../.." && pwd)
+work=${1:-$(mktemp -d)}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+export PYTHONPATH=$project JAX_PLATFORMS=cpu
+# As tests/conftest.py: machine code is made in half the time.
+export XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+fail() {
+  echo "$0: $*; see $work" >&2
+  exit 1
+}
+
+# await SECONDS WHAT COMMAND...
+await() {
+  local deadline=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@"; do
+    ((SECONDS < deadline)) || fail "$what: not within its time"
+    sleep 0.2
+  done
+}
+
+# field JOB NAME
+field() {
+  scontrol show job --oneliner "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"
+}
+
+state_is() {
+  [[ $(field "$1" JobState) == "$2" ]]
+}
+
+# restarted JOB TIMES
+restarted() {
+  [[ $(field "$1" Restarts) == "$2" ]]
+}
+
+last_step() {
+  tail -n 1 "$1/metrics.jsonl" 2>/dev/null | sed -n 's/^{"step": \([0-9]*\),.*/\1/p'
+}
+
+# beyond RUN STEP
+beyond() {
+  local step
+  step=$(last_step "$1")
+  ((${step:-0} > $2))
+}
+
+# submit HOW CONFIG; sets train and evaluate to the jobs
+submit() {
+  local told
+  told=$(HOW=$1 "$project/launch/table.sh" "$2")
+  echo "$told"
+  [[ $told =~ job\ ([0-9]+),.*job\ ([0-9]+)$ ]] || fail "no two jobs"
+  train=${BASH_REMATCH[1]} evaluate=${BASH_REMATCH[2]}
+}
+
+cd "$work"
+[[ ! -e runs ]] || fail "$work holds an earlier proof: remove it or choose another folder"
+python -m data_prep.soundworld --out world --videos 8 --video_seconds 30
+python -m data_prep.ego4d --root world --out clips --short_side 72 --num_workers 1
+python -m data_prep.vocabulary --clips clips --out vocabulary
+for name in undisturbed preempted cancelled; do
+  cat >"$name.py" <<END
+import pathlib
+from tests import world
+
+def get_config():
+    config = world.small_config(pathlib.Path("$work"))
+    config.name = "small"
+    config.data.num_threads = config.log.every_steps = 1
+    config.save.every_steps = 1000  # what is resumed from was saved because the job had to go
+    for phase in config.phases:
+        phase.epochs = 40
+    return config
+END
+done
+
+eval "$("$project/tests/slurm/start_cluster.sh")"
+trap '"$project/tests/slurm/start_cluster.sh" stop' EXIT
+sbatch --version
+small="--gres=none --ntasks-per-node=2 --cpus-per-task=1"
+one_node="sbatch $small $project/launch/slurm_8gpu.sbatch"
+many_nodes="sbatch --nodes=1 $small $project/launch/slurm_multinode.sbatch"
+
+submit "$one_node" undisturbed.py
+await 900 "the undisturbed run" state_is "$train" COMPLETED
+await 600 "its evaluation" state_is "$evaluate" COMPLETED
+num_steps=$(last_step runs/undisturbed)
+echo "undisturbed: $num_steps steps"
+
+submit "$many_nodes" preempted.py
+await 600 "the first steps" beyond runs/preempted $((num_steps / 6))
+scontrol requeue "$train"
+await 300 "the first restart" restarted "$train" 1
+await 600 "steps after it" beyond runs/preempted $((num_steps / 2))
+scancel --signal=TERM "$train"
+await 300 "the second restart" restarted "$train" 2
+state_is "$evaluate" PENDING || fail "the evaluation did not wait"
+await 900 "the preempted run" state_is "$train" COMPLETED
+restarted "$train" 2 || fail "the preempted run was restarted $(field "$train" Restarts) times"
+await 600 "its evaluation" state_is "$evaluate" COMPLETED
+resumed=$(grep --count "resuming after step" "slurm-$train.out")
+[[ $resumed == 2 ]] || fail "the preempted run was resumed $resumed times, not 2"
+grep "resuming after step" "slurm-$train.out"
+
+python - <<'END'
+import json, pathlib
+
+def rows(run):
+    lines = pathlib.Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "clips_per_s"} for line in lines]
+
+def results(run):
+    return json.loads(pathlib.Path(f"runs/{run}/results.json").read_text())
+
+assert [row["step"] for row in rows("undisturbed")] == list(range(1, len(rows("undisturbed")) + 1))
+for one, other in zip(rows("undisturbed"), rows("preempted"), strict=True):
+    assert one == other, f"{one} undisturbed, {other} preempted"
+assert results("undisturbed") == results("preempted"), "the evaluations differ"
+print(f"equal to the last bit: {rows('preempted')[-1]}")
+END
+
+told=$($one_node mc3_jax.train --config=undisturbed.py --workdir=runs/failed --config.data.dir=nowhere)
+job=${told##* }
+await 300 "the end of a run without data" state_is "$job" FAILED
+restarted "$job" 0 || fail "a run that failed was queued again"
+
+told=$($one_node mc3_jax.train --config=cancelled.py --workdir=runs/cancelled)
+job=${told##* }
+await 600 "the first steps" beyond runs/cancelled 3
+scancel "$job"
+await 300 "the end of a cancelled run" state_is "$job" CANCELLED
+restarted "$job" 0 || fail "a run that was cancelled was queued again"
+compgen -G "runs/cancelled/checkpoints/[1-9]*" >/dev/null || fail "the cancelled run did not save"
+
+echo "proven: two preemptions change nothing; failed and cancelled runs are not queued again"

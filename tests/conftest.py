@@ -21,7 +21,7 @@ from tests import world
 
 
 def pytest_addoption(parser):
-    parser.addoption("--soak", action="store_true", help="seeded mutations: 200 of each kind instead of 20")
+    parser.addoption("--soak", action="store_true", help="seeded mutations, injuries and kills at full length")
 
 
 def pytest_collection_modifyitems(items):
@@ -40,6 +40,18 @@ def pytest_collection_modifyitems(items):
 def num_mutations(request) -> int:
     """How many damaged files or rows a test tries."""
     return 200 if request.config.getoption("--soak") else 20
+
+
+@pytest.fixture
+def num_injuries(request) -> int:
+    """How many injured checkpoints a test tries."""
+    return 1000 if request.config.getoption("--soak") else 50
+
+
+@pytest.fixture
+def num_kills(request) -> int:
+    """How often a test kills a run."""
+    return 20 if request.config.getoption("--soak") else 3
 
 
 @pytest.fixture(scope="session")

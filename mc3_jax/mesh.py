@@ -40,6 +40,9 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
+        # Else the devices of a CPU talk by gloo, as if they were processes: slowly, now and then it aborts (seen with eight
+        # devices and jaxlib 0.10), and reduce-scatters may come out wrong (jax-ml/jax#40830).
+        jax.config.update("jax_cpu_collectives_implementation", None)
         jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0, **options)
     if jax.process_count() > 1:
         _HANDLERS.append(_on_abort(heartbeat_timeout_s))
@@ -63,8 +66,9 @@ def _on_abort(heartbeat_timeout_s: int):
 
 def _lost(heartbeat_timeout_s: int) -> str:
     return (
-        f"process {jax.process_index()} of {jax.process_count()} has lost another one, which ended or was silent for "
-        f"{heartbeat_timeout_s} s: its log says why; start all again to go on from the last checkpoint"
+        f"process {jax.process_index()} of {jax.process_count()} ends because another one has ended or was silent for "
+        f"{heartbeat_timeout_s} s (its log says why), if the lines above name no other cause; start all again to go on "
+        "from the last checkpoint"
     )
 
 
@@ -80,7 +84,7 @@ def ending_together(heartbeat_timeout_s: int) -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):  # gloo's may come as ValueError
             line = str(error).splitlines()[0]
             print(f"{line}\nwaiting to hear whether another process was lost", file=sys.stderr, flush=True)
             time.sleep(2 * heartbeat_timeout_s)

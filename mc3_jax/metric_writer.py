@@ -1,10 +1,10 @@
 """Where a run's numbers go: a progress bar on a terminal, `metrics.jsonl` and TensorBoard always, W&B on request."""
 
+import io
 import json
 import os
 import pathlib
 import sys
-from typing import TextIO
 
 import jax
 import numpy as np
@@ -41,12 +41,21 @@ def _read_rows(path: pathlib.Path) -> list[dict]:
     return rows
 
 
-def _go_on(path: pathlib.Path, start_step: int) -> TextIO:
-    """Returns a file of rows, open to be written on, without the rows of steps that will be done again."""
+def _go_on(path: pathlib.Path, start_step: int) -> io.FileIO:
+    """Returns a file of rows, open to be written on unbuffered, without the rows of steps that will be done again."""
     aside = path.with_suffix(".tmp")  # a kill or a full disk must not cost the rows there are
     aside.write_text("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
     aside.rename(path)
-    return path.open("a")
+    return path.open("ab", buffering=0)
+
+
+def _append(file: io.FileIO, row: dict) -> None:
+    line = (json.dumps(row) + "\n").encode()
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError as error:  # of a full disk, say; Python leaves out which file
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 class ClipWriter:
@@ -72,8 +81,7 @@ class ClipWriter:
     def write(self, step: int, clips: Int[np.ndarray, " b"]) -> None:
         """Writes one row: the places in the training split of the clips that make it `step` steps done."""
         if self._file:
-            self._file.write(json.dumps({"step": step, "clips": clips.tolist()}) + "\n")
-            self._file.flush()
+            _append(self._file, {"step": step, "clips": clips.tolist()})
 
 
 class MetricWriter:
@@ -144,8 +152,7 @@ class MetricWriter:
         if not self._active:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
-        self._jsonl.write(json.dumps({"step": step, "phase": phase, **scalars}) + "\n")
-        self._jsonl.flush()
+        _append(self._jsonl, {"step": step, "phase": phase, **scalars})
         if self._tensorboard:
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, step)

@@ -1,6 +1,7 @@
 """Tests run on the CPU, as eight devices, with every annotated shape checked."""
 
 import os
+import subprocess
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Machine code is made in half the time without LLVM's optimisations; XLA's own, which decide what is computed, stay.
@@ -52,6 +53,18 @@ def num_injuries(request) -> int:
 def num_kills(request) -> int:
     """How often a test kills a run."""
     return 20 if request.config.getoption("--soak") else 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own, with 200 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import shutil
-import subprocess
 
 import jax
 import numpy as np
@@ -167,18 +166,6 @@ def test_a_checkpoint_of_another_model_is_no_damage(saved):
     del abstract["params"]["video"]
     with pytest.raises(checkpoint.CheckpointError, match="2 can't be restored"):
         checkpoint.restore(str(saved), 2, abstract)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a file system of its own, with 200 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(small_disk, capsys):

@@ -1,77 +1,29 @@
-"""Checkpoints by Orbax, and the guard that a workdir belongs to one run."""
+"""Checkpoints by Orbax, sealed: written aside, digested, renamed; and verified whenever they are read.
 
-import json
+`WORKDIR/checkpoints/500` is the state after 500 steps, whole and with a manifest (`mc3_jax.integrity`), or it isn't there.
+What is being written is `500.saving`, what is being deleted `500.deleting`; what was found damaged is moved to
+`500.damaged` and left alone.
+"""
+
+import functools
 import pathlib
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mc3_jax import config as config_lib
+from mc3_jax import integrity, mesh as mesh_lib
 
-CONFIG_FILE = "config.json"
-# What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
-_FREE = (
-    "fsdp", "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "save", "eval", "log",
-)  # fmt: skip
+DamagedError = integrity.DamagedError
+_PASSING = (".saving", ".saving.orbax-checkpoint-tmp", ".deleting")
 
 
-def _flatten_config(value, prefix: str = "") -> dict:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {prefix: value}
-    flat = {prefix: len(value)} if isinstance(value, list) else {}
-    for key, child in items:
-        name = f"{prefix}[{key}]" if isinstance(value, list) else f"{prefix}.{key}" if prefix else key
-        flat |= _flatten_config(child, name)
-    return flat
-
-
-def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool = False) -> None:
-    """Checks that a workdir is empty of runs or holds this one. Fields newer than the run count as their defaults.
-
-    Args:
-      workdir: Folder of the run.
-      config: Of the run.
-      must_exist: A run must be there already.
-
-    Raises:
-      ValueError: It holds a run with another config (the message names the first field that differs), none where one
-        must be, or checkpoints of nobody knows which.
-    """
-    path = pathlib.Path(workdir) / CONFIG_FILE
-    if not path.is_file():
-        if must_exist:
-            raise ValueError(
-                f"{workdir} holds no run: train it first with `python -m mc3_jax.train --workdir={workdir}`"
-            )
-        if checkpoint_dir(workdir).is_dir():
-            raise ValueError(f"{workdir} holds checkpoints but no {CONFIG_FILE}: choose another workdir")
-        return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): choose another workdir") from error
-    there = _flatten_config(config_lib.to_dict(config_lib.from_dict(config_lib.Config, saved, str(path))))
-    here = _flatten_config(config_lib.to_dict(config))
-    # What the towers started from is read no more once something is trained.
-    free = (*_FREE, "init") if steps_of(workdir) else _FREE
-    for name in dict.fromkeys([*here, *there]):
-        if name.startswith(free) or there.get(name) == here.get(name):
-            continue
-        raise ValueError(
-            f"{workdir} holds a different run: config.{name} is {there.get(name)!r} there and {here.get(name)!r} here; "
-            "choose another workdir, or delete that run"
-        )
-
-
-def claim_workdir(workdir: str, config: config_lib.Config) -> None:
-    """Writes the config into a workdir that has none, by one process."""
-    path = pathlib.Path(workdir) / CONFIG_FILE
-    if jax.process_index() == 0 and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(config_lib.to_dict(config), indent=1) + "\n")
-        aside.rename(path)
+class CheckpointError(Exception):
+    """A checkpoint can't be written, or what is there isn't this model's."""
 
 
 def checkpoint_dir(workdir: str) -> pathlib.Path:
@@ -79,57 +31,182 @@ def checkpoint_dir(workdir: str) -> pathlib.Path:
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
-def open_checkpoints(workdir: str, *, every_steps: int, keep: int, keep_steps: list[int]) -> ocp.training.Checkpointer:
-    """Returns the run's checkpoints; offer it the state after every step, it decides.
+def steps_of(workdir: str) -> list[int]:
+    """Returns the steps a run has checkpoints of, in order; [] where there is no run."""
+    folder = checkpoint_dir(workdir)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
 
-    It writes in the background at every `every_steps`-th step, at `keep_steps`, and when the machine is about to go.
+
+class Checkpoints:
+    """Writes a run's checkpoints in the background; use as a context, by every process of the run.
+
+    Attributes:
+      preempted: Whether the machine is about to go, as of the last `is_due`.
+    """
+
+    def __init__(self, workdir: str, *, every_steps: int, keep: int, keep_steps: list[int]):
+        """Deletes what a killed run left half done.
+
+        Args:
+          workdir: Folder of the run, locked.
+          every_steps: Interval.
+          keep: Newest checkpoints kept.
+          keep_steps: Steps written and kept for good: the ends of phases.
+
+        Raises:
+          CheckpointError: The folder can't be written to.
+        """
+        self._folder, self._workdir = checkpoint_dir(workdir), workdir
+        self._every_steps, self._keep, self._keep_steps = every_steps, keep, keep_steps
+        self._thread: threading.Thread | None = None
+        self._fault: Exception | None = None
+        self.preempted = False
+        try:
+            mesh_lib.on_process_0(self._clean)
+        except ValueError as error:
+            raise CheckpointError(f"{self._folder} can't be written to: {error}") from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None and jax.process_count() == 1:
+            self._thread.join()  # of several processes, one that is lost would make it wait for ever
+
+    def is_due(self, step: int) -> bool:
+        """Returns whether the state after a step is to be saved; asked after every step, by every process.
+
+        Raises:
+          CheckpointError: The last one could not be written.
+        """
+        self._check()
+        self.preempted = mesh_lib.preempted(step)
+        return self.preempted or step % self._every_steps == 0 or step in self._keep_steps
+
+    def save(self, step: int, state) -> None:
+        """Takes the state after a step and begins to write it.
+
+        Args:
+          step: Steps done.
+          state: On the devices; may be donated as soon as this returns.
+
+        Raises:
+          CheckpointError: This or the last one could not be written.
+        """
+        self.wait()
+        aside = self._folder / f"{step}.saving"
+        sums = integrity.checksums(state)
+        try:
+            written = ocp.save_async(aside, state)
+        except Exception as error:  # whatever Orbax and TensorStore raise
+            raise self._error(step, error) from error
+        self._thread = threading.Thread(target=self._commit, args=(step, aside, written, sums), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns once all that was begun is on disk.
+
+        Raises:
+          CheckpointError: It could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._check()
+
+    def _check(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def _commit(self, step: int, aside: pathlib.Path, written, sums) -> None:
+        """Waits until all processes have written their parts; process 0 seals them and gives the folder its name."""
+        try:
+            written.result()
+            if jax.process_index() == 0:
+                integrity.seal(aside, step, integrity.to_hex(*sums))
+                aside.rename(self._folder / str(step))
+                integrity.sync_folder(self._folder)
+                self._prune()
+        except Exception as error:  # told by the next `is_due`, `save` or `wait`
+            self._fault = self._error(step, error)
+
+    def _error(self, step: int, error: Exception) -> CheckpointError:
+        reason = " ".join(str(error).split())[:600]
+        made = CheckpointError(
+            f"the checkpoint of step {step} can't be written to {self._folder}: {reason}; checkpoints before it are "
+            "untouched: mend the disk and start again to go on"
+        )
+        made.__cause__ = error
+        return made
+
+    def _prune(self) -> None:
+        steps = steps_of(self._workdir)
+        for step in steps[: -self._keep]:
+            if step not in self._keep_steps:
+                going = self._folder / f"{step}.deleting"
+                (self._folder / str(step)).rename(going)  # at once, so that no half of it is taken for a checkpoint
+                shutil.rmtree(going)
+
+    def _clean(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if path.name.split(".")[0].isdecimal() and path.name.endswith(_PASSING):
+                shutil.rmtree(path)
+
+
+def restore(workdir: str, step: int, abstract_state):
+    """Returns the state written after `step` steps, every file and array of it checked; called by every process.
 
     Args:
       workdir: Folder of the run.
-      every_steps: Interval.
-      keep: Newest checkpoints kept.
-      keep_steps: Steps written and kept for good: the ends of phases.
-    """
-    saves, keeps = ocp.training.save_decision_policies, ocp.training.preservation_policies
-    return ocp.training.Checkpointer(
-        checkpoint_dir(workdir),
-        save_decision_policy=saves.AnySavePolicy(
-            [
-                saves.FixedIntervalPolicy(every_steps),
-                saves.SpecificStepsPolicy(keep_steps),
-                saves.PreemptionCheckpointingPolicy(),
-            ]
-        ),
-        preservation_policy=keeps.AnyPreservationPolicy([keeps.LatestN(keep), keeps.CustomSteps(keep_steps)]),
-        cleanup_tmp_directories=True,
-    )
-
-
-def restore(checkpoints: ocp.training.Checkpointer, step: int, abstract_state):
-    """Returns the state written after `step` steps, laid out as `abstract_state` says.
-
-    Args:
-      checkpoints: Of the run.
       step: Of an existing checkpoint.
-      abstract_state: `jax.ShapeDtypeStruct`s with shardings.
+      abstract_state: `jax.ShapeDtypeStruct`s with shardings on any mesh.
 
     Raises:
-      ValueError: The checkpoint holds other names or shapes; or it is damaged.
+      DamagedError: Its files or arrays are not those that were written; on every process.
+      CheckpointError: It holds other names or shapes.
     """
+    path = checkpoint_dir(workdir) / str(step)
+    manifest = _verify(path, step)
     try:
-        return checkpoints.load(step, abstract_state)
-    except (ValueError, KeyError, OSError) as error:
+        state = ocp.load(path, abstract_state)
+    except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:600]
-        raise ValueError(f"checkpoint {checkpoints.directory}/{step} can't be restored: {reason}") from error
+        raise CheckpointError(f"checkpoint {path} can't be restored: {reason}") from error
+    _check_arrays(path, state, manifest)
+    return state
+
+
+def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
+    """Returns (step, state) of the newest intact checkpoint, or (0, None); called by every process of a locked workdir.
+
+    A damaged one costs a warning and is moved to `STEP.damaged`, so that the step can be written again.
+
+    Args:
+      workdir: Folder of the run.
+      plan: The abstract state of a step.
+
+    Raises:
+      CheckpointError: The newest intact one holds other names or shapes.
+    """
+    while step := mesh_lib.from_process_0(max(steps_of(workdir), default=0)):
+        try:
+            return step, restore(workdir, step, plan(step))
+        except DamagedError as error:
+            mesh_lib.on_process_0(functools.partial(_set_aside, checkpoint_dir(workdir) / str(step), error))
+    return 0, None
 
 
 def restore_params(workdir: str, step: int, abstract_params):
-    """Returns the parameters alone of the state written after `step` steps; no optimizer is read.
+    """Returns the parameters alone of the state written after `step` steps, checked; no optimizer is read.
 
     Args:
       workdir: Folder of the run.
       step: Of an existing checkpoint.
-      abstract_params: `jax.ShapeDtypeStruct`s with shardings.
+      abstract_params: `jax.ShapeDtypeStruct`s with shardings on any mesh.
 
     Raises:
       ValueError: There is none of that step, it holds other names or shapes, or it is damaged.
@@ -137,21 +214,57 @@ def restore_params(workdir: str, step: int, abstract_params):
     path = checkpoint_dir(workdir) / str(step)
     if not path.is_dir():
         raise ValueError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
+    manifest = _verify(path, step)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    try:
-        there = ocp.metadata(path).metadata["params"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:600]
-        raise ValueError(f"checkpoint {path} is damaged: {reason}") from error
     # A partial load passes over what the checkpoint lacks without a word: names and shapes are compared first.
-    check_shapes(flatten(there), flatten(abstract_params), f"checkpoint {path}")
+    check_shapes(flatten(ocp.metadata(path).metadata["params"]), flatten(abstract_params), f"checkpoint {path}")
     try:
-        with context, ocp.training.Checkpointer(checkpoint_dir(workdir)) as checkpoints:
-            return checkpoints.load(step, {"params": abstract_params})["params"]
+        with context:
+            params = ocp.load(path, {"params": abstract_params})["params"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:600]
         raise ValueError(f"checkpoint {path} can't be restored: {reason}") from error
+    _check_arrays(path, {"params": params}, manifest)
+    return params
+
+
+def _verify(path: pathlib.Path, step: int) -> dict:
+    """Returns the manifest of a checkpoint whose files are intact; processes share the reading."""
+    problem, manifest = "", {}
+    try:
+        manifest = integrity.read_manifest(path, step)
+        integrity.check_files(path, manifest, jax.process_index(), jax.process_count())
+    except DamagedError as error:
+        problem = str(error)
+    _agree(path, problem)
+    return manifest
+
+
+def _check_arrays(path: pathlib.Path, tree, manifest: dict) -> None:
+    problem = ""
+    try:
+        integrity.check_arrays(tree, manifest["arrays"])
+    except DamagedError as error:
+        problem = str(error)
+    _agree(path, problem)
+
+
+def _agree(path: pathlib.Path, problem: str) -> None:
+    if problem := mesh_lib.first_message(problem):
+        raise DamagedError(
+            f"checkpoint {path} is damaged: {problem}; training, when started, goes back to the newest intact one"
+        )
+
+
+def _set_aside(path: pathlib.Path, error: DamagedError) -> None:
+    """Moves a damaged checkpoint to a name that is free, and says so."""
+    aside, number = path.with_name(f"{path.name}.damaged"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    path.rename(aside)
+    print(f"warning: {error}; it was moved to {aside.name}", file=sys.stderr, flush=True)
 
 
 def flatten(tree) -> dict:
@@ -189,10 +302,3 @@ def check_shapes(found: dict, expected: dict, where: str) -> None:
         shown += kind[:10] + ([f"{kind[0][0]} {len(kind) - 10} more"] if len(kind) > 10 else [])
     if shown:
         raise ValueError(f"{where} doesn't fit the model (- missing, + unexpected, ! other shape): {'; '.join(shown)}")
-
-
-def steps_of(workdir: str) -> list[int]:
-    """Returns the steps a run has checkpoints of, in order; [] where there is no run."""
-    folder = checkpoint_dir(workdir)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and name.isascii())

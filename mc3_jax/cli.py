@@ -1,4 +1,8 @@
-"""Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong."""
+"""Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong.
+
+Exit statuses: 0 done, 1 a fault with a traceback, 2 one line says what has to be mended, 75 preempted with the state saved
+and 76 another process of the job was lost (`mesh.LOST`): start the same command again.
+"""
 
 import contextlib
 import sys
@@ -10,6 +14,7 @@ from ml_collections import config_flags
 from mc3_jax import config as config_lib
 
 USER_ERROR = 2  # exit status for bad input, as argparse's
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def _define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -24,19 +29,21 @@ def _define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
     """Ends the process with one line and status 2 where the block finds something the user has to mend.
 
-    Meant for set-up only (config, data, workdir, mesh): an error out of the training loop keeps its traceback.
+    Args:
+      kinds: Of exceptions. The default is meant for set-up (config, data, workdir, mesh): a ValueError out of the
+        training loop keeps its traceback.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         _die(" ".join(str(error).split()))
 
 
 def _die(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(USER_ERROR)
 
 

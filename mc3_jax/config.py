@@ -226,7 +226,7 @@ class SaveConfig:
 
     Attributes:
       every_steps: Interval.
-      keep: Newest checkpoints kept beside the ends of phases.
+      keep: Newest checkpoints kept beside the ends of phases; with 2, a damaged one costs no more than an interval.
     """
 
     every_steps: int = 500
@@ -258,11 +258,13 @@ class LogConfig:
 
     Attributes:
       every_steps: Interval of rows.
+      clips: Write which clips each step takes to `clips.jsonl` (`clips-1.jsonl` in the second process, and so on).
       tensorboard: Write TensorBoard event files.
       wandb_project: Weights & Biases project; empty is off (needs the `wandb` extra).
     """
 
     every_steps: int = 10
+    clips: bool = False
     tensorboard: bool = True
     wandb_project: str = ""
 
@@ -275,6 +277,7 @@ class Config:
       name: Of the run.
       seed: Of initialisation, data order, augmentation and dropout.
       fsdp: Devices along the mesh axis over which parameters are sharded; the rest go along "data".
+      heartbeat_timeout_s: Of several processes, one that is silent for so long counts as lost and the others end.
       checkpoint: Evaluation only: weights to evaluate instead of the workdir's run, a file or folder as
         `mc3_jax.weights.read_checkpoint` reads it.
     """
@@ -282,6 +285,7 @@ class Config:
     name: str = "mc3"
     seed: int = 0
     fsdp: int = 1
+    heartbeat_timeout_s: int = 100
     checkpoint: str = ""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
@@ -349,6 +353,8 @@ def validate(config: Config) -> None:
     _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
     _require(config.seed >= 0, "seed", config.seed, "must not be negative")
     _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
+    value = config.heartbeat_timeout_s
+    _require(value >= 5, "heartbeat_timeout_s", value, "must be at least 5")
     validate_model(config.model)
     _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")
     names = [phase.name for phase in config.phases]

@@ -21,6 +21,7 @@ from mc3_jax import (
     phases as phases_lib,
     train_step as step_lib,
     weights,
+    workdir as workdir_lib,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.evals import controls, discovery, metrics, report, retrieval
@@ -143,7 +144,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     if config.checkpoint and checkpoint.steps_of(workdir):
         raise ValueError(f"{workdir} holds a run: name another --workdir for the results of {config.checkpoint}")
     if not config.checkpoint:
-        checkpoint.check_workdir(workdir, config, must_exist=True)
+        workdir_lib.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     source = loader.open_split(config.data.dir, config.eval.split, config.model.video.num_frames)
@@ -211,8 +212,8 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
 
 def main(config: config_lib.Config, workdir: str) -> None:
     """Evaluates the run of the command line."""
-    mesh_lib.initialize()
-    with cli.user_errors():
+    mesh_lib.initialize(config.heartbeat_timeout_s)
+    with mesh_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
         evaluate(config, workdir)
 
 

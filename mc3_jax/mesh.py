@@ -1,27 +1,142 @@
 """Devices as one mesh ("data", "fsdp"), and how batches and parameters lie on it."""
 
+import contextlib
+import ctypes
+import os
+import signal
 import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax._src import distributed  # the client of the job; Orbax takes it from there too
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
+LOST = 76  # exit status of a process that has lost another one of its job
+_MESSAGE_BYTES = 2000
+_HANDLERS: list = []  # C calls them; Python must not free them
 
 
-def initialize() -> None:
+def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
     """Joins the processes of a job (Slurm, Open MPI, TPU pods, Kubernetes and `JAX_COORDINATOR_ADDRESS` are recognised).
 
-    Call once, before anything else of JAX. It is done for a single process too: only then does SIGTERM make the
-    checkpointer save before the machine goes.
+    Call once, before anything else of JAX. A process that loses another one ends with status `LOST`: at once where it is
+    process 0 that died, else once its heartbeat has been missing for `heartbeat_timeout_s`.
+
+    Args:
+      heartbeat_timeout_s: Time after which a silent process counts as lost.
+      preemptible: SIGTERM does not end the process; `preempted` tells of it. It is done for a single process too.
     """
+    jax.config.update("jax_enable_preemption_service", preemptible)
+    options = {"heartbeat_timeout_seconds": heartbeat_timeout_s}
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**options)
     except ValueError:  # no cluster around: JAX asks for an address
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0)
+        # Else the devices of a CPU talk by gloo, as if they were processes: slowly, now and then it aborts (seen with eight
+        # devices and jaxlib 0.10), and reduce-scatters may come out wrong (jax-ml/jax#40830).
+        jax.config.update("jax_cpu_collectives_implementation", None)
+        jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0, **options)
+    if jax.process_count() > 1:
+        _HANDLERS.append(_on_abort(heartbeat_timeout_s))
+        ctypes.CDLL(None).signal(signal.SIGABRT, _HANDLERS[0])
+
+
+def _on_abort(heartbeat_timeout_s: int):
+    """Returns a handler of abort(), which is how JAX ends a process that has lost another: with a stack trace.
+
+    JAX takes a callback instead, but jaxlib 0.10 can't pass Python ones their argument. Python's own signal handlers run
+    too late: a C handler that comes back lets the process abort.
+    """
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def handler(_):
+        os.write(2, f"error: {_lost(heartbeat_timeout_s)}\n".encode())
+        os._exit(LOST)
+
+    return handler
+
+
+def _lost(heartbeat_timeout_s: int) -> str:
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} ends because another one has ended or was silent for "
+        f"{heartbeat_timeout_s} s (its log says why), if the lines above name no other cause; start all again to go on "
+        "from the last checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def ending_together(heartbeat_timeout_s: int) -> Iterator[None]:
+    """Makes an error in the block end this process of a job soon, so that no other waits for it for ever.
+
+    One process that has ended makes the collectives of the others fail or hang. Those that fail give JAX the time to find
+    out that this is why: then the process ends as lost, with status `LOST`, not with a traceback.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):  # gloo's may come as ValueError
+            line = str(error).splitlines()[0]
+            print(f"{line}\nwaiting to hear whether another process was lost", file=sys.stderr, flush=True)
+            time.sleep(2 * heartbeat_timeout_s)
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        # Where all have the same error, each shall end with its own status, not as one that lost the others. At a normal
+        # exit JAX would wait minutes for those that go on.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            distributed.global_state.client.wait_at_barrier("mc3_jax ends", 10_000)
+            time.sleep(1 if jax.process_index() == 0 else 0)
+        os._exit(error.code if isinstance(error, SystemExit) else 1)
+
+
+def preempted(step: int) -> bool:
+    """Returns whether SIGTERM has reached a process of the job and `step` is where all of them stop.
+
+    Every process asks after every step. It takes about a second until they have agreed on one.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def from_process_0(value: int) -> int:
+    """Returns the value that process 0 has."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
+
+
+def first_message(message: str) -> str:
+    """Returns the message of the first process that has one, the same on all of them; "" where none has."""
+    if jax.process_count() == 1:
+        return message
+    row = np.zeros(_MESSAGE_BYTES, np.uint8)
+    text = message.encode()[:_MESSAGE_BYTES]
+    row[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(row)
+    return next((row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows if row[0]), "")
+
+
+def on_process_0(action: Callable[[], None]) -> None:
+    """Does something on process 0 alone; the others wait for it.
+
+    Raises:
+      ValueError: On all processes, where it raised ValueError or OSError.
+    """
+    message = ""
+    try:
+        if jax.process_index() == 0:
+            action()
+    except (ValueError, OSError) as error:
+        message = str(error) or type(error).__name__
+    if message := first_message(message):
+        raise ValueError(message)
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:

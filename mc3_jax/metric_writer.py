@@ -1,21 +1,37 @@
 """Where a run's numbers go: a progress bar on a terminal, `metrics.jsonl` and TensorBoard always, W&B on request."""
 
+import io
 import json
 import os
 import pathlib
 import sys
 
 import jax
+import numpy as np
 import tensorboardX
+from jaxtyping import Int
 from tqdm import tqdm
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, CLIPS_FILE = "metrics.jsonl", "clips.jsonl"
 _SHOWN = ("loss", "contrastive", "consensus")  # in the bar
 
 
 def read_metrics(workdir: str) -> list[dict]:
     """Returns the rows written so far, in order of steps; a line cut short by a crash is left out."""
-    path = pathlib.Path(workdir) / METRICS_FILE
+    return _read_rows(pathlib.Path(workdir) / METRICS_FILE)
+
+
+def read_clips(workdir: str, process_index: int = 0) -> list[dict]:
+    """Returns `step` and `clips`, places in the training split, of each step that a process has read, in order."""
+    return _read_rows(_clips_path(workdir, process_index))
+
+
+def _clips_path(workdir: str, process_index: int) -> pathlib.Path:
+    path = pathlib.Path(workdir) / CLIPS_FILE
+    return path.with_stem(f"{path.stem}-{process_index}") if process_index else path
+
+
+def _read_rows(path: pathlib.Path) -> list[dict]:
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -23,6 +39,49 @@ def read_metrics(workdir: str) -> list[dict]:
         except ValueError:
             continue
     return rows
+
+
+def _go_on(path: pathlib.Path, start_step: int) -> io.FileIO:
+    """Returns a file of rows, open to be written on unbuffered, without the rows of steps that will be done again."""
+    aside = path.with_suffix(".tmp")  # a kill or a full disk must not cost the rows there are
+    aside.write_text("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
+    aside.rename(path)
+    return path.open("ab", buffering=0)
+
+
+def _append(file: io.FileIO, row: dict) -> None:
+    line = (json.dumps(row) + "\n").encode()
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError as error:  # of a full disk, say; Python leaves out which file
+        raise OSError(error.errno, error.strerror, file.name) from error
+
+
+class ClipWriter:
+    """Writes which clips each step takes, by every process those of its own rows. Use as a context."""
+
+    def __init__(self, workdir: str, *, start_step: int, active: bool):
+        """Opens the file. Rows beyond `start_step`, of steps that will be done again, are dropped.
+
+        Args:
+          workdir: Folder of the run.
+          start_step: Steps done.
+          active: Else nothing is written.
+        """
+        self._file = _go_on(_clips_path(workdir, jax.process_index()), start_step) if active else None
+
+    def __enter__(self) -> "ClipWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file:
+            self._file.close()
+
+    def write(self, step: int, clips: Int[np.ndarray, " b"]) -> None:
+        """Writes one row: the places in the training split of the clips that make it `step` steps done."""
+        if self._file:
+            _append(self._file, {"step": step, "clips": clips.tolist()})
 
 
 class MetricWriter:
@@ -51,9 +110,7 @@ class MetricWriter:
             return
         path = pathlib.Path(workdir)
         path.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
-        self._jsonl = (path / METRICS_FILE).open("w")
-        self._jsonl.writelines(json.dumps(row) + "\n" for row in kept)
+        self._jsonl = _go_on(path / METRICS_FILE, start_step)
         if tensorboard:
             self._tensorboard = tensorboardX.SummaryWriter(str(path / "tensorboard"), purge_step=start_step + 1)
         if wandb_project:
@@ -95,8 +152,7 @@ class MetricWriter:
         if not self._active:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
-        self._jsonl.write(json.dumps({"step": step, "phase": phase, **scalars}) + "\n")
-        self._jsonl.flush()
+        _append(self._jsonl, {"step": step, "phase": phase, **scalars})
         if self._tensorboard:
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, step)

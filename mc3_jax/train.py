@@ -1,16 +1,17 @@
 """Trains a run: `python -m mc3_jax.train --config=configs/demo.py --workdir=DIR`. Starting it again resumes it.
 
-Parameters are, in this order: the workdir's newest checkpoint; else the files that `config.init` names, tower by tower;
-else random.
+Parameters are, in this order: the workdir's newest intact checkpoint; else the files that `config.init` names, tower by
+tower; else random. `docs/training.md` tells what a run survives, `mc3_jax/cli.py` the exit statuses.
 
 This file owns the order of things: what is set up, when a phase begins, when the state is written, when numbers are read.
-Order matters in three places, marked below.
+Order matters in four places, marked below.
 """
 
 import dataclasses
 import functools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from mc3_jax import (
     phases as phases_lib,
     train_step as step_lib,
     weights,
+    workdir as workdir_lib,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.models.mc3 import MC3
@@ -67,7 +69,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     """
     if config.checkpoint:
         raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
-    checkpoint.check_workdir(workdir, config)
+    workdir_lib.check_workdir(workdir, config)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
@@ -76,11 +78,10 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     model = step_lib.make_model(config.model)
     shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
-    starts = {tower: getattr(config.init, tower) for tower in config_lib.MODALITIES if getattr(config.init, tower)}
-    initial, notes = {}, []
-    if starts and not checkpoint.steps_of(workdir):
-        initial, notes = weights.read_towers(starts, config.model, temporal=config.init.temporal)
-    checkpoint.claim_workdir(workdir, config)
+    initial, notes = ({}, []) if checkpoint.steps_of(workdir) else _read_initial(config)
+    with workdir_lib.lock_workdir(workdir):
+        workdir_lib.check_workdir(workdir, config)  # another run may have come between
+        workdir_lib.claim_workdir(workdir, config)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
@@ -88,23 +89,34 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     return Run(config, workdir, mesh, model, shapes, phases, source, tokenize, initial)
 
 
-def _say(line: str) -> None:
+def _read_initial(config: config_lib.Config) -> tuple[weights.Flat, list[str]]:
+    """Returns parameters of the towers that start from files, and what was done to them."""
+    starts = {tower: getattr(config.init, tower) for tower in config_lib.MODALITIES if getattr(config.init, tower)}
+    return weights.read_towers(starts, config.model, temporal=config.init.temporal) if starts else ({}, [])
+
+
+def _say(line: str, file=None) -> None:
     if jax.process_index() == 0:
-        print(line, flush=True)
+        print(line, file=file, flush=True)
 
 
 def train(run: Run) -> step_lib.TrainState:
-    """Runs (or resumes) the phases that are not done yet and returns the final state."""
+    """Runs (or resumes) the phases that are not done yet and returns the final state, or that at a preemption.
+
+    Raises:
+      WorkdirError: Another run is at the workdir.
+      CheckpointError: A checkpoint can't be written, or the one there isn't this model's.
+    """
     config, phases = run.config, run.phases
     stops = [phase.stop for phase in phases]
     with (
+        workdir_lib.lock_workdir(run.workdir),
         jax.set_mesh(run.mesh),
-        checkpoint.open_checkpoints(
+        checkpoint.Checkpoints(
             run.workdir, every_steps=config.save.every_steps, keep=config.save.keep, keep_steps=stops
         ) as checkpoints,
     ):
-        step = checkpoints.latest.step if checkpoints.latest else 0
-        state = _first_state(run, checkpoints, step)
+        step, state = _first_state(run)
         if step >= stops[-1]:
             _say(f"all {step} steps are done")
             return state
@@ -114,28 +126,52 @@ def train(run: Run) -> step_lib.TrainState:
             process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=config.data.num_threads, prefetch=config.data.prefetch,
         )  # fmt: skip
-        with metric_writer.MetricWriter(
-            run.workdir, total_steps=stops[-1], start_step=step, batch_size=config.data.batch_size,
-            tensorboard=config.log.tensorboard, wandb_project=config.log.wandb_project,
-        ) as writer:  # fmt: skip
+        with (
+            metric_writer.MetricWriter(
+                run.workdir, total_steps=stops[-1], start_step=step, batch_size=config.data.batch_size,
+                tensorboard=config.log.tensorboard, wandb_project=config.log.wandb_project,
+            ) as writer,
+            metric_writer.ClipWriter(run.workdir, start_step=step, active=config.log.clips) as clips,
+        ):  # fmt: skip
+            batches = _place(run.mesh, batches, step, clips)
             for phase, following in zip(phases, [*phases[1:], None], strict=True):
                 if step < phase.stop:
                     step, state = _run_phase(run, phase, following, state, step, batches, checkpoints, writer)
-                if step < phase.stop:
+                if checkpoints.preempted and step < stops[-1]:
+                    checkpoints.wait()
                     _say(f"stopped after step {step}, its state is saved; start again to go on")
                     break
     return state
 
 
-def _first_state(run: Run, checkpoints, step: int) -> step_lib.TrainState:
-    """Returns the state to go on from: the newest checkpoint's, or fresh parameters under those read from files."""
+def _place(mesh: jax.sharding.Mesh, batches: Iterator[loader.Batch], step: int, clips) -> Iterator:
+    """Yields the batches of steps `step`, `step + 1`, ... on the devices, noting the clips of each."""
+    for following, batch in enumerate(batches, step + 1):
+        clips.write(following, batch.pop("index"))
+        yield mesh_lib.put_batch(mesh, batch)
+
+
+def _first_state(run: Run) -> tuple[int, step_lib.TrainState]:
+    """Returns (step, state) to go on from: the newest intact checkpoint, or fresh parameters under those read from files."""
+    saved, initial = checkpoint.steps_of(run.workdir), run.initial
+    step, state = checkpoint.restore_newest(run.workdir, lambda step: _plan_state(run, step)[1])
+    if state is not None:
+        _say(f"resuming after step {step}")
+        return step, state
+    if saved:
+        _say("warning: no checkpoint is intact, beginning at step 0", sys.stderr)
+        with cli.user_errors():
+            workdir_lib.check_workdir(run.workdir, run.config)  # what the towers start from counts again
+            initial, _ = _read_initial(run.config)
+    init, abstract = _plan_state(run, 0)
+    state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+    return 0, state.replace(params=mesh_lib.replace_leaves(state.params, checkpoint.unflatten(initial)))
+
+
+def _plan_state(run: Run, step: int) -> tuple[Callable[[], step_lib.TrainState], step_lib.TrainState]:
+    """Returns the function that makes the state of a step's phase afresh, and its shapes with their places."""
     init = functools.partial(step_lib.init_state, run.model, run.config, phases_lib.phase_at(run.phases, step))
-    abstract = mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
-    if step == 0:
-        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
-        return state.replace(params=mesh_lib.replace_leaves(state.params, checkpoint.unflatten(run.initial)))
-    _say(f"resuming after step {step}")
-    return checkpoint.restore(checkpoints, step, abstract)
+    return init, mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
 
 
 def _run_phase(
@@ -143,22 +179,21 @@ def _run_phase(
     batches, checkpoints, writer: metric_writer.MetricWriter,
 ) -> tuple[int, step_lib.TrainState]:  # fmt: skip
     """Runs a phase from `step` to its end, or until the machine is about to go; returns (step, state)."""
-    config, mesh = run.config, run.mesh
+    config = run.config
     tx = phases_lib.make_optimizer(phase.config, run.shapes)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = jax.jit(
         step_lib.make_train_step(run.model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None)
     )
     every, batch_size = config.log.every_steps, config.data.batch_size
-    scheduled = config.save.every_steps
     due, clock = None, (step, time.monotonic())
-    batch = mesh_lib.put_batch(mesh, next(batches))
+    batch = next(batches)
     while step < phase.stop:
         state, metrics = train_step(state, batch)
         step += 1
         # Order 1: the next batch is on its way while the step runs; at a phase's end it is left to the next phase.
         if step < phase.stop:
-            batch = mesh_lib.put_batch(mesh, next(batches))
+            batch = next(batches)
         # Order 2: numbers are read one step late, so that the host waits for a step that is done.
         if due is not None:
             clock = _write(writer, phase, due, clock, batch_size)
@@ -172,8 +207,13 @@ def _run_phase(
             next_tx = phases_lib.make_optimizer(following.config, run.shapes)
             opt_state = phases_lib.carry_optimizer(following.config, next_tx, state.params, state.opt_state)
             state = state.replace(opt_state=opt_state)
-        if checkpoints.save(step, state) and step % scheduled and step != phase.stop:
-            break  # saved though not due: the machine is about to go
+        # Order 4: a checkpoint's own numbers are written before it, else a kill between the two would lose them.
+        if checkpoints.is_due(step):
+            if due is not None:
+                clock, due = _write(writer, phase, due, clock, batch_size), None
+            checkpoints.save(step, state)
+        if checkpoints.preempted:
+            break
     if due is not None:
         _write(writer, phase, due, clock, batch_size)
     return step, state
@@ -191,10 +231,14 @@ def _write(writer, phase, due, clock, batch_size: int):
 
 def main(config: config_lib.Config, workdir: str) -> None:
     """Trains the run of the command line."""
-    mesh_lib.initialize()
-    with cli.user_errors():
-        run = set_up(config, workdir)
-    train(run)
+    mesh_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
+    with mesh_lib.ending_together(config.heartbeat_timeout_s):
+        with cli.user_errors():
+            run = set_up(config, workdir)
+        with cli.user_errors((checkpoint.CheckpointError, workdir_lib.WorkdirError, OSError)):
+            state = train(run)
+    if int(state.step) < run.phases[-1].stop:
+        sys.exit(cli.PREEMPTED)
 
 
 if __name__ == "__main__":

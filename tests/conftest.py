@@ -1,6 +1,7 @@
 """Tests run on the CPU, as eight devices, with every annotated shape checked."""
 
 import os
+import subprocess
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Machine code is made in half the time without LLVM's optimisations; XLA's own, which decide what is computed, stay.
@@ -21,7 +22,7 @@ from tests import world
 
 
 def pytest_addoption(parser):
-    parser.addoption("--soak", action="store_true", help="seeded mutations: 200 of each kind instead of 20")
+    parser.addoption("--soak", action="store_true", help="seeded mutations, injuries and kills at full length")
 
 
 def pytest_collection_modifyitems(items):
@@ -40,6 +41,30 @@ def pytest_collection_modifyitems(items):
 def num_mutations(request) -> int:
     """How many damaged files or rows a test tries."""
     return 200 if request.config.getoption("--soak") else 20
+
+
+@pytest.fixture
+def num_injuries(request) -> int:
+    """How many injured checkpoints a test tries."""
+    return 1000 if request.config.getoption("--soak") else 50
+
+
+@pytest.fixture
+def num_kills(request) -> int:
+    """How often a test kills a run."""
+    return 20 if request.config.getoption("--soak") else 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own, with 200 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import pty
 import subprocess
 import sys
 
+import numpy as np
+import pytest
 from tensorboardX.proto import event_pb2
 
 from mc3_jax import metric_writer
@@ -70,3 +72,23 @@ def test_a_terminal_that_does_not_know_its_size_shows_the_bar_with_terms_rate_an
     for words in (b"refine", b"loss=2.500", b"contrastive=2.250", b"consensus=0.250", b"clip/s", b"100%", b"/64"):
         assert words in shown, shown
     assert b"<00:00" in shown
+
+
+def test_a_full_disk_names_the_file_and_costs_no_row(small_disk):
+    rows = [np.arange(100) + 1000 * step for step in range(500)]
+
+    def write_all():
+        with metric_writer.ClipWriter(str(small_disk), start_step=0, active=True) as clips:
+            for step, row in enumerate(rows, 1):
+                clips.write(step, row)
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*clips.jsonl'"):
+        write_all()
+    known = metric_writer.read_clips(str(small_disk))
+    done = len(known)
+    assert done > 200
+    assert [row["step"] for row in known] == list(range(1, done + 1))
+    assert all(row["clips"] == kept.tolist() for row, kept in zip(known, rows, strict=False))
+    with pytest.raises(OSError, match="No space left on device"):  # begun again while it is full
+        metric_writer.ClipWriter(str(small_disk), start_step=done, active=True)
+    assert metric_writer.read_clips(str(small_disk)) == known

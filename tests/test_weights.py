@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mc3_jax import checkpoint, convert, evaluate, train, weights
+from mc3_jax import checkpoint, convert, evaluate, train, weights, workdir as workdir_lib
 from tests import world
 
 
@@ -25,11 +25,8 @@ def exported(finished, tmp_path_factory):
 def first_params(config, workdir):
     """Returns the flat parameters a run starts from."""
     run = train.set_up(config, str(workdir))
-    with (
-        jax.set_mesh(run.mesh),
-        checkpoint.open_checkpoints(str(workdir), every_steps=3, keep=1, keep_steps=[]) as checkpoints,
-    ):
-        return {n: np.asarray(v) for n, v in checkpoint.flatten(train._first_state(run, checkpoints, 0).params).items()}
+    with jax.set_mesh(run.mesh):
+        return {n: np.asarray(v) for n, v in checkpoint.flatten(train._first_state(run)[1].params).items()}
 
 
 def test_a_run_starts_from_the_files_its_config_names_and_at_random_elsewhere(finished, exported, tmp_path, capsys):
@@ -103,16 +100,16 @@ def test_a_run_of_before_a_field_came_goes_on_and_of_an_unknown_field_does_not(f
     del saved["init"], saved["checkpoint"], saved["phases"][0]["optimizer"]["clip_norm"]
     path.write_text(json.dumps(saved))
     with pytest.raises(ValueError, match=r"config.phases\[0\].optimizer.clip_norm is 0.0 there and 1.0 here"):
-        checkpoint.check_workdir(str(tmp_path / "run"), config)
+        workdir_lib.check_workdir(str(tmp_path / "run"), config)
     saved["phases"][0]["optimizer"]["clip_norm"] = 1
     path.write_text(json.dumps(saved))
-    checkpoint.check_workdir(str(tmp_path / "run"), config)
+    workdir_lib.check_workdir(str(tmp_path / "run"), config)
     path.write_text(json.dumps({**saved, "gravity": 9.8}))
     with pytest.raises(ValueError, match="gravity is unknown"):
-        checkpoint.check_workdir(str(tmp_path / "run"), config)
+        workdir_lib.check_workdir(str(tmp_path / "run"), config)
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"config.json must be an object, got \[\]"):
-        checkpoint.check_workdir(str(tmp_path / "run"), config)
+        workdir_lib.check_workdir(str(tmp_path / "run"), config)
 
 
 def test_towers_of_ours_are_fitted_like_anybodys(finished):

@@ -47,5 +47,6 @@ def small_config(folder: pathlib.Path) -> Config:
     for phase in config.phases:
         phase.epochs = 1
     config.save.every_steps, config.save.keep = 3, 100
+    config.log.every_steps, config.log.clips = 1, True
     config.eval.num_bootstrap, config.eval.num_examples = 50, 1
     return config

@@ -162,8 +162,9 @@ def train_batches(
 
     Yields:
       `audio` int16 [b, samples], of which `audio_length` int32 [b] from sample `audio_start` int32 [b] of the clip on are
-      sound and the rest zeros, `text_ids`, `text_mask` int32 [b, l], `row` int32 [b]. Where pictures are wanted, `video`
-      uint8 [b, t, h, w, 3], `video_size` int32 [b, 2]. Where the data set has classes, `class_id` int32 [b].
+      sound and the rest zeros, `text_ids`, `text_mask` int32 [b, l], `index` int32 [b] in the split, `row` int32 [b]. Where
+      pictures are wanted, `video` uint8 [b, t, h, w, 3], `video_size` int32 [b, 2]. Where the data set has classes,
+      `class_id` int32 [b].
     """
     local = batch_size // process_count
     rows = (process_index * local + np.arange(local)).astype(np.int32)
@@ -174,11 +175,13 @@ def train_batches(
 
     def load(sample: int) -> Batch:
         epoch, place = divmod(int(sample), len(source))
-        clip = source[int(order(epoch)[place])]
+        index = int(order(epoch)[place])
+        clip = source[index]
         rng = np.random.default_rng([seed, epoch, 1 + place])  # a 0 at the end would be the stream of the epoch's order
         sample = transforms.make_sample(
             clip, source.info, tokenize, rng, pictures=source.pictures, num_samples=num_samples
         )
+        sample["index"] = np.int32(index)
         return sample | ({"class_id": np.int32(clip.class_id)} if source.info.classes else {})
 
     dataset = grain.MapDataset.range(_ENDLESS).map(load)
@@ -208,7 +211,7 @@ def eval_batches(
       tokenize, batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
 
     Yields:
-      As `train_batches`, and `index` int32 [b] in the split, `label`, `verb_id`, `noun_id`, `class_id`, `fold` int32 [b],
+      As `train_batches`, and `label`, `verb_id`, `noun_id`, `class_id`, `fold` int32 [b],
       `valid` bool [b].
 
     Raises:

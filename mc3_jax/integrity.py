@@ -1,0 +1,192 @@
+"""What a checkpoint says of itself, so that nothing damaged is loaded: a digest of every file, a checksum of every array.
+
+`manifest.json` holds both, and its own digest. Digests find what happened to the files; checksums are of the values, so
+they also find what went wrong before the files were written or after they were read, and hold on any mesh.
+"""
+
+import concurrent.futures
+import errno
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, UInt32
+
+MANIFEST = "manifest.json"
+_DIGEST = "sha256"
+_THREADS = 8  # that read files; hashing leaves Python's lock
+# Of reading a file: it is not there, is something else, or the disk can't give it back.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG, errno.EUCLEAN)
+# Odd numbers that start the two independent 32-bit halves of a checksum (fractional parts of the golden ratio and √2).
+_SEEDS = (0x9E3779B9, 0x6A09E667)
+
+
+class DamagedError(ValueError):
+    """A checkpoint whose files or arrays are not those that were written."""
+
+
+def seal(folder: pathlib.Path, step: int, arrays: Mapping[str, str]) -> None:
+    """Writes the manifest of a folder, after all of its files have reached the disk.
+
+    Args:
+      folder: Holds all files but the manifest.
+      step: Of the checkpoint.
+      arrays: Checksum of each array.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(functools.partial(_digest_file, sync=True), paths)
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, _DIGEST: digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+    with (folder / MANIFEST).open("x") as file:
+        file.write(_render({"step": step, "files": files, "arrays": dict(arrays)}))
+        file.flush()
+        os.fsync(file.fileno())
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync_folder(path)
+
+
+def read_manifest(folder: pathlib.Path, step: int) -> dict:
+    """Returns what `seal` wrote: `step`, `files`, `arrays`.
+
+    Raises:
+      DamagedError: It is missing, of another step, or any of its bytes is another.
+    """
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        values = json.loads(text)
+        values.pop(_DIGEST)
+        intact = text == _render(values).encode()
+    except OSError as error:
+        raise _unreadable(folder / MANIFEST, MANIFEST, error) from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise DamagedError(f"{MANIFEST} has other bytes than were written")
+    if values["step"] != step:
+        raise DamagedError(f"{MANIFEST} is of step {values['step']}")
+    return values
+
+
+def check_files(folder: pathlib.Path, manifest: dict, part: int = 0, num_parts: int = 1) -> None:
+    """Checks every file against the manifest, or the `part`-th of `num_parts` shares of them.
+
+    Raises:
+      DamagedError: One is missing, shorter or longer, or has other bytes; the first by name.
+    """
+    names = sorted(manifest["files"])[part::num_parts]
+
+    def problem(name: str) -> str:
+        known = manifest["files"][name]
+        try:
+            size = (folder / name).stat().st_size
+            if size != known["bytes"]:
+                return f"{name} has {size} bytes, {known['bytes']} were written"
+            if _digest_file(folder / name) != known[_DIGEST]:
+                return f"{name} has other bytes than were written"
+        except OSError as error:
+            return str(_unreadable(folder / name, name, error))
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for found in pool.map(problem, names):
+            if found:
+                raise DamagedError(found)
+
+
+def checksums(tree) -> tuple[list[str], UInt32[Array, "n 2"]]:
+    """Returns the names of a tree's arrays and a checksum of each, which takes one pass on the devices.
+
+    A checksum is the sum over all elements, mod 2³² and for two seeds, of mix(bits ⊕ mix(place ⊕ seed)), where `place` is
+    the element's in the flattened global array and mix is MurmurHash3's 32-bit finaliser (public domain, Appleby). It
+    permutes the 32-bit words, so that no change of a single element goes unnoticed, and integers add up to the same in
+    any order: the layout doesn't matter.
+
+    Args:
+      tree: Arrays laid out by a mesh, all by the same.
+    """
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named]
+    one, together = _on_mesh(NamedSharding(named[0][1].sharding.mesh, PartitionSpec()))
+    return names, together([one(leaf) for _, leaf in named])
+
+
+def to_hex(names: list[str], sums: UInt32[Array, "n 2"]) -> dict[str, str]:
+    """Returns name → checksum in hexadecimal, waiting for the devices; of the copies of an array, the first one's."""
+    rows = np.asarray(sums.addressable_data(0))
+    return {name: f"{high:08x}{low:08x}" for name, (high, low) in zip(names, rows, strict=True)}
+
+
+def check_arrays(tree, known: Mapping[str, str]) -> None:
+    """Checks every array of a tree, which may be a part of what was saved, on every device of this process.
+
+    Raises:
+      DamagedError: One holds other values than were saved.
+    """
+    names, sums = checksums(tree)
+    expected = np.array([[int(known[name][i : i + 8], 16) for i in (0, 8)] for name in names], np.uint32)
+    for shard in sums.addressable_shards:
+        wrong = np.flatnonzero((np.asarray(shard.data) != expected).any(1))
+        if len(wrong):
+            raise DamagedError(f"array {names[wrong[0]]} has other values than were saved ({len(wrong)} arrays have)")
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Makes the names in a folder last through a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest_file(path: pathlib.Path, *, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, _DIGEST).hexdigest()
+
+
+def _unreadable(path: pathlib.Path, name: str, error: OSError) -> Exception:
+    """Returns the damage an error means, or the error itself where the fault is not the file's (permissions, say)."""
+    if error.errno in _DAMAGE:
+        return DamagedError(f"{name} can't be read: {error.strerror}")
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def _render(values: dict) -> str:
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps(values | {_DIGEST: digest}, indent=1) + "\n"
+
+
+def _mix(word: Array) -> Array:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
+
+
+def _checksum(leaf: Array) -> UInt32[Array, "2"]:
+    """Returns the checksum of one array; see `checksums`."""
+    kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+    bits = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, kinds[leaf.dtype.itemsize])
+    bits, place, stride = bits.astype(jnp.uint32), jnp.zeros(leaf.shape, jnp.uint32), 1
+    for dim in reversed(range(leaf.ndim)):
+        # Places count mod 2³²: arrays of more elements use some twice.
+        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * jnp.uint32(stride % 2**32)
+        stride *= leaf.shape[dim]
+    return jnp.stack([jnp.sum(_mix(bits ^ _mix(place ^ jnp.uint32(seed)))) for seed in _SEEDS])
+
+
+@functools.cache
+def _on_mesh(everywhere: NamedSharding):
+    """Returns the compiled checksum and the compiled stack of them; each shape is compiled once."""
+    return jax.jit(_checksum, out_shardings=everywhere), jax.jit(jnp.stack, out_shardings=everywhere)

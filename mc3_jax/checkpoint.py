@@ -11,7 +11,8 @@ from mc3_jax import config as config_lib
 CONFIG_FILE = "config.json"
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
-    "fsdp", "model.scan_layers", "model.remat", "data.chunk_size", "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "save", "eval", "log",
+    "fsdp", "model.scan_layers", "model.remat", "data.chunk_size",
+    "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "save", "eval", "log",
 )  # fmt: skip
 
 

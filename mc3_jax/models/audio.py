@@ -15,7 +15,15 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, Mlp, SelfAttention, apply_blocks, sliding_windows, table_init
+from mc3_jax.models.layers import (
+    TORCH_DEFAULT_INIT,
+    Dense,
+    Mlp,
+    SelfAttention,
+    apply_blocks,
+    sliding_windows,
+    table_init,
+)
 
 
 class PreNormBlock(nn.Module):

@@ -5,7 +5,6 @@ Counts are for one device of an SPMD program. Formats are those of `jax.stages.C
 meaning of instructions is that of https://openxla.org/xla/operation_semantics.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -219,6 +218,7 @@ def _count(computations: dict, computation: Computation, times: int, counts: Cou
         if name is not None:
             _count(computations, computations[name], times * rounds, counts, top=inside_top)
 
+    carries_on = _carries_on(computation)
     for instruction in computation.instructions.values():
         opcode = instruction.opcode
         kind = opcode.removesuffix("-start")
@@ -237,7 +237,7 @@ def _count(computations: dict, computation: Computation, times: int, counts: Cou
         if opcode in ("call", "async-start"):
             enter(instruction.called("to_apply") or instruction.called("calls"))
             continue
-        if kind in COLLECTIVES:
+        if kind in COLLECTIVES and not carries_on:
             counts.exchanges.append(_exchange(computation, instruction, kind, times))
         elif opcode == "dot":
             counts.flops += times * _dot_flops(computation, instruction)
@@ -249,6 +249,13 @@ def _count(computations: dict, computation: Computation, times: int, counts: Cou
                 enter(called.name, inside_top=False)
         if top and opcode not in _FREE and not opcode.endswith("-done"):
             counts.memory_bytes += times * _memory_bytes(computations, computation, instruction)
+
+
+def _carries_on(computation: Computation) -> bool:
+    """Returns whether a fusion goes on with, or waits for, a collective that another one has begun, as TPU programs do."""
+    targets = " ".join(i.attributes for i in computation.instructions.values() if i.opcode == "custom-call")
+    begun_before = computation.name.startswith("async_collective_fusion") or "AsyncCollectiveDone" in targets
+    return begun_before and "AsyncCollectiveStart" not in targets
 
 
 def _dot_flops(computation: Computation, dot: Instruction) -> int:

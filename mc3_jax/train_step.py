@@ -105,6 +105,28 @@ def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
+def batch_shapes(
+    config: config_lib.Config, num_samples: int, canvas_px: tuple[int, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a global batch, as `mc3_jax.data.loader` makes it.
+
+    Args:
+      config: Of the run.
+      num_samples: Audio samples of a clip.
+      canvas_px: (height, width) of the video's canvas.
+    """
+    rows = config.data.batch_size
+    video, text = config.model.video, config.model.text
+    return {
+        "audio": jax.ShapeDtypeStruct((rows, num_samples), jnp.int16),
+        "video": jax.ShapeDtypeStruct((rows, video.num_frames, *canvas_px, 3), jnp.uint8),
+        "video_size": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
+        "text_ids": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
+        "text_mask": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
+        "row": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+
+
 def check_shapes(
     model: MC3, config: config_lib.Config, phases: list[phases_lib.Phase], num_samples: int, canvas_px: tuple[int, int]
 ):
@@ -120,17 +142,8 @@ def check_shapes(
     Raises:
       ValueError: Data and model don't fit, or a phase can't go on with the optimizer state of the one before.
     """
-    rows = config.data.batch_size
-    video, text = config.model.video, config.model.text
     shapes = jax.eval_shape(lambda: init_params(model, config.model, 0))
-    batch = {
-        "audio": jax.ShapeDtypeStruct((rows, num_samples), jnp.int16),
-        "video": jax.ShapeDtypeStruct((rows, video.num_frames, *canvas_px, 3), jnp.uint8),
-        "video_size": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
-        "text_ids": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
-        "text_mask": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
-        "row": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
+    batch = batch_shapes(config, num_samples, canvas_px)
     opt_state = None
     for phase in phases:
         jax.eval_shape(make_loss_fn(model, config, phase.config), shapes, jax.ShapeDtypeStruct((), jnp.int32), batch)

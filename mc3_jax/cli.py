@@ -63,7 +63,7 @@ def _parse(argv: list[str]) -> list[str]:
     return argv
 
 
-def run(main: Callable[[config_lib.Config, str], None]) -> None:
+def run(main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool = True) -> None:
     """Parses the command line, validates the config and calls `main(config, workdir)`."""
     config_flag, workdir_flag = _define_flags()
 
@@ -79,8 +79,8 @@ def run(main: Callable[[config_lib.Config, str], None]) -> None:
             workdir = workdir_flag.value
             if not workdir and config_flag.value.checkpoint:
                 workdir = f"runs/{config_flag.value.name}"  # a file is evaluated, there is no run
-            if not workdir:
+            if not workdir and needs_workdir:
                 raise ValueError("--workdir is missing: the folder for checkpoints, logs and results")
-        main(config_flag.value, workdir)
+        main(config_flag.value, workdir or "")
 
     app.run(start, flags_parser=_parse)

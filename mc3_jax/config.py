@@ -96,6 +96,10 @@ class ModelConfig:
     Attributes:
       embed_dim: Of the joint space (EgoVLP's projections: 256).
       dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are float32 always.
+      scan_layers: Run a tower's blocks, all but the last, as one loop: compiling takes minutes less at the paper's sizes,
+        for a copy of their parameters. Parameters keep their names and shapes.
+      remat: What of a block stays in memory for the backward pass, the rest being computed again: "none" (nothing is
+        computed again), "dots" keeps what Dense layers put out, "full" the block's input alone.
     """
 
     audio: AudioConfig = dataclasses.field(default_factory=AudioConfig)
@@ -103,6 +107,8 @@ class ModelConfig:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     embed_dim: int = 256
     dtype: str = "bfloat16"
+    scan_layers: bool = False
+    remat: str = "none"
 
 
 @dataclasses.dataclass
@@ -131,6 +137,9 @@ class DataConfig:
       dir: Folder of shards; holds `clips.json`.
       tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`.
       batch_size: Global, over all processes and devices (paper: 256).
+      chunk_size: Rows of the global batch embedded at a time in training, 0 for all at once: gradient caching (Gao et al.,
+        RepL4NLP 2021). The loss and its gradient stay those of the whole batch, for one more forward pass.
+      accumulate_steps: Stays 1. Gradients accumulated over batches are not those of a contrastive loss.
       clips_per_video: Clips come in groups of up to this many of one video, shuffled, so that a batch holds negatives of
         the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1, the paper's,
         shuffles single clips.
@@ -141,6 +150,8 @@ class DataConfig:
     dir: str = ""
     tokenizer: str = ""
     batch_size: int = 256
+    chunk_size: int = 0
+    accumulate_steps: int = 1
     clips_per_video: int = 1
     num_threads: int = 16
     prefetch: int = 4
@@ -349,6 +360,14 @@ def validate(config: Config) -> None:
       ValueError: Names the field, its value and what it may be.
     """
     _require(config.data.batch_size > 1, "data.batch_size", config.data.batch_size, "must be at least 2 to contrast")
+    value = config.data.accumulate_steps
+    fix = (
+        "gradient accumulation is not offered: a contrastive loss over parts of a batch has fewer negatives, so it is not "
+        "the same loss; set config.data.chunk_size, which embeds the batch in parts and is exact"
+    )
+    _require(value == 1, "data.accumulate_steps", value, fix)
+    value, fix = config.data.chunk_size, f"0, or a divisor of data.batch_size = {config.data.batch_size}"
+    _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
     value = config.data.clips_per_video
     _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
     _require(config.seed >= 0, "seed", config.seed, "must not be negative")
@@ -376,6 +395,7 @@ def validate_model(model: ModelConfig) -> None:
       ValueError: Names the field, its value and what it may be.
     """
     _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
+    _require(model.remat in ("none", "dots", "full"), "model.remat", model.remat, "none, dots or full")
     _require(model.embed_dim >= 1, "model.embed_dim", model.embed_dim, "must be at least 1")
     for name in MODALITIES:
         tower = getattr(model, name)

@@ -139,20 +139,21 @@ def on_process_0(action: Callable[[], None]) -> None:
         raise ValueError(message)
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
     """Returns all devices of all processes as a mesh.
 
     Args:
       fsdp: Devices along the axis that parameters are spread over.
+      devices: These instead.
 
     Raises:
       ValueError: The number of devices is not a multiple of `fsdp`.
     """
-    num_devices = jax.device_count()
+    num_devices = jax.device_count() if devices is None else len(devices)
     if num_devices % fsdp:
         raise ValueError(f"config.fsdp = {fsdp} does not divide the {num_devices} devices: choose a divisor")
     # Auto: under the default, Explicit, Dropout and z @ z.T over a sharded batch raise.
-    return jax.make_mesh((num_devices // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((num_devices // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:

@@ -72,6 +72,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     workdir_lib.check_workdir(workdir, config)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
+    mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
     source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
     text = config.model.text
     tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
@@ -180,11 +181,7 @@ def _run_phase(
 ) -> tuple[int, step_lib.TrainState]:  # fmt: skip
     """Runs a phase from `step` to its end, or until the machine is about to go; returns (step, state)."""
     config = run.config
-    tx = phases_lib.make_optimizer(phase.config, run.shapes)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    train_step = jax.jit(
-        step_lib.make_train_step(run.model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None)
-    )
+    train_step = step_lib.jit_train_step(run.model, config, phase, state)
     every, batch_size = config.log.every_steps, config.data.batch_size
     due, clock = None, (step, time.monotonic())
     batch = next(batches)

@@ -1,7 +1,8 @@
 """The train step: from a batch of decoded clips to new parameters, as pure functions of arrays.
 
 Everything is written in the global view: the batch is the whole batch, whatever mesh it is spread over, so the loss
-and its gradient are those of a single device; the compiler places the all-gather.
+and its gradient are those of a single device. Every device gets all embeddings, one gather for each modality, and computes
+all of the loss, so that going back needs no exchange; what is left to exchange are the parameters' gradients.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from mc3_jax import config as config_lib, phases as phases_lib
@@ -44,6 +46,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
     """Returns the three towers with their projections, in the config's sizes."""
     audio, video, text = config.audio, config.video, config.text
     dtype = jnp.dtype(config.dtype)
+    blocks = {"scan_layers": config.scan_layers, "remat": config.remat}
     return MC3(
         audio_tower=AudioSpectrogramTransformer(
             num_mel=audio.num_mel,
@@ -54,6 +57,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             depth=audio.depth,
             num_heads=audio.num_heads,
             dtype=dtype,
+            **blocks,
         ),
         video_tower=SpaceTimeTransformer(
             image_size_px=video.image_size_px,
@@ -64,6 +68,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             num_heads=video.num_heads,
             time_init=video.time_init,
             dtype=dtype,
+            **blocks,
         ),
         text_tower=DistilBert(
             vocab_size=text.vocab_size,
@@ -74,6 +79,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             mlp_width=text.mlp_width,
             dropout=text.dropout,
             dtype=dtype,
+            **blocks,
         ),
         embed_dim=config.embed_dim,
         dtype=dtype,
@@ -99,6 +105,28 @@ def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
+def batch_shapes(
+    config: config_lib.Config, num_samples: int, canvas_px: tuple[int, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a global batch, as `mc3_jax.data.loader` makes it.
+
+    Args:
+      config: Of the run.
+      num_samples: Audio samples of a clip.
+      canvas_px: (height, width) of the video's canvas.
+    """
+    rows = config.data.batch_size
+    video, text = config.model.video, config.model.text
+    return {
+        "audio": jax.ShapeDtypeStruct((rows, num_samples), jnp.int16),
+        "video": jax.ShapeDtypeStruct((rows, video.num_frames, *canvas_px, 3), jnp.uint8),
+        "video_size": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
+        "text_ids": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
+        "text_mask": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
+        "row": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }
+
+
 def check_shapes(
     model: MC3, config: config_lib.Config, phases: list[phases_lib.Phase], num_samples: int, canvas_px: tuple[int, int]
 ):
@@ -114,17 +142,8 @@ def check_shapes(
     Raises:
       ValueError: Data and model don't fit, or a phase can't go on with the optimizer state of the one before.
     """
-    rows = config.data.batch_size
-    video, text = config.model.video, config.model.text
     shapes = jax.eval_shape(lambda: init_params(model, config.model, 0))
-    batch = {
-        "audio": jax.ShapeDtypeStruct((rows, num_samples), jnp.int16),
-        "video": jax.ShapeDtypeStruct((rows, video.num_frames, *canvas_px, 3), jnp.uint8),
-        "video_size": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
-        "text_ids": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
-        "text_mask": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
-        "row": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
+    batch = batch_shapes(config, num_samples, canvas_px)
     opt_state = None
     for phase in phases:
         jax.eval_shape(make_loss_fn(model, config, phase.config), shapes, jax.ShapeDtypeStruct((), jnp.int32), batch)
@@ -193,18 +212,77 @@ def mc3_loss(embeddings: Mapping[str, Array], phase: config_lib.PhaseConfig) -> 
     return loss, {"loss": loss} | terms
 
 
-def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
-    """Returns `loss_fn(params, step, batch) -> (loss, terms)`; all randomness is a function of (seed, step, row)."""
+def _constrain(tree, spec: PartitionSpec):
+    """Returns arrays laid out on the mesh that is set, or as they are where none is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 
-    def loss_fn(params, step, batch: Batch):
+
+def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
+    """Returns `embed(params, step, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], as training does it.
+
+    What becomes of a row is a function of the parameters, the seed, the step and `batch["row"]`, whatever rows are beside it.
+    """
+
+    def embed(params, step, batch: Batch):
         frozen = {tower: p if tower in phase.trainable else jax.lax.stop_gradient(p) for tower, p in params.items()}
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         augment_key, dropout_key = jax.random.split(key)
         inputs = prepare(batch, config.model, augment_key)
-        embeddings = model.apply({"params": frozen}, **inputs, train=True, rngs={"dropout": dropout_key})
-        return mc3_loss(embeddings, phase)
+        return model.apply({"params": frozen}, **inputs, row=batch["row"], train=True, rngs={"dropout": dropout_key})
+
+    return embed
+
+
+def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
+    """Returns `loss_fn(params, step, batch) -> (loss, terms)`; all randomness is a function of (seed, step, row)."""
+    embed = make_train_embed_fn(model, config, phase)
+
+    def loss_fn(params, step, batch: Batch):
+        return mc3_loss(_constrain(embed(params, step, batch), PartitionSpec()), phase)
 
     return loss_fn
+
+
+def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
+    """Returns `grad_fn(params, step, batch) -> (gradients, terms)` of the phase's loss of the global batch.
+
+    With `data.chunk_size` the rows are embedded that many at a time, twice: first to get the loss's gradient with respect
+    to the embeddings, then to take it from there to the parameters. Only one chunk's activations are ever held, and the
+    gradient is that of the whole batch: gradient caching, Gao et al., "Scaling Deep Contrastive Learning Batch Size under
+    Memory Limited Setup" (RepL4NLP 2021).
+    """
+    chunk_size = config.data.chunk_size
+    if chunk_size in (0, config.data.batch_size):
+        return jax.grad(make_loss_fn(model, config, phase), has_aux=True)
+    embed = make_train_embed_fn(model, config, phase)
+
+    def grad_fn(params, step, batch: Batch):
+        chunks = {name: _split_rows(x, chunk_size) for name, x in batch.items()}
+        embeddings = jax.lax.map(lambda chunk: embed(params, step, chunk), chunks)
+        embeddings = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), _constrain(embeddings, PartitionSpec()))
+        to_embeddings, terms = jax.grad(mc3_loss, has_aux=True)(embeddings, phase)
+        to_embeddings = jax.tree.map(lambda x: x.reshape(-1, chunk_size, x.shape[-1]), to_embeddings)
+
+        def add(total, chunk_and_gradient):
+            chunk, gradient = chunk_and_gradient
+            _, to_params = jax.vjp(lambda p: embed(p, step, chunk), params)
+            return jax.tree.map(jnp.add, total, to_params(gradient)[0]), None
+
+        grads, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (chunks, to_embeddings))
+        return grads, terms
+
+    return grad_fn
+
+
+def _split_rows(x: Array, chunk_size: int) -> Array:
+    """Returns [b, ...] as [chunks, chunk_size, ...], every chunk spread over the whole mesh: no row changes its device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    num_devices = mesh.size if not mesh.empty else 1
+    x = x.reshape(num_devices, -1, chunk_size // num_devices, *x.shape[1:])
+    x = jnp.swapaxes(x, 0, 1).reshape(-1, chunk_size, *x.shape[3:])
+    return _constrain(x, PartitionSpec(None, mesh.axis_names))
 
 
 def make_train_step(
@@ -214,11 +292,11 @@ def make_train_step(
 
     Metrics are float32 scalars: the loss and its terms, `grad_norm` and `learning_rate`.
     """
-    loss_fn = make_loss_fn(model, config, phase.config)
+    grad_fn = make_grad_fn(model, config, phase.config)
     schedule = phases_lib.learning_rate(phase)
 
     def train_step(state: TrainState, batch: Batch):
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state.step, batch)
+        grads, metrics = grad_fn(state.params, state.step, batch)
         rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
@@ -226,6 +304,20 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phase, state: TrainState):
+    """Returns a phase's train step, jitted: the new state takes the old one's memory and its layout.
+
+    Args:
+      model: Of the config.
+      config: Of the run.
+      phase: Of the run.
+      state: Arrays on the mesh, or their shapes and shardings.
+    """
+    tx = phases_lib.make_optimizer(phase.config, state.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(make_train_step(model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:

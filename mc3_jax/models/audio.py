@@ -7,13 +7,23 @@ Differs in layout only: patches are cut as slices and embedded by a matmul, and 
 distillation token alone, which is all that is read.
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, Mlp, SelfAttention, sliding_windows, table_init
+from mc3_jax.models.layers import (
+    TORCH_DEFAULT_INIT,
+    Dense,
+    Mlp,
+    SelfAttention,
+    apply_blocks,
+    sliding_windows,
+    table_init,
+)
 
 
 class PreNormBlock(nn.Module):
@@ -53,6 +63,8 @@ class AudioSpectrogramTransformer(nn.Module):
       width, depth, num_heads: Of the transformer.
       mlp_ratio: Hidden width of the MLP over the width.
       dtype: Compute dtype; parameters are float32.
+      scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
+      remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
     """
 
     num_mel: int = 128
@@ -64,6 +76,8 @@ class AudioSpectrogramTransformer(nn.Module):
     num_heads: int = 12
     mlp_ratio: float = 4.0
     dtype: DTypeLike = jnp.float32
+    scan_layers: bool = False
+    remat: str = "none"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -93,11 +107,14 @@ class AudioSpectrogramTransformer(nn.Module):
         patches = rearrange(patches, "b t j f i -> b (f t) (i j)")
         embed = Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
         special = jnp.broadcast_to(jnp.stack([class_token, distillation_token]), (len(log_mel), 2, self.width))
-        x = jnp.concatenate([special.astype(self.dtype), embed(patches)], axis=1) + position.astype(self.dtype)
+        # Added before the cast, so that the gradients of tokens and positions are summed in float32.
+        x = jnp.concatenate([special, embed(patches).astype(jnp.float32)], axis=1) + position
 
-        for i in range(self.depth):
-            block = PreNormBlock(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")
-            x = block(x, num_outputs=num_special if i == self.depth - 1 else None)
+        make_block = functools.partial(PreNormBlock, self.num_heads, self.mlp_ratio, self.dtype)
+        x = apply_blocks(
+            self, make_block, self.depth, x.astype(self.dtype), last={"num_outputs": num_special},
+            scan_layers=self.scan_layers, remat=self.remat,
+        )  # fmt: skip
         norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")
         return jnp.mean(norm(x), axis=1)
 

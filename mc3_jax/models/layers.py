@@ -1,15 +1,20 @@
-"""What the three encoders share: attention, the MLP, patches as sliding windows, L2 normalisation.
+"""What the three encoders share: blocks one after the other, attention, the MLP, patches, dropout, L2 normalisation.
 
 Parameters are float32; `dtype` is the compute dtype. Softmax and LayerNorm are float32 whatever it is (flax's LayerNorm
-takes its statistics in float32 and casts afterwards).
+takes its statistics in float32 and casts afterwards). Gradients of parameters are summed over rows in float32, and so over
+devices too: nothing that is added to a parameter's gradient is rounded to the compute dtype first.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def _std(width: int) -> float:
@@ -77,7 +82,7 @@ def attend(
     class_key: Float[Array, "b h d"] | None = None,
     class_value: Float[Array, "b h d"] | None = None,
     mask: Bool[Array, "b k"] | None = None,
-    dropout: nn.Dropout | None = None,
+    dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "b *group q h d"]:
     """Returns softmax(q kᵀ / √d) v within each group, where every group may share one more key: the class token's.
 
@@ -130,11 +135,32 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+@jax.custom_vjp
+def _affine(x: Float[Array, "n i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]) -> Float[Array, "n o"]:
+    """Returns x kernel + bias in the dtype of `x`; gradients of kernel and bias are summed in float32."""
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def _affine_forward(x, kernel, bias):
+    return _affine(x, kernel, bias), (x, kernel)
+
+
+def _affine_backward(residuals, gradient):
+    x, kernel = residuals
+    along_rows = (((0,), (0,)), ((), ()))
+    to_kernel = jax.lax.dot_general(x, gradient, along_rows, preferred_element_type=kernel.dtype)
+    return gradient @ kernel.astype(x.dtype).T, to_kernel, jnp.sum(gradient, axis=0, dtype=kernel.dtype)
+
+
+_affine.defvjp(_affine_forward, _affine_backward)
+
+
 class Dense(nn.Module):
     """flax's Dense, on rows [n, in] whatever the axes before the last are.
 
     With several axes before the last, XLA's CPU compiler takes the kernel's gradient from a transposed copy of the
-    output's, at three times the cost of the layer; on rows it makes none.
+    output's, at three times the cost of the layer; on rows it makes none. flax would round that gradient to the compute
+    dtype before it is summed over devices.
 
     Attributes:
       features: Width of the output.
@@ -148,9 +174,104 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        dense = nn.Dense(self.features, kernel_init=self.kernel_init, dtype=self.dtype)
-        nn.share_scope(self, dense)
-        return dense(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        out = _affine(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, bias)
+        return out.reshape(*x.shape[:-1], self.features)
+
+
+class Dropout(nn.Module):
+    """Dropout where what a row loses depends on the rng "dropout" and the row's index alone, not on its neighbours.
+
+    So the batch may be embedded in parts, or its rows lie on any devices.
+
+    Attributes:
+      rate: Share that is dropped, below 1.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *n"], row: Int[Array, " b"] | None = None, *, train: bool
+    ) -> Float[Array, "b *n"]:
+        """Returns `x` with values dropped in training, the others scaled up.
+
+        Args:
+          x: Any rows.
+          row: Index of each row in the batch; None counts them.
+          train: Whether to drop.
+        """
+        if not train or self.rate == 0:
+            return x
+        key = self.make_rng("dropout")
+        row = jnp.arange(len(x)) if row is None else row
+        keep = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.rate, x.shape[1:]))(row)
+        return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+# What of a block's forward pass is kept for its backward pass: everything, what Dense layers put out, or its input alone.
+REMAT_POLICIES = {
+    "none": lambda block, _: block,
+    "dots": lambda block, scanned: jax.checkpoint(
+        block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=not scanned
+    ),
+    "full": lambda block, scanned: jax.checkpoint(block, prevent_cse=not scanned),
+}
+
+
+def apply_blocks(
+    parent: nn.Module,
+    make_block: Callable[..., nn.Module],
+    depth: int,
+    x: Any,
+    *,
+    last: dict[str, Any],
+    scan_layers: bool,
+    remat: str,
+    **options: Any,
+) -> Any:
+    """Returns block_{depth-1}(... block_0(x)): blocks whose parameters are the parent's "block_0", "block_1", ...
+
+    However it is computed, names and shapes of parameters are those of blocks written out one by one, and so are the
+    numbers, dropout's among them.
+
+    Args:
+      parent: Bound module that the blocks belong to.
+      make_block: Makes one; all are alike.
+      depth: How many.
+      x: Tokens.
+      last: Arguments of the last block alone, which may compute less.
+      scan_layers: Whether all but the last run as one loop: a program to compile that does not grow with the depth, for a
+        copy of their parameters.
+      remat: One of `REMAT_POLICIES`.
+      options: Arguments of every block.
+    """
+    if parent.is_initializing():
+        for i in range(depth):
+            x = make_block(name=f"block_{i}")(x, **options, **(last if i == depth - 1 else {}))
+        return x
+    key = parent.make_rng("dropout") if parent.has_rng("dropout") else None
+    params = parent.variables["params"]
+    layers = [
+        (params[f"block_{i}"], {} if key is None else {"dropout": jax.random.fold_in(key, i)}) for i in range(depth)
+    ]
+
+    def apply(x, layer, **last):
+        return make_block(parent=None).apply({"params": layer[0]}, x, rngs=layer[1], **options, **last)
+
+    wrap, scanned = REMAT_POLICIES[remat], scan_layers and depth > 2
+    block = wrap(apply, scanned)
+    if scanned:
+        x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, jax.tree.map(_stack, *layers[:-1]))
+    else:
+        for layer in layers[:-1]:
+            x = block(x, layer)
+    return wrap(functools.partial(apply, **last), False)(x, layers[-1])
+
+
+def _stack(*leaves: Array) -> Array:
+    return jnp.stack(leaves)
 
 
 class SelfAttention(nn.Module):
@@ -173,6 +294,7 @@ class SelfAttention(nn.Module):
         mask: Bool[Array, "b n"] | None = None,
         *,
         num_outputs: int | None = None,
+        row: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b m w"]:
         """Returns the output of the first `num_outputs` tokens, or of all; every token is attended to.
@@ -181,11 +303,12 @@ class SelfAttention(nn.Module):
           x: Tokens.
           mask: True for the tokens that may be attended to; None is all.
           num_outputs: How many tokens, from the first, ask.
+          row: Index of each row in the batch, for dropout.
           train: Whether to drop weights.
         """
         qkv = Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
         query, key, value = split_heads(qkv, self.num_heads)
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        dropout = functools.partial(Dropout(self.dropout), row=row, train=train)
         out = attend(query[:, :num_outputs], key, value, mask=mask, dropout=dropout)
         out = rearrange(out, "b n h d -> b n (h d)")
         return Dense(x.shape[-1], dtype=self.dtype, name="out")(out)
@@ -205,7 +328,9 @@ class Mlp(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n w"], *, train: bool = False) -> Float[Array, "*n w"]:
+    def __call__(
+        self, x: Float[Array, "*n w"], *, row: Int[Array, " b"] | None = None, train: bool = False
+    ) -> Float[Array, "*n w"]:
         hidden = gelu(Dense(self.width, dtype=self.dtype, name="hidden")(x))
         out = Dense(x.shape[-1], dtype=self.dtype, name="out")(hidden)
-        return nn.Dropout(self.dropout, deterministic=not train)(out)
+        return Dropout(self.dropout)(out, row, train=train)

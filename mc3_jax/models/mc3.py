@@ -50,9 +50,14 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(
-        self, text_ids: Int[Array, "b l"], text_mask: Int[Array, "b l"], *, train: bool = False
+        self,
+        text_ids: Int[Array, "b l"],
+        text_mask: Int[Array, "b l"],
+        *,
+        row: Int[Array, " b"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "b d"]:
-        first = self.encoder(text_ids, text_mask, num_outputs=1, train=train)[:, 0]
+        first = self.encoder(text_ids, text_mask, num_outputs=1, row=row, train=train)[:, 0]
         return l2_normalize(_projection(self)(nn.relu(first)))
 
 
@@ -91,6 +96,7 @@ class MC3(nn.Module):
         video: Float[Array, "b t y x 3"] | None = None,
         text_ids: Int[Array, "b l"] | None = None,
         text_mask: Int[Array, "b l"] | None = None,
+        row: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> dict[str, Float[Array, "b d"]]:
         """Returns L2-normalised float32 embeddings of the modalities given: of {"audio", "video", "text"}.
@@ -100,6 +106,7 @@ class MC3(nn.Module):
           video: Normalised frames.
           text_ids: Token ids.
           text_mask: 1 for a token, 0 for padding; given with `text_ids`.
+          row: Index of each row in the batch, which dropout goes by; None counts them.
           train: Whether to drop; needs an rng named "dropout".
 
         Raises:
@@ -113,7 +120,7 @@ class MC3(nn.Module):
         if video is not None:
             embeddings["video"] = self.video(video)
         if text_ids is not None:
-            embeddings["text"] = self.text(text_ids, text_mask, train=train)
+            embeddings["text"] = self.text(text_ids, text_mask, row=row, train=train)
         if not embeddings:
             raise ValueError("no modality given: pass audio, video or text_ids with text_mask")
         return embeddings

@@ -3,12 +3,14 @@
 Ports `DistilBertModel` of huggingface/transformers (Apache 2.0). Differs in that queries, keys and values are one matmul.
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mc3_jax.models.layers import Mlp, SelfAttention, table_init
+from mc3_jax.models.layers import Dropout, Mlp, SelfAttention, apply_blocks, table_init
 
 
 class PostNormBlock(nn.Module):
@@ -28,7 +30,13 @@ class PostNormBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l w"], mask: Bool[Array, "b l"], *, num_outputs: int | None = None, train: bool = False
+        self,
+        x: Float[Array, "b l w"],
+        mask: Bool[Array, "b l"],
+        *,
+        num_outputs: int | None = None,
+        row: Int[Array, " b"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "b m w"]:
         """Returns the first `num_outputs` tokens after the block, or all."""
         norm_attention, norm_mlp = (
@@ -37,8 +45,8 @@ class PostNormBlock(nn.Module):
         )
         attention = SelfAttention(self.num_heads, self.dropout, self.dtype, name="attention")
         mlp = Mlp(self.mlp_width, self.dropout, self.dtype, name="mlp")
-        x = norm_attention(x[:, :num_outputs] + attention(x, mask, num_outputs=num_outputs, train=train))
-        return norm_mlp(x + mlp(x, train=train))
+        x = norm_attention(x[:, :num_outputs] + attention(x, mask, num_outputs=num_outputs, row=row, train=train))
+        return norm_mlp(x + mlp(x, row=row, train=train))
 
 
 class DistilBert(nn.Module):
@@ -50,6 +58,8 @@ class DistilBert(nn.Module):
       width, depth, num_heads, mlp_width: Of the transformer.
       dropout: Of embeddings, attention weights and the MLP's output, in training.
       dtype: Compute dtype; parameters are float32.
+      scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
+      remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
     """
 
     vocab_size: int = 30522
@@ -60,6 +70,8 @@ class DistilBert(nn.Module):
     mlp_width: int = 3072
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
+    scan_layers: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -68,6 +80,7 @@ class DistilBert(nn.Module):
         text_mask: Int[Array, "b l"],
         *,
         num_outputs: int | None = None,
+        row: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b m w"]:
         """Returns the last layer's first `num_outputs` tokens, or all of them.
@@ -76,6 +89,7 @@ class DistilBert(nn.Module):
           text_ids: Token ids, padded at the end.
           text_mask: 1 for a token, 0 for padding. The first token of a row is never padding.
           num_outputs: How many tokens, from the first, are read; the last block computes no more.
+          row: Index of each row in the batch: what a row loses to dropout depends on it alone. None counts them.
           train: Whether to drop; needs an rng named "dropout".
 
         Raises:
@@ -84,15 +98,13 @@ class DistilBert(nn.Module):
         length = text_ids.shape[1]
         if length > self.num_positions:
             raise ValueError(f"{length} tokens but num_positions is {self.num_positions}: raise it or cut the text")
-        words = nn.Embed(
-            self.vocab_size, self.width, embedding_init=table_init, dtype=self.dtype, name="word_embedding"
-        )
+        # float32 up to the norm, so that the gradients of both tables are summed in float32.
+        words = nn.Embed(self.vocab_size, self.width, embedding_init=table_init, name="word_embedding")
         position = self.param("position_embedding", table_init, (self.num_positions, self.width))
         norm = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, use_fast_variance=False, name="norm_embedding")
-        x = norm(words(text_ids) + position[:length].astype(self.dtype))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        mask = text_mask != 0
-        for i in range(self.depth):
-            block = PostNormBlock(self.num_heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}")
-            x = block(x, mask, num_outputs=num_outputs if i == self.depth - 1 else None, train=train)
-        return x
+        x = Dropout(self.dropout)(norm(words(text_ids) + position[:length]), row, train=train)
+        make_block = functools.partial(PostNormBlock, self.num_heads, self.mlp_width, self.dropout, self.dtype)
+        return apply_blocks(
+            self, make_block, self.depth, x, last={"num_outputs": num_outputs}, scan_layers=self.scan_layers,
+            remat=self.remat, mask=text_mask != 0, row=row, train=train,
+        )  # fmt: skip

@@ -8,6 +8,7 @@ Differs in layout only: the class token and the [frame, place] grid are kept as 
 by place needs neither a gather nor a copy, and the last block computes the class token alone, which is all that is read.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -17,7 +18,16 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, Mlp, attend, kernel_init, split_heads, table_init
+from mc3_jax.models.layers import (
+    TORCH_DEFAULT_INIT,
+    Dense,
+    Mlp,
+    apply_blocks,
+    attend,
+    kernel_init,
+    split_heads,
+    table_init,
+)
 
 # The class token and the patches of a clip; the patches are None once nothing reads them.
 Tokens = tuple[Float[Array, "b 1 w"], Float[Array, "b t p w"] | None]
@@ -114,6 +124,8 @@ class SpaceTimeTransformer(nn.Module):
         channels, so the branch's qkv and output weights have a gradient of exactly 0 there, and only rounding errors,
         which Adam blows up, let them leave. "random" draws them like all others.
       dtype: Compute dtype; parameters are float32.
+      scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
+      remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
     """
 
     image_size_px: int = 224
@@ -125,6 +137,8 @@ class SpaceTimeTransformer(nn.Module):
     mlp_ratio: float = 4.0
     time_init: Literal["zeros", "random"] = "zeros"
     dtype: DTypeLike = jnp.float32
+    scan_layers: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, video: Float[Array, "b t y x 3"]) -> Float[Array, "b w"]:
@@ -146,14 +160,16 @@ class SpaceTimeTransformer(nn.Module):
         patches = rearrange(video, "b t (h i) (w j) c -> b t (h w) (i j c)", i=self.patch_px, j=self.patch_px)
         # A convolution whose stride is its kernel is a matmul of patches.
         embed = Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
+        # Added before the cast, so that the gradients of token and positions are summed in float32.
         grid = position[1:] + temporal[: video.shape[1], None]
-        patches = embed(patches) + grid.astype(self.dtype)
-        class_token = jnp.broadcast_to((class_token + position[0]).astype(self.dtype), (len(video), 1, self.width))
+        patches = (embed(patches).astype(jnp.float32) + grid).astype(self.dtype)
+        class_token = jnp.broadcast_to(class_token + position[0], (len(video), 1, self.width)).astype(self.dtype)
 
-        tokens = (class_token, patches)
-        for i in range(self.depth):
-            block = SpaceTimeBlock(self.num_heads, self.mlp_ratio, self.time_init, self.dtype, name=f"block_{i}")
-            tokens = block(tokens, class_only=i == self.depth - 1)
+        make_block = functools.partial(SpaceTimeBlock, self.num_heads, self.mlp_ratio, self.time_init, self.dtype)
+        tokens = apply_blocks(
+            self, make_block, self.depth, (class_token, patches), last={"class_only": True},
+            scan_layers=self.scan_layers, remat=self.remat,
+        )  # fmt: skip
         norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")
         return norm(tokens[0][:, 0])
 

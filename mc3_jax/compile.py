@@ -1,0 +1,325 @@
+"""Compiles a run's train step for a machine one need not have, and tells what it takes.
+
+    python -m mc3_jax.compile --config=configs/mc3_ego4d.py --topology=v5e:4x4
+
+Topologies are a kind of TPU and its slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install 'libtpu==0.0.42.*'`
+compiles for them on any machine), or `cpu:8`. Fields of the config are overridden as in training. The step is the one
+`mc3_jax.train` runs, on the mesh that it makes. What is printed is counted from the compiled program, loops multiplied out
+(`mc3_jax.hlo`); bounds on time assume that computing, memory and interconnect are each at their peak and hide each other.
+
+Status 1 means that the step does not fit the chip, 2 that something has to be mended in the command.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mc3_jax import cli, config as config_lib, hlo, mesh as mesh_lib, phases as phases_lib, train_step as step_lib
+from mc3_jax.data import loader
+
+LIBTPU = "libtpu==0.0.42.*"  # what jax 0.10's extra `tpu` asks for
+DOES_NOT_FIT = 1
+MAX_CHIPS = 256
+GIB = 2**30
+# Clips of `python -m data_prep.ego4d`: 1.5 s at 16 kHz, 16:9 video of 256 px; the paper's number of them.
+NUM_SAMPLES, CANVAS_PX, NUM_CLIPS = 24_000, (256, 456), 250_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peaks of a chip, from https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read in November 2026).
+
+    Attributes:
+      flops_per_s: Of bfloat16 matrix products.
+      memory_gib: Of its HBM; what a program may use is a little less.
+      memory_bytes_per_s: Of its HBM.
+      link_bytes_per_s: Sent over all of its links to other chips: half of the "bidirectional" bandwidth of the tables.
+      dims: Of a slice.
+    """
+
+    flops_per_s: float
+    memory_gib: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    dims: int
+
+
+CHIPS = {
+    "v5e": Chip(197e12, 16, 819e9, 200e9, 2),
+    "v5p": Chip(459e12, 95, 2765e9, 600e9, 3),
+    "v6e": Chip(918e12, 32, 1638e9, 400e9, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a compiled step takes; bytes and FLOPs are one chip's unless said.
+
+    Attributes:
+      topology, num_chips, mesh_shape, batch_size, phase: What was compiled.
+      arguments, temporaries, output, aliased, code: Bytes of memory. What is aliased is both argument and output.
+      counts: Of the program.
+      model_flops: Of the whole batch on all chips: forward once, and twice that backward in the towers that learn.
+      compile_s: Time it took to compile.
+    """
+
+    topology: str
+    num_chips: int
+    mesh_shape: tuple[int, int]
+    batch_size: int
+    phase: str
+    arguments: int
+    temporaries: int
+    output: int
+    aliased: int
+    code: int
+    counts: hlo.Counts
+    model_flops: float
+    compile_s: float
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory the step needs."""
+        return self.arguments + self.output - self.aliased + self.temporaries + self.code
+
+    @property
+    def chip(self) -> Chip | None:
+        """Peaks of the topology's chips, None of a CPU."""
+        return CHIPS.get(self.topology.partition(":")[0])
+
+    @property
+    def bounds_s(self) -> dict[str, float]:
+        """The least time of matrix products, of memory and of the interconnect; {} where no peaks are known."""
+        if self.chip is None:
+            return {}
+        wire = sum(exchange.wire_bytes for exchange in self.counts.exchanges)
+        return {
+            "matrix products": self.counts.flops / self.chip.flops_per_s,
+            "memory": self.counts.memory_bytes / self.chip.memory_bytes_per_s,
+            "interconnect": wire / self.chip.link_bytes_per_s,
+        }
+
+    @property
+    def mfu_bound(self) -> float:
+        """The most that model FLOPs can be of the chips' peak, given `bounds_s`."""
+        return self.model_flops / (self.num_chips * self.chip.flops_per_s * max(self.bounds_s.values()))
+
+    def lines(self) -> list[str]:
+        """Returns the report as lines of text."""
+        counts, chip = self.counts, self.chip
+        capacity = f" of {chip.memory_gib} GiB" if chip else ""
+        lines = [
+            f"{self.topology}: {self.num_chips} chips, mesh data {self.mesh_shape[0]} x fsdp {self.mesh_shape[1]}, batch "
+            f"{self.batch_size}, phase {self.phase!r}, compiled in {self.compile_s:.0f} s",
+            f"memory per chip  {_gib(self.peak_bytes)}{capacity}: arguments {_gib(self.arguments)}, temporaries "
+            f"{_gib(self.temporaries)}, output {_gib(self.output)} of which {_gib(self.aliased)} in place of arguments, "
+            f"code {_gib(self.code)}",
+            f"FLOPs            {counts.flops / 1e12:.3f} T per chip in matrix products; the model's, all chips: "
+            f"{self.model_flops / 1e12:.1f} T",
+            f"memory traffic   {counts.memory_bytes / 1e9:.2f} GB per chip",
+        ]
+        for kind in hlo.COLLECTIVES:
+            for dtype in sorted({e.dtype for e in counts.exchanges if e.kind == kind}):
+                same = [e for e in counts.exchanges if (e.kind, e.dtype) == (kind, dtype)]
+                times, wire = sum(e.times for e in same), sum(e.wire_bytes for e in same)
+                lines.append(
+                    f"{kind:<17}{counts.payload(kind, dtype) / 1e6:.3f} MB of {dtype} per chip in {times}, "
+                    f"{wire / 1e6:.3f} MB sent"
+                )
+        if self.bounds_s:
+            each = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in self.bounds_s.items())
+            lines.append(f"step time        at least {max(self.bounds_s.values()) * 1e3:.1f} ms: {each}")
+            lines.append(f"MFU              at most {self.mfu_bound:.1%}")
+        if counts.unknown_loops:
+            lines.append(f"counted once, as their number of rounds is not known: {', '.join(counts.unknown_loops)}")
+        return lines
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"
+
+
+def topology_devices(topology: str) -> list:
+    """Returns the devices of a topology, of which only compiling asks.
+
+    Raises:
+      ValueError: It is unknown or too large, or libtpu isn't installed.
+    """
+    kind, _, size = topology.partition(":")
+    if kind == "cpu" and size.isdecimal() and 0 < int(size) <= MAX_CHIPS:
+        return _cpu_devices(int(size))
+    known = "v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N, as v5e:4x4"
+    dims = [int(d) for d in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
+    if kind not in CHIPS or len(dims) != CHIPS[kind].dims:
+        raise ValueError(f"--topology={topology} is unknown: {known}")
+    num_chips = functools.reduce(lambda a, b: a * b, dims)
+    if not 0 < num_chips <= MAX_CHIPS:
+        raise ValueError(f"--topology={topology} has {num_chips} chips: 1 to {MAX_CHIPS} are supported")
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+        raise ValueError(f"--topology={topology} needs libtpu, which is not installed: pip install '{LIBTPU}'")
+    # No TPU is looked for, no other process minded, and nothing logged.
+    os.environ |= {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_HOST_BOUNDS": "1,1,1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_LOG_DIR": "disabled",
+        "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+    }  # fmt: skip
+    one = {"chips_per_host_bounds": (1, 1, 1)} if num_chips == 1 else {}
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **one).devices)
+    except (RuntimeError, ValueError) as error:  # jax.errors.JaxRuntimeError is one
+        raise ValueError(f"--topology={topology}: {' '.join(str(error).split())[:300]}; try {known}") from error
+
+
+def _cpu_devices(num_devices: int) -> list:
+    if num_devices > len(jax.devices("cpu")):
+        raise ValueError(f"--topology=cpu:{num_devices}: JAX has been started with {len(jax.devices('cpu'))} CPU devices")
+    return jax.devices("cpu")[:num_devices]
+
+
+def compile_step(
+    config: config_lib.Config, topology: str, *, phase: str = "", num_samples: int = NUM_SAMPLES,
+    canvas_px: tuple[int, int] = CANVAS_PX, num_clips: int = NUM_CLIPS,
+) -> Report:  # fmt: skip
+    """Returns what the train step of a phase takes on a topology.
+
+    Args:
+      config: Validated.
+      topology: See the module.
+      phase: Name of one of the config's phases; "" is the last.
+      num_samples: Audio samples of a clip.
+      canvas_px: (height, width) of the video's canvas.
+      num_clips: In the training split; only the learning rate's schedule knows of it.
+
+    Raises:
+      ValueError: The topology, the phase or the data's shapes don't go with the config.
+      MemoryError: It does not fit; the message says by how much.
+    """
+    names = [p.name for p in config.phases]
+    if phase and phase not in names:
+        raise ValueError(f"--phase={phase} is none of this config's: {', '.join(names)}")
+    mesh = mesh_lib.make_mesh(config.fsdp, topology_devices(topology))
+    mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
+    mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
+    model = step_lib.make_model(config.model)
+    placed = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
+    step_lib.check_shapes(model, config, placed, num_samples, canvas_px)
+    chosen = placed[names.index(phase) if phase else -1]
+    init = functools.partial(step_lib.init_state, model, config, chosen)
+    state = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
+    rows = NamedSharding(mesh, PartitionSpec(mesh_lib.AXES))
+    batch = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+        for name, leaf in step_lib.batch_shapes(config, num_samples, canvas_px).items()
+    }
+    begin = time.monotonic()
+    with jax.set_mesh(mesh):
+        lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _too_large(error, topology) from error
+    memory, seconds = compiled.memory_analysis(), time.monotonic() - begin
+    report = Report(
+        topology, mesh.size, mesh.devices.shape, config.data.batch_size, chosen.config.name,
+        memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes,
+        memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, hlo.count(compiled.as_text()),
+        config.data.batch_size * model_flops(config, chosen.config), seconds,
+    )  # fmt: skip
+    if report.chip and report.peak_bytes > report.chip.memory_gib * GIB:
+        raise MemoryError(_advice(topology, report.peak_bytes / GIB, report.chip.memory_gib))
+    return report
+
+
+def _too_large(error: Exception, topology: str) -> Exception:
+    """Returns what to raise where XLA refuses to compile: what is missing, or the error itself where it is another."""
+    text = " ".join(str(error).split())
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    sizes = [float(n) * units[u] / GIB for n, u in re.findall(r"([\d.]+)([KMGT])i?B?\b", text)]
+    if "RESOURCE_EXHAUSTED" not in text or len(sizes) < 2:
+        return error
+    return MemoryError(_advice(topology, sizes[0], sizes[1]))
+
+
+def _advice(topology: str, needed_gib: float, there_gib: float) -> str:
+    return (
+        f"does not fit {topology}: needs {needed_gib:.2f} GiB per chip, {there_gib:.2f} GiB are there, "
+        f"{needed_gib - there_gib:.2f} GiB too much; try --config.model.remat=dots or full, --config.data.chunk_size, "
+        "--config.fsdp, or more chips"
+    )
+
+
+def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> float:
+    """Returns the FLOPs a clip takes in a training step, by the model's definition.
+
+    Matrix products of the forward pass, three times of towers that learn and once of others; neither what is computed again
+    to save memory nor the front end is in it.
+    """
+    plain = dataclasses.replace(config.model, scan_layers=True, remat="none")
+    model, total = step_lib.make_model(plain), 0.0
+    params = jax.eval_shape(lambda: step_lib.init_params(model, plain, 0))
+    audio, video, text = plain.audio, plain.video, plain.text
+    size = video.image_size_px
+    ids = jax.ShapeDtypeStruct((1, text.num_tokens), jnp.int32)
+    inputs = {
+        "audio": {"audio": jax.ShapeDtypeStruct((1, audio.num_time_frames, audio.num_mel), jnp.float32)},
+        "video": {"video": jax.ShapeDtypeStruct((1, video.num_frames, size, size, 3), jnp.float32)},
+        "text": {"text_ids": ids, "text_mask": ids},
+    }
+    for tower, arguments in inputs.items():
+        lowered = jax.jit(lambda p, x: model.apply({"params": p}, **x)).lower(params, arguments)
+        text_of_it = lowered.compiler_ir("hlo").as_hlo_text()
+        total += hlo.count(text_of_it).flops * (3 if tower in phase.trainable else 1)
+    return total
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("topology", None, "v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N.")
+    flags.DEFINE_string("phase", "", "Phase of the config whose step is compiled; the last if empty.")
+    flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Audio samples of a clip, where config.data.dir isn't there.")
+    flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, height x width, likewise.")
+
+
+def _data_shapes(config: config_lib.Config) -> dict:
+    """Returns num_samples, canvas_px and num_clips of the data where there are any, else of the flags."""
+    if config.data.dir and pathlib.Path(config.data.dir).is_dir():
+        source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
+        return {
+            "num_samples": source.info.num_samples, "canvas_px": source.info.canvas_px, "num_clips": len(source)
+        }  # fmt: skip
+    canvas = re.fullmatch(r"(\d+)x(\d+)", flags.FLAGS.canvas_px)
+    if not canvas:
+        raise ValueError(f"--canvas_px={flags.FLAGS.canvas_px}: height x width, as 256x456")
+    return {"num_samples": flags.FLAGS.num_samples, "canvas_px": (int(canvas[1]), int(canvas[2]))}
+
+
+def main(config: config_lib.Config, _workdir: str) -> None:
+    """Prints the report of the command line's step."""
+    with cli.user_errors():
+        topology = flags.FLAGS.topology
+        if not topology:
+            raise ValueError("--topology is missing: as v5e:4x4")
+        jax.config.update("jax_platforms", "cpu")  # nothing is run, whatever accelerator is here
+        if re.fullmatch(r"cpu:\d{1,3}", topology):
+            jax.config.update("jax_num_cpu_devices", int(topology.partition(":")[2]))
+        try:
+            report = compile_step(config, topology, phase=flags.FLAGS.phase, **_data_shapes(config))
+        except MemoryError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(DOES_NOT_FIT)
+    print("\n".join(report.lines()))
+
+
+if __name__ == "__main__":
+    _define_flags()
+    cli.run(main, needs_workdir=False)

@@ -40,11 +40,12 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        # Else the devices of a CPU talk by gloo, as if they were processes: slowly, now and then it aborts (seen with eight
-        # devices and jaxlib 0.10), and reduce-scatters may come out wrong (jax-ml/jax#40830).
-        jax.config.update("jax_cpu_collectives_implementation", None)
         jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0, **options)
-    if jax.process_count() > 1:
+    if distributed.global_state.num_processes == 1:
+        # Else the devices of a CPU talk by gloo, as if they were processes, and reduce-scatters may come out wrong
+        # (jax-ml/jax#40830).
+        jax.config.update("jax_cpu_collectives_implementation", None)
+    else:
         _HANDLERS.append(_on_abort(heartbeat_timeout_s))
         ctypes.CDLL(None).signal(signal.SIGABRT, _HANDLERS[0])
 

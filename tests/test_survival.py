@@ -38,11 +38,10 @@ def write_config(folder: pathlib.Path, config) -> pathlib.Path:
 def start(config_file, workdir, *, process=None, num_devices=8) -> tuple[subprocess.Popen, pathlib.Path]:
     """Starts a training process, returns it and its log; `process` is (index, count, port) in a job of several."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(config_file.parent / "cache")}
-    cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none"}
+    # No compilation cache: jaxlib 0.10's collectives on CPUs abort or hang in programs that were read from one.
     first = ["-c", JOIN.format(*process)] if process else ["-m", "mc3_jax.train"]
     arguments = [*first, f"--config={config_file}", f"--workdir={workdir}"]
-    return launch(arguments, config_file.parent, cache | {"XLA_FLAGS": flags})
+    return launch(arguments, config_file.parent, {"XLA_FLAGS": flags})
 
 
 def launch(arguments, folder, environment) -> tuple[subprocess.Popen, pathlib.Path]:
@@ -121,8 +120,9 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
             if life == 1:
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(LIMIT_S) == cli.PREEMPTED, log.read_text()
-                assert "its state is saved; start again to go on" in log.read_text()
-                assert num_rows(workdir) > done
+                step = checkpoint.steps_of(str(workdir))[-1]
+                assert f"stopped after step {step}, " in log.read_text()
+                assert num_rows(workdir) == step
                 _injure_newest(workdir, rng)
             elif alive and kills < num_kills:
                 time.sleep(rng.uniform(0, 0.1))
@@ -213,8 +213,8 @@ def test_a_job_of_two_processes_one_of_them_killed_ends_with_the_bits_of_an_undi
         pytest.skip("minutes: `make soak` runs it")
     config = dataclasses.replace(world.small_config(data), heartbeat_timeout_s=10)
     config_file = write_config(tmp_path, config)
-    # Gloo, by which processes talk on a CPU, aborts now and then: then there is no undisturbed run yet.
-    undisturbed = next(d for i in range(10) if run_job(config_file, d := tmp_path / f"undisturbed{i}"))
+    undisturbed = tmp_path / "undisturbed"
+    assert run_job(config_file, undisturbed)
     for seed in range(5):
         killed = tmp_path / f"killed{seed}"
         lives = 0

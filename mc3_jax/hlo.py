@@ -230,8 +230,8 @@ def _count(computations: dict, computation: Computation, times: int, counts: Cou
             continue
         if opcode == "conditional":
             branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-            names = branches[1].split(",") if branches else [instruction.called(f"{b}_computation") for b in ("true", "false")]
-            for name in names:
+            either = [instruction.called(f"{case}_computation") for case in ("true", "false")]
+            for name in branches[1].split(",") if branches else either:
                 enter(name.strip().lstrip("%"))
             continue
         if opcode in ("call", "async-start"):

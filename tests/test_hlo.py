@@ -151,7 +151,7 @@ TPU = """HloModule jit_step, is_scheduled=true
 %fused_convolution (p0: bf16[24,785,64], p1: bf16[24,785,64]) -> bf16[24,785,785] {
   %p0 = bf16[24,785,64]{2,1,0:T(8,128)(2,1)} parameter(0)
   %p1 = bf16[24,785,64]{2,1,0:T(8,128)(2,1)S(1)} parameter(1)
-  ROOT %conv = bf16[24,785,785]{2,1,0} convolution(%p0, %p1), window={size=24 stride=23 lhs_dilate=24}, dim_labels=0bf_0oi->0bf
+  ROOT %c = bf16[24,785,785]{2,1,0} convolution(%p0, %p1), window={size=24 stride=23 lhs_dilate=24}, dim_labels=0bf_0oi->0bf
 }
 
 %all-reduce-scatter.1 (p: f32[64,768]) -> f32[8,768] {

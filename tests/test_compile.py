@@ -1,0 +1,165 @@
+"""`python -m mc3_jax.compile`: what it prints, what it refuses, and what the paper's step does on eight chips."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from mc3_jax import compile as compile_lib, config as config_lib, hlo, weights
+from tests import world
+from tests.test_fits import CANVAS_PX, small_config
+
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason=f"pip install '{compile_lib.LIBTPU}'")
+
+
+def small_report(config, topology="cpu:8"):
+    return compile_lib.compile_step(config, topology, num_samples=3000, canvas_px=CANVAS_PX, num_clips=1000)
+
+
+def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs the command with the paper's config."""
+    command = [sys.executable, "-m", "mc3_jax.compile", "--config=configs/mc3_ego4d.py", *flags]
+    return subprocess.run(command, cwd=world.ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_the_report_of_a_small_step():
+    config = small_config(scan_layers=True)
+    report = small_report(config)
+    num_parameters = sum(shape.size for shape in weights.param_shapes(config.model).values())
+    assert report.phase == "refine"
+    assert report.mesh_shape == (8, 1)
+    assert report.aliased >= 3 * 4 * num_parameters  # parameters and both moments are updated in place
+    assert report.counts.payload("all-gather") == 3 * 16 * config.model.embed_dim * 4
+    assert report.counts.unknown_loops == []
+    # Each chip does its rows' share of the model's FLOPs, and the front end's beside.
+    assert report.counts.flops > report.model_flops / 8
+    text = "\n".join(report.lines())
+    assert "cpu:8: 8 chips, mesh data 8 x fsdp 1, batch 16, phase 'refine'" in text
+    assert re.search(r"all-gather +0\.002 MB of f32 per chip in 3", text)
+    assert "MFU" not in text  # no peaks of a CPU are known
+
+
+def test_model_flops_of_the_papers_video_tower_are_those_counted_by_hand():
+    config = config_lib.Config()
+    width, depth, mlp, frames, places = 768, 12, 3072, 4, 196
+    patches = frames * places
+    tokens = 1 + patches
+    qkv, out, transform = 3 * width**2, width**2, 2 * width * mlp
+    products = patches * 16 * 16 * 3 * width + width * 256  # patch embedding, projection
+    products += depth * tokens * (qkv + out) + depth * tokens * qkv  # over time, and space's queries, keys and values
+    products += ((depth - 1) * tokens + 1) * (out + transform)  # the last block goes on with the class token alone
+    over_time = patches * (frames + 1) + tokens  # scores: a place over time with the class token, the class token over all
+    over_space = patches * (places + 1)
+    products += 2 * width * (depth * over_time + (depth - 1) * over_space + depth * tokens)
+    phase = config.phases[0]
+    phase.trainable = ("audio",)
+    without = compile_lib.model_flops(config, phase)
+    phase.trainable = ("audio", "video")
+    assert compile_lib.model_flops(config, phase) - without == 2 * 2 * products  # backward, twice the forward pass
+
+
+def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():
+    config = small_config()
+    all_learn = compile_lib.model_flops(config, config.phases[1])
+    config.phases[1].trainable = ("audio", "text")
+    assert all_learn / 3 < compile_lib.model_flops(config, config.phases[1]) < all_learn
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v9:2x2", "--topology=v9:2x2 is unknown: v5e:AxB"),
+        ("v5e", "--topology=v5e is unknown"),
+        ("v5p:4x4", "--topology=v5p:4x4 is unknown: .* v5p:AxBxC"),
+        ("v5e:32x32", "has 1024 chips: 1 to 256 are supported"),
+        ("cpu:64", "JAX has been started with 8 CPU devices"),
+        ("cpu:0", "cpu:0 is unknown"),
+    ],
+)
+def test_unknown_topologies_are_refused(topology, message):
+    with pytest.raises(ValueError, match=message):
+        compile_lib.topology_devices(topology)
+
+
+def test_without_libtpu_the_line_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(ValueError, match=r"needs libtpu, which is not installed: pip install 'libtpu==0\.0\.42\.\*'"):
+        compile_lib.topology_devices("v5e:2x4")
+
+
+def test_what_does_not_divide_is_refused():
+    config = small_config()
+    config.data.batch_size = 12
+    with pytest.raises(ValueError, match="data.batch_size = 12 is not divisible by the 8 devices"):
+        small_report(config)
+    config.data.batch_size, config.data.chunk_size = 16, 4
+    with pytest.raises(ValueError, match="data.chunk_size = 4 is not divisible by the 8 devices"):
+        small_report(config)
+    config.data.chunk_size, config.fsdp = 0, 3
+    with pytest.raises(ValueError, match="config.fsdp = 3 does not divide the 8 devices"):
+        small_report(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.65G) exceeds "
+            "available HBM (15.75G).",
+            r"does not fit v5e:2x4: needs 16.65 GiB per chip, 15.75 GiB are there, 0.90 GiB too much; try .*remat",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20480.00M of "
+            "15.75G hbm. Exceeded hbm capacity by 4.25G.",
+            r"needs 20.00 GiB per chip, 15.75 GiB are there, 4.25 GiB too much",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_by_how_much(text, message):
+    error = compile_lib._too_large(jax.errors.JaxRuntimeError(text), "v5e:2x4")
+    assert isinstance(error, MemoryError)
+    assert re.search(message, str(error))
+    other = jax.errors.JaxRuntimeError("INTERNAL: something else")
+    assert compile_lib._too_large(other, "v5e:2x4") is other
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        ((), 2, "--topology is missing"),
+        (("--topology=v9:2x2",), 2, "v9:2x2 is unknown"),
+        (("--topology=cpu:7",), 2, "data.batch_size = 256 is not divisible by the 7 devices"),
+        (("--topology=cpu:2", "--phase=none"), 2, "--phase=none is none of this config's: align, refine"),
+    ],
+)
+def test_bad_commands_end_with_one_line(flags, status, message):
+    done = run(*flags)
+    assert done.returncode == status, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_on_eight_chips_embeddings_are_replicated_once_and_gradients_reduced_in_float32():
+    """The paper's sizes, layers scanned, without XLA's optimisations: collectives are the same, and it takes a third."""
+    flags = ["--config.model.scan_layers=True", "--config.model.remat=full", "--topology=v5e:2x4"]
+    done = run(*flags, JAX_OPTIMIZATION_LEVEL="O0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    sent = re.findall(r"^(\S+) +([\d.]+) MB of (\w+) per chip", done.stdout, re.MULTILINE)
+    payload = {(kind, dtype): float(megabytes) * 1e6 for kind, megabytes, dtype in sent}
+    num_parameters = sum(shape.size for shape in weights.param_shapes(config_lib.ModelConfig()).values())
+    assert set(payload) == {("all-gather", "f32"), ("all-reduce", "f32")}
+    assert payload["all-gather", "f32"] == pytest.approx(3 * 256 * 256 * 4, rel=0.02)
+    assert payload["all-reduce", "f32"] == pytest.approx(4 * num_parameters, rel=0.02)
+    assert "counted once" not in done.stdout
+    assert set(hlo.COLLECTIVES) >= {kind for kind, _ in payload}

@@ -1,0 +1,175 @@
+"""What makes a run fit: layers as a loop, rematerialisation, gradient caching, sharded state, bf16. All are exact."""
+
+import copy
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from configs import demo
+from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, phases as phases_lib, train_step as step_lib
+from mc3_jax.models import layers
+
+CANVAS_PX = (24, 32)
+
+
+def small_config(**model) -> config_lib.Config:
+    """Returns the demo's config at tiny sizes, three layers deep, with dropout, masks, crops and both losses."""
+    config = demo.get_config()
+    for tower in (config.model.audio, config.model.video, config.model.text):
+        tower.width, tower.depth, tower.num_heads = 8, 3, 2
+    config.model.audio.num_mel = config.model.audio.num_time_frames = 32
+    config.model.audio.max_time_mask = config.model.audio.max_mel_mask = 8
+    config.model.video.image_size_px = config.model.video.resize_px = 24
+    config.model.text.mlp_width, config.model.text.vocab_size, config.model.text.num_tokens = 16, 50, 6
+    config.model.text.dropout, config.model.embed_dim, config.data.batch_size = 0.5, 8, 16
+    for name, value in model.items():
+        setattr(config.model, name, value)
+    config_lib.validate(config)
+    return config
+
+
+@functools.cache
+def batch() -> dict[str, np.ndarray]:
+    """Returns 16 random clips; heights, widths and lengths of texts vary."""
+    rng, rows = np.random.default_rng(0), 16
+    return {
+        "audio": rng.integers(-9000, 9000, (rows, 3000)).astype(np.int16),
+        "video": rng.integers(0, 255, (rows, 4, *CANVAS_PX, 3)).astype(np.uint8),
+        "video_size": np.stack([rng.integers(16, 25, rows), rng.integers(16, 33, rows)], axis=1).astype(np.int32),
+        "text_ids": rng.integers(1, 50, (rows, 6)).astype(np.int32),
+        "text_mask": (np.arange(6) < rng.integers(1, 7, (rows, 1))).astype(np.int32),
+        "row": np.arange(rows, dtype=np.int32),
+    }
+
+
+def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1)):
+    """Returns (gradients, loss) of the refine phase at step 3 on a mesh of this shape, from parameters of seed 0."""
+    devices = jax.devices()[: shape[0] * shape[1]]
+    mesh = jax.make_mesh(shape, mesh_lib.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    params = initial()
+    abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: params))
+    placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    grad_fn = step_lib.make_grad_fn(step_lib.make_model(config.model), config, config.phases[1])
+    with jax.set_mesh(mesh):
+        grads, terms = jax.jit(grad_fn)(placed, jnp.int32(3), mesh_lib.put_batch(mesh, batch()))
+    return jax.device_get(grads), float(terms["loss"])
+
+
+@functools.cache
+def initial():
+    config = small_config()
+    return step_lib.init_params(step_lib.make_model(config.model), config.model, 0)
+
+
+@functools.cache
+def model_gradients(**model):
+    """Returns (gradients, value) of a weighted sum of the embeddings of four clips, with dropout, no front end before it."""
+    config = small_config(**model).model
+    rng, module = np.random.default_rng(1), step_lib.make_model(config)
+    inputs = {
+        "audio": rng.normal(size=(4, 32, 32)).astype(np.float32),
+        "video": rng.normal(size=(4, 4, 24, 24, 3)).astype(np.float32),
+        "text_ids": rng.integers(1, 50, (4, 6)).astype(np.int32),
+        "text_mask": np.ones((4, 6), np.int32),
+    }
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    weights = {name: rng.normal(size=(4, 8)).astype(np.float32) for name in config_lib.MODALITIES}
+
+    def loss(params):
+        embeddings = module.apply({"params": params}, **inputs, train=True, rngs={"dropout": jax.random.key(5)})
+        return sum(jnp.sum(weights[name] * x) for name, x in embeddings.items())
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(initial())
+    return jax.device_get(grads), float(value)
+
+
+def assert_equal(left, right):
+    """Compares (gradients, loss): 1e-6 of the loss, 1e-5 of each leaf's largest gradient."""
+    assert abs(left[1] - right[1]) <= 1e-6 * abs(right[1])
+    ours, theirs = checkpoint.flatten(left[0]), checkpoint.flatten(right[0])
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert np.max(np.abs(ours[name] - gradient)) <= 1e-5 * max(np.max(np.abs(gradient)), 1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("scan_layers", "remat"), [(True, "none"), (True, "dots"), (True, "full"), (False, "dots"), (False, "full")]
+)
+def test_layers_as_a_loop_and_rematerialisation_change_no_gradient(scan_layers, remat):
+    assert_equal(model_gradients(scan_layers=scan_layers, remat=remat), model_gradients())
+
+
+def test_parameters_have_the_same_names_shapes_and_values_scanned_or_not():
+    loop, lines = (small_config(scan_layers=scanned).model for scanned in (True, False))
+    one, other = (checkpoint.flatten(step_lib.init_params(step_lib.make_model(c), c, 0)) for c in (loop, lines))
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_gradient_caching_gives_the_gradient_of_the_whole_batch_also_with_a_frozen_tower():
+    whole, loss = gradients(small_config())
+    config = small_config(scan_layers=True)
+    config.data.chunk_size, config.phases[1].trainable = 8, ("audio", "text")
+    assert_equal(gradients(config, (2, 4)), (whole | {"video": jax.tree.map(np.zeros_like, whole["video"])}, loss))
+
+
+def test_what_dropout_takes_of_a_row_does_not_depend_on_its_neighbours():
+    rng, x = np.random.default_rng(0), jnp.ones((6, 50))
+    dropout = functools.partial(layers.Dropout(0.5).apply, {}, train=True, rngs={"dropout": jax.random.key(2)})
+    whole, rows = dropout(x), rng.permutation(6)[:4]
+    np.testing.assert_array_equal(dropout(x[rows], jnp.asarray(rows)), whole[rows])
+    assert set(np.unique(whole)) == {0, 2}
+    assert not np.array_equal(whole[0], whole[1])
+    assert 0.3 < np.mean(whole == 0) < 0.7
+    np.testing.assert_array_equal(layers.Dropout(0.5).apply({}, x, train=False), x)
+
+
+def test_bfloat16_computes_with_float32_parameters_gradients_and_moments():
+    grads, value = model_gradients(dtype="bfloat16", scan_layers=True)
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {np.dtype("float32")}
+    assert 0 < abs(value - model_gradients()[1]) < 0.5
+    config = small_config(dtype="bfloat16")
+    phase = phases_lib.plan_phases(config.phases, 1000, 16)[1]
+    state = jax.eval_shape(lambda: step_lib.init_state(step_lib.make_model(config.model), config, phase))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.opt_state))} <= {"float32", "int32"}
+    # Gradients keep the digits that bfloat16, of 8 bits, would cut.
+    for name, gradient in checkpoint.flatten(grads).items():
+        cut = np.asarray(jnp.asarray(gradient, jnp.bfloat16), np.float32)
+        assert np.mean(cut[gradient != 0] != gradient[gradient != 0]) > 0.8, name
+
+
+def test_parameters_and_both_moments_are_spread_over_fsdp():
+    config = small_config()
+    mesh = jax.make_mesh((2, 4), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 2)
+    model = step_lib.make_model(config.model)
+    phase = phases_lib.plan_phases(config.phases, 1000, 16)[1]
+    shapes = jax.eval_shape(functools.partial(step_lib.init_state, model, config, phase))
+    state = mesh_lib.abstract_state(mesh, shapes)
+
+    def size(tree, where) -> int:
+        return sum(leaf.dtype.itemsize * int(np.prod(where(leaf))) for leaf in jax.tree.leaves(tree))
+
+    for part in ("params", "opt_state"):
+        whole = size(getattr(state, part), lambda leaf: leaf.shape)
+        mine = size(getattr(state, part), lambda leaf: leaf.sharding.shard_shape(leaf.shape))
+        assert whole / 4 <= mine <= 1.02 * whole / 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c.data, "accumulate_steps", 4), "accumulate_steps = 4: .* not offered: .* not the same loss"),
+        (lambda c: setattr(c.data, "chunk_size", 5), "chunk_size = 5: 0, or a divisor of data.batch_size = 16"),
+        (lambda c: setattr(c.data, "chunk_size", -4), "chunk_size = -4: 0, or a divisor"),
+        (lambda c: setattr(c.model, "remat", "some"), "model.remat = 'some': none, dots or full"),
+    ],
+)
+def test_bad_values_are_refused_with_the_reason(change, message):
+    config = copy.deepcopy(small_config())
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config_lib.validate(config)

@@ -46,6 +46,7 @@ setup(
     ],
     extras_require={
         "bench": ["imageio-ffmpeg>=0.6"],
+        "compile": ["libtpu==0.0.42.*"],  # of jax 0.10's extra tpu; mc3_jax.compile needs it, and no TPU
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "prep": [

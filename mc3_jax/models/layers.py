@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -135,6 +136,9 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+DENSE_OUTPUT = "dense_output"  # the name that rematerialisation knows it by
+
+
 @jax.custom_vjp
 def _affine(x: Float[Array, "n i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]) -> Float[Array, "n o"]:
     """Returns x kernel + bias in the dtype of `x`; gradients of kernel and bias are summed in float32."""
@@ -177,7 +181,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         out = _affine(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, bias)
-        return out.reshape(*x.shape[:-1], self.features)
+        return checkpoint_name(out, DENSE_OUTPUT).reshape(*x.shape[:-1], self.features)
 
 
 class Dropout(nn.Module):
@@ -214,7 +218,7 @@ class Dropout(nn.Module):
 REMAT_POLICIES = {
     "none": lambda block, _: block,
     "dots": lambda block, scanned: jax.checkpoint(
-        block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=not scanned
+        block, policy=jax.checkpoint_policies.save_only_these_names(DENSE_OUTPUT), prevent_cse=not scanned
     ),
     "full": lambda block, scanned: jax.checkpoint(block, prevent_cse=not scanned),
 }

@@ -50,7 +50,7 @@ test-slow: install
 # The seeded tests of damage at full length: 200 damaged media files and 200 mutated annotation rows, 1,000 injured checkpoints,
 # 20 kills of a run and 10 of a job of two processes.
 soak: install
-	$(PY) -m pytest --soak --timeout 3600 tests/data_prep/test_mutations.py tests/test_checkpoint.py tests/test_survival.py
+	$(PY) -m pytest -m '' --soak --timeout 3600 tests/data_prep/test_mutations.py tests/test_checkpoint.py tests/test_survival.py
 
 # What is submitted to Slurm, on a real one that is started for it; needs slurm-wlm and munge.
 slurm: install

@@ -73,7 +73,7 @@ def initial():
 
 
 def weighted_sum(**model):
-    """Returns the weighted sum of the embeddings of four clips, with dropout and no front end, as a function of parameters."""
+    """Returns a weighted sum of the embeddings of four clips, dropout included, as a function of the parameters."""
     config = small_config(**model).model
     rng, module = np.random.default_rng(1), step_lib.make_model(config)
     inputs = {

@@ -17,6 +17,7 @@ from mc3_jax import checkpoint, cli, config as config_lib, integrity, mesh as me
 from tests import world
 from tests.test_train import assert_equal_bits
 
+pytestmark = pytest.mark.slow  # every start of a run compiles it
 CONFIG = """
 import json, pathlib
 from mc3_jax import config

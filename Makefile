@@ -39,9 +39,9 @@ demo: install
 demo-ci:
 	$(MAKE) demo WORK=runs/demo-ci VIDEOS=32 DEMO_FLAGS="--config.phases[0].epochs=2 --config.phases[1].epochs=1"
 
-# Two processes; `tests/conftest.py` says which tests share one.
+# Two processes; a file's tests stay together, for the worlds and runs they share.
 test: install
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --dist loadfile
 
 # What takes gigabytes: checkpoints and precision at the paper's sizes.
 test-slow: install

@@ -25,19 +25,6 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="seeded mutations, injuries and kills at full length")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Keeps a file's tests in one process, for what they share, and all that need the trained run in the first one."""
-
-    def group(item) -> str:
-        return "run" if item.path in with_run else item.path.stem
-
-    with_run = {item.path for item in items if "finished" in item.fixturenames}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) != "run")  # the longest group
-
-
 @pytest.fixture
 def num_mutations(request) -> int:
     """How many damaged files or rows a test tries."""

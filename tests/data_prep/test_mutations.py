@@ -87,7 +87,7 @@ def originals(folder: pathlib.Path) -> list[pathlib.Path]:
     test_media.write(folder / "a.mp4", video_options=b_frames)
     test_media.write(folder / "b.mkv", video_options=b_frames, rate=44100)
     test_media.write(folder / "c.ts", video_options=b_frames)
-    test_media.write(folder / "d.webm", video="libvpx", audio="libopus", video_options={"deadline": "realtime"})
+    test_media.write(folder / "d.webm", video="libvpx", audio="libopus", video_options={"deadline": "good", "cpu-used": "5"})
     test_media.write(folder / "e.mov", video="mjpeg", audio="pcm_s16le", pixels="yuvj420p", video_options={"threads": "1"})
     return sorted(folder.iterdir()) + sorted(path for path in REAL.glob("*.m*") if path.stat().st_size < 1 << 20)
 

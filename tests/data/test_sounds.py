@@ -103,7 +103,7 @@ def test_training_crops_each_epoch_anew_tells_the_class_and_holds_no_pictures(fo
     source = loader.open_split(folder, "train", 0)
     batches = loader.train_batches(source, tokenize, batch_size=4, seed=0, num_threads=2)
     rows = rows_of([next(batches) for _ in range(40)])
-    assert set(rows[0]) == {"audio", "audio_start", "audio_length", "text_ids", "text_mask", "row", "class_id"}
+    assert set(rows[0]) == {"audio", "audio_start", "audio_length", "text_ids", "text_mask", "row", "index", "class_id"}
     for row in rows:
         assert_own_sound(row)
         assert row["class_id"] == int(row["text_ids"][0]) % 3

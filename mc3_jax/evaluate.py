@@ -212,7 +212,8 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
 
 def main(config: config_lib.Config, workdir: str) -> None:
     """Evaluates the run of the command line."""
-    mesh_lib.initialize(config.heartbeat_timeout_s)
+    with cli.user_errors():
+        mesh_lib.initialize(config.heartbeat_timeout_s)
     with mesh_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
         evaluate(config, workdir)
 

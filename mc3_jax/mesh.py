@@ -19,24 +19,38 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp")
 LOST = 76  # exit status of a process that has lost another one of its job
 _MESSAGE_BYTES = 2000
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX reads it by itself, these it does not
+_JOB = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 _HANDLERS: list = []  # C calls them; Python must not free them
 
 
 def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
-    """Joins the processes of a job (Slurm, Open MPI, TPU pods, Kubernetes and `JAX_COORDINATOR_ADDRESS` are recognised).
+    """Joins the processes of a job: Slurm, Open MPI, TPU pods and Kubernetes are recognised.
 
-    Call once, before anything else of JAX. A process that loses another one ends with status `LOST`: at once where it is
-    process 0 that died, else once its heartbeat has been missing for `heartbeat_timeout_s`.
+    Elsewhere the environment tells: `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`. Call once, before anything else of JAX. A process that loses another one ends with status `LOST`: at
+    once where it is process 0 that died, else once its heartbeat has been missing for `heartbeat_timeout_s`.
 
     Args:
       heartbeat_timeout_s: Time after which a silent process counts as lost.
       preemptible: SIGTERM does not end the process; `preempted` tells of it. It is done for a single process too.
+
+    Raises:
+      ValueError: There is an address and nothing that tells the number of processes or which this one is.
     """
     jax.config.update("jax_enable_preemption_service", preemptible)
     options = {"heartbeat_timeout_seconds": heartbeat_timeout_s}
+    address = os.environ.get(_ADDRESS)
+    told = {name: os.environ[key] for name, key in _JOB.items() if address and key in os.environ}
+    if not all(number.isdecimal() for number in told.values()):
+        raise ValueError(f"{' and '.join(_JOB.values())} must be numbers, got {', '.join(told.values())}")
     try:
-        jax.distributed.initialize(**options)
-    except ValueError:  # no cluster around: JAX asks for an address
+        jax.distributed.initialize(**options, **{name: int(number) for name, number in told.items()})
+    except ValueError as error:  # no cluster around: JAX asks for what is missing
+        if address:
+            raise ValueError(
+                f"{_ADDRESS} is {address}, but this is no cluster that JAX knows: set {' and '.join(_JOB.values())} as well"
+            ) from error
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]

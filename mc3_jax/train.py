@@ -228,7 +228,8 @@ def _write(writer, phase, due, clock, batch_size: int):
 
 def main(config: config_lib.Config, workdir: str) -> None:
     """Trains the run of the command line."""
-    mesh_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
+    with cli.user_errors():
+        mesh_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
     with mesh_lib.ending_together(config.heartbeat_timeout_s):
         with cli.user_errors():
             run = set_up(config, workdir)

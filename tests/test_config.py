@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
@@ -109,3 +110,19 @@ def test_bad_command_lines_end_with_one_line_and_status_2(flags, message, tmp_pa
     assert len(lines) == 1
     assert message in lines[0]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({}, "localhost:1, but this is no cluster that JAX knows: set JAX_NUM_PROCESSES and JAX_PROCESS_ID as well"),
+        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "must be numbers, got two, 0"),
+    ],
+)
+def test_a_job_that_is_half_described_is_one_line_and_no_run_of_its_own(job, message, tmp_path):
+    command = [sys.executable, "-m", "mc3_jax.train", "--config=configs/demo.py", f"--workdir={tmp_path}/w"]
+    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": "localhost:1"} | job
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "w").exists()

@@ -40,9 +40,9 @@ def start(config_file, workdir, *, process=None, num_devices=8) -> tuple[subproc
     """Starts a training process, returns it and its log; `process` is (index, count, port) in a job of several."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")
     # No compilation cache: jaxlib 0.10's collectives on CPUs abort or hang in programs that were read from one.
-    first = ["-c", JOIN.format(*process)] if process else ["-m", "mc3_jax.train"]
-    arguments = [*first, f"--config={config_file}", f"--workdir={workdir}"]
-    return launch(arguments, config_file.parent, {"XLA_FLAGS": flags})
+    arguments = ["-m", "mc3_jax.train", f"--config={config_file}", f"--workdir={workdir}"]
+    job = job_of(*process) if process else {}
+    return launch(arguments, config_file.parent, {"XLA_FLAGS": flags} | job)
 
 
 def launch(arguments, folder, environment) -> tuple[subprocess.Popen, pathlib.Path]:
@@ -61,14 +61,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-# A launcher's part: JAX finds Slurm, MPI and Kubernetes by itself, bare processes are told.
-JOIN = """
-import functools, jax, sys
-jax.distributed.initialize = functools.partial(
-    jax.distributed.initialize, "localhost:{2}", num_processes={1}, process_id={0})
-from mc3_jax import cli, train
-cli.run(train.main)
-"""
+def job_of(index: int, count: int, port: int) -> dict[str, str]:
+    """Returns the environment of a process in a job on this machine."""
+    job = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": index}
+    return {name: str(value) for name, value in job.items()}
 
 
 def wait_for(condition, process, log) -> bool:
@@ -153,10 +149,8 @@ def _injure_newest(workdir, rng) -> None:
 
 
 TALK = """
-import functools, jax, numpy as np
+import numpy as np
 from jax.experimental import multihost_utils
-jax.distributed.initialize = functools.partial(
-    jax.distributed.initialize, "localhost:{2}", num_processes={1}, process_id={0})
 from mc3_jax import mesh
 mesh.initialize(10)
 with mesh.ending_together(10):
@@ -170,7 +164,7 @@ with mesh.ending_together(10):
 def test_a_process_that_loses_another_ends_in_time_with_a_line_and_its_own_status(tmp_path, victim):
     port = free_port()
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    job = [launch(["-c", TALK.format(i, 2, port)], tmp_path, flags) for i in (0, 1)]
+    job = [launch(["-c", TALK], tmp_path, flags | job_of(i, 2, port)) for i in (0, 1)]
     try:
         for process, log in job:
             assert wait_for(lambda: "talked" in log.read_text(), process, log), log.read_text()  # noqa: B023

@@ -112,7 +112,7 @@ class Buckets(fsspec.AbstractFileSystem):
         shutil.copyfile(self._at(path1), self._at(path2))
 
     def mv(self, *args, **kwargs):
-        raise NotImplementedError("a bucket renames nothing")
+        raise OSError(errno.ENOTSUP, "a bucket renames nothing")
 
     def mkdir(self, *args, **kwargs):
-        raise NotImplementedError("a bucket has no folders")
+        raise OSError(errno.ENOTSUP, "a bucket has no folders")

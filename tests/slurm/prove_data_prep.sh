@@ -7,37 +7,10 @@
 # Exits with 1 and one line on anything else.
 set -euo pipefail
 
-project=$(cd "$(dirname "$0")/../.." && pwd)
-work=${1:-$(mktemp -d)}
-mkdir -p "$work"
-work=$(cd "$work" && pwd)
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "$0")/common.sh"
 folder=$work/data/ego4d_clips
 num_tasks=4
-export PYTHONPATH=$project
-
-fail() {
-  echo "$0: $*; see $work" >&2
-  exit 1
-}
-
-# await SECONDS WHAT COMMAND...
-await() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@"; do
-    ((SECONDS < deadline)) || fail "$what: not within its time"
-    sleep 0.1
-  done
-}
-
-# field JOB NAME
-field() {
-  scontrol show job --oneliner "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"
-}
-
-state_is() {
-  [[ $(field "$1" JobState) == "$2" ]]
-}
 
 num_shards() {
   find "$1/reports" -name '[!.]*.json' 2>/dev/null | wc -l

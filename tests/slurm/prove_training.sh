@@ -11,37 +11,11 @@
 # Exits with 1 and one line on anything else.
 set -euo pipefail
 
-project=$(cd "$(dirname "$0")/../.." && pwd)
-work=${1:-$(mktemp -d)}
-mkdir -p "$work"
-work=$(cd "$work" && pwd)
-export PYTHONPATH=$project JAX_PLATFORMS=cpu
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "$0")/common.sh"
+export JAX_PLATFORMS=cpu
 # As tests/conftest.py: machine code is made in half the time.
 export XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-fail() {
-  echo "$0: $*; see $work" >&2
-  exit 1
-}
-
-# await SECONDS WHAT COMMAND...
-await() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@"; do
-    ((SECONDS < deadline)) || fail "$what: not within its time"
-    sleep 0.2
-  done
-}
-
-# field JOB NAME
-field() {
-  scontrol show job --oneliner "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"
-}
-
-state_is() {
-  [[ $(field "$1" JobState) == "$2" ]]
-}
 
 # restarted JOB TIMES
 restarted() {

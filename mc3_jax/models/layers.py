@@ -180,7 +180,8 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        out = _affine(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, bias)
+        # Parameters read from a file are numpy's where nobody compiles.
+        out = _affine(x.reshape(-1, x.shape[-1]).astype(self.dtype), jnp.asarray(kernel), jnp.asarray(bias))
         return checkpoint_name(out, DENSE_OUTPUT).reshape(*x.shape[:-1], self.features)
 
 

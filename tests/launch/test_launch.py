@@ -1,5 +1,6 @@
 """Launch files: what they render is what our programs take; they begin again after preemption and never after a failure."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -248,10 +249,16 @@ def test_a_run_here_begins_again_after_status_75_alone(tmp_path, ends, status):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_here_that_is_told_to_end_saves_and_does_not_begin_again(tmp_path, number):
     env = fakes.make(tmp_path, "python", python=["until_term"])
-    with subprocess.Popen(["bash", LAUNCH / "local.sh", *TRAIN], env=env) as run:
+    # As a terminal starts it: where the tests run in the background, SIGINT is ignored, and a shell keeps it so.
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    run = subprocess.Popen(["bash", LAUNCH / "local.sh", *TRAIN], env=env, preexec_fn=listen, start_new_session=True)
+    try:
         await_calls(tmp_path, 1)
         run.send_signal(number)
         assert run.wait(20) == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
     assert len(fakes.calls(tmp_path)) == 1
 
 

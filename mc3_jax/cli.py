@@ -1,7 +1,7 @@
 """Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong.
 
 Exit statuses: 0 done, 1 a fault with a traceback, 2 one line says what has to be mended, 75 preempted with the state saved
-and 76 another process of the job was lost (`mesh.LOST`): start the same command again.
+and 76 a process of the job was lost or hangs (`mesh.LOST`): start the same command again.
 """
 
 import contextlib

@@ -183,7 +183,9 @@ def topology_devices(topology: str) -> list:
 
 def _cpu_devices(num_devices: int) -> list:
     if num_devices > len(jax.devices("cpu")):
-        raise ValueError(f"--topology=cpu:{num_devices}: JAX has been started with {len(jax.devices('cpu'))} CPU devices")
+        raise ValueError(
+            f"--topology=cpu:{num_devices}: JAX has been started with {len(jax.devices('cpu'))} CPU devices"
+        )
     return jax.devices("cpu")[:num_devices]
 
 
@@ -224,7 +226,8 @@ def compile_step(
     }
     begin = time.monotonic()
     with jax.set_mesh(mesh):
-        lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch)
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch, step)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -289,6 +289,8 @@ class Config:
       seed: Of initialisation, data order, augmentation and dropout.
       fsdp: Devices along the mesh axis over which parameters are sharded; the rest go along "data".
       heartbeat_timeout_s: Of several processes, one that is silent for so long counts as lost and the others end.
+      hang_timeout_s: Where training makes no progress for so long it ends, saying which process hangs and where; 0 is never.
+        Compiling, restoring and saving may take `mc3_jax.watchdog.LONG` times as long.
       checkpoint: Evaluation only: weights to evaluate instead of the workdir's run, a file or folder as
         `mc3_jax.weights.read_checkpoint` reads it.
     """
@@ -297,6 +299,7 @@ class Config:
     seed: int = 0
     fsdp: int = 1
     heartbeat_timeout_s: int = 100
+    hang_timeout_s: int = 300
     checkpoint: str = ""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
@@ -374,6 +377,8 @@ def validate(config: Config) -> None:
     _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
     value = config.heartbeat_timeout_s
     _require(value >= 5, "heartbeat_timeout_s", value, "must be at least 5")
+    value = config.hang_timeout_s
+    _require(value == 0 or value >= 5, "hang_timeout_s", value, "must be at least 5, or 0 to wait for ever")
     validate_model(config.model)
     _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")
     names = [phase.name for phase in config.phases]

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -105,13 +106,40 @@ def ending_together(heartbeat_timeout_s: int) -> Iterator[None]:
             time.sleep(2 * heartbeat_timeout_s)
         if not isinstance(error, SystemExit):
             traceback.print_exc()
-        sys.stdout.flush()
-        # Where all have the same error, each shall end with its own status, not as one that lost the others. At a normal
-        # exit JAX would wait minutes for those that go on.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            distributed.global_state.client.wait_at_barrier("mc3_jax ends", 10_000)
-            time.sleep(1 if jax.process_index() == 0 else 0)
-        os._exit(error.code if isinstance(error, SystemExit) else 1)
+        end_together(error.code if isinstance(error, SystemExit) else 1)
+
+
+def end_together(status: int) -> NoReturn:
+    """Ends this process of a job, together with the others if they do the same, else soon.
+
+    Where all have the same error, each shall end with its own status, not as one that lost the others. At a normal exit JAX
+    would wait minutes for those that go on.
+    """
+    sys.stdout.flush()
+    if jax.process_count() > 1:
+        wait_for_others("mc3_jax ends", 10)
+        time.sleep(1 if jax.process_index() == 0 else 0)
+    os._exit(status)
+
+
+def wait_for_others(name: str, limit_s: float) -> None:
+    """Waits until all processes of the job wait under this name, but no longer than `limit_s`. From any thread."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        distributed.global_state.client.wait_at_barrier(name, round(1000 * limit_s))
+
+
+def publish(key: str, value: str) -> None:
+    """Tells all processes of the job something, in place of what was told before. From any thread."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        distributed.global_state.client.key_value_set(key, value, allow_overwrite=True)
+
+
+def published(key: str) -> list[tuple[str, str]]:
+    """Returns what the processes have told under keys that begin so, as (key, value). From any thread."""
+    try:
+        return distributed.global_state.client.key_value_dir_get(key)
+    except jax.errors.JaxRuntimeError:  # the process that keeps it has ended
+        return []
 
 
 def preempted(step: int) -> bool:

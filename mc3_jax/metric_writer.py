@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ import tensorboardX
 from jaxtyping import Int
 from tqdm import tqdm
 
-METRICS_FILE, CLIPS_FILE = "metrics.jsonl", "clips.jsonl"
+METRICS_FILE, CLIPS_FILE, STARTS_FILE = "metrics.jsonl", "clips.jsonl", "starts.jsonl"
+TIMES = ("clips_per_s", "step_s", "input_wait_s", "goodput", "elapsed_s")  # of a row; two runs of one config differ in them
 _SHOWN = ("loss", "contrastive", "consensus")  # in the bar
 
 
@@ -24,6 +26,23 @@ def read_metrics(workdir: str) -> list[dict]:
 def read_clips(workdir: str, process_index: int = 0) -> list[dict]:
     """Returns `step` and `clips`, places in the training split, of each step that a process has read, in order."""
     return _read_rows(_clips_path(workdir, process_index))
+
+
+def note_start(workdir: str, step: int, facts: dict) -> float:
+    """Writes that a run has been started, on process 0, and returns how many seconds ago its first start was.
+
+    Args:
+      workdir: Folder of the run.
+      step: Steps done.
+      facts: What else to write down.
+    """
+    if jax.process_index() != 0:
+        return 0.0
+    path, now = pathlib.Path(workdir) / STARTS_FILE, time.time()
+    first = next(iter(_read_rows(path)), {}).get("time", now)
+    with path.open("ab", buffering=0) as file:
+        _append(file, {"time": now, "step": step, **facts})
+    return max(now - first, 0.0)
 
 
 def _clips_path(workdir: str, process_index: int) -> pathlib.Path:

@@ -7,28 +7,37 @@ This file owns the order of things: what is set up, when a phase begins, when th
 Order matters in four places, marked below.
 """
 
+import contextlib
 import dataclasses
 import functools
+import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
+import optax
+from absl import flags
 
+import mc3_jax
 from mc3_jax import (
     checkpoint,
     cli,
     config as config_lib,
+    divergence,
     mesh as mesh_lib,
     metric_writer,
     phases as phases_lib,
+    profiler,
     train_step as step_lib,
     weights,
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
 from mc3_jax.models.mc3 import MC3
+from mc3_jax.stopwatch import Stopwatch
+from mc3_jax.watchdog import Watchdog
 
 
 @dataclasses.dataclass
@@ -101,48 +110,106 @@ def _say(line: str, file=None) -> None:
         print(line, file=file, flush=True)
 
 
-def train(run: Run) -> step_lib.TrainState:
+@dataclasses.dataclass
+class _Loop:
+    """What the steps of a start have in common."""
+
+    run: Run
+    batches: Iterator
+    checkpoints: checkpoint.Checkpoints
+    writer: metric_writer.MetricWriter
+    stopwatch: Stopwatch
+    watchdog: Watchdog
+    profiler: profiler.Profiler
+    last_row: tuple = ()  # steps done, time worked, time waited for input
+
+    @contextlib.contextmanager
+    def during(self, what: str, place: str, *, long: bool = False) -> Iterator[None]:
+        with self.stopwatch.during(what), self.watchdog.at(place, long=long):
+            yield
+
+    def times(self, step: int) -> dict[str, float]:
+        """Returns what a row says of time, as means since the row before; compilation and saves are in goodput alone."""
+        watch, before = self.stopwatch, self.last_row
+        self.last_row = step, watch.worked_s, watch.lost_s["input"]
+        steps, worked, waited = (now - then for now, then in zip(self.last_row, before, strict=True))
+        return {
+            "clips_per_s": steps * self.run.config.data.batch_size / max(worked + waited, 1e-9),
+            "step_s": worked / steps, "input_wait_s": waited / steps,
+            "goodput": watch.goodput, "elapsed_s": watch.elapsed_s,
+        }  # fmt: skip
+
+
+def train(run: Run, *, watchdog: Watchdog | None = None, profile: range = range(0)) -> step_lib.TrainState:
     """Runs (or resumes) the phases that are not done yet and returns the final state, or that at a preemption.
+
+    Args:
+      run: Made ready by `set_up`.
+      watchdog: What is told where this process is.
+      profile: Steps done before each of those that are traced, to `WORKDIR/profile`.
 
     Raises:
       WorkdirError: Another run is at the workdir.
       CheckpointError: A checkpoint can't be written, or the one there isn't this model's.
+      DivergedError: A loss or a gradient is not finite.
     """
-    config, phases = run.config, run.phases
-    stops = [phase.stop for phase in phases]
-    with (
-        workdir_lib.lock_workdir(run.workdir),
-        jax.set_mesh(run.mesh),
-        checkpoint.Checkpoints(
-            run.workdir, every_steps=config.save.every_steps, keep=config.save.keep, keep_steps=stops
-        ) as checkpoints,
-    ):
-        step, state = _first_state(run)
+    config, watchdog = run.config, watchdog or Watchdog(0)
+    stops = [phase.stop for phase in run.phases]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir_lib.lock_workdir(run.workdir))
+        stack.enter_context(jax.set_mesh(run.mesh))
+        save = config.save
+        checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(run.workdir, every_steps=save.every_steps, keep=save.keep, keep_steps=stops)
+        )
+        with watchdog.at("restoring or initialising the state", long=True):
+            step, state = _first_state(run)
         if step >= stops[-1]:
             _say(f"all {step} steps are done")
             return state
+        if profile and not range(max(step, profile.start), min(stops[-1], profile.stop)):
+            _say(f"warning: this start goes from step {step} to {stops[-1]}, nothing of --profile is in it", sys.stderr)
         batches = loader.train_batches(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
             clips_per_video=config.data.clips_per_video,
             process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=config.data.num_threads, prefetch=config.data.prefetch,
         )  # fmt: skip
-        with (
+        stopwatch = stack.enter_context(_start_stopwatch(run, step))
+        writer = stack.enter_context(
             metric_writer.MetricWriter(
                 run.workdir, total_steps=stops[-1], start_step=step, batch_size=config.data.batch_size,
                 tensorboard=config.log.tensorboard, wandb_project=config.log.wandb_project,
-            ) as writer,
-            metric_writer.ClipWriter(run.workdir, start_step=step, active=config.log.clips) as clips,
-        ):  # fmt: skip
-            batches = _place(run.mesh, batches, step, clips)
-            for phase, following in zip(phases, [*phases[1:], None], strict=True):
-                if step < phase.stop:
-                    step, state = _run_phase(run, phase, following, state, step, batches, checkpoints, writer)
-                if checkpoints.preempted and step < stops[-1]:
-                    checkpoints.wait()
-                    _say(f"stopped after step {step}, its state is saved; start again to go on")
-                    break
+            )
+        )  # fmt: skip
+        clips = stack.enter_context(metric_writer.ClipWriter(run.workdir, start_step=step, active=config.log.clips))
+        tracer = stack.enter_context(profiler.Profiler(f"{run.workdir}/profile", profile))
+        loop = _Loop(run, _place(run.mesh, batches, step, clips), checkpoints, writer, stopwatch, watchdog, tracer)
+        first = step
+        for phase, following in zip(run.phases, [*run.phases[1:], None], strict=True):
+            if step < phase.stop:
+                step, state = _run_phase(loop, phase, following, state, step)
+            if checkpoints.preempted and step < stops[-1]:
+                break
+        with loop.during("save", "waiting until the last checkpoint is written", long=True):
+            checkpoints.wait()
+        if step < stops[-1]:
+            _say(f"stopped after step {step}, its state is saved; start again to go on")
+        lost = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in sorted(stopwatch.lost_s.items()))
+        _say(
+            f"{step - first} steps; the devices waited for {lost}; goodput since the first start {stopwatch.goodput:.1%}"
+        )
     return state
+
+
+def _start_stopwatch(run: Run, step: int) -> Stopwatch:
+    """Returns the stopwatch of a run that goes on after `step` steps, and notes this start."""
+    device = run.mesh.devices.flat[0]
+    facts = {"processes": jax.process_count(), "devices": run.mesh.size, "device": device.device_kind}
+    facts |= {"jax": jax.__version__, "mc3_jax": mc3_jax.__version__}
+    since_s = metric_writer.note_start(run.workdir, step, facts)
+    rows = [row for row in metric_writer.read_metrics(run.workdir) if row["step"] <= step]
+    return Stopwatch(since_s=since_s, worked_s=rows[-1]["goodput"] * rows[-1]["elapsed_s"] if rows else 0.0)
 
 
 def _place(mesh: jax.sharding.Mesh, batches: Iterator[loader.Batch], step: int, clips) -> Iterator:
@@ -176,68 +243,122 @@ def _plan_state(run: Run, step: int) -> tuple[Callable[[], step_lib.TrainState],
 
 
 def _run_phase(
-    run: Run, phase: phases_lib.Phase, following: phases_lib.Phase | None, state: step_lib.TrainState, step: int,
-    batches, checkpoints, writer: metric_writer.MetricWriter,
-) -> tuple[int, step_lib.TrainState]:  # fmt: skip
+    loop: _Loop, phase: phases_lib.Phase, following: phases_lib.Phase | None, state: step_lib.TrainState, step: int
+) -> tuple[int, step_lib.TrainState]:
     """Runs a phase from `step` to its end, or until the machine is about to go; returns (step, state)."""
-    config = run.config
-    train_step = step_lib.jit_train_step(run.model, config, phase, state)
-    every, batch_size = config.log.every_steps, config.data.batch_size
-    due, clock = None, (step, time.monotonic())
-    batch = next(batches)
+    run, checkpoints = loop.run, loop.checkpoints
+    with loop.during("input", f"reading the batch of step {step + 1}"):
+        batch = next(loop.batches)
+    with loop.during("compilation", f"compiling the step of phase {phase.config.name!r}", long=True):
+        train_step = step_lib.jit_train_step(run.model, run.config, phase, state)
+        train_step = train_step.lower(state, batch, np.int32(step)).compile()
+    watch = loop.stopwatch
+    loop.last_row = loop.last_row or (step, watch.worked_s, watch.lost_s["input"])
+    unread = None
     while step < phase.stop:
-        state, metrics = train_step(state, batch)
+        with loop.profiler.step(step):
+            (state, *numbers), called = loop.stopwatch.call(train_step, state, batch, np.int32(step))
         step += 1
         # Order 1: the next batch is on its way while the step runs; at a phase's end it is left to the next phase.
         if step < phase.stop:
-            batch = next(batches)
-        # Order 2: numbers are read one step late, so that the host waits for a step that is done.
-        if due is not None:
-            clock = _write(writer, phase, due, clock, batch_size)
-            due = None
-        if step % every == 0 or step == phase.stop:
-            due = (step, metrics)
-        writer.advance(step, phase.config.name)
-        # Order 3: at a phase's end the state passes to the next phase first, so that what is saved at a step always
+            with loop.during("input", f"reading the batch of step {step + 1}"):
+                batch = next(loop.batches)
+        # Order 2: numbers are read one step late, so that the host waits for a step that is done. Of what was called
+        # meanwhile nothing counts if that step did not.
+        if unread is not None:
+            _read(loop, phase, state, *unread)
+        unread = (step, numbers, called)
+        loop.writer.advance(step, phase.config.name)
+        # Order 3: before a checkpoint its own numbers are written, else a kill between the two would lose them.
+        is_due = checkpoints.is_due(step)
+        if is_due or loop.profiler.ends(step):
+            _read(loop, phase, state, *unread)
+            unread = None
+        if loop.profiler.ends(step):
+            with loop.during("trace", "writing the trace", long=True):
+                loop.profiler.stop()
+        # Order 4: at a phase's end the state passes to the next phase first, so that what is saved at a step always
         # has the optimizer of the phase the next step belongs to.
         if step == phase.stop and following is not None:
             next_tx = phases_lib.make_optimizer(following.config, run.shapes)
             opt_state = phases_lib.carry_optimizer(following.config, next_tx, state.params, state.opt_state)
             state = state.replace(opt_state=opt_state)
-        # Order 4: a checkpoint's own numbers are written before it, else a kill between the two would lose them.
-        if checkpoints.is_due(step):
-            if due is not None:
-                clock, due = _write(writer, phase, due, clock, batch_size), None
-            checkpoints.save(step, state)
+        if is_due:
+            with loop.during("save", f"saving the state after step {step}", long=True):
+                checkpoints.save(step, state)
         if checkpoints.preempted:
             break
-    if due is not None:
-        _write(writer, phase, due, clock, batch_size)
     return step, state
 
 
-def _write(writer, phase, due, clock, batch_size: int):
-    """Writes the numbers that are due, waiting for their step; returns the new (step, time)."""
-    step, metrics = due
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    now = time.monotonic()
-    values["clips_per_s"] = (step - clock[0]) * batch_size / max(now - clock[1], 1e-9)
-    writer.write(step, phase.config.name, values)
-    return step, now
+def _read(loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step: int, numbers, called) -> None:
+    """Waits for a step, writes its numbers where they are due and stops where it did not count.
+
+    Args:
+      loop, phase: Of the step.
+      state: Newest there is.
+      step: Steps done with it.
+      numbers: Its metrics and health.
+      called: What the stopwatch knows of it.
+    """
+    metrics, health = numbers
+    with loop.watchdog.at(f"waiting for the devices to do step {step}"):
+        taken = bool(health.taken)
+        loop.stopwatch.done(called)
+    if not taken:
+        _stop_diverged(loop, phase, state, step, metrics, health)
+    if step % loop.run.config.log.every_steps == 0 or step == phase.stop:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        loop.writer.write(step, phase.config.name, values | loop.times(step))
+
+
+def _stop_diverged(
+    loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step: int, metrics, health
+) -> NoReturn:
+    """Writes down what is known of a step that did not count, saves the state before it and raises DivergedError."""
+    run = loop.run
+    params = checkpoint.flatten(state.params)
+    param_norms = jax.jit(lambda leaves: [optax.tree.norm(leaf) for leaf in leaves])(list(params.values()))
+    metrics, health, param_norms = jax.device_get((metrics, health, param_norms))
+    norms = dict(zip(params, zip(health.grad_norms.tolist(), map(float, param_norms), strict=True), strict=True))
+    path = pathlib.Path(run.workdir) / f"diverged-{step}.json"
+    data, found = run.config.data, {}
+
+    def write():
+        places = loader.step_clips(
+            run.source, step - 1, batch_size=data.batch_size, seed=run.config.seed, clips_per_video=data.clips_per_video
+        )
+        clips = [{"index": int(i), "clip_id": run.source[int(i)].clip_id} for i in places]
+        values = {name: float(value) for name, value in metrics.items()}
+        found.update(divergence.describe(step, phase.config.name, values, norms, health.finite_rows, clips))
+        divergence.write(path, found)
+
+    with loop.during("save", f"writing down why step {step} does not count", long=True):
+        mesh_lib.on_process_0(write)
+        if step - 1 not in (0, *checkpoint.steps_of(run.workdir)):
+            loop.checkpoints.save(step - 1, state)
+            loop.checkpoints.wait()
+    raise divergence.DivergedError(
+        f"{divergence.summarize(found) if found else f'step {step} is not finite'}. The state before it stands, all that is "
+        f"known is in {path}. Lower the learning rate, lengthen its warm-up or set clip_norm, as another run"
+    )
 
 
 def main(config: config_lib.Config, workdir: str) -> None:
     """Trains the run of the command line."""
     with cli.user_errors():
+        profile = profiler.parse_range(flags.FLAGS.profile)
         mesh_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
-    with mesh_lib.ending_together(config.heartbeat_timeout_s):
-        with cli.user_errors():
+    with mesh_lib.ending_together(config.heartbeat_timeout_s), Watchdog(config.hang_timeout_s) as watchdog:
+        with cli.user_errors(), watchdog.at("setting up the run", long=True):
             run = set_up(config, workdir)
-        with cli.user_errors((checkpoint.CheckpointError, workdir_lib.WorkdirError, OSError)):
-            state = train(run)
+        kinds = (checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, OSError)
+        with cli.user_errors(kinds):
+            state = train(run, watchdog=watchdog, profile=profile)
     if int(state.step) < run.phases[-1].stop:
         sys.exit(cli.PREEMPTED)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("profile", "", "START:STOP: trace these steps to WORKDIR/profile, as 100:110.")
     cli.run(main)

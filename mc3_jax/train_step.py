@@ -42,6 +42,20 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
 
 
+class Health(flax.struct.PyTreeNode):
+    """What tells whether a step counts, and what is looked at where it doesn't.
+
+    Attributes:
+      taken: Whether the state was updated, bool scalar.
+      grad_norms: L2 norm of each leaf's gradient, float32 [leaves], in the order of `jax.tree.leaves(params)`.
+      finite_rows: Whether a clip's embedding is finite, bool [3, b]: audio, video, text.
+    """
+
+    taken: Any
+    grad_norms: Any
+    finite_rows: Any
+
+
 def make_model(config: config_lib.ModelConfig) -> MC3:
     """Returns the three towers with their projections, in the config's sizes."""
     audio, video, text = config.audio, config.video, config.text
@@ -196,6 +210,7 @@ def mc3_loss(embeddings: Mapping[str, Array], phase: config_lib.PhaseConfig) -> 
     if phase.contrastive_weight > 0:
         value, per_pair = contrastive.contrastive_loss(embeddings, phase.temperature, phase.pairs)
         terms |= {"contrastive": value} | {f"contrastive_{pair}": v for pair, v in per_pair.items()}
+        terms["temperature"] = jnp.float32(phase.temperature)
         loss += phase.contrastive_weight * value
     if phase.consensus_weight > 0:
         detail = phase.consensus
@@ -236,17 +251,28 @@ def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib
 
 
 def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
-    """Returns `loss_fn(params, step, batch) -> (loss, terms)`; all randomness is a function of (seed, step, row)."""
+    """Returns `loss_fn(params, step, batch) -> (loss, terms)`; all randomness is a function of (seed, step, row).
+
+    The terms are float32 scalars and, as `finite_rows`, bool [3, b]: see `Health`.
+    """
     embed = make_train_embed_fn(model, config, phase)
 
     def loss_fn(params, step, batch: Batch):
-        return mc3_loss(_constrain(embed(params, step, batch), PartitionSpec()), phase)
+        embeddings = _constrain(embed(params, step, batch), PartitionSpec())
+        loss, terms = mc3_loss(embeddings, phase)
+        return loss, terms | {"finite_rows": _finite_rows(embeddings)}
 
     return loss_fn
 
 
+def _finite_rows(embeddings: Mapping[str, Array]) -> Array:
+    return jnp.stack([jnp.all(jnp.isfinite(embeddings[name]), axis=1) for name in config_lib.MODALITIES])
+
+
 def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `grad_fn(params, step, batch) -> (gradients, terms)` of the phase's loss of the global batch.
+
+    The terms are those of `make_loss_fn`.
 
     With `data.chunk_size` the rows are embedded that many at a time, twice: first to get the loss's gradient with respect
     to the embeddings, then to take it from there to the parameters. Only one chunk's activations are ever held, and the
@@ -271,7 +297,7 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
             return jax.tree.map(jnp.add, total, to_params(gradient)[0]), None
 
         grads, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (chunks, to_embeddings))
-        return grads, terms
+        return grads, terms | {"finite_rows": _finite_rows(embeddings)}
 
     return grad_fn
 
@@ -287,21 +313,34 @@ def _split_rows(x: Array, chunk_size: int) -> Array:
 
 def make_train_step(
     model: MC3, config: config_lib.Config, phase: phases_lib.Phase, tx: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Returns `train_step(state, batch) -> (state, metrics)` of a phase; jit it with the state donated.
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array], Health]]:
+    """Returns `train_step(state, batch, step) -> (state, metrics, health)` of a phase; jit it with the state donated.
 
-    Metrics are float32 scalars: the loss and its terms, `grad_norm` and `learning_rate`.
+    Where the loss or the gradient's norm is not finite, the state comes back as it was. So it does, too, where `step`, the
+    steps done as the caller counts them, is not the state's own: the caller reads `health` late, and no step that it has
+    begun meanwhile may count either.
+
+    Metrics are float32 scalars: the loss and its terms, `grad_norm`, `learning_rate` and for each tower `update_ratio_audio`
+    and so on, the norm of its update over that of its parameters.
     """
     grad_fn = make_grad_fn(model, config, phase.config)
     schedule = phases_lib.learning_rate(phase)
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, batch: Batch, step: Array):
         grads, metrics = grad_fn(state.params, state.step, batch)
+        finite_rows = metrics.pop("finite_rows")
         rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": rate}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        grad_norms = jnp.stack([optax.tree.norm(leaf) for leaf in jax.tree.leaves(grads)])
+        metrics |= {"grad_norm": optax.tree.norm(grad_norms), "learning_rate": rate}
+        for tower in state.params:
+            ratio = rate * optax.tree.norm(updates[tower]) / optax.tree.norm(state.params[tower])
+            metrics[f"update_ratio_{tower}"] = ratio
+        taken = (state.step == step) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        following = TrainState(state.step + 1, params, opt_state)
+        state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), following, state)
+        return state, metrics, Health(taken, grad_norms, finite_rows)
 
     return train_step
 
@@ -317,7 +356,7 @@ def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phas
     """
     tx = phases_lib.make_optimizer(phase.config, state.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(make_train_step(model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(make_train_step(model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None, None))
 
 
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:

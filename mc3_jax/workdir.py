@@ -18,7 +18,7 @@ CONFIG_FILE, LOCK_FILE = "config.json", ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
-    "fsdp", "heartbeat_timeout_s", "model.scan_layers", "model.remat", "data.chunk_size",
+    "fsdp", "heartbeat_timeout_s", "hang_timeout_s", "model.scan_layers", "model.remat", "data.chunk_size",
     "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "save", "eval", "log",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import demo
 from mc3_jax import (
@@ -53,16 +53,26 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
-def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1)):
-    """Returns (gradients, loss) of the refine phase at step 3 on a mesh of this shape, from parameters of seed 0."""
-    devices = jax.devices()[: shape[0] * shape[1]]
-    mesh = jax.make_mesh(shape, mesh_lib.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
-    params = initial()
+def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1), *, mesh=None, rows=None):
+    """Returns (gradients, loss) of the refine phase at step 3 from parameters of seed 0, on the host.
+
+    Args:
+      config: Of the run.
+      shape: Of a mesh of this process's devices.
+      mesh: Instead, of all processes.
+      rows: This process's part of `batch()`; None is all of it.
+    """
+    if mesh is None:
+        devices = jax.devices()[: shape[0] * shape[1]]
+        mesh = jax.make_mesh(shape, mesh_lib.AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    params = jax.device_get(initial())
     abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: params))
-    placed = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    placed = mesh_lib.replace_leaves(abstract, params)
     grad_fn = step_lib.make_grad_fn(step_lib.make_model(config.model), config, config.phases[1])
+    whole = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        grads, terms = jax.jit(grad_fn)(placed, jnp.int32(3), mesh_lib.put_batch(mesh, batch()))
+        grads, terms = jax.jit(grad_fn)(placed, np.int32(3), mesh_lib.put_batch(mesh, batch() if rows is None else rows))
+        grads = jax.jit(lambda tree: tree, out_shardings=whole)(grads)
     return jax.device_get(grads), float(terms["loss"])
 
 

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mc3_jax import checkpoint, cli, config as config_lib, integrity, mesh as mesh_lib, metric_writer, train
-from tests import world
+from tests import test_fits, world
 from tests.test_train import assert_equal_bits
 
 pytestmark = pytest.mark.slow  # every start of a run compiles it
@@ -88,8 +89,9 @@ def is_saving(workdir) -> bool:
 
 
 def rows_of(workdir, num_processes=1):
-    """Returns each step's numbers but the speed, and each step's clips by process."""
-    rows = [{k: v for k, v in row.items() if k != "clips_per_s"} for row in metric_writer.read_metrics(str(workdir))]
+    """Returns each step's numbers but those of time, and each step's clips by process."""
+    rows = metric_writer.read_metrics(str(workdir))
+    rows = [{k: v for k, v in row.items() if k not in metric_writer.TIMES} for row in rows]
     return rows, [metric_writer.read_clips(str(workdir), i) for i in range(num_processes)]
 
 
@@ -182,6 +184,44 @@ def test_a_process_that_loses_another_ends_in_time_with_a_line_and_its_own_statu
     assert "Traceback" not in log.read_text()
 
 
+STUCK = """
+import sys, time
+from mc3_jax import cli, train
+from mc3_jax.data import loader
+from absl import flags
+
+def stuck(*args, read=loader.train_batches, **options):
+    for number, batch in enumerate(read(*args, **options)):
+        if number == 3 and options["process_index"] == 1:
+            time.sleep(3600)
+        yield batch
+
+loader.train_batches = stuck
+flags.DEFINE_string("profile", "", "")
+cli.run(train.main)
+"""
+
+
+def test_a_job_in_which_a_process_hangs_ends_and_names_it_with_its_place(data, tmp_path):
+    config = dataclasses.replace(world.small_config(data), hang_timeout_s=10, heartbeat_timeout_s=100)
+    config_file, port = write_config(tmp_path, config), free_port()
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+    arguments = ["-c", STUCK, f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
+    job = [launch(arguments, tmp_path, flags | job_of(i, 2, port)) for i in (0, 1)]
+    try:
+        assert [process.wait(LIMIT_S) for process, _ in job] == [mesh_lib.LOST] * 2, [log.read_text() for _, log in job]
+    finally:
+        for process, _ in job:
+            process.kill()
+            process.wait()
+    for number, (_, log) in enumerate(job):
+        text = log.read_text()
+        assert text.count(" hangs: ") == 1, text
+        assert "error: process 1 hangs: it has been reading the batch of step 4 for 1" in text
+        assert ("in stuck" in text) == (number == 1)
+    assert num_rows(tmp_path / "run") >= 2
+
+
 def run_job(config_file, workdir, seed=None) -> bool:
     """Runs a job of two processes, one of which is killed where there is a seed; returns whether it came to its end."""
     port = free_port()
@@ -201,6 +241,38 @@ def run_job(config_file, workdir, seed=None) -> bool:
         for process, _ in job:
             process.kill()
             process.wait()
+
+
+EXACT = """
+import sys
+import jax, numpy as np
+from mc3_jax import checkpoint, mesh as mesh_lib
+from tests import test_fits
+mesh_lib.initialize(100)
+rows = np.split(np.arange(16), jax.process_count())[jax.process_index()]
+rows = {name: value[rows] for name, value in test_fits.batch().items()}
+for fsdp in (1, 2, 8):
+    grads, loss = test_fits.gradients(test_fits.small_config(), mesh=mesh_lib.make_mesh(fsdp), rows=rows)
+    if jax.process_index() == 0:
+        np.savez(f"{sys.argv[1]}/{fsdp}.npz", loss=loss, **checkpoint.flatten(grads))
+"""
+
+
+def test_two_processes_with_four_devices_each_have_the_gradient_of_one_device_on_every_kind_of_mesh(tmp_path):
+    port = free_port()
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")}
+    job = [launch(["-c", EXACT, str(tmp_path)], tmp_path, flags | job_of(i, 2, port)) for i in (0, 1)]
+    try:
+        assert [process.wait(LIMIT_S) for process, _ in job] == [0, 0], [log.read_text() for _, log in job]
+    finally:
+        for process, _ in job:
+            process.kill()
+            process.wait()
+    expected = test_fits.gradients(test_fits.small_config())
+    for fsdp in (1, 2, 8):  # devices along "data" alone, along both axes, along "fsdp" alone
+        found = dict(np.load(tmp_path / f"{fsdp}.npz"))
+        loss = float(found.pop("loss"))
+        test_fits.assert_equal((checkpoint.unflatten(found), loss), expected)
 
 
 def test_a_job_of_two_processes_one_of_them_killed_ends_with_the_bits_of_an_undisturbed_one(data, tmp_path, request):

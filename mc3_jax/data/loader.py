@@ -132,6 +132,15 @@ def epoch_order(video_clips: Sequence[int], clips_per_video: int, seed: int, epo
     return order[np.argsort(rng.permutation(num_groups.sum())[group], kind="stable")]
 
 
+def step_clips(
+    source: ClipSource, step: int, *, batch_size: int, seed: int, clips_per_video: int = 1
+) -> Int[np.ndarray, " b"]:
+    """Returns the places in the split of the clips of a training batch, row by row; see `train_batches`."""
+    epochs, places = np.divmod(step * batch_size + np.arange(batch_size), len(source))
+    orders = {int(e): epoch_order(source.video_clips, clips_per_video, seed, int(e)) for e in np.unique(epochs)}
+    return np.array([orders[e][place] for e, place in zip(epochs.tolist(), places.tolist(), strict=True)])
+
+
 def train_batches(
     source: ClipSource,
     tokenize: Tokenize,

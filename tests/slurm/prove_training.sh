@@ -93,10 +93,11 @@ grep "resuming after step" "slurm-$train.out"
 
 python - <<'END'
 import json, pathlib
+from mc3_jax.metric_writer import TIMES
 
 def rows(run):
     lines = pathlib.Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "clips_per_s"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 def results(run):
     return json.loads(pathlib.Path(f"runs/{run}/results.json").read_text())

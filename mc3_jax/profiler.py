@@ -1,0 +1,57 @@
+"""Traces of a range of steps, for TensorBoard's profile plug-in, XProf and https://ui.perfetto.dev."""
+
+import contextlib
+import re
+
+import jax
+
+
+def parse_range(text: str) -> range:
+    """Returns the steps of `--profile=START:STOP`, those that make it START + 1 to STOP steps done; "" is none.
+
+    Raises:
+      ValueError: It is no range.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ValueError(f"--profile={text} is no range of steps: as 100:110, from 100 steps done to 110")
+    return range(int(found[1]), int(found[2]))
+
+
+class Profiler:
+    """Writes the trace of some steps, by every process its own. Use as a context."""
+
+    def __init__(self, folder: str, steps: range):
+        """Prepares.
+
+        Args:
+          folder: Where traces go, each start's in a folder of its own.
+          steps: Steps done before each of those that are traced.
+        """
+        self._folder, self._steps = folder, steps
+        self._running = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def step(self, step: int) -> contextlib.AbstractContextManager:
+        """Returns the context in which the step after `step` steps is called; begins the trace where it is the first."""
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        return jax.profiler.StepTraceAnnotation("train", step_num=step + 1)
+
+    def ends(self, step: int) -> bool:
+        """Returns whether the trace ends once `step` steps are done."""
+        return self._running and step == self._steps.stop
+
+    def stop(self) -> None:
+        """Writes the trace if it has been begun; its steps must be done."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()

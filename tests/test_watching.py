@@ -1,0 +1,234 @@
+"""A run watches itself: steps that are not finite don't count, time is accounted for, hangs are named, steps are traced."""
+
+import copy
+import gzip
+import json
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mc3_jax import (
+    checkpoint,
+    divergence,
+    mesh as mesh_lib,
+    metric_writer,
+    phases as phases_lib,
+    profiler,
+    train,
+    train_step as step_lib,
+    watchdog,
+)
+from mc3_jax.data import loader, tokenizer
+from mc3_jax.stopwatch import Stopwatch
+from tests import test_fits, world
+from tests.test_train import assert_equal_bits
+
+
+@pytest.fixture(scope="module")
+def stepping():
+    """A refine step on a mesh of 2 x 4: (function that makes its state, of which it takes the memory; step; batch)."""
+    config = test_fits.small_config()
+    mesh, model = mesh_lib.make_mesh(fsdp=4), step_lib.make_model(config.model)
+    phase = phases_lib.plan_phases(config.phases, 160, 16)[1]
+    abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: step_lib.init_state(model, config, phase)))
+    fresh = jax.device_get(step_lib.init_state(model, config, phase))
+    with jax.set_mesh(mesh):
+        batch = mesh_lib.put_batch(mesh, test_fits.batch())
+        step = step_lib.jit_train_step(model, config, phase, abstract).lower(abstract, batch, np.int32(0)).compile()
+
+    def state(spoil=lambda params: None):
+        made = jax.tree.map(np.array, fresh)
+        spoil(made.params)
+        return jax.device_put(made, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+
+    return state, step, batch
+
+
+def test_a_finite_step_counts_and_says_by_how_much_each_tower_changed(stepping):
+    make_state, step, batch = stepping
+    before = jax.device_get(make_state())
+    after, metrics, health = jax.device_get(step(make_state(), batch, np.int32(0)))
+    assert health.taken
+    assert health.finite_rows.all()
+    assert after.step == 1
+    for tower in before.params:
+        old, new = (jax.tree.leaves(state.params[tower]) for state in (before, after))
+        change = np.sqrt(sum(np.sum((np.float64(b) - a) ** 2) for a, b in zip(old, new, strict=True)))
+        size = np.sqrt(sum(np.sum(np.float64(a) ** 2) for a in old))
+        np.testing.assert_allclose(metrics[f"update_ratio_{tower}"], change / size, rtol=1e-3)
+    np.testing.assert_allclose(np.sqrt(np.sum(health.grad_norms**2)), metrics["grad_norm"], rtol=1e-6)
+
+
+def _spoil_text(params):
+    params["text"]["projection"]["kernel"][0, 0] = np.nan
+
+
+
+@pytest.mark.parametrize(
+    ("spoil", "count", "finite"),
+    [(_spoil_text, 0, [True, True, False]), (lambda params: None, 1, [True, True, True])],
+    ids=["not finite", "after one that did not count"],
+)
+def test_a_step_that_does_not_count_leaves_every_bit_of_the_state(stepping, spoil, count, finite):
+    make_state, step, batch = stepping
+    before = jax.device_get(make_state(spoil))
+    after, metrics, health = jax.device_get(step(make_state(spoil), batch, np.int32(count)))
+    assert not health.taken
+    assert_equal_bits(after, before)
+    assert health.finite_rows.all(axis=1).tolist() == finite
+    assert np.isfinite(metrics["loss"]) == all(finite)
+
+
+def test_a_run_that_diverges_stops_before_the_update_and_says_all_about_it(finished, tmp_path):
+    config, workdir = copy.deepcopy(finished[0]), str(tmp_path / "run")
+    config.phases[0].optimizer.learning_rate, config.phases[0].optimizer.warmup_steps = 1e20, 0
+    for _ in range(2):  # started again, it comes to the same step
+        with pytest.raises(divergence.DivergedError, match="step 2 of phase 'align': loss nan, gradient norm nan; .*-2.json"):
+            train.train(train.set_up(config, workdir), profile=range(1))
+    assert [row["step"] for row in metric_writer.read_metrics(workdir)] == [1]
+    assert [row["step"] for row in metric_writer._read_rows(tmp_path / "run" / "starts.jsonl")] == [0, 1]
+    run = train.set_up(config, workdir)
+    step, state = checkpoint.restore_newest(workdir, lambda step: train._plan_state(run, step)[1])
+    assert step == int(state.step) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+    found = json.loads((tmp_path / "run" / "diverged-2.json").read_text())
+    assert found["metrics"]["loss"] == "nan"
+    assert found["norms"].keys() == checkpoint.flatten(state.params).keys()
+    rows = {row["step"]: row["clips"] for row in metric_writer.read_clips(workdir)}
+    assert [clip["index"] for clip in found["clips"]] == rows[2]
+    assert all(clip["clip_id"] == run.source[clip["index"]].clip_id for clip in found["clips"])
+    assert any(clip["not_finite"] for clip in found["clips"])
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("clips_per_video", [1, 3])
+def test_the_clips_of_a_step_are_known_without_reading_them(data, clips_per_video):
+    config = world.small_config(data)
+    source = loader.open_split(config.data.dir, "train", 4)
+    tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
+    options = {"batch_size": 16, "seed": 3, "clips_per_video": clips_per_video}
+    batches = loader.train_batches(source, tokenize, num_threads=1, **options)
+    for step in range(len(source) // 16 + 2):  # from one epoch into the next
+        assert next(batches)["index"].tolist() == loader.step_clips(source, step, **options).tolist()
+
+
+def test_rows_say_what_a_run_does(finished):
+    config, workdir, _ = finished
+    rows = metric_writer.read_metrics(workdir)
+    towers = {f"update_ratio_{tower}" for tower in ("audio", "video", "text")}
+    for row in rows:
+        assert {"loss", "grad_norm", "temperature", "learning_rate", *towers, *metric_writer.TIMES} <= row.keys()
+        assert row["temperature"] == np.float32(config.phases[0].temperature)
+        assert all(row[name] > 0 for name in (*towers, "grad_norm", "clips_per_s", "step_s"))
+        assert 0 < row["goodput"] < 1
+        assert row["input_wait_s"] >= 0
+    times = [row["elapsed_s"] for row in rows]
+    assert times == sorted(times)
+    # Without compilation and saves a clip takes no longer than the run took.
+    assert sum(row["step_s"] for row in rows) <= times[-1]
+
+
+class Result:
+    """Of a step, there once `at` says when."""
+
+    def __init__(self):
+        self.is_there = threading.Event()
+
+    def block_until_ready(self):
+        assert self.is_there.wait(10)
+        return self
+
+
+def test_the_stopwatch_counts_as_lost_only_what_the_devices_waited_for():
+    now, results = [100.0], []
+    watch = Stopwatch(since_s=50.0, worked_s=20.0, clock=lambda: now[0])
+
+    def call(at):
+        now[0] = at
+        results.append(Result())
+        return watch.call(lambda: results[-1])[1]
+
+    def finish(i, at):
+        now[0] = at
+        results[i].is_there.set()
+        called[i][1].result(10)
+
+    def wait_for_input(begin, end):
+        now[0] = begin
+        with watch.during("input"):
+            now[0] = end
+
+    called = [call(100)]
+    wait_for_input(100, 104)  # while the first step runs
+    called.append(call(104))
+    finish(0, 110)
+    watch.done(called[0])
+    finish(1, 120)
+    wait_for_input(112, 125)  # five seconds longer than the second takes
+    watch.done(called[1])
+    called.append(call(125))
+    finish(2, 130)
+    watch.done(called[2])
+    assert watch.lost_s == {"input": 5.0}
+    assert watch.worked_s == 20 + 10 + 10 + 5
+    assert watch.elapsed_s == 50 + 30
+    assert watch.goodput == 45 / 80
+
+
+def test_the_process_that_is_behind_hangs_and_where_none_is_it_is_the_devices():
+    at = {i: {"count": 7, "place": "waiting for the devices to do step 3", "for_s": 300} for i in range(4)}
+    lines = watchdog.verdict(at)
+    assert len(lines) == 5
+    assert "no process is behind" in lines[-1]
+    at[2] = {"count": 6, "place": "reading the batch of step 4", "for_s": 312}
+    assert watchdog.verdict(at) == ["process 2 hangs: it has been reading the batch of step 4 for 312 s"]
+
+
+HANG = """
+import time
+from mc3_jax.watchdog import Watchdog
+with Watchdog(2) as dog:
+    for _ in range(8):
+        with dog.at("reading a batch"):
+            time.sleep(0.5)
+    with dog.at("compiling", long=True):
+        time.sleep(3)
+    print("so far so good", flush=True)
+    with dog.at("reading the batch of step 9"):
+        time.sleep(3600)
+"""
+
+
+def test_a_process_that_hangs_ends_and_says_where():
+    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=120, cwd=world.ROOT)
+    assert done.returncode == mesh_lib.LOST, done.stderr
+    assert done.stdout == "so far so good\n"
+    assert "error: process 0 hangs: it has been reading the batch of step 9 for 2 s" in done.stderr
+    assert 'File "<string>", line 11, in <module>' in done.stderr
+
+
+def test_a_trace_holds_the_steps_that_were_asked_for_and_no_others(tmp_path):
+    work = jax.jit(lambda x: jnp.sin(x) @ x)
+    x = jnp.ones((64, 64))
+    with profiler.Profiler(str(tmp_path), profiler.parse_range("3:5")) as tracer:
+        for step in range(8):
+            with tracer.step(step):
+                x = work(x)
+            if tracer.ends(step + 1):
+                x.block_until_ready()
+                tracer.stop()
+    (path,) = tmp_path.rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if event.get("name") == "train"}
+    assert steps == {"4", "5"}
+
+
+@pytest.mark.parametrize("text", ["100", "5:5", "7:3", "a:b", "-1:4", "1:2:3", "1:99999999999"])
+def test_a_range_of_steps_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="--profile=.* is no range of steps: as 100:110"):
+        profiler.parse_range(text)

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+LIBTPU := $(VENV)/libtpu
 SEED ?= 0
 WORK ?= runs/demo
 VIDEOS ?= 160
@@ -43,9 +44,15 @@ demo-ci:
 test: install
 	$(PY) -m pytest -n 2 --dist loadfile
 
-# What takes gigabytes: checkpoints and precision at the paper's sizes.
-test-slow: install
-	$(PY) -m pytest -m slow
+# What takes gigabytes or minutes: checkpoints, precision and compilation at the paper's sizes, runs that are killed.
+test-slow: install $(LIBTPU)
+	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m slow
+
+# The TPU's compiler, beside the environment and not in it: JAX would look for a TPU at every start.
+$(LIBTPU): | install
+	rm -rf $@.part
+	$(PY) -m pip install --quiet --no-deps --target $@.part 'libtpu==0.0.42.*'
+	mv $@.part $@
 
 # The seeded tests of damage at full length: 200 damaged media files and 200 mutated annotation rows, 1,000 injured checkpoints,
 # 20 kills of a run and 10 of a job of two processes.

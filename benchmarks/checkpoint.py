@@ -1,8 +1,8 @@
 """How long a checkpoint of the paper's run takes, beside Orbax's own: `python -m benchmarks.checkpoint`.
 
 The state of `configs/mc3_ego4d.py` (parameters and Adam's two moments, random) is saved and restored, by
-`mc3_jax.checkpoint` and by Orbax alone, in turn. Saving holds the loop up for `blocked`, the state is safe after `on disk`; the
-first save compiles the checksums. SIGTERM leaves 30 s for the first save to be on disk, else this ends with status 1.
+`mc3_jax.checkpoint` and by Orbax alone, in turn. Saving holds the loop up for `blocked`, the state is safe after `on disk`;
+the first save compiles the checksums. SIGTERM leaves 30 s for the first save to be on disk, else this ends with status 1.
 `--devices 8` spreads the state over as many CPU devices ("fsdp"), `--dir` names the disk.
 """
 

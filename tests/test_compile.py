@@ -93,6 +93,11 @@ def test_without_libtpu_the_line_that_installs_it_is_told(monkeypatch):
         compile_lib.topology_devices("v5e:2x4")
 
 
+def test_one_version_of_libtpu_is_named_everywhere():
+    for name in ("setup.py", "Makefile"):
+        assert re.findall(r"libtpu==[^'\"]+", (world.ROOT / name).read_text()) == [compile_lib.LIBTPU]
+
+
 def test_what_does_not_divide_is_refused():
     config = small_config()
     config.data.batch_size = 12

@@ -112,17 +112,20 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
         for life in range(100):
             process, log = start(config_file, workdir)
             done = num_rows(workdir)
-            # The first life of a round dies inside a save, the second is preempted, the others die anywhere.
+            # The first life of a round dies inside a save, two are preempted, the others die anywhere.
             goal = done + rng.randint(1, 3)
-            moments = {0: lambda: is_saving(workdir), 1: lambda: "device(s)" in log.read_text()}  # noqa: B023
+            moments = {0: lambda: is_saving(workdir), 2: lambda: "device(s)" in log.read_text()}  # noqa: B023
             alive = wait_for(moments.get(life, lambda: num_rows(workdir) >= goal), process, log)  # noqa: B023
-            if life == 1:
+            if life in (1, 2):  # while it trains, and before it does
                 process.send_signal(signal.SIGTERM)
+                begin = time.monotonic()
                 assert process.wait(LIMIT_S) == cli.PREEMPTED, log.read_text()
+                assert life == 2 or time.monotonic() - begin < 30
                 step = checkpoint.steps_of(str(workdir))[-1]
                 assert f"stopped after step {step}, " in log.read_text()
                 assert num_rows(workdir) == step
-                _injure_newest(workdir, rng)
+                if life == 1:
+                    _injure_newest(workdir, rng)
             elif alive and kills < num_kills:
                 time.sleep(rng.uniform(0, 0.1))
                 process.kill()

@@ -284,7 +284,8 @@ def main(argv: list[str] | None = None) -> None:
                 for name, row in found.items():
                     row["ours_over_it"] = found["ours"]["clips_per_cpu_s"] / row["clips_per_cpu_s"]
                     wanted = WANTED.get((gap_s, name), 0.0)
-                    print(f"| {gap_s:g} s | {name} | {_ROW.format(**row)} | wanted {wanted:g} |", flush=True)
+                    goal = f"wanted {wanted:g}" if wanted else ""
+                    print(f"| {gap_s:g} s | {name} | {_ROW.format(**row)} | {goal} |", flush=True)
                     if row["ours_over_it"] < wanted:
                         told["missed"].append(f"{row['ours_over_it']:.2f} times {name} at {gap_s:g} s, wanted {wanted:g}")
     if args.json:

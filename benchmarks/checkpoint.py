@@ -15,7 +15,7 @@ import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint
 from orbax.checkpoint import v1 as ocp
 
@@ -32,18 +32,17 @@ def make_state(mesh):
     model = step_lib.make_model(config.model)
     abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: step_lib.init_state(model, config, phase)))
 
-    def make(leaf, number):
-        key = jax.random.key(number)
-        draw = jax.jit(
-            lambda: (
-                jax.random.normal(key, leaf.shape) if leaf.dtype == jnp.float32 else jnp.zeros(leaf.shape, leaf.dtype)
-            ),
-            out_shardings=leaf.sharding,
-        )
-        return draw()
+    rng = np.random.default_rng(0)
 
-    leaves, structure = jax.tree.flatten(abstract)
-    return jax.tree.unflatten(structure, [make(leaf, number) for number, leaf in enumerate(leaves)]), abstract
+    def make(leaf):
+        values = (
+            rng.standard_normal(leaf.shape, np.float32)
+            if leaf.dtype == np.float32
+            else np.zeros(leaf.shape, leaf.dtype)
+        )
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map(make, abstract), abstract
 
 
 def measure_ours(folder: pathlib.Path, step: int, state, abstract) -> dict[str, float]:

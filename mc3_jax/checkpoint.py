@@ -76,6 +76,14 @@ class Checkpoints:
         elif self._thread is not None and jax.process_count() == 1:
             self._thread.join()  # of several processes, one that is lost would make it wait for ever
 
+    def prepare(self, state) -> None:
+        """Compiles what saving needs: the first save may be one that is told to hurry.
+
+        Args:
+          state: As it will be saved.
+        """
+        jax.block_until_ready(integrity.checksums(state)[1])
+
     def is_due(self, step: int) -> bool:
         """Returns whether the state after a step is to be saved; asked after every step, by every process.
 

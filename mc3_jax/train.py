@@ -252,6 +252,7 @@ def _run_phase(
     with loop.during("compilation", f"compiling the step of phase {phase.config.name!r}", long=True):
         train_step = step_lib.jit_train_step(run.model, run.config, phase, state)
         train_step = train_step.lower(state, batch, np.int32(step)).compile()
+        checkpoints.prepare(state)
     watch = loop.stopwatch
     loop.last_row = loop.last_row or (step, watch.worked_s, watch.lost_s["input"])
     unread = None

@@ -226,7 +226,9 @@ def restore_params(workdir: str, step: int, abstract_params):
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     # A partial load passes over what the checkpoint lacks without a word: names and shapes are compared first.
-    check_shapes(flatten(ocp.metadata(path).metadata["params"]), flatten(abstract_params), f"checkpoint {path}")
+    saved = ocp.metadata(path).metadata["params"]
+    saved = {name: saved[name] for name in saved if name != "loss"}  # what a loss has learned for itself
+    check_shapes(flatten(saved), flatten(abstract_params), f"checkpoint {path}")
     try:
         with context:
             params = ocp.load(path, {"params": abstract_params})["params"]

@@ -179,6 +179,21 @@ class ConsensusConfig:
 
 
 @dataclasses.dataclass
+class MemoryConfig:
+    """Negatives out of a memory, chosen by their gradients (CM-ACC, Ma et al., ICLR 2021); see `mc3_jax.losses.active`.
+
+    Attributes:
+      pool_size: Keys of past batches kept for each modality, a multiple of the batch size; 0 is off.
+      dictionary_size: Negatives for each modality, a multiple of the batch size.
+      momentum: Of the encoders that make keys, a step (the public code's 0.9).
+    """
+
+    pool_size: int = 0
+    dictionary_size: int = 0
+    momentum: float = 0.9
+
+
+@dataclasses.dataclass
 class OptimizerConfig:
     """Adam, as the paper names it, and what one may add.
 
@@ -212,6 +227,8 @@ class PhaseConfig:
       epochs: Length in passes over the training split; may be fractional.
       pairs: Modality pairs contrasted, both directions each.
       temperature: Of InfoNCE (open: 0.05, EgoVLP's).
+      learn_scale: Learn 1/temperature, from `temperature` on and up to 100 (CLAP's).
+      memory: Where negatives come from beside the batch.
       contrastive_weight, consensus_weight: Of the two terms of Eq. 4.
       consensus: Details of Eq. 2 and 3.
       trainable: Towers that learn, their projections with them.
@@ -223,6 +240,8 @@ class PhaseConfig:
     epochs: float = 5.0
     pairs: tuple[str, ...] = PAIRS
     temperature: float = 0.05
+    learn_scale: bool = False
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     contrastive_weight: float = 1.0
     consensus_weight: float = 0.0
     consensus: ConsensusConfig = dataclasses.field(default_factory=ConsensusConfig)
@@ -385,6 +404,7 @@ def validate(config: Config) -> None:
     _require(len(set(names)) == len(names), "phases", names, "names must differ")
     for i, phase in enumerate(config.phases):
         _validate_phase(f"phases[{i}]", phase)
+        _validate_memory(f"phases[{i}]", phase, config.data)
     for field in ("every_steps", "keep"):
         value = getattr(config.save, field)
         _require(value >= 1, f"save.{field}", value, "must be at least 1")
@@ -453,3 +473,18 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
     rate = optimizer.learning_rate
     _require(rate > 0, f"{where}.optimizer.learning_rate", rate, "must be positive")
+
+
+def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig) -> None:
+    memory = phase.memory
+    fix = "0, for no memory"
+    _require(memory.pool_size >= 0, f"{where}.memory.pool_size", memory.pool_size, fix)
+    if not memory.pool_size:
+        return
+    fix = f"must be a multiple of data.batch_size = {data.batch_size}"
+    for field in ("pool_size", "dictionary_size"):
+        value = getattr(memory, field)
+        _require(value > 0 and value % data.batch_size == 0, f"{where}.memory.{field}", value, fix)
+    _require(0 <= memory.momentum < 1, f"{where}.memory.momentum", memory.momentum, "needs 0 <= momentum < 1")
+    needed = phase.contrastive_weight > 0 and len(phase.pairs) > 0
+    _require(needed, f"{where}.memory.pool_size", memory.pool_size, "is of use to the contrastive term alone: set 0")

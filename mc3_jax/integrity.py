@@ -116,8 +116,15 @@ def checksums(tree) -> tuple[list[str], UInt32[Array, "n 2"]]:
     """
     named = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named]
-    one, together = _on_mesh(NamedSharding(named[0][1].sharding.mesh, PartitionSpec()))
-    return names, together([one(leaf) for _, leaf in named])
+    mesh = named[0][1].sharding.mesh
+    one, together = _on_mesh(NamedSharding(mesh, PartitionSpec()))
+    sums = []
+    for _, leaf in named:
+        sums.append(one(leaf))
+        if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+            # Many programs with collectives at once starve the threads that a CPU's devices share, and then wait for ever.
+            sums[-1].block_until_ready()
+    return names, together(sums)
 
 
 def to_hex(names: list[str], sums: UInt32[Array, "n 2"]) -> dict[str, str]:

@@ -6,10 +6,9 @@ The paper's Sec. 4.1: *align* (contrastive only), then *refine* (contrastive and
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from mc3_jax.config import OptimizerConfig, PhaseConfig
+from mc3_jax.config import MODALITIES, OptimizerConfig, PhaseConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
 
     Args:
       phase: Its `optimizer` and `trainable`.
-      params: Parameters (or their shapes), a dict of towers.
+      params: Parameters (or their shapes), a dict of towers and, where a phase learns its scale, "loss".
     """
     config = phase.optimizer
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
@@ -93,22 +92,27 @@ def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
     if config.weight_decay > 0:
         steps.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
     learns = optax.chain(*steps)
-    if all(tower in phase.trainable for tower in params):
+    learning = {*phase.trainable, *(["loss"] if phase.learn_scale else [])}
+    if all(name in learning for name in params):
         return learns
-    labels = {tower: "learns" if tower in phase.trainable else "frozen" for tower in params}
+    labels = {name: "learns" if name in learning else "frozen" for name in params}
     return optax.multi_transform({"learns": learns, "frozen": optax.set_to_zero()}, labels)
 
 
-def carry_optimizer(phase: PhaseConfig, tx: optax.GradientTransformation, params, opt_state):
-    """Returns the optimizer state a phase begins with: the one before it, or a fresh one where the phase resets it.
+def modalities(phase: PhaseConfig) -> tuple[str, ...]:
+    """Returns the modalities that a phase's loss looks at, in order."""
+    letters = set("".join(phase.pairs)) if phase.contrastive_weight > 0 else set()
+    letters |= set("avl") if phase.consensus_weight > 0 else set()
+    return tuple(name for name, letter in zip(MODALITIES, "avl", strict=True) if letter in letters)
+
+
+def check_carried(phase: PhaseConfig, tx: optax.GradientTransformation, params, opt_state):
+    """Returns the optimizer state that a phase keeps of the one before.
 
     Raises:
-      ValueError: The state can't be kept because its shape differs (other towers learn, another kind of optimizer).
+      ValueError: It can't, because its shape differs (other towers learn, another kind of optimizer).
     """
-    fresh = jax.eval_shape(tx.init, params)
-    if phase.reset_optimizer:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), fresh)
-    if jax.tree.structure(fresh) != jax.tree.structure(opt_state):
+    if jax.tree.structure(jax.eval_shape(tx.init, params)) != jax.tree.structure(opt_state):
         raise ValueError(
             f"phase {phase.name!r} keeps the optimizer state of the phase before, but theirs differ in shape "
             "(other towers learn or the optimizer differs): set reset_optimizer=True"

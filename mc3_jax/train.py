@@ -281,9 +281,7 @@ def _run_phase(
         # Order 4: at a phase's end the state passes to the next phase first, so that what is saved at a step always
         # has the optimizer of the phase the next step belongs to.
         if step == phase.stop and following is not None:
-            next_tx = phases_lib.make_optimizer(following.config, run.shapes)
-            opt_state = phases_lib.carry_optimizer(following.config, next_tx, state.params, state.opt_state)
-            state = state.replace(opt_state=opt_state)
+            state = step_lib.enter_phase(run.config, following, state, _plan_state(run, step)[1])
         if is_due:
             with loop.during("save", f"saving the state after step {step}", long=True):
                 checkpoints.save(step, state)

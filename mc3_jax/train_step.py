@@ -5,6 +5,7 @@ and its gradient are those of a single device. Every device gets all embeddings,
 all of the loss, so that going back needs no exchange; what is left to exchange are the parameters' gradients.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,8 +16,8 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
-from mc3_jax import config as config_lib, phases as phases_lib
-from mc3_jax.losses import consensus, contrastive
+from mc3_jax import config as config_lib, objective, phases as phases_lib
+from mc3_jax.losses import active
 from mc3_jax.models import frontend
 from mc3_jax.models.audio import AudioSpectrogramTransformer
 from mc3_jax.models.mc3 import MC3
@@ -24,6 +25,7 @@ from mc3_jax.models.text import DistilBert
 from mc3_jax.models.video import SpaceTimeTransformer
 
 Batch = Mapping[str, Array]
+INPUTS = ("audio", "video", "text_ids", "text_mask")  # of the model
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -31,8 +33,10 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: Steps done, int32 scalar.
-      params: Parameters, float32: {"audio": ..., "video": ..., "text": ...}.
+      params: Parameters, float32: {"audio": ..., "video": ..., "text": ...} and, where a phase of the run learns its scale,
+        "loss": {"log_scale"}.
       opt_state: Of the phase the next step belongs to.
+      memory: What that phase's loss keeps from step to step, () where it keeps nothing.
 
     The leaves are arrays, or their shapes and shardings where `jax.eval_shape` or a mesh plans them.
     """
@@ -40,6 +44,7 @@ class TrainState(flax.struct.PyTreeNode):
     step: Any
     params: Any
     opt_state: Any
+    memory: Any = ()
 
 
 class Health(flax.struct.PyTreeNode):
@@ -113,10 +118,32 @@ def init_params(model: MC3, config: config_lib.ModelConfig, seed: int):
 
 
 def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -> TrainState:
-    """Returns fresh parameters with the optimizer state of a phase, at step 0."""
-    params = init_params(model, config.model, config.seed)
+    """Returns fresh parameters with the optimizer state and the memory of a phase, at step 0."""
+    params = init_params(model, config.model, config.seed) | objective.init_params(config)
     tx = phases_lib.make_optimizer(phase.config, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), objective.init_memory(config, phase.config, params))
+
+
+def enter_phase(config: config_lib.Config, phase: phases_lib.Phase, state: TrainState, abstract: TrainState) -> TrainState:
+    """Returns the state a phase begins with: the parameters, the optimizer's unless it is reset, and a memory of its own.
+
+    Args:
+      config: Of the run.
+      phase: That begins.
+      state: As the phase before left it.
+      abstract: Shapes and places of the phase's state.
+
+    Raises:
+      ValueError: The optimizer's state is to be kept but has another shape.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    tx = phases_lib.make_optimizer(phase.config, state.params)
+    if phase.config.reset_optimizer:
+        opt_state = jax.jit(tx.init, out_shardings=places.opt_state)(state.params)
+    else:
+        opt_state = phases_lib.check_carried(phase.config, tx, state.params, state.opt_state)
+    fresh = jax.jit(lambda params: objective.init_memory(config, phase.config, params), out_shardings=places.memory)
+    return state.replace(opt_state=opt_state, memory=fresh(state.params))
 
 
 def batch_shapes(
@@ -156,14 +183,15 @@ def check_shapes(
     Raises:
       ValueError: Data and model don't fit, or a phase can't go on with the optimizer state of the one before.
     """
-    shapes = jax.eval_shape(lambda: init_params(model, config.model, 0))
-    batch = batch_shapes(config, num_samples, canvas_px)
+    shapes = jax.eval_shape(lambda: init_params(model, config.model, 0) | objective.init_params(config))
+    batch, step = batch_shapes(config, num_samples, canvas_px), jax.ShapeDtypeStruct((), jnp.int32)
     opt_state = None
     for phase in phases:
-        jax.eval_shape(make_loss_fn(model, config, phase.config), shapes, jax.ShapeDtypeStruct((), jnp.int32), batch)
+        memory = jax.eval_shape(lambda params: objective.init_memory(config, phase.config, params), shapes)  # noqa: B023
+        jax.eval_shape(make_loss_fn(model, config, phase.config), shapes, step, batch, memory)
         tx = phases_lib.make_optimizer(phase.config, shapes)
         if opt_state is not None and not phase.config.reset_optimizer:
-            phases_lib.carry_optimizer(phase.config, tx, shapes, opt_state)
+            phases_lib.check_carried(phase.config, tx, shapes, opt_state)
         opt_state = jax.eval_shape(tx.init, shapes)
     return shapes
 
@@ -198,35 +226,6 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
     return {"audio": log_mel, "video": frames, "text_ids": batch["text_ids"], "text_mask": batch["text_mask"]}
 
 
-def mc3_loss(embeddings: Mapping[str, Array], phase: config_lib.PhaseConfig) -> tuple[Array, dict[str, Array]]:
-    """Returns the phase's loss of the global batch (Eq. 4) and its terms.
-
-    Args:
-      embeddings: {"audio", "video", "text"}, each L2-normalised [b, d].
-      phase: Weights, pairs, temperature and the details of the consensus.
-    """
-    terms = {}
-    loss = jnp.zeros((), jnp.float32)
-    if phase.contrastive_weight > 0:
-        value, per_pair = contrastive.contrastive_loss(embeddings, phase.temperature, phase.pairs)
-        terms |= {"contrastive": value} | {f"contrastive_{pair}": v for pair, v in per_pair.items()}
-        terms["temperature"] = jnp.float32(phase.temperature)
-        loss += phase.contrastive_weight * value
-    if phase.consensus_weight > 0:
-        detail = phase.consensus
-        alphas = {"audio": detail.alpha_audio, "video": detail.alpha_video, "text": detail.alpha_text}
-        value, aux = consensus.consensus_loss(
-            embeddings,
-            anchor=detail.anchor,
-            alphas={name: a for name, a in alphas.items() if name != detail.anchor},
-            inverse=detail.inverse,
-            stop_gradient=detail.stop_gradient,
-        )
-        terms |= {"consensus": value} | aux
-        loss += phase.consensus_weight * value
-    return loss, {"loss": loss} | terms
-
-
 def _constrain(tree, spec: PartitionSpec):
     """Returns arrays laid out on the mesh that is set, or as they are where none is."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -237,42 +236,75 @@ def _constrain(tree, spec: PartitionSpec):
 def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `embed(params, step, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], as training does it.
 
-    What becomes of a row is a function of the parameters, the seed, the step and `batch["row"]`, whatever rows are beside it.
+    Only the phase's modalities are embedded. What becomes of a row is a function of the parameters, the seed, the step and
+    `batch["row"]`, whatever rows are beside it.
     """
+    names = phases_lib.modalities(phase)
+    wanted = {name: [key for key in INPUTS if key.startswith(name)] for name in names}
 
     def embed(params, step, batch: Batch):
-        frozen = {tower: p if tower in phase.trainable else jax.lax.stop_gradient(p) for tower, p in params.items()}
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        augment_key, dropout_key = jax.random.split(key)
+        towers = {name: params[name] if name in phase.trainable else jax.lax.stop_gradient(params[name]) for name in names}
+        augment_key, dropout_key = jax.random.split(_step_key(config, step))
         inputs = prepare(batch, config.model, augment_key)
-        return model.apply({"params": frozen}, **inputs, row=batch["row"], train=True, rngs={"dropout": dropout_key})
+        inputs = {key: inputs[key] for keys in wanted.values() for key in keys}
+        return model.apply({"params": towers}, **inputs, row=batch["row"], train=True, rngs={"dropout": dropout_key})
 
     return embed
 
 
+def _step_key(config: config_lib.Config, step) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.key(config.seed), step)
+
+
+def _make_head(config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
+    """Returns `head(embeddings, loss_params, step, keys, memory) -> (loss, (terms, memory))`; see `make_loss_fn`."""
+
+    def head(embeddings, loss_params, step, keys, memory):
+        rng = jax.random.fold_in(_step_key(config, step), 2)
+        loss, (terms, rings) = objective.phase_loss(
+            embeddings, phase, loss_params=loss_params, keys=keys, memory=memory, rng=rng
+        )
+        return loss, (terms | {"finite_rows": _finite_rows(embeddings)}, rings)
+
+    return head
+
+
+def _ask_memory(embed: Callable, phase: config_lib.PhaseConfig, params, memory):
+    """Returns the memory with its encoders moved on, and the function of (step, batch) that makes keys with them."""
+    if not phase.memory.pool_size:
+        return memory, lambda step, batch: None
+    current = {name: params[name] for name in memory["momentum"]}
+    momentum = active.momentum_update(memory["momentum"], current, phase.memory.momentum)
+    momentum = jax.lax.stop_gradient(momentum)
+    return memory | {"momentum": momentum}, functools.partial(embed, momentum)
+
+
 def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
-    """Returns `loss_fn(params, step, batch) -> (loss, terms)`; all randomness is a function of (seed, step, row).
+    """Returns `loss_fn(params, step, batch, memory=()) -> (loss, (terms, memory))`.
 
-    The terms are float32 scalars and, as `finite_rows`, bool [3, b]: see `Health`.
+    All randomness is a function of (seed, step, row). The terms are float32 scalars and, as `finite_rows`, bool [3, b]: see
+    `Health`.
     """
-    embed = make_train_embed_fn(model, config, phase)
+    embed, head = make_train_embed_fn(model, config, phase), _make_head(config, phase)
 
-    def loss_fn(params, step, batch: Batch):
+    def loss_fn(params, step, batch: Batch, memory=()):
+        memory, make_keys = _ask_memory(embed, phase, params, memory)
+        keys = _constrain(make_keys(step, batch), PartitionSpec())
         embeddings = _constrain(embed(params, step, batch), PartitionSpec())
-        loss, terms = mc3_loss(embeddings, phase)
-        return loss, terms | {"finite_rows": _finite_rows(embeddings)}
+        return head(embeddings, params.get("loss"), step, keys, memory)
 
     return loss_fn
 
 
 def _finite_rows(embeddings: Mapping[str, Array]) -> Array:
-    return jnp.stack([jnp.all(jnp.isfinite(embeddings[name]), axis=1) for name in config_lib.MODALITIES])
+    """Returns whether each embedding is finite, bool [3, b]; those of no modality of the phase are."""
+    rows = {name: jnp.all(jnp.isfinite(x), axis=1) for name, x in embeddings.items()}
+    all_fine = jnp.ones(len(next(iter(embeddings.values()))), bool)
+    return jnp.stack([rows.get(name, all_fine) for name in config_lib.MODALITIES])
 
 
 def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
-    """Returns `grad_fn(params, step, batch) -> (gradients, terms)` of the phase's loss of the global batch.
-
-    The terms are those of `make_loss_fn`.
+    """Returns `grad_fn(params, step, batch, memory=()) -> (gradients, (terms, memory))` of the loss of `make_loss_fn`.
 
     With `data.chunk_size` the rows are embedded that many at a time, twice: first to get the loss's gradient with respect
     to the embeddings, then to take it from there to the parameters. Only one chunk's activations are ever held, and the
@@ -282,13 +314,22 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
     chunk_size = config.data.chunk_size
     if chunk_size in (0, config.data.batch_size):
         return jax.grad(make_loss_fn(model, config, phase), has_aux=True)
-    embed = make_train_embed_fn(model, config, phase)
+    embed, head = make_train_embed_fn(model, config, phase), _make_head(config, phase)
 
-    def grad_fn(params, step, batch: Batch):
+    def grad_fn(params, step, batch: Batch, memory=()):
         chunks = {name: _split_rows(x, chunk_size) for name, x in batch.items()}
-        embeddings = jax.lax.map(lambda chunk: embed(params, step, chunk), chunks)
-        embeddings = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), _constrain(embeddings, PartitionSpec()))
-        to_embeddings, terms = jax.grad(mc3_loss, has_aux=True)(embeddings, phase)
+
+        def in_chunks(embed_chunk):
+            embeddings = jax.lax.map(lambda chunk: embed_chunk(step, chunk), chunks)
+            return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), _constrain(embeddings, PartitionSpec()))
+
+        memory, make_keys = _ask_memory(embed, phase, params, memory)
+        keys = in_chunks(make_keys) if phase.memory.pool_size else None
+        embeddings = in_chunks(functools.partial(embed, params))
+        loss_params = params.get("loss")
+        (to_embeddings, to_loss_params), aux = jax.grad(head, argnums=(0, 1), has_aux=True)(
+            embeddings, loss_params, step, keys, memory
+        )
         to_embeddings = jax.tree.map(lambda x: x.reshape(-1, chunk_size, x.shape[-1]), to_embeddings)
 
         def add(total, chunk_and_gradient):
@@ -297,7 +338,7 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
             return jax.tree.map(jnp.add, total, to_params(gradient)[0]), None
 
         grads, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (chunks, to_embeddings))
-        return grads, terms | {"finite_rows": _finite_rows(embeddings)}
+        return grads | ({"loss": to_loss_params} if loss_params is not None else {}), aux
 
     return grad_fn
 
@@ -327,18 +368,18 @@ def make_train_step(
     schedule = phases_lib.learning_rate(phase)
 
     def train_step(state: TrainState, batch: Batch, step: Array):
-        grads, metrics = grad_fn(state.params, state.step, batch)
+        grads, (metrics, memory) = grad_fn(state.params, state.step, batch, state.memory)
         finite_rows = metrics.pop("finite_rows")
         rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         grad_norms = jnp.stack([optax.tree.norm(leaf) for leaf in jax.tree.leaves(grads)])
         metrics |= {"grad_norm": optax.tree.norm(grad_norms), "learning_rate": rate}
-        for tower in state.params:
+        for tower in config_lib.MODALITIES:
             ratio = rate * optax.tree.norm(updates[tower]) / optax.tree.norm(state.params[tower])
             metrics[f"update_ratio_{tower}"] = ratio
         taken = (state.step == step) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        following = TrainState(state.step + 1, params, opt_state)
+        following = TrainState(state.step + 1, params, opt_state, memory)
         state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), following, state)
         return state, metrics, Health(taken, grad_norms, finite_rows)
 

@@ -71,7 +71,7 @@ def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1), *, mes
     grad_fn = step_lib.make_grad_fn(step_lib.make_model(config.model), config, config.phases[1])
     whole = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        grads, terms = jax.jit(grad_fn)(placed, np.int32(3), mesh_lib.put_batch(mesh, batch() if rows is None else rows))
+        grads, (terms, _) = jax.jit(grad_fn)(placed, np.int32(3), mesh_lib.put_batch(mesh, batch() if rows is None else rows))
         grads = jax.jit(lambda tree: tree, out_shardings=whole)(grads)
     return jax.device_get(grads), float(terms["loss"])
 

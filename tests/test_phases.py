@@ -53,13 +53,32 @@ def test_only_kernels_decay():
     np.testing.assert_allclose(difference["bias"], 0.0)
 
 
-def test_optimizer_state_is_carried_unless_reset_and_refused_where_it_cannot_be():
+def test_an_optimizer_state_of_another_shape_is_not_carried():
     tx = phases_lib.make_optimizer(PhaseConfig(), PARAMS)
     _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
-    kept = phases_lib.carry_optimizer(PhaseConfig(name="b"), tx, PARAMS, state)
-    assert kept is state
-    reset = phases_lib.carry_optimizer(PhaseConfig(name="b", reset_optimizer=True), tx, PARAMS, state)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(reset))
+    assert phases_lib.check_carried(PhaseConfig(name="b"), tx, PARAMS, state) is state
     frozen = PhaseConfig(name="b", trainable=("audio",))
     with pytest.raises(ValueError, match="'b' keeps the optimizer state .* set reset_optimizer=True"):
-        phases_lib.carry_optimizer(frozen, phases_lib.make_optimizer(frozen, PARAMS), PARAMS, state)
+        phases_lib.check_carried(frozen, phases_lib.make_optimizer(frozen, PARAMS), PARAMS, state)
+
+
+def test_a_scale_learns_where_its_phase_says_so():
+    params = PARAMS | {"loss": {"log_scale": jnp.float32(2.0)}}
+    for learns in (True, False):
+        phase = PhaseConfig(trainable=("audio", "text"), learn_scale=learns)
+        tx = phases_lib.make_optimizer(phase, params)
+        updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+        assert bool(updates["loss"]["log_scale"] != 0) == learns
+
+
+@pytest.mark.parametrize(
+    ("pairs", "consensus_weight", "names"),
+    [
+        (("al",), 0.0, ("audio", "text")),
+        (("av",), 0.0, ("audio", "video")),
+        (("vl",), 1.0, ("audio", "video", "text")),
+        (("av", "vl"), 0.0, ("audio", "video", "text")),
+    ],
+)
+def test_a_phase_looks_at_the_modalities_of_its_losses(pairs, consensus_weight, names):
+    assert phases_lib.modalities(PhaseConfig(pairs=pairs, consensus_weight=consensus_weight)) == names

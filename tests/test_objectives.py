@@ -1,0 +1,140 @@
+"""The losses that MC3 is compared with, as phases: what they look at, keep and learn, on a mesh, in chunks and resumed."""
+
+import copy
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mc3_jax import (
+    checkpoint,
+    config as config_lib,
+    mesh as mesh_lib,
+    phases as phases_lib,
+    train,
+    train_step as step_lib,
+)
+from mc3_jax.config import MemoryConfig
+from tests import test_fits, world
+from tests.test_train import assert_equal_bits
+
+
+def clap(phase):
+    phase.pairs, phase.trainable, phase.consensus_weight = ("al",), ("audio", "text"), 0.0
+    phase.temperature, phase.learn_scale = 0.07, True
+
+
+def cm_acc(phase):
+    phase.pairs, phase.trainable, phase.consensus_weight = ("av",), ("audio", "video"), 0.0
+    phase.memory = MemoryConfig(pool_size=32, dictionary_size=16)
+
+
+def image_bind(phase):
+    phase.pairs, phase.trainable, phase.consensus_weight = ("av",), ("audio",), 0.0
+    phase.temperature = 0.05
+
+
+ROWS = {"CLAP": clap, "CM-ACC": cm_acc, "ImageBind": image_bind}
+
+
+def one_step(row, *, fsdp=1, chunk_size=0, steps=2):
+    """Returns the state after some steps of a row's phase on eight devices, and the metrics of each."""
+    config = test_fits.small_config(scan_layers=chunk_size > 0)
+    ROWS[row](config.phases[1])
+    config.data.chunk_size = chunk_size
+    config_lib.validate(config)
+    mesh, model = mesh_lib.make_mesh(fsdp=fsdp), step_lib.make_model(config.model)
+    phase = phases_lib.Phase(config.phases[1], 0, 100)
+    init = functools.partial(step_lib.init_state, model, config, phase)
+    abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
+    with jax.set_mesh(mesh):
+        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+        before = jax.tree.map(np.array, state)  # a copy: the first step takes the memory
+        batch, seen = mesh_lib.put_batch(mesh, test_fits.batch()), []
+        step = step_lib.jit_train_step(model, config, phase, state)
+        for number in range(steps):
+            state, metrics, health = step(state, batch, np.int32(number))
+            assert health.taken
+            seen.append(jax.device_get(metrics))
+    return before, jax.device_get(state), seen
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_a_row_does_not_train_stays_and_what_it_trains_moves(row):
+    before, after, metrics = one_step(row)
+    learning = {"CLAP": {"audio", "text", "loss"}, "CM-ACC": {"audio", "video"}, "ImageBind": {"audio"}}[row]
+    for name in before.params:
+        old, new = (jax.tree.leaves(state.params[name]) for state in (before, after))
+        assert any((a != b).any() for a, b in zip(old, new, strict=True)) == (name in learning)
+    if row == "CLAP":
+        assert metrics[0]["temperature"] == np.float32(0.07)
+        np.testing.assert_allclose(metrics[1]["temperature"], 0.07, rtol=1e-2)
+        assert metrics[1]["temperature"] != metrics[0]["temperature"]
+    if row == "CM-ACC":
+        assert after.memory["steps"] == 2
+        for name in ("audio", "video"):
+            assert np.count_nonzero(np.abs(after.memory["pool"][name]).sum(1)) == 32
+            np.testing.assert_allclose(np.linalg.norm(after.memory["dictionary"][name], axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["CLAP", "CM-ACC"])
+def test_in_chunks_and_sharded_a_row_is_the_same(row):
+    _, whole, metrics = one_step(row)
+    _, parts, same = one_step(row, fsdp=4, chunk_size=8)
+    assert abs(same[-1]["loss"] - metrics[-1]["loss"]) <= 1e-5 * abs(metrics[-1]["loss"])
+    for name, sums in (("params", 1e-5), ("memory", 1e-5)):
+        for a, b in zip(jax.tree.leaves(getattr(whole, name)), jax.tree.leaves(getattr(parts, name)), strict=True):
+            assert np.max(np.abs(a - b)) <= sums * max(np.max(np.abs(b)), 1)
+
+
+@pytest.mark.slow
+def test_a_run_through_every_kind_of_phase_is_resumed_bit_for_bit_and_evaluated_by_its_towers(data, tmp_path):
+    config = world.small_config(data)
+    config.fsdp, config.save.every_steps = 2, 1
+    first, second, third = (copy.deepcopy(config.phases[0]) for _ in range(3))
+    first.name, first.pairs, first.trainable, first.learn_scale = "bind", ("vl",), ("video", "text"), True
+    second.name, second.reset_optimizer = "audio", True
+    image_bind(second)
+    third.name, third.reset_optimizer = "active", True
+    cm_acc(third)
+    config.phases = [first, second, third]
+    for phase in config.phases:
+        phase.epochs = 0.5
+    config_lib.validate(config)
+    state = train.train(train.set_up(config, str(tmp_path / "run")))
+    stops = [phase.stop for phase in train.set_up(config, str(tmp_path / "run")).phases]
+    assert int(state.memory["steps"]) == stops[2] - stops[1]
+    for step in (stops[0], stops[2] - 1):
+        for path in checkpoint.checkpoint_dir(str(tmp_path / "run")).iterdir():
+            if int(path.name) > step:
+                path.rename(tmp_path / f"{step}-{path.name}")
+        assert_equal_bits(train.train(train.set_up(config, str(tmp_path / "run"))), state)
+    shapes = {name: state.params[name] for name in ("audio", "video", "text")}
+    abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(), jax.eval_shape(lambda: shapes))
+    params = checkpoint.restore_params(str(tmp_path / "run"), stops[2], abstract)
+    assert_equal_bits(params, shapes)
+
+
+def _consensus_alone(phase):
+    phase.contrastive_weight, phase.consensus_weight = 0.0, 1.0
+
+
+BAD = {
+    "pool_size": (lambda p: setattr(p.memory, "pool_size", 24), r"phases\[1\].memory.pool_size = 24: .* multiple of .* 16"),
+    "dictionary_size": (lambda p: setattr(p.memory, "dictionary_size", 0), "memory.dictionary_size = 0: must be a multiple"),
+    "momentum": (lambda p: setattr(p.memory, "momentum", 1.0), "memory.momentum = 1.0: needs 0 <= momentum < 1"),
+    "no pairs": (lambda p: setattr(p, "pairs", ()), "a phase needs a loss"),
+    "no term": (_consensus_alone, "memory.pool_size = 32: is of use to the contrastive term alone"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_memory_that_cannot_be_is_refused(case):
+    config = test_fits.small_config()
+    cm_acc(config.phases[1])
+    change, message = BAD[case]
+    change(config.phases[1])
+    with pytest.raises(ValueError, match=message):
+        config_lib.validate(config)

@@ -8,6 +8,7 @@ What is being written is `500.saving`, what is being deleted `500.deleting`; wha
 import functools
 import pathlib
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -60,7 +61,8 @@ class Checkpoints:
         self._folder, self._workdir = checkpoint_dir(workdir), workdir
         self._every_steps, self._keep, self._keep_steps = every_steps, keep, keep_steps
         self._thread: threading.Thread | None = None
-        self._fault: Exception | None = None
+        self._fault: CheckpointError | None = None
+        self._num_asked = 0
         self.preempted = False
         try:
             mesh_lib.on_process_0(self._clean)
@@ -88,10 +90,12 @@ class Checkpoints:
         """Returns whether the state after a step is to be saved; asked after every step, by every process.
 
         Raises:
-          CheckpointError: The last one could not be written.
+          CheckpointError: The last one could not be written. Several processes don't all know yet: there, `save` raises it.
         """
-        self._check()
-        self.preempted = mesh_lib.preempted(step)
+        if self._fault is not None and jax.process_count() == 1:
+            raise self._fault
+        self._num_asked += 1
+        self.preempted = mesh_lib.preempted(self._num_asked)
         return self.preempted or step % self._every_steps == 0 or step in self._keep_steps
 
     def save(self, step: int, state) -> None:
@@ -115,19 +119,17 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns once all that was begun is on disk.
+        """Returns once all that was begun is on disk; called by every process.
 
         Raises:
-          CheckpointError: It could not be written.
+          CheckpointError: It could not be written; on every process, for process 0 alone seals.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._check()
-
-    def _check(self) -> None:
-        if self._fault is not None:
-            raise self._fault
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        if message := mesh_lib.first_message(str(self._fault or "")):
+            raise CheckpointError(message) from self._fault
 
     def _commit(self, step: int, aside: pathlib.Path, written, sums) -> None:
         """Waits until all processes have written their parts; process 0 seals them and gives the folder its name."""
@@ -138,7 +140,7 @@ class Checkpoints:
                 aside.rename(self._folder / str(step))
                 integrity.sync_folder(self._folder)
                 self._prune()
-        except Exception as error:  # told by the next `is_due`, `save` or `wait`
+        except Exception as error:  # told by the next `save` or `wait`
             self._fault = self._error(step, error)
 
     def _error(self, step: int, error: Exception) -> CheckpointError:
@@ -156,13 +158,21 @@ class Checkpoints:
             if step not in self._keep_steps:
                 going = self._folder / f"{step}.deleting"
                 (self._folder / str(step)).rename(going)  # at once, so that no half of it is taken for a checkpoint
-                shutil.rmtree(going)
+                _delete(going)
 
     def _clean(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             if path.name.split(".")[0].isdecimal() and path.name.endswith(_PASSING):
-                shutil.rmtree(path)
+                _delete(path)
+
+
+def _delete(path: pathlib.Path) -> None:
+    """Deletes a folder, or says that it can't: on NFS, files that another process reads stay. The next start tries again."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        print(f"warning: {path} can't be deleted yet: {error}", file=sys.stderr, flush=True)
 
 
 def restore(workdir: str, step: int, abstract_state):
@@ -198,9 +208,14 @@ def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
       plan: The abstract state of a step.
 
     Raises:
-      CheckpointError: The newest intact one holds other names or shapes.
+      CheckpointError: The newest intact one holds other names or shapes, or a process does not see it.
     """
     while step := mesh_lib.from_process_0(max(steps_of(workdir), default=0)):
+        path, problem = checkpoint_dir(workdir) / str(step), ""
+        if not path.is_dir():
+            problem = f"process {jax.process_index()} on {socket.gethostname()} does not see {path}: mount it there"
+        if problem := mesh_lib.first_message(problem):
+            raise CheckpointError(problem)
         try:
             return step, restore(workdir, step, plan(step))
         except DamagedError as error:

@@ -39,6 +39,8 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> I
     try:
         yield
     except kinds as error:
+        if "Gloo" in str(error):  # a lost process, see `mesh.ending_together`
+            raise
         _die(" ".join(str(error).split()))
 
 

@@ -122,6 +122,13 @@ class Counts:
     exchanges: list[Exchange] = dataclasses.field(default_factory=list)
     unknown_loops: list[str] = dataclasses.field(default_factory=list)
 
+    def add(self, other: "Counts") -> None:
+        """Adds what another program does."""
+        self.flops += other.flops
+        self.memory_bytes += other.memory_bytes
+        self.exchanges += other.exchanges
+        self.unknown_loops += other.unknown_loops
+
     def payload(self, kind: str, dtype: str | None = None) -> int:
         """Returns the payload of all collectives of a kind, and of a type of numbers."""
         return sum(e.num_bytes * e.times for e in self.exchanges if e.kind == kind and dtype in (None, e.dtype))
@@ -231,8 +238,11 @@ def _count(computations: dict, computation: Computation, times: int, counts: Cou
         if opcode == "conditional":
             branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
             either = [instruction.called(f"{case}_computation") for case in ("true", "false")]
-            for name in branches[1].split(",") if branches else either:
-                enter(name.strip().lstrip("%"))
+            names = [name.strip().lstrip("%") for name in branches[1].split(",")] if branches else either
+            cases = [Counts() for _ in names]
+            for name, case in zip(names, cases, strict=True):
+                _count(computations, computations[name], times, case, top=top)
+            counts.add(max(cases, key=lambda case: (case.flops, case.memory_bytes)))
             continue
         if opcode in ("call", "async-start"):
             enter(instruction.called("to_apply") or instruction.called("calls"))
@@ -335,13 +345,21 @@ def _memory_bytes(computations: dict, computation: Computation, instruction: Ins
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _main(operands[-1 if instruction.opcode == "scatter" else 1])
     if instruction.opcode != "fusion":
-        return sum(map(_main, operands)) + _main(instruction.shapes)
+        # What begins a copy or an all-gather has its operands among its results.
+        repeats = instruction.opcode.endswith("-start") and len(instruction.shapes) > len(operands)
+        return (0 if repeats else sum(map(_main, operands))) + _main(instruction.shapes)
     called = computations[instruction.called("calls")]
     total = sum(_read_of(called, number, shapes) for number, shapes in enumerate(operands))
-    written = called.root
-    if written.opcode == "dynamic-update-slice":  # in place
-        return total + _main(called.shapes(written.operands[1]))
-    return total + _main(instruction.shapes)
+    return total + _written_by(called, called.root)
+
+
+def _written_by(called: Computation, root: Instruction) -> int:
+    """Returns the bytes a fusion writes: what is updated in place counts for the update alone."""
+    if root.opcode == "tuple":
+        return sum(_written_by(called, called.instructions[name]) for name in root.operands)
+    if root.opcode == "bitcast":
+        return _written_by(called, called.instructions[root.operands[0]])
+    return _main(called.shapes(root.operands[1]) if root.opcode == "dynamic-update-slice" else root.shapes)
 
 
 def _read_of(fused: Computation, number: int, shapes: tuple[Shape, ...]) -> int:

@@ -23,6 +23,7 @@ _MESSAGE_BYTES = 2000
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX reads it by itself, these it does not
 _JOB = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 _HANDLERS: list = []  # C calls them; Python must not free them
+_ARRIVAL_S = 900  # until all processes of a job have started: images are pulled, nodes replaced
 
 
 def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
@@ -40,7 +41,8 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
       ValueError: There is an address and nothing that tells the number of processes or which this one is.
     """
     jax.config.update("jax_enable_preemption_service", preemptible)
-    options = {"heartbeat_timeout_seconds": heartbeat_timeout_s}
+    options = {"heartbeat_timeout_seconds": heartbeat_timeout_s, "initialization_timeout": _ARRIVAL_S}
+    last_words = _end_as_lost_on_abort()
     address = os.environ.get(_ADDRESS)
     told = {name: os.environ[key] for name, key in _JOB.items() if address and key in os.environ}
     if not all(number.isdecimal() for number in told.values()):
@@ -60,32 +62,36 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         # Else the devices of a CPU talk by gloo, as if they were processes, and reduce-scatters may come out wrong
         # (jax-ml/jax#40830).
         jax.config.update("jax_cpu_collectives_implementation", None)
-    else:
-        _HANDLERS.append(_on_abort(heartbeat_timeout_s))
-        ctypes.CDLL(None).signal(signal.SIGABRT, _HANDLERS[0])
+        ctypes.CDLL(None).signal(signal.SIGABRT, None)  # the default: there is nobody to lose
+        return
+    process, count = distributed.global_state.process_id, distributed.global_state.num_processes
+    last_words.value = (
+        f"error: process {process} of {count} ends because another one has ended or was silent for {heartbeat_timeout_s} s "
+        "(its log says why), if the lines above name no other cause; start all again to go on from the last checkpoint\n"
+    ).encode()
 
 
-def _on_abort(heartbeat_timeout_s: int):
-    """Returns a handler of abort(), which is how JAX ends a process that has lost another: with a stack trace.
+def _end_as_lost_on_abort():
+    """Makes abort() end the process with status `LOST` and the words in the buffer that is returned.
 
-    JAX takes a callback instead, but jaxlib 0.10 can't pass Python ones their argument. Python's own signal handlers run
-    too late: a C handler that comes back lets the process abort.
+    Abort is how JAX ends a process that has lost another, with a stack trace. JAX takes a callback instead, but jaxlib 0.10
+    can't pass Python ones their argument, and Python's own signal handlers run too late: a C handler that comes back lets
+    the process abort. Nothing of JAX may be asked by then.
     """
+    line = (
+        f"error: this process of a job ends because not all of them have come within {_ARRIVAL_S} s or one has ended, if the "
+        "lines above name no other cause; start all again\n"
+    )
+    words = ctypes.create_string_buffer(line.encode(), 1000)
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(_):
-        os.write(2, f"error: {_lost(heartbeat_timeout_s)}\n".encode())
+        os.write(2, words.value)
         os._exit(LOST)
 
-    return handler
-
-
-def _lost(heartbeat_timeout_s: int) -> str:
-    return (
-        f"process {jax.process_index()} of {jax.process_count()} ends because another one has ended or was silent for "
-        f"{heartbeat_timeout_s} s (its log says why), if the lines above name no other cause; start all again to go on "
-        "from the last checkpoint"
-    )
+    _HANDLERS.append(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+    return words
 
 
 @contextlib.contextmanager
@@ -142,12 +148,15 @@ def published(key: str) -> list[tuple[str, str]]:
         return []
 
 
-def preempted(step: int) -> bool:
-    """Returns whether SIGTERM has reached a process of the job and `step` is where all of them stop.
+def preempted(asked: int) -> bool:
+    """Returns whether SIGTERM has reached a process of the job and this is where all of them stop.
 
     Every process asks after every step. It takes about a second until they have agreed on one.
+
+    Args:
+      asked: How often it has been asked, this time included: JAX counts from 1 and stops at none that it has not come by.
     """
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(asked)
 
 
 def from_process_0(value: int) -> int:
@@ -166,11 +175,15 @@ def first_message(message: str) -> str:
     return next((row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows if row[0]), "")
 
 
+class Process0Error(ValueError):
+    """What process 0 was to do for all could not be done."""
+
+
 def on_process_0(action: Callable[[], None]) -> None:
     """Does something on process 0 alone; the others wait for it.
 
     Raises:
-      ValueError: On all processes, where it raised ValueError or OSError.
+      Process0Error: On all processes, where it raised ValueError or OSError.
     """
     message = ""
     try:
@@ -179,11 +192,14 @@ def on_process_0(action: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         message = str(error) or type(error).__name__
     if message := first_message(message):
-        raise ValueError(message)
+        raise Process0Error(message)
 
 
 def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """Returns all devices of all processes as a mesh.
+    """Returns all devices of all processes as a mesh, those of a process next to each other.
+
+    So row r of a global batch is row r of what the processes read one after the other, also on TPUs, where
+    `jax.make_mesh` would go along the rings of the torus, in and out of hosts.
 
     Args:
       fsdp: Devices along the axis that parameters are spread over.
@@ -192,11 +208,11 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
     Raises:
       ValueError: The number of devices is not a multiple of `fsdp`.
     """
-    num_devices = jax.device_count() if devices is None else len(devices)
-    if num_devices % fsdp:
-        raise ValueError(f"config.fsdp = {fsdp} does not divide the {num_devices} devices: choose a divisor")
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(devices) % fsdp:
+        raise ValueError(f"config.fsdp = {fsdp} does not divide the {len(devices)} devices: choose a divisor")
     # Auto: under the default, Explicit, Dropout and z @ z.T over a sharded batch raise.
-    return jax.make_mesh((num_devices // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Mesh(np.array(devices).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:

@@ -1,5 +1,7 @@
 """Where a run's numbers go: a progress bar on a terminal, `metrics.jsonl` and TensorBoard always, W&B on request."""
 
+import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -14,7 +16,13 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 METRICS_FILE, CLIPS_FILE, STARTS_FILE = "metrics.jsonl", "clips.jsonl", "starts.jsonl"
-TIMES = ("clips_per_s", "step_s", "input_wait_s", "goodput", "elapsed_s")  # of a row; two runs of one config differ in them
+TIMES = (
+    "clips_per_s",
+    "step_s",
+    "input_wait_s",
+    "goodput",
+    "elapsed_s",
+)  # of a row; two runs of one config differ in them
 _SHOWN = ("loss", "contrastive", "consensus")  # in the bar
 
 
@@ -28,21 +36,22 @@ def read_clips(workdir: str, process_index: int = 0) -> list[dict]:
     return _read_rows(_clips_path(workdir, process_index))
 
 
-def note_start(workdir: str, step: int, facts: dict) -> float:
+def note_start(workdir: str, step: int, facts: dict, ago_s: float) -> float:
     """Writes that a run has been started, on process 0, and returns how many seconds ago its first start was.
 
     Args:
       workdir: Folder of the run.
       step: Steps done.
       facts: What else to write down.
+      ago_s: When it was started.
     """
     if jax.process_index() != 0:
-        return 0.0
-    path, now = pathlib.Path(workdir) / STARTS_FILE, time.time()
-    first = next(iter(_read_rows(path)), {}).get("time", now)
+        return ago_s
+    path, began = pathlib.Path(workdir) / STARTS_FILE, time.time() - ago_s
+    first = next(iter(_read_rows(path)), {}).get("time", began)
     with path.open("ab", buffering=0) as file:
-        _append(file, {"time": now, "step": step, **facts})
-    return max(now - first, 0.0)
+        _append(file, {"time": began, "step": step, **facts})
+    return max(began - first, 0.0) + ago_s
 
 
 def _clips_path(workdir: str, process_index: int) -> pathlib.Path:
@@ -62,8 +71,11 @@ def _read_rows(path: pathlib.Path) -> list[dict]:
 
 def _go_on(path: pathlib.Path, start_step: int) -> io.FileIO:
     """Returns a file of rows, open to be written on unbuffered, without the rows of steps that will be done again."""
-    aside = path.with_suffix(".tmp")  # a kill or a full disk must not cost the rows there are
-    aside.write_text("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
+    aside = path.with_suffix(".tmp")  # a kill, a full disk or a loss of power must not cost the rows there are
+    with aside.open("w") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
+        file.flush()
+        os.fsync(file.fileno())
     aside.rename(path)
     return path.open("ab", buffering=0)
 
@@ -75,6 +87,22 @@ def _append(file: io.FileIO, row: dict) -> None:
             line = line[file.write(line) :]
     except OSError as error:  # of a full disk, say; Python leaves out which file
         raise OSError(error.errno, error.strerror, file.name) from error
+
+
+def check_wandb(project: str) -> None:
+    """Checks that a W&B project, if one is named, can be written to.
+
+    Raises:
+      ValueError: wandb isn't installed.
+    """
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ValueError("log.wandb_project needs `pip install mc3_jax[wandb]`")
+
+
+def _wandb_id(workdir: pathlib.Path) -> str:
+    """Returns the same for a workdir at each start, and another for each."""
+    path = workdir.absolute()
+    return f"{path.name}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
 
 
 class ClipWriter:
@@ -89,6 +117,10 @@ class ClipWriter:
           active: Else nothing is written.
         """
         self._file = _go_on(_clips_path(workdir, jax.process_index()), start_step) if active else None
+        index = jax.process_count()
+        while active and jax.process_index() == 0 and _clips_path(workdir, index).is_file():
+            _go_on(_clips_path(workdir, index), start_step).close()  # of a former start, by more processes
+            index += 1
 
     def __enter__(self) -> "ClipWriter":
         return self
@@ -96,6 +128,11 @@ class ClipWriter:
     def __exit__(self, *_) -> None:
         if self._file:
             self._file.close()
+
+    def sync(self) -> None:
+        """Returns once the rows would outlive a loss of power."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def write(self, step: int, clips: Int[np.ndarray, " b"]) -> None:
         """Writes one row: the places in the training split of the clips that make it `step` steps done."""
@@ -117,10 +154,7 @@ class MetricWriter:
           start_step: Steps done.
           batch_size: Clips per step, for clips/s.
           tensorboard: Write event files to `WORKDIR/tensorboard`.
-          wandb_project: Weights & Biases project, or empty.
-
-        Raises:
-          ValueError: A W&B project is named but wandb isn't installed.
+          wandb_project: Weights & Biases project, or empty; `check_wandb` tells whether it can be.
         """
         self._active = jax.process_index() == 0
         self._batch_size, self._step = batch_size, start_step
@@ -133,11 +167,9 @@ class MetricWriter:
         if tensorboard:
             self._tensorboard = tensorboardX.SummaryWriter(str(path / "tensorboard"), purge_step=start_step + 1)
         if wandb_project:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ValueError("log.wandb_project needs `pip install mc3_jax[wandb]`") from error
-            self._wandb = wandb.init(project=wandb_project, dir=str(path), id=path.absolute().name, resume="allow")
+            import wandb
+
+            self._wandb = wandb.init(project=wandb_project, dir=str(path), id=_wandb_id(path), resume="allow")
         # A terminal that doesn't know its size (a container's) says 0, and tqdm would draw nothing.
         terminal = sys.stderr.isatty()
         known = terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
@@ -165,6 +197,11 @@ class MetricWriter:
             self._bar.set_description(phase, refresh=False)
             self._bar.update((step - self._step) * self._batch_size)
             self._step = step
+
+    def sync(self) -> None:
+        """Returns once the rows would outlive a loss of power."""
+        if self._active:
+            os.fsync(self._jsonl.fileno())
 
     def write(self, step: int, phase: str, scalars: dict[str, float]) -> None:
         """Writes one row: numbers of the step that made it `step` steps done."""

@@ -59,11 +59,19 @@ class Stopwatch:
         """Counts a step, once it is done; steps are counted in their order."""
         begin, end = called[0], called[1].result()
         begin = max(begin, self._free)
-        for what, first, last in self._spans:
-            self.lost_s[what] += max(min(last, begin) - max(first, self._free), 0.0)
-        self._spans = [span for span in self._spans if span[2] > begin]
+        self._lose(begin)
         self._worked_s += end - begin
         self._free = end
+
+    def settle(self) -> None:
+        """Counts what the devices have waited for since the last step, behind which there will be no other."""
+        self._lose(self._clock())
+        self._free = self._clock()
+
+    def _lose(self, until: float) -> None:
+        for what, first, last in self._spans:
+            self.lost_s[what] += max(min(last, until) - max(first, self._free), 0.0)
+        self._spans = [span for span in self._spans if span[2] > until]
 
     @property
     def worked_s(self) -> float:

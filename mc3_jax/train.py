@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -88,10 +89,13 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     model = step_lib.make_model(config.model)
     shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
+    metric_writer.check_wandb(config.log.wandb_project)
+    digests = {"data.dir": source.digest, "data.tokenizer": tokenizer_lib.tokenizer_digest(config.data.tokenizer)}
     initial, notes = ({}, []) if checkpoint.steps_of(workdir) else _read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
-        workdir_lib.claim_workdir(workdir, config)
+        workdir_lib.check_data(workdir, digests)
+        workdir_lib.claim_workdir(workdir, config, digests)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
@@ -118,6 +122,7 @@ class _Loop:
     batches: Iterator
     checkpoints: checkpoint.Checkpoints
     writer: metric_writer.MetricWriter
+    clips: metric_writer.ClipWriter
     stopwatch: Stopwatch
     watchdog: Watchdog
     profiler: profiler.Profiler
@@ -140,20 +145,23 @@ class _Loop:
         }  # fmt: skip
 
 
-def train(run: Run, *, watchdog: Watchdog | None = None, profile: range = range(0)) -> step_lib.TrainState:
+def train(
+    run: Run, *, watchdog: Watchdog | None = None, profile: range = range(0), began: float | None = None
+) -> step_lib.TrainState:
     """Runs (or resumes) the phases that are not done yet and returns the final state, or that at a preemption.
 
     Args:
       run: Made ready by `set_up`.
       watchdog: What is told where this process is.
       profile: Steps done before each of those that are traced, to `WORKDIR/profile`.
+      began: When this start began, by `time.monotonic`; None is now.
 
     Raises:
       WorkdirError: Another run is at the workdir.
       CheckpointError: A checkpoint can't be written, or the one there isn't this model's.
       DivergedError: A loss or a gradient is not finite.
     """
-    config, watchdog = run.config, watchdog or Watchdog(0)
+    config, watchdog, began = run.config, watchdog or Watchdog(0), began or time.monotonic()
     stops = [phase.stop for phase in run.phases]
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lib.lock_workdir(run.workdir))
@@ -175,7 +183,7 @@ def train(run: Run, *, watchdog: Watchdog | None = None, profile: range = range(
             process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=config.data.num_threads, prefetch=config.data.prefetch,
         )  # fmt: skip
-        stopwatch = stack.enter_context(_start_stopwatch(run, step))
+        stopwatch = stack.enter_context(_start_stopwatch(run, step, began))
         writer = stack.enter_context(
             metric_writer.MetricWriter(
                 run.workdir, total_steps=stops[-1], start_step=step, batch_size=config.data.batch_size,
@@ -183,8 +191,9 @@ def train(run: Run, *, watchdog: Watchdog | None = None, profile: range = range(
             )
         )  # fmt: skip
         clips = stack.enter_context(metric_writer.ClipWriter(run.workdir, start_step=step, active=config.log.clips))
-        tracer = stack.enter_context(profiler.Profiler(f"{run.workdir}/profile", profile))
-        loop = _Loop(run, _place(run.mesh, batches, step, clips), checkpoints, writer, stopwatch, watchdog, tracer)
+        tracer = stack.enter_context(profiler.Profiler(f"{run.workdir}/profile/process-{jax.process_index()}", profile))
+        batches = _place(run.mesh, batches, step, clips)
+        loop = _Loop(run, batches, checkpoints, writer, clips, stopwatch, watchdog, tracer)
         first = step
         for phase, following in zip(run.phases, [*run.phases[1:], None], strict=True):
             if step < phase.stop:
@@ -193,6 +202,7 @@ def train(run: Run, *, watchdog: Watchdog | None = None, profile: range = range(
                 break
         with loop.during("save", "waiting until the last checkpoint is written", long=True):
             checkpoints.wait()
+        stopwatch.settle()
         if step < stops[-1]:
             _say(f"stopped after step {step}, its state is saved; start again to go on")
         lost = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in sorted(stopwatch.lost_s.items()))
@@ -202,12 +212,12 @@ def train(run: Run, *, watchdog: Watchdog | None = None, profile: range = range(
     return state
 
 
-def _start_stopwatch(run: Run, step: int) -> Stopwatch:
-    """Returns the stopwatch of a run that goes on after `step` steps, and notes this start."""
+def _start_stopwatch(run: Run, step: int, began: float) -> Stopwatch:
+    """Returns the stopwatch of a run that goes on after `step` steps, and notes this start, which began so."""
     device = run.mesh.devices.flat[0]
     facts = {"processes": jax.process_count(), "devices": run.mesh.size, "device": device.device_kind}
     facts |= {"jax": jax.__version__, "mc3_jax": mc3_jax.__version__}
-    since_s = metric_writer.note_start(run.workdir, step, facts)
+    since_s = metric_writer.note_start(run.workdir, step, facts, time.monotonic() - began)
     rows = [row for row in metric_writer.read_metrics(run.workdir) if row["step"] <= step]
     return Stopwatch(since_s=since_s, worked_s=rows[-1]["goodput"] * rows[-1]["elapsed_s"] if rows else 0.0)
 
@@ -284,6 +294,8 @@ def _run_phase(
             state = step_lib.enter_phase(run.config, following, state, _plan_state(run, step)[1])
         if is_due:
             with loop.during("save", f"saving the state after step {step}", long=True):
+                loop.writer.sync()
+                loop.clips.sync()
                 checkpoints.save(step, state)
         if checkpoints.preempted:
             break
@@ -332,11 +344,12 @@ def _stop_diverged(
         found.update(divergence.describe(step, phase.config.name, values, norms, health.finite_rows, clips))
         divergence.write(path, found)
 
-    with loop.during("save", f"writing down why step {step} does not count", long=True):
-        mesh_lib.on_process_0(write)
-        if step - 1 not in (0, *checkpoint.steps_of(run.workdir)):
+    with loop.during("save", f"saving the state before step {step}, which does not count", long=True):
+        loop.checkpoints.wait()  # what is being written may be that very state
+        if mesh_lib.from_process_0(step - 1 not in (0, *checkpoint.steps_of(run.workdir))):
             loop.checkpoints.save(step - 1, state)
             loop.checkpoints.wait()
+        mesh_lib.on_process_0(write)
     raise divergence.DivergedError(
         f"{divergence.summarize(found) if found else f'step {step} is not finite'}. The state before it stands, all that is "
         f"known is in {path}. Lower the learning rate, lengthen its warm-up or set clip_norm, as another run"
@@ -345,15 +358,18 @@ def _stop_diverged(
 
 def main(config: config_lib.Config, workdir: str) -> None:
     """Trains the run of the command line."""
+    began = time.monotonic()
     with cli.user_errors():
         profile = profiler.parse_range(flags.FLAGS.profile)
         mesh_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
     with mesh_lib.ending_together(config.heartbeat_timeout_s), Watchdog(config.hang_timeout_s) as watchdog:
         with cli.user_errors(), watchdog.at("setting up the run", long=True):
             run = set_up(config, workdir)
-        kinds = (checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, OSError)
+        kinds = (
+            checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, mesh_lib.Process0Error, OSError
+        )  # fmt: skip
         with cli.user_errors(kinds):
-            state = train(run, watchdog=watchdog, profile=profile)
+            state = train(run, watchdog=watchdog, profile=profile, began=began)
     if int(state.step) < run.phases[-1].stop:
         sys.exit(cli.PREEMPTED)
 

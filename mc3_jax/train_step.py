@@ -121,10 +121,14 @@ def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -
     """Returns fresh parameters with the optimizer state and the memory of a phase, at step 0."""
     params = init_params(model, config.model, config.seed) | objective.init_params(config)
     tx = phases_lib.make_optimizer(phase.config, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), objective.init_memory(config, phase.config, params))
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, tx.init(params), objective.init_memory(config, phase.config, params)
+    )
 
 
-def enter_phase(config: config_lib.Config, phase: phases_lib.Phase, state: TrainState, abstract: TrainState) -> TrainState:
+def enter_phase(
+    config: config_lib.Config, phase: phases_lib.Phase, state: TrainState, abstract: TrainState
+) -> TrainState:
     """Returns the state a phase begins with: the parameters, the optimizer's unless it is reset, and a memory of its own.
 
     Args:
@@ -243,7 +247,9 @@ def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib
     wanted = {name: [key for key in INPUTS if key.startswith(name)] for name in names}
 
     def embed(params, step, batch: Batch):
-        towers = {name: params[name] if name in phase.trainable else jax.lax.stop_gradient(params[name]) for name in names}
+        towers = {
+            name: params[name] if name in phase.trainable else jax.lax.stop_gradient(params[name]) for name in names
+        }
         augment_key, dropout_key = jax.random.split(_step_key(config, step))
         inputs = prepare(batch, config.model, augment_key)
         inputs = {key: inputs[key] for keys in wanted.values() for key in keys}

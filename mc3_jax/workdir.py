@@ -8,13 +8,15 @@ import os
 import pathlib
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
 
 from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib
 
-CONFIG_FILE, LOCK_FILE = "config.json", ".lock"
+CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
+_WAIT_S = 120  # for the lock of another machine, which may be gone
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
@@ -76,13 +78,45 @@ def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool =
         )
 
 
-def claim_workdir(workdir: str, config: config_lib.Config) -> None:
-    """Writes the config into a workdir that has none, by one process."""
-    path = pathlib.Path(workdir) / CONFIG_FILE
-    if jax.process_index() == 0 and not path.is_file():
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(config_lib.to_dict(config), indent=1) + "\n")
-        aside.rename(path)
+def check_data(workdir: str, digests: dict[str, str]) -> None:
+    """Checks that a workdir's run has been trained on these data, wherever they lie now.
+
+    Args:
+      workdir: Folder of the run.
+      digests: Field of the config → digest of what it names.
+
+    Raises:
+      WorkdirError: It has been trained on others.
+    """
+    path = pathlib.Path(workdir) / DATA_FILE
+    if not path.is_file():
+        return
+    try:
+        there = json.loads(path.read_text())
+        others = [field for field, digest in digests.items() if there[field] != digest]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
+    if others:
+        raise WorkdirError(
+            f"config.{others[0]} names other data than the run in {workdir} is trained on: name those, or choose another "
+            "workdir"
+        )
+
+
+def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str]) -> None:
+    """Writes the config and the digests of the data into a workdir that has none, by one process."""
+    if jax.process_index() == 0 and not (pathlib.Path(workdir) / CONFIG_FILE).is_file():
+        _write(pathlib.Path(workdir) / DATA_FILE, digests)
+        _write(pathlib.Path(workdir) / CONFIG_FILE, config_lib.to_dict(config))
+
+
+def _write(path: pathlib.Path, values: dict) -> None:
+    aside = path.with_suffix(".tmp")
+    with aside.open("w") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
 
 
 @contextlib.contextmanager
@@ -116,9 +150,8 @@ def _take_lock(workdir: str) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise WorkdirError(f"{workdir} can't be written to ({error.strerror}): name another --workdir") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    deadline = time.monotonic() + _WAIT_S
+    while (error := _try_lock(descriptor)) is not None:
         if error.errno in _NO_LOCKS:
             print(
                 f"warning: {path} can't be locked ({error.strerror}): see that no other run starts there",
@@ -126,11 +159,16 @@ def _take_lock(workdir: str) -> int:
             )
             return descriptor
         holder = " ".join(os.pread(descriptor, 200, 0).decode(errors="replace").split())
+        elsewhere = holder and not holder.endswith(f" on {socket.gethostname()}")
+        if error.errno in (errno.EAGAIN, errno.EACCES) and elsewhere and time.monotonic() < deadline:
+            time.sleep(5)  # a file server keeps the lock of a machine that was lost for a while
+            continue
         os.close(descriptor)
         if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
+            raise error
+        gone = f"; if that machine is gone, delete {path}" if elsewhere else ""
         raise WorkdirError(
-            f"{workdir} is in use by {holder or 'another run'}: wait until that has ended, or name another --workdir"
+            f"{workdir} is in use by {holder or 'another run'}: wait until that has ended, or name another --workdir{gone}"
         ) from error
     try:
         os.ftruncate(descriptor, 0)
@@ -139,3 +177,12 @@ def _take_lock(workdir: str) -> int:
         os.close(descriptor)
         raise WorkdirError(f"{workdir} can't be written to ({error.strerror}): make room there") from error
     return descriptor
+
+
+def _try_lock(descriptor: int) -> OSError | None:
+    """Returns what keeps the lock from us, None where we have it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error
+    return None

@@ -161,6 +161,14 @@ def test_the_newest_and_the_ends_of_phases_are_kept_and_leftovers_go(tmp_path):
     assert sorted(os.listdir(folder)) == ["2", "2.damaged", "4", "5"]
 
 
+def test_a_process_that_does_not_see_the_checkpoint_damages_none(saved, monkeypatch):
+    workdir, steps = str(saved), checkpoint.steps_of(str(saved))
+    monkeypatch.setattr(mesh_lib, "from_process_0", lambda value: 999)
+    with pytest.raises(checkpoint.CheckpointError, match="process 0 on .* does not see .*999: mount it there"):
+        checkpoint.restore_newest(workdir, lambda step: None)
+    assert checkpoint.steps_of(workdir) == steps
+
+
 def test_a_checkpoint_of_another_model_is_no_damage(saved):
     _, abstract = make_state(make_mesh((1, 1)), 1)
     del abstract["params"]["video"]

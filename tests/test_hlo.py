@@ -182,7 +182,60 @@ def test_a_tpus_program_is_read():
         ("all-gather", 8, 64 * 768 * 4), ("reduce-scatter", 8, 64 * 768 * 4),
     }  # fmt: skip
     scores = 2 * 24 * 785 * (64 + 785)  # the other operand lies in scratch memory
-    assert counts.memory_bytes == scores + 4 * 768 * (64 + 8) + 4 * 768 * (8 + 8 + 64)
+    assert counts.memory_bytes == scores + 4 * 768 * (64 + 8) + 4 * 768 * (8 + 64)
+
+
+IN_PLACE = """HloModule m
+
+%two (p0: f32[100,1000], p1: f32[100,1000], r: f32[1,1000]) -> (f32[100,1000], f32[100,1000]) {
+  %p0 = f32[100,1000]{1,0} parameter(0)
+  %p1 = f32[100,1000]{1,0} parameter(1)
+  %r = f32[1,1000]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %one = f32[100,1000]{1,0} dynamic-update-slice(%p0, %r, %zero, %zero)
+  %other = f32[100,1000]{1,0} dynamic-update-slice(%p1, %r, %zero, %zero)
+  ROOT %both = (f32[100,1000]{1,0}, f32[100,1000]{1,0}) tuple(%one, %other)
+}
+
+%small (x: f32[100,1000]) -> f32[100,1000] {
+  %x = f32[100,1000]{1,0} parameter(0)
+  ROOT %n = f32[100,1000]{1,0} negate(%x)
+}
+
+%large (x: f32[100,1000]) -> f32[100,1000] {
+  %x = f32[100,1000]{1,0} parameter(0)
+  %n = f32[100,1000]{1,0} negate(%x)
+  ROOT %m = f32[100,1000]{1,0} negate(%n)
+}
+
+ENTRY %main (a: f32[100,1000], b: f32[100,1000], r: f32[1,1000], c: pred[]) -> f32[100,1000] {
+  %a = f32[100,1000]{1,0} parameter(0)
+  %b = f32[100,1000]{1,0} parameter(1)
+  %r = f32[1,1000]{1,0} parameter(2)
+  %c = pred[] parameter(3)
+BODY
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "num_bytes"),
+    [
+        ("ROOT %f = (f32[100,1000]{1,0}, f32[100,1000]{1,0}) fusion(%a, %b, %r), kind=kLoop, calls=%two", 3 * 4000),
+        (
+            "%s = (f32[100,1000]{1,0:S(1)}, f32[100,1000]{1,0}, u32[]{:S(2)}) copy-start(%a)\n"
+            "ROOT %d = f32[100,1000]{1,0:S(1)} copy-done(%s)",
+            400_000,
+        ),
+        (
+            "ROOT %i = f32[100,1000]{1,0} conditional(%c, %a, %b), true_computation=%small, false_computation=%large",
+            4 * 400_000,
+        ),
+    ],
+    ids=["updates in place", "a copy to scratch memory", "the dearest case"],
+)
+def test_memory_traffic_of(body, num_bytes):
+    assert hlo.count(IN_PLACE.replace("BODY", body)).memory_bytes == num_bytes
 
 
 def test_other_text_is_refused():

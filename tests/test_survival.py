@@ -112,19 +112,23 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
         for life in range(100):
             process, log = start(config_file, workdir)
             done = num_rows(workdir)
-            # The first life of a round dies inside a save, two are preempted, the others die anywhere.
+            # The first life of a round dies inside a save, two are preempted while they compile, the others die anywhere.
             goal = done + rng.randint(1, 3)
-            moments = {0: lambda: is_saving(workdir), 2: lambda: "device(s)" in log.read_text()}  # noqa: B023
+            compiles = {life: lambda: "device(s)" in log.read_text() for life in (1, 2)}  # noqa: B023
+            moments = {0: lambda: is_saving(workdir)} | compiles  # noqa: B023
             alive = wait_for(moments.get(life, lambda: num_rows(workdir) >= goal), process, log)  # noqa: B023
-            if life in (1, 2):  # while it trains, and before it does
+            if life in compiles:
+                before = checkpoint.steps_of(str(workdir))
                 process.send_signal(signal.SIGTERM)
+                wait_for(lambda: num_rows(workdir) > done, process, log)  # noqa: B023
                 begin = time.monotonic()
                 assert process.wait(LIMIT_S) == cli.PREEMPTED, log.read_text()
-                assert life == 2 or time.monotonic() - begin < 30
+                assert time.monotonic() - begin < 30
                 step = checkpoint.steps_of(str(workdir))[-1]
+                assert step == max(before, default=0) + 1  # heeded after the first step, of a resumed run too
                 assert f"stopped after step {step}, " in log.read_text()
                 assert num_rows(workdir) == step
-                if life == 1:
+                if life == 2:
                     _injure_newest(workdir, rng)
             elif alive and kills < num_kills:
                 time.sleep(rng.uniform(0, 0.1))
@@ -206,7 +210,7 @@ cli.run(train.main)
 
 
 def test_a_job_in_which_a_process_hangs_ends_and_names_it_with_its_place(data, tmp_path):
-    config = dataclasses.replace(world.small_config(data), hang_timeout_s=10, heartbeat_timeout_s=100)
+    config = dataclasses.replace(world.small_config(data), hang_timeout_s=20, heartbeat_timeout_s=100)
     config_file, port = write_config(tmp_path, config), free_port()
     flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
     arguments = ["-c", STUCK, f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
@@ -220,7 +224,7 @@ def test_a_job_in_which_a_process_hangs_ends_and_names_it_with_its_place(data, t
     for number, (_, log) in enumerate(job):
         text = log.read_text()
         assert text.count(" hangs: ") == 1, text
-        assert "error: process 1 hangs: it has been reading the batch of step 4 for 1" in text
+        assert "error: process 1 hangs: it has been reading the batch of step 4 for 2" in text
         assert ("in stuck" in text) == (number == 1)
     assert num_rows(tmp_path / "run") >= 2
 

@@ -16,6 +16,7 @@ from mc3_jax import (
     config as config_lib,
     evaluate,
     mesh as mesh_lib,
+    metric_writer,
     phases as phases_lib,
     train,
     train_step as step_lib,
@@ -45,6 +46,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     assert_equal_bits(resumed, state)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
+    times = [row["elapsed_s"] for row in rows]  # go on where the first start's ended, or later
+    assert times == sorted(times)
+    starts = (tmp_path / "run" / metric_writer.STARTS_FILE).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in starts] == [0, step]
 
 
 def test_one_device_equals_eight(data):
@@ -72,6 +77,39 @@ def test_one_device_equals_eight(data):
         assert abs(other_loss - loss) <= 1e-6 * abs(loss)
         for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
             assert np.max(np.abs(a - b)) <= 1e-5 * max(np.max(np.abs(a)), 1e-12)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh_with_the_same_clips_in_the_same_rows(finished, tmp_path):
+    config, workdir, _ = finished
+    config, moved = copy.deepcopy(config), tmp_path / "run"
+    shutil.copytree(workdir, moved)
+    for path in checkpoint.checkpoint_dir(str(moved)).iterdir():
+        if int(path.name) > 3:
+            shutil.rmtree(path)
+    config.fsdp = 4
+    train.train(train.set_up(config, str(moved)))
+    assert metric_writer.read_clips(str(moved)) == metric_writer.read_clips(workdir)
+    for row, expected in zip(metric_writer.read_metrics(str(moved)), metric_writer.read_metrics(workdir), strict=True):
+        np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-4)
+
+
+def test_a_mesh_has_the_devices_of_a_process_side_by_side():
+    mesh = mesh_lib.make_mesh(2, devices=list(reversed(jax.devices())))
+    assert [device.id for device in mesh.devices.flat] == sorted(device.id for device in jax.devices())
+    assert mesh.devices.shape == (4, 2)
+
+
+def test_a_run_is_not_gone_on_with_on_other_data_but_on_moved_ones(finished, tmp_path):
+    config, workdir, _ = finished
+    config, moved = copy.deepcopy(config), tmp_path / "vocabulary"
+    shutil.copytree(config.data.tokenizer, moved)
+    config.data.tokenizer = str(moved)
+    train.set_up(config, workdir)
+    text = (moved / "tokenizer.json").read_text()
+    (moved / "tokenizer.json").write_text(text + "\n")
+    with pytest.raises(ValueError, match="config.data.tokenizer names other data than the run in"):
+        train.set_up(config, workdir)
 
 
 def test_masks_are_for_training_alone():
@@ -108,15 +146,17 @@ def test_training_reads_the_groups_that_the_config_names(finished, monkeypatch, 
     assert asked["clips_per_video"] == 5
 
 
-@pytest.mark.parametrize("clips_per_video", [1, 3])
-def test_a_batch_is_a_function_of_the_step_however_many_processes_read_it(data, clips_per_video):
+@pytest.mark.parametrize(("clips_per_video", "num_processes", "num_threads"), [(1, 2, 2), (3, 2, 1), (1, 4, 5), (3, 4, 2)])
+def test_a_batch_is_a_function_of_the_step_however_many_processes_and_threads_read_it(
+    data, clips_per_video, num_processes, num_threads
+):
     config = world.small_config(data)
     source = loader.open_split(config.data.dir, "train", 4)
     tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
 
-    def batch(step, **kwargs):
+    def batch(step, num_threads=2, **kwargs):
         stream = loader.train_batches(
-            source, tokenize, batch_size=8, seed=1, clips_per_video=clips_per_video, num_threads=2, **kwargs
+            source, tokenize, batch_size=8, seed=1, clips_per_video=clips_per_video, num_threads=num_threads, **kwargs
         )
         for _ in range(step):
             next(stream)
@@ -124,10 +164,12 @@ def test_a_batch_is_a_function_of_the_step_however_many_processes_read_it(data, 
 
     whole = batch(7)
     later = batch(0, start_step=7)
-    halves = [batch(2, start_step=5, process_index=i, process_count=2) for i in (0, 1)]
+    parts = [
+        batch(2, num_threads, start_step=5, process_index=i, process_count=num_processes) for i in range(num_processes)
+    ]
     for name, value in whole.items():
         np.testing.assert_array_equal(later[name], value)
-        np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), value)
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
 
 
 def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contained_report(finished, data):

@@ -12,6 +12,7 @@ from configs import demo
 from mc3_jax import workdir as workdir_lib
 from tests import world
 
+DIGESTS = {"data.dir": "0123", "data.tokenizer": "4567"}
 HOLD = """
 import sys, time
 from mc3_jax import workdir
@@ -23,7 +24,7 @@ with workdir.lock_workdir(sys.argv[1]):
 
 def claim(folder: pathlib.Path) -> None:
     with workdir_lib.lock_workdir(str(folder)):
-        workdir_lib.claim_workdir(str(folder), demo.get_config())
+        workdir_lib.claim_workdir(str(folder), demo.get_config(), DIGESTS)
 
 
 def test_a_second_run_is_kept_out_until_the_first_has_ended_or_was_killed(tmp_path):
@@ -62,3 +63,34 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caps
     claim(tmp_path)
     assert (tmp_path / workdir_lib.CONFIG_FILE).is_file()
     assert "can't be locked (Function not implemented): see that no other run" in capsys.readouterr().err
+
+
+def test_other_data_than_the_runs_are_refused_and_the_field_is_named(tmp_path):
+    workdir_lib.check_data(str(tmp_path), DIGESTS)
+    claim(tmp_path)
+    workdir_lib.check_data(str(tmp_path), DIGESTS)
+    with pytest.raises(workdir_lib.WorkdirError, match="data.tokenizer names other data than the run in .* is trained on"):
+        workdir_lib.check_data(str(tmp_path), DIGESTS | {"data.tokenizer": "89"})
+    (tmp_path / workdir_lib.DATA_FILE).write_text("[]")
+    with pytest.raises(workdir_lib.WorkdirError, match="data.json is damaged"):
+        workdir_lib.check_data(str(tmp_path), DIGESTS)
+
+
+def test_the_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch):
+    slept, taken = [], []
+    monkeypatch.setattr(workdir_lib.time, "sleep", slept.append)
+    (tmp_path / workdir_lib.LOCK_FILE).write_text("process 7 on elsewhere\n")
+
+    def lock(*_):
+        if len(slept) < 3:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        taken.append(True)
+
+    monkeypatch.setattr(workdir_lib.fcntl, "flock", lock)
+    claim(tmp_path)
+    assert (slept, taken) == ([5, 5, 5], [True])
+    monkeypatch.setattr(workdir_lib, "_WAIT_S", 0)
+    (tmp_path / workdir_lib.LOCK_FILE).write_text("process 7 on elsewhere\n")
+    slept.clear()
+    with pytest.raises(workdir_lib.WorkdirError, match="in use by process 7 on elsewhere.*; if that machine is gone, delete"):
+        claim(tmp_path)

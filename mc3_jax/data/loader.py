@@ -6,6 +6,7 @@ and the number of processes and threads may change.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 
@@ -77,6 +78,12 @@ class ClipSource:
             counts = [int(count) for count in np.bincount(video) if count]
         self.video_clips = counts
         self.clip_samples = np.concatenate([self.info.clip_samples(name) for name in names])[self._places]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over those of the shards, and of which of their clips count."""
+        shards = [shard.sha256 for name in self.split.split("+") for shard in self.info.splits[name].shards]
+        return hashlib.sha256("\n".join(shards).encode() + self._places.astype("<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._places)

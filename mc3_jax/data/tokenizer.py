@@ -1,5 +1,6 @@
 """Narrations to token ids, with the tokenizer of a folder: `distilbert-base-uncased`, or one trained on narrations."""
 
+import hashlib
 import os
 import pathlib
 
@@ -48,3 +49,13 @@ def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) ->
         return np.array(encoded.ids, np.int32), np.array(encoded.attention_mask, np.int32)
 
     return tokenize
+
+
+def tokenizer_digest(path: str) -> str:
+    """Returns the SHA-256 of a tokenizer's files, wherever they lie."""
+    digest = hashlib.sha256()
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        file = pathlib.Path(path) / name
+        content = file.read_bytes() if file.is_file() else b""
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

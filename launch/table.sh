@@ -5,7 +5,8 @@
 #   HOW="sbatch launch/slurm_8gpu.sbatch" launch/table.sh CONFIG... [-- FLAGS...]     # all at once
 #
 # FLAGS go to every row, e.g. --config.data.dir=data/ego4d_clips. Started again, rows that are done are evaluated again
-# only. An evaluation that is submitted waits for its training, also where that is preempted and queues again.
+# only. An evaluation that is submitted waits for its training, also where that is preempted and queues again. SIGTERM or Ctrl-C here
+# reaches the row that runs, which saves and ends.
 set -euo pipefail
 
 dry_run=
@@ -26,6 +27,29 @@ run() {
   fi
 }
 
+child=
+signalled=
+forward() {
+  signalled=1
+  [[ ! $child ]] || kill -TERM "$child" 2>/dev/null || true
+}
+trap forward TERM INT
+
+# here COMMAND...; ends with it if it fails or was told to end
+here() {
+  local status
+  "$@" &
+  child=$!
+  while true; do
+    signalled=''
+    status=0
+    wait "$child" || status=$?
+    [[ $signalled ]] || break  # else the signal has ended the wait, not the process
+  done
+  child=
+  ((status == 0)) || exit "$status"
+}
+
 for config in "${configs[@]}"; do
   flags=("--config=$config" "--workdir=${RUNS:-runs}/$(basename "$config" .py)" "$@")
   if [[ ${how[0]} == sbatch ]]; then
@@ -35,7 +59,8 @@ for config in "${configs[@]}"; do
     then=$(run sbatch --parsable "${after[@]}" "${how[@]:1}" mc3_jax.evaluate "${flags[@]}")
     echo "$config: trained by job $job, evaluated by job ${then%%;*}"
   else
-    run "${how[@]}" mc3_jax.train "${flags[@]}"
-    run "${how[@]}" mc3_jax.evaluate "${flags[@]}"
+    for module in mc3_jax.train mc3_jax.evaluate; do
+      if [[ $dry_run ]]; then run "${how[@]}" "$module" "${flags[@]}"; else here "${how[@]}" "$module" "${flags[@]}"; fi
+    done
   fi
 done

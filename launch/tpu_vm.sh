@@ -7,7 +7,7 @@
 #     launch/tpu_vm.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
 #
 # One process per worker (host) drives its chips. IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed.
-# MOUNT is a file system that all workers share and that outlives them (Filestore, gcsfuse): data, weights and --workdir
+# MOUNT is a file system that all workers share and that outlives them (Filestore): data, weights and --workdir
 # lie there; SETUP, run on every worker first, mounts it. The slice is left when the run is over; the last line says how
 # it is deleted.
 set -euo pipefail

@@ -123,9 +123,10 @@ def _write(path: pathlib.Path, values: dict) -> None:
 def lock_workdir(workdir: str) -> Iterator[None]:
     """Keeps every other run out of a workdir, which is made where missing. Process 0 holds the lock for all of its job.
 
-    The lock is flock's: the kernel frees it when its process ends, however that ends. Between machines it holds where
-    the file system takes flock to its server: NFS as Linux mounts it (not with `local_lock`), Lustre with `-o flock`, GPFS,
-    CephFS. Where there are no locks at all, one line warns of it.
+    The lock is flock's: the kernel frees it when its process ends, however that ends. That of another machine is asked for
+    again for `_WAIT_S`, as a file server may keep it while it has not heard that the machine is lost. Between machines it
+    holds where the file system takes flock to its server: NFS as Linux mounts it (not with `local_lock`), Lustre with
+    `-o flock`, GPFS, CephFS. Where there are no locks at all, one line warns of it.
 
     Raises:
       WorkdirError: Another run holds it, or the workdir can't be written to; on every process.

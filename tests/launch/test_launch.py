@@ -284,6 +284,19 @@ def test_a_table_stops_at_a_row_that_fails(tmp_path):
     assert len(fakes.calls(tmp_path)) == 1
 
 
+def test_a_table_that_is_told_to_end_tells_the_row_that_runs_and_begins_no_other(tmp_path):
+    env = fakes.make(tmp_path, "python", python=["until_term"])
+    run = subprocess.Popen(["bash", LAUNCH / "table.sh", "configs/demo.py"], env=env, cwd=ROOT, start_new_session=True)
+    try:
+        await_calls(tmp_path, 1)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(20) == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    assert len(fakes.calls(tmp_path)) == 1
+
+
 def test_a_submitted_table_evaluates_each_row_behind_its_training(tmp_path):
     env = fakes.make(tmp_path, "sbatch", sbatch=["0 11", "0 12", "0 13;cluster", "0 14"])
     env |= {"HOW": "sbatch --nodes=4 launch/slurm_multinode.sbatch"}

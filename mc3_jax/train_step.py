@@ -327,7 +327,7 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
 
         def in_chunks(embed_chunk):
             embeddings = jax.lax.map(lambda chunk: embed_chunk(step, chunk), chunks)
-            return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), _constrain(embeddings, PartitionSpec()))
+            return jax.tree.map(_join_rows, _constrain(embeddings, PartitionSpec()))
 
         memory, make_keys = _ask_memory(embed, phase, params, memory)
         keys = in_chunks(make_keys) if phase.memory.pool_size else None
@@ -336,7 +336,7 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
         (to_embeddings, to_loss_params), aux = jax.grad(head, argnums=(0, 1), has_aux=True)(
             embeddings, loss_params, step, keys, memory
         )
-        to_embeddings = jax.tree.map(lambda x: x.reshape(-1, chunk_size, x.shape[-1]), to_embeddings)
+        to_embeddings = jax.tree.map(lambda x: _split_rows(x, chunk_size), to_embeddings)
 
         def add(total, chunk_and_gradient):
             chunk, gradient = chunk_and_gradient
@@ -352,10 +352,22 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
 def _split_rows(x: Array, chunk_size: int) -> Array:
     """Returns [b, ...] as [chunks, chunk_size, ...], every chunk spread over the whole mesh: no row changes its device."""
     mesh = jax.sharding.get_abstract_mesh()
-    num_devices = mesh.size if not mesh.empty else 1
+    num_devices = _num_devices()
     x = x.reshape(num_devices, -1, chunk_size // num_devices, *x.shape[1:])
     x = jnp.swapaxes(x, 0, 1).reshape(-1, chunk_size, *x.shape[3:])
     return _constrain(x, PartitionSpec(None, mesh.axis_names))
+
+
+def _join_rows(x: Array) -> Array:
+    """Returns what `_split_rows` took apart, the rows in their order again."""
+    num_devices = _num_devices()
+    x = x.reshape(len(x), num_devices, -1, *x.shape[2:])
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:])
+
+
+def _num_devices() -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
 
 
 def make_train_step(

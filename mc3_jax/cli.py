@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mc3_jax import config as config_lib
+from mc3_jax import config as config_lib, validation
 
 USER_ERROR = 2  # exit status for bad input, as argparse's
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
@@ -77,7 +77,7 @@ def run(main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool =
             if not isinstance(config_flag.value, config_lib.Config):
                 kind = type(config_flag.value).__name__
                 raise ValueError(f"get_config() must return mc3_jax.config.Config, got {kind}")
-            config_lib.validate(config_flag.value)
+            validation.validate(config_flag.value)
             workdir = workdir_flag.value
             if not workdir and config_flag.value.checkpoint:
                 workdir = f"runs/{config_flag.value.name}"  # a file is evaluated, there is no run

@@ -23,7 +23,7 @@ import safetensors.numpy
 import transformers
 
 import mc3_jax
-from mc3_jax import config as config_lib, weights
+from mc3_jax import config as config_lib, validation, weights
 from mc3_jax.models import layouts
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -156,7 +156,7 @@ def _read_config(path: str) -> config_lib.ModelConfig:
         config = module.get_config()
     except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
         raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
-    config_lib.validate(config)
+    validation.validate(config)
     return config.model
 
 

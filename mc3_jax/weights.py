@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, train_step as step_lib
+from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, train_step as step_lib, validation
 from mc3_jax.models import checkpoint_files, fitting, layouts
 
 FORMAT = "mc3_jax"
@@ -62,7 +62,7 @@ def read_model_config(path: str) -> config_lib.ModelConfig:
     else:
         raise ValueError(f"{path} is neither a folder of `python -m mc3_jax.convert` nor the workdir of a run")
     try:
-        config_lib.validate_model(model)
+        validation.validate_model(model)
     except ValueError as error:
         raise ValueError(f"{path}/{CONFIG_FILE}: {error}") from error
     return model

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-LIBRARY = {"checkpoint", "config", "data", "mesh", "models", "train_step", "weights"}
+LIBRARY = {"checkpoint", "config", "data", "mesh", "models", "train_step", "validation", "weights"}
 ENTRY = LIBRARY | {"cli", "evals", "metric_writer", "phases", "workdir"}
 # Module or package under mc3_jax → what of mc3_jax it may import.
 ALLOWED = {
@@ -15,11 +15,12 @@ ALLOWED = {
     "compile": {"cli", "config", "data", "hlo", "mesh", "phases", "train_step"},
     "convert": LIBRARY,
     "embedder": LIBRARY,
-    "weights": {"checkpoint", "config", "mesh", "models", "train_step"},
+    "weights": {"checkpoint", "config", "mesh", "models", "train_step", "validation"},
     "train_step": {"config", "losses", "models", "objective", "phases"},
     "objective": {"config", "losses", "phases"},
     "phases": {"config"},
-    "cli": {"config"},
+    "cli": {"config", "validation"},
+    "validation": {"config"},
     "hlo": set(),
     "config": set(),
     "mesh": set(),

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mc3_jax import config as config_lib
+from mc3_jax import config as config_lib, validation
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.py"))
@@ -25,7 +25,7 @@ def load(path: pathlib.Path) -> config_lib.Config:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_config_file_validates_and_its_docstring_holds_its_command(path):
-    config_lib.validate(load(path))
+    validation.validate(load(path))
     assert f"--config={path.relative_to(ROOT)}" in path.read_text().split('"""')[1]
 
 
@@ -68,7 +68,7 @@ def test_bad_values_are_refused_with_the_value_and_the_fix(change, message):
     config = config_lib.Config()
     change(config)
     with pytest.raises(ValueError, match=message):
-        config_lib.validate(config)
+        validation.validate(config)
 
 
 def test_to_dict_holds_every_field():

@@ -17,6 +17,7 @@ from mc3_jax import (
     mesh as mesh_lib,
     phases as phases_lib,
     train_step as step_lib,
+    validation,
 )
 from mc3_jax.models import layers
 
@@ -35,7 +36,7 @@ def small_config(**model) -> config_lib.Config:
     config.model.text.dropout, config.model.embed_dim, config.data.batch_size = 0.5, 8, 16
     for name, value in model.items():
         setattr(config.model, name, value)
-    config_lib.validate(config)
+    validation.validate(config)
     return config
 
 
@@ -210,4 +211,4 @@ def test_bad_values_are_refused_with_the_reason(change, message):
     config = copy.deepcopy(small_config())
     change(config)
     with pytest.raises(ValueError, match=message):
-        config_lib.validate(config)
+        validation.validate(config)

@@ -9,11 +9,11 @@ import pytest
 
 from mc3_jax import (
     checkpoint,
-    config as config_lib,
     mesh as mesh_lib,
     phases as phases_lib,
     train,
     train_step as step_lib,
+    validation,
 )
 from mc3_jax.config import MemoryConfig
 from tests import test_fits, world
@@ -42,7 +42,7 @@ def two_steps(row):
     """Returns the state before and after two steps of a row's phase on eight devices, and the metrics of each."""
     config = test_fits.small_config()
     ROWS[row](config.phases[1])
-    config_lib.validate(config)
+    validation.validate(config)
     mesh, model = mesh_lib.make_mesh(), step_lib.make_model(config.model)
     phase = phases_lib.Phase(config.phases[1], 0, 100)
     init = functools.partial(step_lib.init_state, model, config, phase)
@@ -118,7 +118,7 @@ def test_a_run_through_every_kind_of_phase_is_resumed_bit_for_bit_and_evaluated_
     config.phases = [first, second, third]
     for phase in config.phases:
         phase.epochs = 0.5
-    config_lib.validate(config)
+    validation.validate(config)
     state = train.train(train.set_up(config, str(tmp_path / "run")))
     stops = [phase.stop for phase in train.set_up(config, str(tmp_path / "run")).phases]
     assert int(state.memory["steps"]) == stops[2] - stops[1]
@@ -153,4 +153,4 @@ def test_a_memory_that_cannot_be_is_refused(case):
     change, message = BAD[case]
     change(config.phases[1])
     with pytest.raises(ValueError, match=message):
-        config_lib.validate(config)
+        validation.validate(config)

@@ -1,0 +1,125 @@
+"""What may stand in a config: each field's value with what it may be instead, before anything is read or built."""
+
+import dataclasses
+
+from mc3_jax.config import MODALITIES, PAIRS, Config, DataConfig, ModelConfig, PhaseConfig
+
+
+def _require(holds: bool, field: str, value, fix: str) -> None:
+    if not holds:
+        raise ValueError(f"config.{field} = {value!r}: {fix}")
+
+
+def validate(config: Config) -> None:
+    """Checks a config before anything is read or built.
+
+    Raises:
+      ValueError: Names the field, its value and what it may be.
+    """
+    _require(config.data.batch_size > 1, "data.batch_size", config.data.batch_size, "must be at least 2 to contrast")
+    value = config.data.accumulate_steps
+    fix = (
+        "gradient accumulation is not offered: a contrastive loss over parts of a batch has fewer negatives, so it is not "
+        "the same loss; set config.data.chunk_size, which embeds the batch in parts and is exact"
+    )
+    _require(value == 1, "data.accumulate_steps", value, fix)
+    value, fix = config.data.chunk_size, f"0, or a divisor of data.batch_size = {config.data.batch_size}"
+    _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
+    value = config.data.clips_per_video
+    _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
+    _require(config.seed >= 0, "seed", config.seed, "must not be negative")
+    _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
+    value = config.heartbeat_timeout_s
+    _require(value >= 5, "heartbeat_timeout_s", value, "must be at least 5")
+    value = config.hang_timeout_s
+    _require(value == 0 or value >= 5, "hang_timeout_s", value, "must be at least 5, or 0 to wait for ever")
+    validate_model(config.model)
+    _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")
+    names = [phase.name for phase in config.phases]
+    _require(len(set(names)) == len(names), "phases", names, "names must differ")
+    for i, phase in enumerate(config.phases):
+        _validate_phase(f"phases[{i}]", phase)
+        _validate_memory(f"phases[{i}]", phase, config.data)
+    for field in ("every_steps", "keep"):
+        value = getattr(config.save, field)
+        _require(value >= 1, f"save.{field}", value, "must be at least 1")
+    known = config.init.temporal in ("zeros", "linear")
+    _require(known, "init.temporal", config.init.temporal, "zeros or linear")
+    _require(config.log.every_steps >= 1, "log.every_steps", config.log.every_steps, "must be at least 1")
+
+
+def validate_model(model: ModelConfig) -> None:
+    """Checks a model's sizes, which may come from a stranger's file.
+
+    Raises:
+      ValueError: Names the field, its value and what it may be.
+    """
+    _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
+    _require(model.remat in ("none", "dots", "full"), "model.remat", model.remat, "none, dots or full")
+    _require(model.embed_dim >= 1, "model.embed_dim", model.embed_dim, "must be at least 1")
+    for name in MODALITIES:
+        tower = getattr(model, name)
+        for field in dataclasses.fields(tower):
+            value = getattr(tower, field.name)
+            least = 0 if field.name.endswith("_mask") else 1
+            fix = f"must be at least {least}"
+            _require(field.type is not int or value >= least, f"model.{name}.{field.name}", value, fix)
+        # Blocks are traced one by one: a number of a million would keep us busy for hours.
+        _require(tower.depth <= 1000, f"model.{name}.depth", tower.depth, "must be at most 1000")
+        fix = f"must be a multiple of num_heads = {tower.num_heads}"
+        _require(tower.width % tower.num_heads == 0, f"model.{name}.width", tower.width, fix)
+    video, text, audio = model.video, model.text, model.audio
+    fix = f"must be a multiple of patch_px = {video.patch_px}"
+    _require(video.image_size_px % video.patch_px == 0, "model.video.image_size_px", video.image_size_px, fix)
+    fix = f"must be at least num_frames = {video.num_frames}"
+    _require(video.num_positions >= video.num_frames, "model.video.num_positions", video.num_positions, fix)
+    fix = f"must be at least image_size_px = {video.image_size_px}"
+    _require(video.resize_px >= video.image_size_px, "model.video.resize_px", video.resize_px, fix)
+    known = video.time_init in ("zeros", "random")
+    _require(known, "model.video.time_init", video.time_init, "zeros or random")
+    known = len(video.crop_scale) == 2 and 0 < video.crop_scale[0] <= video.crop_scale[1] <= 1
+    _require(known, "model.video.crop_scale", video.crop_scale, "needs 0 < low <= high <= 1")
+    fix = f"must be at most num_positions = {text.num_positions}"
+    _require(text.num_tokens <= text.num_positions, "model.text.num_tokens", text.num_tokens, fix)
+    fix = f"must be at least patch_px = {audio.patch_px}"
+    for field in ("num_mel", "num_time_frames"):
+        value = getattr(audio, field)
+        _require(value >= audio.patch_px, f"model.audio.{field}", value, fix)
+    for field, size in (("max_time_mask", audio.num_time_frames), ("max_mel_mask", audio.num_mel)):
+        value = getattr(audio, field)
+        _require(value <= size, f"model.audio.{field}", value, f"must be at most {size}, all of the spectrogram")
+
+
+def _validate_phase(where: str, phase: PhaseConfig) -> None:
+    _require(phase.epochs > 0, f"{where}.epochs", phase.epochs, "must be positive")
+    _require(phase.temperature > 0, f"{where}.temperature", phase.temperature, "must be positive")
+    _require(set(phase.pairs) <= set(PAIRS), f"{where}.pairs", phase.pairs, f"each one of {PAIRS}")
+    known = set(phase.trainable) <= set(MODALITIES) and len(phase.trainable) > 0
+    _require(known, f"{where}.trainable", phase.trainable, f"at least one of {MODALITIES}")
+    for field in ("contrastive_weight", "consensus_weight"):
+        _require(getattr(phase, field) >= 0, f"{where}.{field}", getattr(phase, field), "must not be negative")
+    some = (phase.contrastive_weight > 0 and len(phase.pairs) > 0) or phase.consensus_weight > 0
+    _require(some, f"{where}.contrastive_weight", phase.contrastive_weight, "a phase needs a loss: both weights are 0")
+    consensus, optimizer = phase.consensus, phase.optimizer
+    _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"one of {MODALITIES}")
+    known = consensus.inverse in ("argmin", "linear")
+    _require(known, f"{where}.consensus.inverse", consensus.inverse, "argmin or linear")
+    known = optimizer.schedule in ("constant", "cosine")
+    _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
+    rate = optimizer.learning_rate
+    _require(rate > 0, f"{where}.optimizer.learning_rate", rate, "must be positive")
+
+
+def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig) -> None:
+    memory = phase.memory
+    fix = "0, for no memory"
+    _require(memory.pool_size >= 0, f"{where}.memory.pool_size", memory.pool_size, fix)
+    if not memory.pool_size:
+        return
+    fix = f"must be a multiple of data.batch_size = {data.batch_size}"
+    for field in ("pool_size", "dictionary_size"):
+        value = getattr(memory, field)
+        _require(value > 0 and value % data.batch_size == 0, f"{where}.memory.{field}", value, fix)
+    _require(0 <= memory.momentum < 1, f"{where}.memory.momentum", memory.momentum, "needs 0 <= momentum < 1")
+    needed = phase.contrastive_weight > 0 and len(phase.pairs) > 0
+    _require(needed, f"{where}.memory.pool_size", memory.pool_size, "is of use to the contrastive term alone: set 0")

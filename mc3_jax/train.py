@@ -218,7 +218,7 @@ def _start_stopwatch(run: Run, step: int, began: float) -> Stopwatch:
     facts = {"processes": jax.process_count(), "devices": run.mesh.size, "device": device.device_kind}
     facts |= {"jax": jax.__version__, "mc3_jax": mc3_jax.__version__}
     since_s = metric_writer.note_start(run.workdir, step, facts, time.monotonic() - began)
-    rows = [row for row in metric_writer.read_metrics(run.workdir) if row["step"] <= step]
+    rows = [row for row in metric_writer.read_metrics(run.workdir) if row["step"] <= step and "goodput" in row]
     return Stopwatch(since_s=since_s, worked_s=rows[-1]["goodput"] * rows[-1]["elapsed_s"] if rows else 0.0)
 
 

@@ -68,6 +68,19 @@ def job_of(index: int, count: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in job.items()}
 
 
+def run_together(arguments, folder, *, num_devices=1) -> list[tuple[int, str]]:
+    """Runs Python in two processes of a job, returns the status and the log of each."""
+    port = free_port()
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")}
+    job = [launch(arguments, folder, flags | job_of(i, 2, port)) for i in (0, 1)]
+    try:
+        return [(process.wait(LIMIT_S), log.read_text()) for process, log in job]
+    finally:
+        for process, _ in job:
+            process.kill()
+            process.wait()
+
+
 def wait_for(condition, process, log) -> bool:
     """Waits until a condition holds; returns False where the process ended before."""
     deadline = time.monotonic() + LIMIT_S
@@ -191,6 +204,47 @@ def test_a_process_that_loses_another_ends_in_time_with_a_line_and_its_own_statu
     assert "Traceback" not in log.read_text()
 
 
+ENDS_FIRST = """
+import sys, time
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from mc3_jax import cli, mesh
+mesh.initialize(10)
+with mesh.ending_together(10):
+    multihost_utils.process_allgather(np.ones(3))
+    if jax.process_index() == 0:
+        time.sleep(3)
+        cli._die("the checkpoint of step 7 can't be written")
+sys.exit(cli.PREEMPTED)
+"""
+
+
+def test_a_process_that_is_done_while_another_fails_ends_as_lost_and_does_not_hang(tmp_path):
+    (first, _), (second, log) = run_together(["-c", ENDS_FIRST], tmp_path)
+    assert (first, second) == (cli.USER_ERROR, mesh_lib.LOST), log
+    assert log.splitlines()[-1].startswith("error: process 1 of 2 ends because another one has ended"), log
+
+
+SLOW = """
+import time
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from mc3_jax import mesh
+from mc3_jax.watchdog import Watchdog
+mesh.initialize(100)
+multihost_utils.process_allgather(np.ones(3))
+with mesh.ending_together(100), Watchdog(3) as dog:
+    with dog.at("compiling", long=True):
+        time.sleep(9 if jax.process_index() == 0 else 0)
+    with dog.at("waiting for the devices to do step 1"):
+        multihost_utils.process_allgather(np.ones(3))
+"""
+
+
+def test_a_process_that_may_take_long_is_waited_for_by_the_others(tmp_path):
+    assert [status for status, _ in run_together(["-c", SLOW], tmp_path)] == [0, 0]
+
+
 STUCK = """
 import sys, time
 from mc3_jax import cli, train
@@ -211,18 +265,10 @@ cli.run(train.main)
 
 def test_a_job_in_which_a_process_hangs_ends_and_names_it_with_its_place(data, tmp_path):
     config = dataclasses.replace(world.small_config(data), hang_timeout_s=20, heartbeat_timeout_s=100)
-    config_file, port = write_config(tmp_path, config), free_port()
-    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
-    arguments = ["-c", STUCK, f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
-    job = [launch(arguments, tmp_path, flags | job_of(i, 2, port)) for i in (0, 1)]
-    try:
-        assert [process.wait(LIMIT_S) for process, _ in job] == [mesh_lib.LOST] * 2, [log.read_text() for _, log in job]
-    finally:
-        for process, _ in job:
-            process.kill()
-            process.wait()
-    for number, (_, log) in enumerate(job):
-        text = log.read_text()
+    config_file = write_config(tmp_path, config)
+    job = run_together(["-c", STUCK, f"--config={config_file}", f"--workdir={tmp_path / 'run'}"], tmp_path)
+    for number, (status, text) in enumerate(job):
+        assert status == mesh_lib.LOST, text
         assert text.count(" hangs: ") == 1, text
         assert "error: process 1 hangs: it has been reading the batch of step 4 for 2" in text
         assert ("in stuck" in text) == (number == 1)
@@ -266,15 +312,8 @@ for fsdp in (1, 2, 8):
 
 
 def test_two_processes_with_four_devices_each_have_the_gradient_of_one_device_on_every_kind_of_mesh(tmp_path):
-    port = free_port()
-    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")}
-    job = [launch(["-c", EXACT, str(tmp_path)], tmp_path, flags | job_of(i, 2, port)) for i in (0, 1)]
-    try:
-        assert [process.wait(LIMIT_S) for process, _ in job] == [0, 0], [log.read_text() for _, log in job]
-    finally:
-        for process, _ in job:
-            process.kill()
-            process.wait()
+    job = run_together(["-c", EXACT, str(tmp_path)], tmp_path, num_devices=4)
+    assert [status for status, _ in job] == [0, 0], job
     expected = test_fits.gradients(test_fits.small_config())
     for fsdp in (1, 2, 8):  # devices along "data" alone, along both axes, along "fsdp" alone
         found = dict(np.load(tmp_path / f"{fsdp}.npz"))

@@ -5,6 +5,7 @@ and 76 a process of the job was lost or hangs (`mesh.LOST`): start the same comm
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 
@@ -51,6 +52,7 @@ def _die(line: str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags, turning what absl and config_flags raise into one line."""
+    config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
     try:
         return flags.FLAGS(argv)
     except (KeyError, IndexError) as error:
@@ -58,9 +60,12 @@ def _parse(argv: list[str]) -> list[str]:
         overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
         _die(f"no such config field among {', '.join(overrides)}: {error.args[0]!s}")
     except (flags.Error, ValueError, TypeError, OSError) as error:
-        _die(" ".join(str(error).split()))
+        text = str(error)
+        if "Traceback (most" in text:  # config_flags tells what a config file raised with all of its stack
+            raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
+            _die(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")
+        _die(" ".join(text.split()))
     except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
-        config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
         _die(f"{config} can't be read: {type(error).__name__}: {' '.join(str(error).split())}")
     return argv
 
@@ -79,8 +84,8 @@ def run(main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool =
                 raise ValueError(f"get_config() must return mc3_jax.config.Config, got {kind}")
             validation.validate(config_flag.value)
             workdir = workdir_flag.value
-            if not workdir and config_flag.value.checkpoint:
-                workdir = f"runs/{config_flag.value.name}"  # a file is evaluated, there is no run
+            if not workdir and (config_flag.value.checkpoint or not config_flag.value.phases):
+                workdir = f"runs/{config_flag.value.name}"  # what is evaluated has no run
             if not workdir and needs_workdir:
                 raise ValueError("--workdir is missing: the folder for checkpoints, logs and results")
         main(config_flag.value, workdir or "")

@@ -2,7 +2,8 @@
 
 Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
 retrieval (`mc3_jax/evals`), and writes `WORKDIR/results.json` and `WORKDIR/report/index.html`. Weights from elsewhere
-are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE`.
+are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE`. So are the
+towers as they start, where the config has no phases.
 """
 
 import json
@@ -112,6 +113,14 @@ def _load_file(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
     return {pathlib.Path(config.checkpoint).name: (0, mesh_lib.replace_leaves(abstract, checkpoint.unflatten(flat)))}
 
 
+def _load_untrained(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
+    """Returns name → (0, parameters) of the towers as a run would start them."""
+    initial, _ = weights.read_initial(config)
+    flat = weights.complete(initial, config.model, config.seed)
+    abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
+    return {"untrained": (0, mesh_lib.replace_leaves(abstract, checkpoint.unflatten(flat)))}
+
+
 def _examples(source, clips: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> list[report.Example]:
     """Returns the best and worst clips with frames and audio."""
     order = np.argsort(-scores, kind="stable")
@@ -136,14 +145,16 @@ def _examples(source, clips: np.ndarray, scores: np.ndarray, labels: np.ndarray,
 def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """Measures every phase's end, writes results and report, and returns the results of the newest checkpoint.
 
-    With `config.checkpoint` those weights are measured alone and the workdir need not hold a run.
+    With `config.checkpoint` those weights are measured alone, without phases the towers as they start; then the workdir need
+    not hold a run.
 
     Raises:
       ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or data without labels.
     """
-    if config.checkpoint and checkpoint.steps_of(workdir):
-        raise ValueError(f"{workdir} holds a run: name another --workdir for the results of {config.checkpoint}")
-    if not config.checkpoint:
+    has_run = not config.checkpoint and len(config.phases) > 0
+    if not has_run and checkpoint.steps_of(workdir):
+        raise ValueError(f"{workdir} holds a run: name another --workdir for what has none")
+    if has_run:
         workdir_lib.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
@@ -151,7 +162,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     text = config.model.text
     tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
     model = step_lib.make_model(config.model)
-    loaded = _load_file(config, mesh) if config.checkpoint else _load_run(config, workdir, mesh)
+    load_other = _load_file if config.checkpoint else _load_untrained
+    loaded = _load_run(config, workdir, mesh) if has_run else load_other(config, mesh)
     batches = loader.eval_batches(
         source, tokenize, batch_size=config.eval.batch_size, process_index=jax.process_index(),
         process_count=jax.process_count(), num_threads=config.data.num_threads, prefetch=config.data.prefetch,

@@ -79,6 +79,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     """
     if config.checkpoint:
         raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
+    if not config.phases:
+        raise ValueError("config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start")
     workdir_lib.check_workdir(workdir, config)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
@@ -91,7 +93,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
     metric_writer.check_wandb(config.log.wandb_project)
     digests = {"data.dir": source.digest, "data.tokenizer": tokenizer_lib.tokenizer_digest(config.data.tokenizer)}
-    initial, notes = ({}, []) if checkpoint.steps_of(workdir) else _read_initial(config)
+    initial, notes = ({}, []) if checkpoint.steps_of(workdir) else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
         workdir_lib.check_data(workdir, digests)
@@ -101,12 +103,6 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     for note in notes:
         _say(note)
     return Run(config, workdir, mesh, model, shapes, phases, source, tokenize, initial)
-
-
-def _read_initial(config: config_lib.Config) -> tuple[weights.Flat, list[str]]:
-    """Returns parameters of the towers that start from files, and what was done to them."""
-    starts = {tower: getattr(config.init, tower) for tower in config_lib.MODALITIES if getattr(config.init, tower)}
-    return weights.read_towers(starts, config.model, temporal=config.init.temporal) if starts else ({}, [])
 
 
 def _say(line: str, file=None) -> None:
@@ -240,7 +236,7 @@ def _first_state(run: Run) -> tuple[int, step_lib.TrainState]:
         _say("warning: no checkpoint is intact, beginning at step 0", sys.stderr)
         with cli.user_errors():
             workdir_lib.check_workdir(run.workdir, run.config)  # what the towers start from counts again
-            initial, _ = _read_initial(run.config)
+            initial, _ = weights.read_initial(run.config)
     init, abstract = _plan_state(run, 0)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
     return 0, state.replace(params=mesh_lib.replace_leaves(state.params, checkpoint.unflatten(initial)))

@@ -34,7 +34,6 @@ def validate(config: Config) -> None:
     value = config.hang_timeout_s
     _require(value == 0 or value >= 5, "hang_timeout_s", value, "must be at least 5, or 0 to wait for ever")
     validate_model(config.model)
-    _require(len(config.phases) > 0, "phases", config.phases, "needs at least one phase")
     names = [phase.name for phase in config.phases]
     _require(len(set(names)) == len(names), "phases", names, "names must differ")
     for i, phase in enumerate(config.phases):

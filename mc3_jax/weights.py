@@ -252,6 +252,16 @@ def read_checkpoint(path: str, config: config_lib.ModelConfig, *, temporal: str 
     return flat
 
 
+def read_initial(config: config_lib.Config) -> tuple[Flat, list[str]]:
+    """Returns parameters of the towers that `config.init` lets start from files, and what was done to them.
+
+    Raises:
+      ValueError: As `read_towers`.
+    """
+    starts = {tower: getattr(config.init, tower) for tower in config_lib.MODALITIES if getattr(config.init, tower)}
+    return read_towers(starts, config.model, temporal=config.init.temporal) if starts else ({}, [])
+
+
 def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
     """Returns all parameters: those given, the rest freshly initialised from the seed, as `init_params` does."""
     missing = [name for name in param_shapes(config) if name not in flat]

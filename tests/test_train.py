@@ -190,6 +190,23 @@ def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contain
     assert "SoundingActions" in page
 
 
+def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(data, tmp_path):
+    config = world.small_config(data)
+    config.phases = []
+    found = evaluate.evaluate(config, str(tmp_path / "untrained"))
+    assert found["step"] == 0
+    assert json.loads((tmp_path / "untrained" / "results.json").read_text())["checkpoint"] == "untrained"
+    with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):
+        train.set_up(config, str(tmp_path / "run"))
+
+
+def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):
+    config = copy.deepcopy(finished[0])
+    config.phases = []
+    with pytest.raises(ValueError, match="holds a run: name another --workdir for what has none"):
+        evaluate.evaluate(config, finished[1])
+
+
 def _shards_gone(config, tmp_path):
     folder = tmp_path / "clips"
     shutil.copytree(config.data.dir, folder)

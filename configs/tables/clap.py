@@ -1,0 +1,17 @@
+"""CLAP: audio and language alone, symmetric cross entropy with a scale that is learned.
+
+python -m mc3_jax.train --config=configs/tables/clap.py --workdir=runs/tables/clap
+"""
+
+import dataclasses
+
+from configs.tables import shared
+from mc3_jax.config import Config
+
+
+def get_config(suite: str = "soundworld") -> Config:
+    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    config, _, _, whole = shared.suite(suite)
+    # The scale starts at 1 / 0.07 and stops at 100.
+    phase = dataclasses.replace(whole, pairs=("al",), trainable=("audio", "text"), temperature=0.07, learn_scale=True)
+    return shared.run(config, "clap", phase)

@@ -1,0 +1,13 @@
+"""CMC: all pairs contrasted, in one phase.
+
+python -m mc3_jax.train --config=configs/tables/cmc.py --workdir=runs/tables/cmc
+"""
+
+from configs.tables import shared
+from mc3_jax.config import Config
+
+
+def get_config(suite: str = "soundworld") -> Config:
+    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    config, _, _, whole = shared.suite(suite)
+    return shared.run(config, "cmc", whole)

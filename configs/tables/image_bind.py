@@ -1,0 +1,19 @@
+"""ImageBind: video and language first, then audio to the video, which stays, at a scale of 20.
+
+python -m mc3_jax.train --config=configs/tables/image_bind.py --workdir=runs/tables/image_bind
+"""
+
+import dataclasses
+
+from configs.tables import shared
+from mc3_jax.config import Config
+
+
+def get_config(suite: str = "soundworld") -> Config:
+    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    config, first, second, _ = shared.suite(suite)
+    first = dataclasses.replace(first, name="video_text", pairs=("vl",), trainable=("video", "text"))
+    second = dataclasses.replace(
+        second, name="audio", pairs=("av",), trainable=("audio",), temperature=1 / 20, reset_optimizer=True
+    )
+    return shared.run(config, "image_bind", first, second)

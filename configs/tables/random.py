@@ -1,0 +1,13 @@
+"""The towers as they start, untrained: evaluated without a run.
+
+python -m mc3_jax.evaluate --config=configs/tables/random.py
+"""
+
+from configs.tables import shared
+from mc3_jax.config import Config
+
+
+def get_config(suite: str = "soundworld") -> Config:
+    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    config, *_ = shared.suite(suite)
+    return shared.run(config, "random")

@@ -1,0 +1,33 @@
+"""What the rows of Table 2 have in common: data, encoders, initialisation, budget and learning rates of a suite."""
+
+import dataclasses
+
+from configs import demo, mc3_ego4d
+from mc3_jax.config import Config, PhaseConfig
+
+
+def suite(name: str) -> tuple[Config, PhaseConfig, PhaseConfig, PhaseConfig]:
+    """Returns (run without phases, first phase, second phase, both in one), all of which contrast every pair.
+
+    Args:
+      name: "soundworld", small enough for two CPU cores, or "ego4d", the paper's.
+
+    Raises:
+      ValueError: There is no such suite.
+    """
+    if name == "soundworld":
+        config = demo.get_config()
+        config.phases[0].epochs, config.phases[1].epochs = 6, 3  # three minutes a run
+    elif name == "ego4d":
+        config = mc3_ego4d.get_config()
+    else:
+        raise ValueError(f"suite {name!r} is neither soundworld nor ego4d: --config=configs/tables/mc3.py:ego4d")
+    first, second = (dataclasses.replace(phase, consensus_weight=0.0) for phase in config.phases)
+    schedule = dataclasses.replace(second.optimizer, warmup_steps=first.optimizer.warmup_steps)
+    whole = dataclasses.replace(second, name="whole", epochs=first.epochs + second.epochs, optimizer=schedule)
+    return dataclasses.replace(config, phases=[]), first, second, whole
+
+
+def run(config: Config, row: str, *phases: PhaseConfig) -> Config:
+    """Returns the run of a row."""
+    return dataclasses.replace(config, name=row, phases=list(phases))

@@ -28,8 +28,10 @@ run() {
 }
 
 child=
+told=
 signalled=
 forward() {
+  told=1
   signalled=1
   [[ ! $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
@@ -38,8 +40,10 @@ trap forward TERM INT
 # here COMMAND...; ends with it if it fails or was told to end
 here() {
   local status
+  [[ ! $told ]] || exit 75
   "$@" &
   child=$!
+  [[ ! $told ]] || kill -TERM "$child"  # told meanwhile
   while true; do
     signalled=''
     status=0
@@ -48,6 +52,7 @@ here() {
   done
   child=
   ((status == 0)) || exit "$status"
+  [[ ! $told ]] || exit 75
 }
 
 for config in "${configs[@]}"; do

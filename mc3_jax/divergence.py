@@ -51,8 +51,7 @@ def _plain(value: float) -> float | str:
 def summarize(found: dict) -> str:
     """Returns the most telling of it in one line."""
     metrics, norms, rows = found["metrics"], found["norms"], found["clips"]
-    where = f"step {found['step']} of phase {found['phase']!r}"
-    parts = [f"{where}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"]
+    parts = [f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"]
     bad = [name for name, norm in norms.items() if isinstance(norm["parameter"], str)]
     if bad:
         parts.append(f"{len(bad)} of {len(norms)} parameters have a norm that is not finite, {bad[0]} first")
@@ -66,5 +65,7 @@ def summarize(found: dict) -> str:
 
 
 def write(path: pathlib.Path, found: dict) -> None:
-    """Writes it as JSON."""
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    """Writes it as JSON, whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    aside.rename(path)

@@ -19,6 +19,13 @@ def init_params(config: config_lib.Config) -> dict:
     return {"loss": {"log_scale": jnp.log(jnp.float32(scales[0]))}} if scales else {}
 
 
+def limit(params: dict) -> dict:
+    """Returns parameters after an update, a learned scale at most `MAX_SCALE`."""
+    if "loss" not in params:
+        return params
+    return params | {"loss": {"log_scale": jnp.minimum(params["loss"]["log_scale"], jnp.log(jnp.float32(MAX_SCALE)))}}
+
+
 def init_memory(config: config_lib.Config, phase: config_lib.PhaseConfig, params):
     """Returns what a phase's loss begins with: empty pools and a copy of the encoders that it asks, or ()."""
     sizes = phase.memory
@@ -53,7 +60,7 @@ def phase_loss(
     if phase.contrastive_weight > 0:
         temperature = jnp.float32(phase.temperature)
         if phase.learn_scale:
-            temperature = 1 / jnp.minimum(jnp.exp(loss_params["log_scale"]), MAX_SCALE)
+            temperature = jnp.exp(-loss_params["log_scale"])
         if phase.memory.pool_size:
             value, per_pair, rings = active.active_contrastive_loss(
                 embeddings, keys, memory, temperature, phase.pairs, rng

@@ -80,7 +80,9 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     if config.checkpoint:
         raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
     if not config.phases:
-        raise ValueError("config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start")
+        raise ValueError(
+            "config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start"
+        )
     workdir_lib.check_workdir(workdir, config)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
@@ -96,8 +98,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     initial, notes = ({}, []) if checkpoint.steps_of(workdir) else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
-        workdir_lib.check_data(workdir, digests)
         workdir_lib.claim_workdir(workdir, config, digests)
+        workdir_lib.check_data(workdir, digests)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
@@ -228,10 +230,10 @@ def _place(mesh: jax.sharding.Mesh, batches: Iterator[loader.Batch], step: int, 
 def _first_state(run: Run) -> tuple[int, step_lib.TrainState]:
     """Returns (step, state) to go on from: the newest intact checkpoint, or fresh parameters under those read from files."""
     saved, initial = checkpoint.steps_of(run.workdir), run.initial
-    step, state = checkpoint.restore_newest(run.workdir, lambda step: _plan_state(run, step)[1])
-    if state is not None:
+    step, tree = checkpoint.restore_newest(run.workdir, lambda step: step_lib.to_tree(_plan_state(run, step)[1]))
+    if tree is not None:
         _say(f"resuming after step {step}")
-        return step, state
+        return step, step_lib.TrainState(**tree)
     if saved:
         _say("warning: no checkpoint is intact, beginning at step 0", sys.stderr)
         with cli.user_errors():
@@ -258,7 +260,7 @@ def _run_phase(
     with loop.during("compilation", f"compiling the step of phase {phase.config.name!r}", long=True):
         train_step = step_lib.jit_train_step(run.model, run.config, phase, state)
         train_step = train_step.lower(state, batch, np.int32(step)).compile()
-        checkpoints.prepare(state)
+        checkpoints.prepare(step_lib.to_tree(state))
     watch = loop.stopwatch
     loop.last_row = loop.last_row or (step, watch.worked_s, watch.lost_s["input"])
     unread = None
@@ -292,7 +294,7 @@ def _run_phase(
             with loop.during("save", f"saving the state after step {step}", long=True):
                 loop.writer.sync()
                 loop.clips.sync()
-                checkpoints.save(step, state)
+                checkpoints.save(step, step_lib.to_tree(state))
         if checkpoints.preempted:
             break
     return step, state
@@ -329,26 +331,29 @@ def _stop_diverged(
     metrics, health, param_norms = jax.device_get((metrics, health, param_norms))
     norms = dict(zip(params, zip(health.grad_norms.tolist(), map(float, param_norms), strict=True), strict=True))
     path = pathlib.Path(run.workdir) / f"diverged-{step}.json"
-    data, found = run.config.data, {}
+    data = run.config.data
 
-    def write():
+    def describe():
         places = loader.step_clips(
             run.source, step - 1, batch_size=data.batch_size, seed=run.config.seed, clips_per_video=data.clips_per_video
         )
         clips = [{"index": int(i), "clip_id": run.source[int(i)].clip_id} for i in places]
         values = {name: float(value) for name, value in metrics.items()}
-        found.update(divergence.describe(step, phase.config.name, values, norms, health.finite_rows, clips))
+        found = divergence.describe(step, phase.config.name, values, norms, health.finite_rows, clips)
+        # First of all said: what follows may meet a full disk.
+        _say(f"step {step} does not count: {divergence.summarize(found)}", sys.stderr)
         divergence.write(path, found)
 
     with loop.during("save", f"saving the state before step {step}, which does not count", long=True):
+        mesh_lib.on_process_0(describe)
         loop.checkpoints.wait()  # what is being written may be that very state
         if mesh_lib.from_process_0(step - 1 not in (0, *checkpoint.steps_of(run.workdir))):
-            loop.checkpoints.save(step - 1, state)
+            loop.checkpoints.save(step - 1, step_lib.to_tree(state))
             loop.checkpoints.wait()
-        mesh_lib.on_process_0(write)
     raise divergence.DivergedError(
-        f"{divergence.summarize(found) if found else f'step {step} is not finite'}. The state before it stands, all that is "
-        f"known is in {path}. Lower the learning rate, lengthen its warm-up or set clip_norm, as another run"
+        f"step {step} of phase {phase.config.name!r}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. The "
+        f"state before it is saved, all that is known is in {path}. Lower the learning rate, lengthen its warm-up or set "
+        "clip_norm, as another run"
     )
 
 

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from mc3_jax import config as config_lib, objective, phases as phases_lib
@@ -45,6 +45,12 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     opt_state: Any
     memory: Any = ()
+
+
+def to_tree(state: TrainState) -> dict[str, Any]:
+    """Returns what of a state is saved, by name: without a memory where there is none."""
+    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "memory": state.memory}
+    return {name: value for name, value in tree.items() if not (name == "memory" and value == ())}
 
 
 class Health(flax.struct.PyTreeNode):
@@ -390,7 +396,7 @@ def make_train_step(
         finite_rows = metrics.pop("finite_rows")
         rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))
         grad_norms = jnp.stack([optax.tree.norm(leaf) for leaf in jax.tree.leaves(grads)])
         metrics |= {"grad_norm": optax.tree.norm(grad_norms), "learning_rate": rate}
         for tower in config_lib.MODALITIES:
@@ -415,7 +421,9 @@ def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phas
     """
     tx = phases_lib.make_optimizer(phase.config, state.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(make_train_step(model, config, phase, tx), donate_argnums=0, out_shardings=(shardings, None, None))
+    everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())  # every process reads the numbers
+    step = make_train_step(model, config, phase, tx)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere, everywhere))
 
 
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:

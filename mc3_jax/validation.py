@@ -32,10 +32,13 @@ def validate(config: Config) -> None:
     value = config.heartbeat_timeout_s
     _require(value >= 5, "heartbeat_timeout_s", value, "must be at least 5")
     value = config.hang_timeout_s
-    _require(value == 0 or value >= 5, "hang_timeout_s", value, "must be at least 5, or 0 to wait for ever")
+    _require(value == 0 or value >= 30, "hang_timeout_s", value, "must be at least 30, or 0 to wait for ever")
     validate_model(config.model)
     names = [phase.name for phase in config.phases]
     _require(len(set(names)) == len(names), "phases", names, "names must differ")
+    learned = {phase.temperature for phase in config.phases if phase.learn_scale}
+    fix = "phases that learn their scale go on with one and the same: give them one temperature"
+    _require(len(learned) <= 1, "phases[...].temperature", sorted(learned), fix)
     for i, phase in enumerate(config.phases):
         _validate_phase(f"phases[{i}]", phase)
         _validate_memory(f"phases[{i}]", phase, config.data)
@@ -92,6 +95,8 @@ def validate_model(model: ModelConfig) -> None:
 def _validate_phase(where: str, phase: PhaseConfig) -> None:
     _require(phase.epochs > 0, f"{where}.epochs", phase.epochs, "must be positive")
     _require(phase.temperature > 0, f"{where}.temperature", phase.temperature, "must be positive")
+    fix = "where the scale is learned it must be at least 0.01, a scale of 100"
+    _require(phase.temperature >= 0.01 or not phase.learn_scale, f"{where}.temperature", phase.temperature, fix)
     _require(set(phase.pairs) <= set(PAIRS), f"{where}.pairs", phase.pairs, f"each one of {PAIRS}")
     known = set(phase.trainable) <= set(MODALITIES) and len(phase.trainable) > 0
     _require(known, f"{where}.trainable", phase.trainable, f"at least one of {MODALITIES}")

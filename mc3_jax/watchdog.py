@@ -2,7 +2,8 @@
 
 The processes of a job pass the same places in the same order. Each counts those it has passed and tells the others, through
 the job's coordination service and by a thread, so that it does so while it hangs as well. The one with the lowest count is
-what all others wait for, and it alone is judged: by how long it may be where it is.
+what all others wait for. How long that count has been the lowest is what counts: who has waited for a slow one and now has to
+go on himself is not to blame for it.
 """
 
 import contextlib
@@ -21,6 +22,32 @@ LONG = 6  # times the limit: what is rightly long, such as compiling
 _PLACES, _VERDICT = "mc3_jax/watchdog/places", "mc3_jax/watchdog/verdict"
 
 
+class Judge:
+    """Tells whether a job hangs, from what its processes tell every few seconds."""
+
+    def __init__(self, limit_s: float):
+        """Begins to look.
+
+        Args:
+          limit_s: Time that the lowest count may stay the same.
+        """
+        self._limit_s = limit_s
+        self._least = (-1, 0.0)  # the lowest count, and when it was first seen
+
+    def hangs(self, found: dict[int, dict], now_s: float) -> bool:
+        """Returns whether the processes that are behind are late.
+
+        Args:
+          found: By process, `count` of places passed and `factor` of the limit that its place may take.
+          now_s: Time, by any clock.
+        """
+        behind = _behind(found)
+        least = next(iter(behind.values()))["count"]
+        if least != self._least[0]:
+            self._least = least, now_s
+        return now_s - self._least[1] > self._limit_s * max(message["factor"] for message in behind.values())
+
+
 class Watchdog:
     """Knows where this process is. Use as a context."""
 
@@ -35,7 +62,6 @@ class Watchdog:
         self._count, self._place = 0, ("between two places", LONG, time.monotonic())
         self._main, self._end = threading.get_ident(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._heard: dict[int, tuple[int, float]] = {}  # of each process the count, and when it was first heard of
 
     def __enter__(self) -> "Watchdog":
         if self._limit_s:
@@ -60,47 +86,50 @@ class Watchdog:
         try:
             yield
         finally:
+            self._count += 1
             self._place = ("between two places", LONG, time.monotonic())
 
     def _watch(self) -> None:
-        while not self._end.wait(min(self._limit_s / 10, 10)):
-            found = {self._process: self._own()}
-            if self._num_processes > 1:
-                mesh_lib.publish(f"{_PLACES}/{self._process}", json.dumps(found[self._process]))
-                found |= {int(key.rpartition("/")[2]): json.loads(value) for key, value in mesh_lib.published(_PLACES)}
-                self._count_silence(found)
-            if hanging(found):
-                if self._num_processes > 1:
-                    mesh_lib.publish(f"{_VERDICT}/{self._process}", json.dumps(verdict(found)))
-                self._bite(verdict(found))
-            elif self._num_processes > 1 and mesh_lib.published(_VERDICT):
-                self._bite([])
+        judge = Judge(self._limit_s)
+        try:
+            while not self._end.wait(min(self._limit_s / 10, 10)):
+                found = self._exchange()
+                if judge.hangs(found, time.monotonic()):
+                    if self._num_processes > 1:
+                        mesh_lib.publish(f"{_VERDICT}/{self._process}", json.dumps(verdict(found)))
+                    self._bite(verdict(found))
+                elif self._num_processes > 1 and mesh_lib.published(_VERDICT):
+                    self._bite([])
+        except Exception as error:  # else nobody would know that nobody watches
+            print(f"warning: this process is no longer watched: {error!r}", file=sys.stderr, flush=True)
 
-    def _own(self) -> dict:
+    def _exchange(self) -> dict[int, dict]:
+        """Tells the other processes where this one is, and returns where all are."""
         place, factor, since = self._place
-        for_s = time.monotonic() - since
-        return {"count": self._count, "place": place, "for_s": round(for_s), "late": for_s > factor * self._limit_s}
-
-    def _count_silence(self, found: dict[int, dict]) -> None:
-        """Makes late whoever has told the same count for `LONG` limits, for its thread may hang as well."""
-        for process, message in found.items():
-            if self._heard.get(process, (-1, 0.0))[0] != message["count"]:
-                self._heard[process] = message["count"], time.monotonic()
-            message["late"] |= time.monotonic() - self._heard[process][1] > LONG * self._limit_s
+        own = {"count": self._count, "place": place, "factor": factor, "for_s": round(time.monotonic() - since)}
+        if self._num_processes == 1:
+            return {self._process: own}
+        mesh_lib.publish(f"{_PLACES}/{self._process}", json.dumps(own))
+        told = {int(key.rpartition("/")[2]): json.loads(value) for key, value in mesh_lib.published(_PLACES)}
+        return told | {self._process: own}
 
     def _bite(self, lines: list[str]) -> None:
         """Says what hangs, in the words of the first process that has told all of it, and ends the process."""
         told = mesh_lib.published(_VERDICT) if self._num_processes > 1 else []
         lines = json.loads(min(told)[1]) if told else lines
-        for line in lines:
-            print(f"error: {line}", file=sys.stderr)
-        if any(line.startswith(f"process {self._process} ") for line in lines):
-            stack = traceback.format_stack(sys._current_frames()[self._main])
-            print(f"process {self._process} is here:\n{''.join(stack)}", file=sys.stderr)
-        print("error: nothing was saved; start again to go on from the last checkpoint", file=sys.stderr, flush=True)
-        if self._num_processes > 1:
-            mesh_lib.wait_for_others("mc3_jax/watchdog has told", 30)  # all look every ten seconds
-        mesh_lib.end_together(mesh_lib.LOST)
+        try:
+            for line in lines:
+                print(f"error: {line}", file=sys.stderr)
+            if any(line.startswith(f"process {self._process} ") for line in lines):
+                stack = traceback.format_stack(sys._current_frames()[self._main])
+                print(f"process {self._process} is here:\n{''.join(stack)}", file=sys.stderr)
+            print(
+                "error: nothing was saved; start again to go on from the last checkpoint", file=sys.stderr, flush=True
+            )
+        finally:  # also where the log can't be written to any more
+            if self._num_processes > 1:
+                mesh_lib.wait_for_others("mc3_jax/watchdog has told", 30)  # all look every ten seconds
+            mesh_lib.end_together(mesh_lib.LOST)
 
 
 def _behind(found: dict[int, dict]) -> dict[int, dict]:
@@ -109,17 +138,11 @@ def _behind(found: dict[int, dict]) -> dict[int, dict]:
     return {process: message for process, message in sorted(found.items()) if message["count"] == least}
 
 
-def hanging(found: dict[int, dict]) -> bool:
-    """Returns whether a process that all others wait for has been too long where it is; see `verdict`."""
-    return any(message["late"] for message in _behind(found).values())
-
-
 def verdict(found: dict[int, dict]) -> list[str]:
     """Returns what hangs, in lines.
 
     Args:
-      found: By process, how many places it had passed (`count`), where it is (`place`), for how long (`for_s`) and whether
-        that is too long (`late`).
+      found: By process, how many places it had passed (`count`), where it is (`place`) and for how long (`for_s`).
     """
     behind = _behind(found)
     shown = list(behind.items())[:10]

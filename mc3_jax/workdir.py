@@ -78,36 +78,54 @@ def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool =
         )
 
 
-def check_data(workdir: str, digests: dict[str, str]) -> None:
-    """Checks that a workdir's run has been trained on these data, wherever they lie now.
+def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str]) -> None:
+    """Writes the config and the digests of the data into a workdir that lacks them; called by every process.
 
     Args:
       workdir: Folder of the run.
+      config: Of the run.
       digests: Field of the config → digest of what it names.
 
     Raises:
-      WorkdirError: It has been trained on others.
+      WorkdirError: They can't be written; on every process.
     """
-    path = pathlib.Path(workdir) / DATA_FILE
-    if not path.is_file():
-        return
+
+    def claim():
+        for name, values in ((DATA_FILE, digests), (CONFIG_FILE, config_lib.to_dict(config))):
+            if not (pathlib.Path(workdir) / name).is_file():
+                _write(pathlib.Path(workdir) / name, values)
+
+    try:
+        mesh_lib.on_process_0(claim)
+    except mesh_lib.Process0Error as error:
+        raise WorkdirError(
+            f"{workdir} can't be written to ({error}): make room there, or name another --workdir"
+        ) from error
+
+
+def check_data(workdir: str, digests: dict[str, str]) -> None:
+    """Checks that the run of a workdir is trained on these data, wherever they lie now; called by every process.
+
+    Args:
+      workdir: Folder of the run, claimed.
+      digests: Field of the config → digest of what it names for this process.
+
+    Raises:
+      WorkdirError: It is trained on others, or a process has others; on every process.
+    """
+    path, problem = pathlib.Path(workdir) / DATA_FILE, ""
     try:
         there = json.loads(path.read_text())
         others = [field for field, digest in digests.items() if there[field] != digest]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
-    if others:
-        raise WorkdirError(
-            f"config.{others[0]} names other data than the run in {workdir} is trained on: name those, or choose another "
-            "workdir"
-        )
-
-
-def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str]) -> None:
-    """Writes the config and the digests of the data into a workdir that has none, by one process."""
-    if jax.process_index() == 0 and not (pathlib.Path(workdir) / CONFIG_FILE).is_file():
-        _write(pathlib.Path(workdir) / DATA_FILE, digests)
-        _write(pathlib.Path(workdir) / CONFIG_FILE, config_lib.to_dict(config))
+        if others:
+            problem = (
+                f"config.{others[0]} names other data than the run in {workdir} is trained on, as process "
+                f"{jax.process_index()} sees them: name those, or choose another workdir"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{path} is damaged ({error}): choose another workdir"
+    if problem := mesh_lib.first_message(problem):
+        raise WorkdirError(problem)
 
 
 def _write(path: pathlib.Path, values: dict) -> None:
@@ -151,7 +169,7 @@ def _take_lock(workdir: str) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise WorkdirError(f"{workdir} can't be written to ({error.strerror}): name another --workdir") from error
-    deadline = time.monotonic() + _WAIT_S
+    deadline, told = time.monotonic() + _WAIT_S, False
     while (error := _try_lock(descriptor)) is not None:
         if error.errno in _NO_LOCKS:
             print(
@@ -162,6 +180,9 @@ def _take_lock(workdir: str) -> int:
         holder = " ".join(os.pread(descriptor, 200, 0).decode(errors="replace").split())
         elsewhere = holder and not holder.endswith(f" on {socket.gethostname()}")
         if error.errno in (errno.EAGAIN, errno.EACCES) and elsewhere and time.monotonic() < deadline:
+            if not told:
+                print(f"{workdir} is in use by {holder}: asking again for {_WAIT_S} s", file=sys.stderr, flush=True)
+            told = True
             time.sleep(5)  # a file server keeps the lock of a machine that was lost for a while
             continue
         os.close(descriptor)

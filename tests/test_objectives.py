@@ -10,6 +10,7 @@ import pytest
 from mc3_jax import (
     checkpoint,
     mesh as mesh_lib,
+    objective,
     phases as phases_lib,
     train,
     train_step as step_lib,
@@ -67,7 +68,7 @@ def test_what_a_row_does_not_train_stays_and_what_it_trains_moves(row):
         old, new = (jax.tree.leaves(state.params[name]) for state in (before, after))
         assert any((a != b).any() for a, b in zip(old, new, strict=True)) == (name in learning)
     if row == "CLAP":
-        assert metrics[0]["temperature"] == np.float32(0.07)
+        np.testing.assert_allclose(metrics[0]["temperature"], 0.07, rtol=1e-6)
         np.testing.assert_allclose(metrics[1]["temperature"], 0.07, rtol=1e-2)
         assert metrics[1]["temperature"] != metrics[0]["temperature"]
     if row == "CM-ACC":
@@ -75,6 +76,28 @@ def test_what_a_row_does_not_train_stays_and_what_it_trains_moves(row):
         for name in ("audio", "video"):
             assert np.count_nonzero(np.abs(after.memory["pool"][name]).sum(1)) == 32
             np.testing.assert_allclose(np.linalg.norm(after.memory["dictionary"][name], axis=1), 1, rtol=1e-5)
+
+
+def test_a_learned_scale_stops_at_a_hundred_and_can_come_down_again():
+    for log_scale, limited in ((4.0, 4.0), (7.0, np.log(100))):
+        params = objective.limit({"loss": {"log_scale": jax.numpy.float32(log_scale)}, "audio": {}})
+        np.testing.assert_allclose(params["loss"]["log_scale"], limited, rtol=1e-6)
+    phase = copy.deepcopy(test_fits.small_config().phases[0])
+    clap(phase)
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(8, 4)).astype(np.float32) for name in ("audio", "text")}
+    x = {name: jax.numpy.asarray(v / np.linalg.norm(v, axis=1, keepdims=True)) for name, v in x.items()}
+
+    def loss(log_scale):
+        return objective.phase_loss(x, phase, loss_params={"log_scale": log_scale})[0]
+
+    assert jax.grad(loss)(jax.numpy.log(jax.numpy.float32(100))) > 0  # random pairs: the scale is too large
+
+
+def test_a_state_without_memory_is_saved_as_before_there_was_one():
+    state = step_lib.TrainState(np.int32(3), {"audio": np.ones(2)}, ())
+    assert step_lib.to_tree(state).keys() == {"step", "params", "opt_state"}
+    assert step_lib.to_tree(state.replace(memory={"steps": np.int32(1)})).keys() == {"step", "params", "opt_state", "memory"}
 
 
 def gradients(row, *, fsdp=1, chunk_size=0):
@@ -141,6 +164,7 @@ BAD = {
     "pool_size": (lambda p: setattr(p.memory, "pool_size", 24), r"phases\[1\].memory.pool_size = 24: .* multiple of .* 16"),
     "dictionary_size": (lambda p: setattr(p.memory, "dictionary_size", 0), "memory.dictionary_size = 0: must be a multiple"),
     "momentum": (lambda p: setattr(p.memory, "momentum", 1.0), "memory.momentum = 1.0: needs 0 <= momentum < 1"),
+    "scale": (lambda p: (setattr(p, "learn_scale", True), setattr(p, "temperature", 0.005)), "temperature = 0.005: where"),
     "no pairs": (lambda p: setattr(p, "pairs", ()), "a phase needs a loss"),
     "no term": (_consensus_alone, "memory.pool_size = 32: is of use to the contrastive term alone"),
 }

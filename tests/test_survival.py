@@ -14,7 +14,16 @@ import time
 import numpy as np
 import pytest
 
-from mc3_jax import checkpoint, cli, config as config_lib, integrity, mesh as mesh_lib, metric_writer, train
+from mc3_jax import (
+    checkpoint,
+    cli,
+    config as config_lib,
+    integrity,
+    mesh as mesh_lib,
+    metric_writer,
+    train,
+    train_step as step_lib,
+)
 from tests import test_fits, world
 from tests.test_train import assert_equal_bits
 
@@ -111,7 +120,7 @@ def rows_of(workdir, num_processes=1):
 def newest_state(config, workdir):
     """Returns the state of the newest checkpoint as (step, state)."""
     run = train.set_up(config, str(workdir))
-    return checkpoint.restore_newest(str(workdir), lambda step: train._plan_state(run, step)[1])
+    return checkpoint.restore_newest(str(workdir), lambda step: step_lib.to_tree(train._plan_state(run, step)[1]))
 
 
 @pytest.mark.timeout(1200)  # half a minute on a machine of its own, ten times that on a busy one
@@ -157,7 +166,7 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
         assert rows_of(workdir) == rows_of(undisturbed)
         step, ended = newest_state(config, workdir)
         assert step == int(state.step)
-        assert_equal_bits(ended, state)
+        assert_equal_bits(ended, step_lib.to_tree(state))
         assert any(path.name.endswith(".damaged") for path in checkpoint.checkpoint_dir(str(workdir)).iterdir())
 
 
@@ -238,11 +247,26 @@ with mesh.ending_together(100), Watchdog(3) as dog:
         time.sleep(9 if jax.process_index() == 0 else 0)
     with dog.at("waiting for the devices to do step 1"):
         multihost_utils.process_allgather(np.ones(3))
+        time.sleep(2)  # of its own, after a wait that was longer than the limit
 """
 
 
 def test_a_process_that_may_take_long_is_waited_for_by_the_others(tmp_path):
     assert [status for status, _ in run_together(["-c", SLOW], tmp_path)] == [0, 0]
+
+
+def test_two_processes_that_diverge_stop_together_and_save_the_state_before(data, tmp_path):
+    config, workdir = world.small_config(data), tmp_path / "run"
+    config.phases[0].optimizer.learning_rate, config.phases[0].optimizer.warmup_steps = 1e20, 0
+    config.fsdp = 2
+    config_file = write_config(tmp_path, config)
+    job = run_together(["-m", "mc3_jax.train", f"--config={config_file}", f"--workdir={workdir}"], tmp_path)
+    for status, log in job:
+        assert status == cli.USER_ERROR, log
+        assert "error: step 2 of phase 'align': loss nan, gradient norm nan. The state before it is saved" in log
+        assert "Traceback" not in log, log
+    assert checkpoint.steps_of(str(workdir)) == [1]
+    assert len(json.loads((workdir / "diverged-2.json").read_text())["clips"]) == 16
 
 
 STUCK = """
@@ -264,13 +288,13 @@ cli.run(train.main)
 
 
 def test_a_job_in_which_a_process_hangs_ends_and_names_it_with_its_place(data, tmp_path):
-    config = dataclasses.replace(world.small_config(data), hang_timeout_s=20, heartbeat_timeout_s=100)
+    config = dataclasses.replace(world.small_config(data), hang_timeout_s=30, heartbeat_timeout_s=100)
     config_file = write_config(tmp_path, config)
     job = run_together(["-c", STUCK, f"--config={config_file}", f"--workdir={tmp_path / 'run'}"], tmp_path)
     for number, (status, text) in enumerate(job):
         assert status == mesh_lib.LOST, text
         assert text.count(" hangs: ") == 1, text
-        assert "error: process 1 hangs: it has been reading the batch of step 4 for 2" in text
+        assert "error: process 1 hangs: it has been reading the batch of step 4 for 3" in text
         assert ("in stuck" in text) == (number == 1)
     assert num_rows(tmp_path / "run") >= 2
 

@@ -66,7 +66,9 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caps
 
 
 def test_other_data_than_the_runs_are_refused_and_the_field_is_named(tmp_path):
+    claim(tmp_path)
     workdir_lib.check_data(str(tmp_path), DIGESTS)
+    (tmp_path / workdir_lib.DATA_FILE).unlink()  # of a run begun before there was one
     claim(tmp_path)
     workdir_lib.check_data(str(tmp_path), DIGESTS)
     with pytest.raises(workdir_lib.WorkdirError, match="data.tokenizer names other data than the run in .* is trained on"):

@@ -1,14 +1,14 @@
 """Active contrastive coding: negatives out of a memory, chosen so that their gradients differ.
 
-Ma et al., "Active Contrastive Learning of Audio-Visual Video Representations" (ICLR 2021, CM-ACC). Embeddings ask keys,
+After Ma et al., "Active Contrastive Learning of Audio-Visual Video Representations" (ICLR 2021, CM-ACC). Embeddings ask keys,
 which a momentum copy of the encoders makes. Keys of past batches lie in a pool for each modality. Every step, as many as the
-batch has rows are chosen of the pool and the batch's own keys, by k-means++ seeding over the gradients that they would get;
-they go into a dictionary, and the dictionary's are the negatives.
+batch has rows are chosen of the pool, by k-means++ seeding over the gradients that they would get, and go into a dictionary.
+Negatives are the batch's other keys and the dictionary's.
 
-Differs from the paper's public code (yunyikristy/CM-ACC, no licence; facts only): there k-means runs on to its end and the
-member next to each centre is taken, distances are weighted unsquared, and the batch's own keys come from the trained
-encoders. The paper describes what is done here. Pools fill while training, and what is not filled yet is left out; there they
-are filled before.
+Differs from the paper's public code (yunyikristy/CM-ACC, no licence; facts only). There the batch's own keys may be chosen as
+well, and nearly always are: their gradients hold the pull of their positives and lie far apart from the pool's. They come
+from the trained encoders there, k-means runs on to its end and takes the member next to each centre, distances are weighted
+unsquared, and pools are filled before training; here what is not filled yet is left out.
 """
 
 from collections.abc import Mapping
@@ -106,17 +106,18 @@ def active_contrastive_loss(
         asks.setdefault(one, []).append((pair, other))
     steps, per_pair = memory["steps"], dict.fromkeys(pairs, jnp.float32(0))
     pool, dictionary = dict(memory["pool"]), dict(memory["dictionary"])
+    mine = jnp.ones(batch_size, bool)
     for number, (name, queries) in enumerate(sorted(asks.items())):
         key = keys[name]
-        candidates = jnp.concatenate([key, pool[name]])
-        valid = jnp.concatenate([jnp.ones(batch_size, bool), jnp.arange(len(pool[name])) < steps * batch_size])
+        pooled = jnp.arange(len(pool[name])) < steps * batch_size
+        candidates, valid = jnp.concatenate([key, pool[name]]), jnp.concatenate([mine, pooled])
         asking = [jax.lax.stop_gradient(embeddings[query]) for _, query in queries]
-        gradients = sum(gradient_embeddings(query, candidates, valid, temperature) for query in asking)
+        gradients = sum(gradient_embeddings(query, candidates, valid, temperature) for query in asking)[batch_size:]
         uniforms = jax.random.uniform(jax.random.fold_in(rng, number), (batch_size,))
-        chosen = candidates[kmeans_plus_plus(gradients, valid, uniforms)]
-        dictionary[name] = _put(dictionary[name], chosen, steps)
-        filled = jnp.arange(len(dictionary[name])) < (steps + 1) * batch_size
-        counts = jnp.concatenate([jnp.ones(batch_size, bool), filled])
+        chosen = pool[name][kmeans_plus_plus(gradients, pooled, uniforms)]
+        # In the first step there is nothing to choose: what it puts is not counted, and overwritten before it would be.
+        dictionary[name] = _put(dictionary[name], chosen, steps - 1)
+        counts = jnp.concatenate([mine, jnp.arange(len(dictionary[name])) < steps * batch_size])
         answers = jnp.concatenate([key, dictionary[name]])
         for pair, query in queries:
             product = jnp.matmul(embeddings[query], answers.T, precision=jax.lax.Precision.HIGHEST)

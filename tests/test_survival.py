@@ -123,7 +123,7 @@ def newest_state(config, workdir):
     return checkpoint.restore_newest(str(workdir), lambda step: step_lib.to_tree(train._plan_state(run, step)[1]))
 
 
-@pytest.mark.timeout(1200)  # half a minute on a machine of its own, ten times that on a busy one
+@pytest.mark.timeout(5400)  # a minute on a machine of its own, ten times that on a busy one; with --soak ten minutes
 def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed_one(finished, tmp_path, num_kills):
     config, undisturbed, state = finished
     config_file = write_config(tmp_path, config)

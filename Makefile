@@ -46,7 +46,7 @@ test: install
 
 # What takes gigabytes or minutes: checkpoints, precision and compilation at the paper's sizes, runs that are killed.
 test-slow: install $(LIBTPU)
-	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m slow
+	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m slow -n 2 --dist loadfile
 
 # The TPU's compiler, beside the environment and not in it: JAX would look for a TPU at every start.
 $(LIBTPU): | install

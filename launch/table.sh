@@ -56,7 +56,9 @@ here() {
 }
 
 for config in "${configs[@]}"; do
-  flags=("--config=$config" "--workdir=${RUNS:-runs}/$(basename "$config" .py)" "$@")
+  name=$(basename "$config")
+  name=${name/.py/}  # of mc3.py:ego4d too
+  flags=("--config=$config" "--workdir=${RUNS:-runs}/${name/:/-}" "$@")
   if [[ ${how[0]} == sbatch ]]; then
     job=$(run sbatch --parsable "${how[@]:1}" mc3_jax.train "${flags[@]}")
     job=${job%%;*}  # a federation's --parsable names the cluster behind it

@@ -14,7 +14,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -49,7 +49,6 @@ class Run:
       config, workdir: As given.
       mesh: Of all devices.
       model: The three towers.
-      shapes: Of the parameters.
       phases: Placed in the run.
       source: Training clips.
       tokenize: Text to ids and mask.
@@ -60,7 +59,6 @@ class Run:
     workdir: str
     mesh: jax.sharding.Mesh
     model: MC3
-    shapes: Any
     phases: list[phases_lib.Phase]
     source: loader.ClipSource
     tokenize: Callable
@@ -104,7 +102,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
         _say(note)
-    return Run(config, workdir, mesh, model, shapes, phases, source, tokenize, initial)
+    return Run(config, workdir, mesh, model, phases, source, tokenize, initial)
 
 
 def _say(line: str, file=None) -> None:

@@ -186,6 +186,7 @@ def restore(workdir: str, step: int, abstract_state):
     Raises:
       DamagedError: Its files or arrays are not those that were written; on every process.
       CheckpointError: It holds other names or shapes.
+      OSError: A process can't read it.
     """
     path = checkpoint_dir(workdir) / str(step)
     manifest = _verify(path, step)
@@ -209,6 +210,7 @@ def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
 
     Raises:
       CheckpointError: The newest intact one holds other names or shapes, or a process does not see it.
+      OSError: A process can't read it.
     """
     while step := mesh_lib.from_process_0(max(steps_of(workdir), default=0)):
         path, problem = checkpoint_dir(workdir) / str(step), ""
@@ -233,6 +235,7 @@ def restore_params(workdir: str, step: int, abstract_params):
 
     Raises:
       ValueError: There is none of that step, it holds other names or shapes, or it is damaged.
+      OSError: It can't be read.
     """
     path = checkpoint_dir(workdir) / str(step)
     if not path.is_dir():
@@ -255,13 +258,25 @@ def restore_params(workdir: str, step: int, abstract_params):
 
 
 def _verify(path: pathlib.Path, step: int) -> dict:
-    """Returns the manifest of a checkpoint whose files are intact; processes share the reading."""
-    problem, manifest = "", {}
+    """Returns the manifest of a checkpoint whose files are intact; processes share the reading.
+
+    Raises:
+      DamagedError: They are not; on every process.
+      OSError: A process can't read one that may well be; on every process.
+    """
+    problem, blocked, manifest = "", "", {}
     try:
         manifest = integrity.read_manifest(path, step)
         integrity.check_files(path, manifest, jax.process_index(), jax.process_count())
     except DamagedError as error:
         problem = str(error)
+    except OSError as error:
+        blocked = (
+            f"process {jax.process_index()} on {socket.gethostname()} can't read {error.filename} ({error.strerror}): "
+            "see that it can; the checkpoint stays as it is"
+        )
+    if blocked := mesh_lib.first_message(blocked):
+        raise OSError(blocked)
     _agree(path, problem)
     return manifest
 

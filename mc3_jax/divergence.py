@@ -67,5 +67,9 @@ def summarize(found: dict) -> str:
 def write(path: pathlib.Path, found: dict) -> None:
     """Writes it as JSON, whole or not at all."""
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    aside.rename(path)
+    try:
+        aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        aside.rename(path)
+    except OSError as error:  # Python leaves out which file
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

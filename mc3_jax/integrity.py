@@ -82,6 +82,7 @@ def check_files(folder: pathlib.Path, manifest: dict, part: int = 0, num_parts: 
 
     Raises:
       DamagedError: One is missing, shorter or longer, or has other bytes; the first by name.
+      OSError: One can't be read for a reason that is not its own, such as permissions.
     """
     names = sorted(manifest["files"])[part::num_parts]
 
@@ -94,7 +95,10 @@ def check_files(folder: pathlib.Path, manifest: dict, part: int = 0, num_parts: 
             if _digest_file(folder / name) != known[_DIGEST]:
                 return f"{name} has other bytes than were written"
         except OSError as error:
-            return str(_unreadable(folder / name, name, error))
+            found = _unreadable(folder / name, name, error)
+            if not isinstance(found, DamagedError):
+                raise found from error
+            return str(found)
         return ""
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

@@ -1,5 +1,6 @@
 """Where a run's numbers go: a progress bar on a terminal, `metrics.jsonl` and TensorBoard always, W&B on request."""
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -11,8 +12,9 @@ import time
 
 import jax
 import numpy as np
-import tensorboardX
 from jaxtyping import Int
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 METRICS_FILE, CLIPS_FILE, STARTS_FILE = "metrics.jsonl", "clips.jsonl", "starts.jsonl"
@@ -48,7 +50,7 @@ def note_start(workdir: str, step: int, facts: dict, ago_s: float) -> float:
     if jax.process_index() != 0:
         return ago_s
     path, began = pathlib.Path(workdir) / STARTS_FILE, time.time() - ago_s
-    first = next(iter(_read_rows(path)), {}).get("time", began)
+    first = next((row["time"] for row in _read_rows(path) if isinstance(row.get("time"), float)), began)
     with path.open("ab", buffering=0) as file:
         _append(file, {"time": began, "step": step, **facts})
     return max(began - first, 0.0) + ago_s
@@ -60,23 +62,30 @@ def _clips_path(workdir: str, process_index: int) -> pathlib.Path:
 
 
 def _read_rows(path: pathlib.Path) -> list[dict]:
+    """Returns the rows of a file; a line that a crash or a disk has spoilt is none."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 
 def _go_on(path: pathlib.Path, start_step: int) -> io.FileIO:
     """Returns a file of rows, open to be written on unbuffered, without the rows of steps that will be done again."""
     aside = path.with_suffix(".tmp")  # a kill, a full disk or a loss of power must not cost the rows there are
-    with aside.open("w") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    try:
+        with aside.open("w") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return path.open("ab", buffering=0)
 
 
@@ -140,6 +149,29 @@ class ClipWriter:
             _append(self._file, {"step": step, "clips": clips.tolist()})
 
 
+class _EventFile:
+    """A file for TensorBoard, whole after every row. tensorboardX's own writer would wait for ever after a full disk."""
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        """Begins a file; TensorBoard forgets what earlier ones hold from `purge_step` on."""
+        folder.mkdir(exist_ok=True)
+        self._folder, self._file = folder, event_file_writer.EventsWriter(str(folder / "events"))
+        self._write(step=purge_step, file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def _write(self, **fields) -> None:
+        self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one row."""
+        try:
+            for name, value in scalars.items():
+                self._write(step=step, summary=summary.scalar(name, value))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+
 class MetricWriter:
     """Writes scalars; process 0 only, all others write nothing. Use as a context."""
 
@@ -165,7 +197,7 @@ class MetricWriter:
         path.mkdir(parents=True, exist_ok=True)
         self._jsonl = _go_on(path / METRICS_FILE, start_step)
         if tensorboard:
-            self._tensorboard = tensorboardX.SummaryWriter(str(path / "tensorboard"), purge_step=start_step + 1)
+            self._tensorboard = _EventFile(path / "tensorboard", start_step + 1)
         if wandb_project:
             import wandb
 
@@ -183,13 +215,13 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._active:
-            self._bar.close()
-            self._jsonl.close()
-            if self._tensorboard:
-                self._tensorboard.close()
+        if not self._active:
+            return
+        with contextlib.ExitStack() as stack:  # each is closed, whatever becomes of the others
             if self._wandb:
-                self._wandb.finish()
+                stack.callback(self._wandb.finish)
+            stack.callback(self._jsonl.close)
+            stack.callback(self._bar.close)
 
     def advance(self, step: int, phase: str) -> None:
         """Moves the bar to `step` steps done."""
@@ -210,8 +242,7 @@ class MetricWriter:
         scalars = {name: float(value) for name, value in scalars.items()}
         _append(self._jsonl, {"step": step, "phase": phase, **scalars})
         if self._tensorboard:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.write(step, scalars)
         if self._wandb:
             self._wandb.log(scalars, step=step)
         self._bar.set_postfix({name: f"{scalars[name]:.3f}" for name in _SHOWN if name in scalars}, refresh=False)

@@ -348,9 +348,10 @@ def _stop_diverged(
         if mesh_lib.from_process_0(step - 1 not in (0, *checkpoint.steps_of(run.workdir))):
             loop.checkpoints.save(step - 1, step_lib.to_tree(state))
             loop.checkpoints.wait()
+    saved = "The state before it is saved, all" if step > 1 else "All"
     raise divergence.DivergedError(
-        f"step {step} of phase {phase.config.name!r}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. The "
-        f"state before it is saved, all that is known is in {path}. Lower the learning rate, lengthen its warm-up or set "
+        f"step {step} of phase {phase.config.name!r}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. {saved} "
+        f"that is known is in {path}. Lower the learning rate, lengthen its warm-up or set "
         "clip_norm, as another run"
     )
 

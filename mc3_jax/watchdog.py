@@ -8,6 +8,7 @@ go on himself is not to blame for it.
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ import jax
 from mc3_jax import mesh as mesh_lib
 
 LONG = 6  # times the limit: what is rightly long, such as compiling
+_LAST_WORDS_S = 60  # the two barriers of an end take 40 at most
 _PLACES, _VERDICT = "mc3_jax/watchdog/places", "mc3_jax/watchdog/verdict"
 
 
@@ -90,9 +92,12 @@ class Watchdog:
             self._place = ("between two places", LONG, time.monotonic())
 
     def _watch(self) -> None:
-        judge = Judge(self._limit_s)
+        judge, pause_s, looked = Judge(self._limit_s), min(self._limit_s / 10, 10), time.monotonic()
         try:
-            while not self._end.wait(min(self._limit_s / 10, 10)):
+            while not self._end.wait(pause_s):
+                if time.monotonic() - looked > 2 * pause_s + 5:
+                    judge = Judge(self._limit_s)  # this process was stopped meanwhile: the time is nobody's
+                looked = time.monotonic()
                 found = self._exchange()
                 if judge.hangs(found, time.monotonic()):
                     if self._num_processes > 1:
@@ -115,6 +120,9 @@ class Watchdog:
 
     def _bite(self, lines: list[str]) -> None:
         """Says what hangs, in the words of the first process that has told all of it, and ends the process."""
+        last = threading.Timer(_LAST_WORDS_S, os._exit, [mesh_lib.LOST])  # where writing to the log blocks for ever
+        last.daemon = True
+        last.start()
         told = mesh_lib.published(_VERDICT) if self._num_processes > 1 else []
         lines = json.loads(min(told)[1]) if told else lines
         try:

@@ -87,13 +87,24 @@ def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, st
       digests: Field of the config → digest of what it names.
 
     Raises:
-      WorkdirError: They can't be written; on every process.
+      WorkdirError: They can't be written, or the processes see different data; on every process.
     """
 
     def claim():
+        fresh = not (pathlib.Path(workdir) / CONFIG_FILE).is_file()  # then whatever else is there is no run's
         for name, values in ((DATA_FILE, digests), (CONFIG_FILE, config_lib.to_dict(config))):
-            if not (pathlib.Path(workdir) / name).is_file():
+            if fresh or not (pathlib.Path(workdir) / name).is_file():
                 _write(pathlib.Path(workdir) / name, values)
+
+    problem = ""
+    for field, digest in digests.items():
+        if mesh_lib.from_process_0(int(digest[:7], 16)) != int(digest[:7], 16):
+            problem = problem or (
+                f"config.{field} names other data for process {jax.process_index()} on {socket.gethostname()} than for "
+                "process 0: make them the same"
+            )
+    if problem := mesh_lib.first_message(problem):
+        raise WorkdirError(problem)
 
     try:
         mesh_lib.on_process_0(claim)
@@ -122,7 +133,12 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
                 f"config.{others[0]} names other data than the run in {workdir} is trained on, as process "
                 f"{jax.process_index()} sees them: name those, or choose another workdir"
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        problem = (
+            f"process {jax.process_index()} on {socket.gethostname()} can't read {path} ({error.strerror}): see that every "
+            "process sees the workdir"
+        )
+    except (ValueError, KeyError, TypeError) as error:
         problem = f"{path} is damaged ({error}): choose another workdir"
     if problem := mesh_lib.first_message(problem):
         raise WorkdirError(problem)

@@ -169,6 +169,20 @@ def test_a_process_that_does_not_see_the_checkpoint_damages_none(saved, monkeypa
     assert checkpoint.steps_of(workdir) == steps
 
 
+def test_a_checkpoint_that_may_not_be_read_is_no_damage(saved, monkeypatch):
+    workdir, steps = str(saved), checkpoint.steps_of(str(saved))
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(integrity, "_digest_file", forbidden)
+    _, abstract = make_state(make_mesh((1, 1)), 1)
+    with pytest.raises(OSError, match="process 0 on .* can't read .*Permission denied.*stays as it is"):
+        checkpoint.restore_newest(workdir, lambda step: abstract)
+    assert checkpoint.steps_of(workdir) == steps
+    assert not list(checkpoint.checkpoint_dir(workdir).glob("*damaged*"))
+
+
 def test_a_checkpoint_of_another_model_is_no_damage(saved):
     _, abstract = make_state(make_mesh((1, 1)), 1)
     del abstract["params"]["video"]

@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from mc3_jax import metric_writer
+from tests import world
 
 BAR = """
 import time
@@ -39,6 +40,18 @@ def test_rows_of_steps_that_are_done_again_are_replaced_and_half_a_line_is_left_
     rows = metric_writer.read_metrics(str(tmp_path))
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize("spoilt", [b"\xff\xfe{", b'{"stes": 2}', b"7", b"null", b"[" * 100_000, b'{"step": "9"}'])
+def test_a_spoilt_line_costs_that_line(tmp_path, spoilt):
+    write(tmp_path, 0, [2, 4])
+    metric_writer.note_start(str(tmp_path), 0, {}, 0.0)
+    for name in (metric_writer.METRICS_FILE, metric_writer.STARTS_FILE):
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(spoilt + b"\n" + kept)
+    write(tmp_path, 4, [6])
+    assert [row["step"] for row in metric_writer.read_metrics(str(tmp_path))] == [2, 4, 6]
+    assert 5 <= metric_writer.note_start(str(tmp_path), 4, {}, 5.0) < 60
 
 
 def test_tensorboard_files_hold_the_scalars(tmp_path):
@@ -72,6 +85,36 @@ def test_a_terminal_that_does_not_know_its_size_shows_the_bar_with_terms_rate_an
     for words in (b"refine", b"loss=2.500", b"contrastive=2.250", b"consensus=0.250", b"clip/s", b"100%", b"/64"):
         assert words in shown, shown
     assert b"<00:00" in shown
+
+
+FULL_DISK = """
+import os, sys, time
+from mc3_jax import metric_writer
+folder = sys.argv[1]
+options = dict(total_steps=4, start_step=0, batch_size=16, tensorboard=True, wandb_project="")
+scalars = {f"term_{i}": 1.0 for i in range(30)}
+with metric_writer.MetricWriter(folder, **options) as writer:
+    writer.write(1, "refine", scalars)
+    with open(folder + "/filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(512))
+        except OSError:
+            pass
+    writer._jsonl = open(os.devnull, "ab", buffering=0)  # its short rows may still fit
+    for step in range(2, 400):
+        if not sys.argv[2:]:
+            writer.write(step, "refine", scalars)
+    raise RuntimeError("the first error")
+"""
+
+
+@pytest.mark.parametrize("first", [[], ["the first error"]])
+def test_a_full_disk_neither_hangs_a_run_nor_hides_what_ended_it(small_disk, first):
+    words = [sys.executable, "-c", FULL_DISK, str(small_disk), *first]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=world.ROOT, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert (last == "RuntimeError: the first error") if first else ("tensorboard" in last and "OSError" in last), done.stderr
 
 
 def test_a_full_disk_names_the_file_and_costs_no_row(small_disk):

@@ -1,13 +1,17 @@
 """A run watches itself: steps that are not finite don't count, time is accounted for, hangs are named, steps are traced."""
 
+import contextlib
 import copy
+import fcntl
 import gzip
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -264,3 +268,39 @@ def test_a_process_that_hangs_ends_where_nobody_reads_its_log_any_more():
     done = subprocess.run([sys.executable, "-c", HANG], stdout=subprocess.DEVNULL, stderr=writer, timeout=120, cwd=world.ROOT)
     os.close(writer)
     assert done.returncode == mesh_lib.LOST
+
+
+def test_a_process_that_hangs_ends_where_its_log_is_full_and_nobody_reads_on():
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(65536))
+    fcntl.fcntl(writer, fcntl.F_SETFL, 0)
+    code = HANG.replace("import time", "import time; from mc3_jax import watchdog; watchdog._LAST_WORDS_S = 5")
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=writer, timeout=120, cwd=world.ROOT)
+    os.close(writer)
+    os.close(reader)
+    assert done.returncode == mesh_lib.LOST
+
+
+PAUSED = """
+import time
+from mc3_jax.watchdog import Watchdog
+with Watchdog(2) as dog:
+    with dog.at("compiling", long=True):
+        print("here", flush=True)
+        end = time.monotonic() + 24
+        while time.monotonic() < end:
+            time.sleep(0.2)
+"""
+
+
+def test_a_process_that_was_stopped_and_goes_on_does_not_hang():
+    process = subprocess.Popen([sys.executable, "-c", PAUSED], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
+    with process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(14)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 0

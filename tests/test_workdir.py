@@ -78,6 +78,20 @@ def test_other_data_than_the_runs_are_refused_and_the_field_is_named(tmp_path):
         workdir_lib.check_data(str(tmp_path), DIGESTS)
 
 
+def test_a_start_that_died_before_its_run_began_leaves_the_folder_free(tmp_path, monkeypatch):
+    claim(tmp_path)
+    (tmp_path / workdir_lib.CONFIG_FILE).unlink()  # it died between the two files
+    (tmp_path / workdir_lib.DATA_FILE).write_text('{"data.dir": "beef", "data.tokenizer": "89"}')
+    claim(tmp_path)
+    workdir_lib.check_data(str(tmp_path), DIGESTS)
+    (tmp_path / workdir_lib.DATA_FILE).unlink()
+    with pytest.raises(workdir_lib.WorkdirError, match="process 0 on .* can't read .*data.json .*No such file"):
+        workdir_lib.check_data(str(tmp_path), DIGESTS)
+    monkeypatch.setattr(workdir_lib.mesh_lib, "from_process_0", lambda value: value + 1)
+    with pytest.raises(workdir_lib.WorkdirError, match="config.data.dir names other data for process 0 on"):
+        claim(tmp_path)
+
+
 def test_the_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch):
     slept, taken = [], []
     monkeypatch.setattr(workdir_lib.time, "sleep", slept.append)

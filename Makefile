@@ -16,7 +16,7 @@ RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEE
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:$\
 	glibc.malloc.top_pad=67108864
 
-.PHONY: demo demo-ci test test-slow soak slurm lint clean install
+.PHONY: demo demo-ci test test-slow soak tables slurm lint clean install
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,10 @@ $(LIBTPU): | install
 # 20 kills of a run and 10 of a job of two processes.
 soak: install
 	$(PY) -m pytest -m '' --soak --timeout 3600 tests/data_prep/test_mutations.py tests/test_checkpoint.py tests/test_survival.py
+
+# Tables 2 and 3 of the paper on SoundWorld: two hours and a half on two cores; started again it goes on.
+tables: install
+	$(KEEP_MEMORY) $(PY) -m benchmarks.tables --suite=soundworld --seeds=0,1,2
 
 # What is submitted to Slurm, on a real one that is started for it; needs slurm-wlm and munge.
 slurm: install

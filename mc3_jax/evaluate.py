@@ -1,9 +1,9 @@
 """Evaluates a run: `python -m mc3_jax.evaluate --config=configs/demo.py --workdir=DIR`.
 
 Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
-retrieval (`mc3_jax/evals`), and writes `WORKDIR/results.json` and `WORKDIR/report/index.html`. Weights from elsewhere
-are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE`. So are the
-towers as they start, where the config has no phases.
+retrieval (`mc3_jax/evals`), and writes `embeddings.npz` (of the newest), `results.json` and `report/index.html` into WORKDIR.
+Weights from elsewhere are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py
+--config.checkpoint=FILE`. So are the towers as they start, where the config has no phases.
 """
 
 import json
@@ -25,9 +25,7 @@ from mc3_jax import (
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
-from mc3_jax.evals import controls, discovery, metrics, report, retrieval
-
-_NUMBERS = ("index", "label", "verb_id", "noun_id", "loudness", "onset_strength")
+from mc3_jax.evals import controls, discovery, embeddings as embeddings_lib, metrics, report, retrieval
 
 
 def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, dict[str, np.ndarray]]:
@@ -48,7 +46,7 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
     for batch in batches:
         audio = batch["audio"]
         batch |= {"loudness": controls.loudness(audio), "onset_strength": controls.onset_strength(audio)}
-        own = {name: np.asarray(batch.pop(name)) for name in (*_NUMBERS, "valid")}
+        own = {name: np.asarray(batch.pop(name)) for name in (*embeddings_lib.NUMBERS, "valid")}
         gathered = multihost_utils.process_allgather(own, tiled=True)
         valid = np.asarray(gathered.pop("valid"), bool)
         known.append({name: np.asarray(value)[valid] for name, value in gathered.items()})
@@ -56,7 +54,7 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
         for name, params in checkpoints_params.items():
             out = multihost_utils.process_allgather(embed(params, placed), tiled=True)
             parts[name].append({tower: np.asarray(value, np.float32)[valid] for tower, value in out.items()})
-    numbers = {name: np.concatenate([part[name] for part in known]) for name in _NUMBERS}
+    numbers = {name: np.concatenate([part[name] for part in known]) for name in embeddings_lib.NUMBERS}
     order = np.argsort(numbers["index"], kind="stable")
     embeddings = {
         name: {tower: np.concatenate([p[tower] for p in part])[order] for tower in part[0]}
@@ -196,7 +194,8 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known)
+    path.write_text(json.dumps(content, indent=1) + "\n")  # last of the two: where it is, both are
     scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
     labels = known["label"].astype(np.int64)
     shown = _examples(source, known["index"], scores[last]["av"], labels, config.eval.num_examples)

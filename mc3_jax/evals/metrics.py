@@ -70,23 +70,35 @@ def pr_auc_trapezoid(labels, scores) -> float:
     return float(np.trapezoid(precision, recall))
 
 
-def within_group_roc_auc(labels, scores, groups) -> tuple[float, int]:
+def within_group_roc_auc(labels, scores, groups, weights=None):
     """Returns the mean over groups of the ROC-AUC within each, weighted by its samples, and the number of samples used.
 
     A score that knows nothing but the group gets 0.5. Groups of one class only are left out.
 
+    Args:
+      labels, scores: As for `roc_auc`.
+      groups: Of the samples, [n].
+      weights: Of the samples [n] or [r, n]; with it arrays [r] are returned instead of numbers, and a group counts with the
+        weight of its samples.
+
     Raises:
       ValueError: No group has both classes.
     """
-    areas, sizes = [], []
+    rows = np.ones((1, len(labels))) if weights is None else np.atleast_2d(weights)
+    total, used = np.zeros(len(rows)), np.zeros(len(rows))
     for group in np.unique(groups):
         inside = groups == group
-        if 0 < labels[inside].sum() < inside.sum():
-            areas.append(roc_auc(labels[inside], scores[inside]))
-            sizes.append(int(inside.sum()))
-    if not areas:
+        if not 0 < labels[inside].sum() < inside.sum():
+            continue
+        here = rows[:, inside]
+        both = np.minimum(here @ labels[inside], here @ (1 - labels[inside])) > 0
+        size = np.where(both, here.sum(1), 0.0)
+        total += size * roc_auc(labels[inside], scores[inside], here)
+        used += size
+    if not used.any():
         raise ValueError(f"none of {len(np.unique(groups))} groups has both labels 0 and 1")
-    return float(np.average(areas, weights=sizes)), sum(sizes)
+    mean = total / np.maximum(used, 1e-12)
+    return (float(mean[0]), int(used[0])) if weights is None else (mean, used)
 
 
 def bootstrap_weights(n: int, num_bootstrap: int, seed: int) -> Float[np.ndarray, "r n"]:

@@ -1,0 +1,224 @@
+"""What `benchmarks.tables` writes of the runs that are done: `tables.json` with every number, `tables.md` to be read."""
+
+import collections
+import json
+import pathlib
+
+import numpy as np
+
+from mc3_jax.data import loader
+from mc3_jax.evals import comparison, discovery, embeddings as embeddings_lib, metrics, paper
+
+OURS = "MC3"
+NUM_BOOTSTRAP = 2000
+DIRECTIONS = ("v2a", "a2v", "l2a", "a2l")
+_RETRIEVAL = ("hit@5", "hit@10", "mean_hits@5", "mean_hits@10")
+
+Row = tuple[str, str, tuple[str, ...]]  # file, title, pairs it is reported for
+
+
+def write(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> str:
+    """Writes the tables of the runs that are done and returns them as text.
+
+    Args:
+      out: Folder of the suite.
+      rows: In order.
+      seeds: Asked for.
+
+    Raises:
+      ValueError: No run is done, or runs were evaluated on different clips.
+    """
+    content = collect(out, rows, seeds)
+    (out / "tables.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = render(content)
+    (out / "tables.md").write_text(text)
+    return text
+
+
+def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
+    """Returns every number of the suite: {"rows", "leads", "sweep", "seconds", "test"}."""
+    done: dict[str, dict] = {}
+    scores: dict[str, dict[str, list]] = collections.defaultdict(dict)
+    known, info = None, None
+    for file, title, pairs in rows:
+        runs = {}
+        for seed in seeds:
+            workdir = out / "runs" / file / f"seed-{seed}"
+            if not (workdir / "results.json").exists():
+                continue
+            runs[seed] = json.loads((workdir / "results.json").read_text())
+            embeddings, here = embeddings_lib.load(workdir / embeddings_lib.FILE)
+            known = here if known is None else known
+            if not np.array_equal(known["index"], here["index"]) or not np.array_equal(known["label"], here["label"]):
+                raise ValueError(f"{workdir} was evaluated on other clips than the rows before: remove it and run again")
+            info = runs[seed]
+            for pair in pairs:
+                scores[pair].setdefault(title, []).append(discovery.similarities(embeddings)[pair])
+        if runs:
+            done[title] = {"file": file, "seeds": sorted(runs), "pairs": pairs} | _mean_and_std(runs, pairs)
+    if known is None:
+        raise ValueError(f"{out} holds no run that is done")
+    labels = known["label"].astype(np.int64)
+    regions = _regions(out, info, known)
+    leads, curves = {}, {}
+    for pair, of_row in scores.items():
+        stacked = {title: np.stack(values) for title, values in of_row.items()}
+        curves[pair] = {title: _mean_pr_curve(labels, values) for title, values in stacked.items()}
+        if OURS in stacked:
+            leads[pair] = comparison.leads(
+                stacked, OURS, labels, known["verb_id"], regions, num_bootstrap=NUM_BOOTSTRAP, seed=0
+            )
+    controls = {name: metrics.roc_auc(labels, known[name]) for name in ("loudness", "onset_strength")}
+    sweep = out / "sweep.json"
+    return {
+        "data": info["data"], "split": info["split"],
+        "test": {"clips": len(labels), "positive": float(labels.mean()), "controls": controls},
+        "regions": {name: int((inside & (labels == 0)).sum()) for name, inside in regions.items()},
+        "rows": done, "leads": leads, "pr_curves": curves,
+        "sweep": json.loads(sweep.read_text()) if sweep.exists() else {},
+    }  # fmt: skip
+
+
+def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
+    """Returns measure → [mean, standard deviation] over seeds, of the pairs and directions a row is reported for."""
+    seconds = [run["seconds"] for run in runs.values() if "seconds" in run]
+    found = {"seconds": [float(np.mean(seconds)), float(np.std(seconds))]} if seconds else {}
+
+    def summary(values: list[float]) -> list[float]:
+        return [float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")]
+
+    for pair in pairs:
+        for measure in ("roc_auc", "average_precision", "pr_auc_trapezoid", "within_verb_roc_auc"):
+            found[f"{pair}_{measure}"] = summary([run["discovery"][pair][measure] for run in runs.values()])
+    for direction in DIRECTIONS:
+        pair = "av" if "v" in direction else "al"
+        of_runs = [run["retrieval"].get(direction) for run in runs.values()]
+        if pair in pairs and all(of_runs):
+            for measure in _RETRIEVAL:
+                found[f"{direction}_{measure}"] = summary([run[measure] for run in of_runs])
+                found[f"{direction}_{measure}_chance"] = summary([run["chance"][measure] for run in of_runs])
+    return found
+
+
+def _mean_pr_curve(labels: np.ndarray, scores: np.ndarray) -> dict[str, list[float]]:
+    """Returns precision at recalls 0.01 to 1, the mean over seeds: the best precision at that recall or above it."""
+    recalls = np.linspace(0.01, 1, 100)
+    curves = []
+    for row in scores:
+        recall, precision = metrics.pr_curve(labels, row)
+        best = np.maximum.accumulate(precision[::-1])[::-1]
+        curves.append(best[np.searchsorted(recall, recalls - 1e-9)])
+    return {"recall": recalls.tolist(), "precision": np.mean(curves, axis=0).tolist()}
+
+
+def _regions(out: pathlib.Path, info: dict, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns which clips lie in each region of the paper's Fig. 2, by the truth that SoundWorld writes; {} elsewhere."""
+    truth = out / "world" / "truth.json"
+    if not truth.exists():
+        return {}
+    videos = json.loads(truth.read_text())
+    source = loader.ClipSource(out / "clips", info["split"], pictures=False)
+    places = []
+    for index in known["index"]:
+        clip = source[int(index)]
+        video = videos[clip.video_uid]
+        uid = clip.clip_id.removeprefix(f"{clip.video_uid}_").split("_")[-1]
+        segment = video["segments"][video["narrations"][uid]]
+        places.append("III, drowned" if segment["drowned"] else segment["region"])
+    return {name: np.array(places) == name for name in sorted(set(places) - {"I"})}
+
+
+def render(content: dict) -> str:
+    """Returns the tables as Markdown."""
+    test = content["test"]
+    parts = [
+        f"{content['data']}, {content['split']} split: {test['clips']} clips, {test['positive']:.1%} positive. Controls "
+        f"alone, ROC-AUC: loudness {test['controls']['loudness']:.3f}, onset strength {test['controls']['onset_strength']:.3f}. "
+        "Mean ± standard deviation over seeds; (the paper's, on Ego4D).",
+        "## Table 2: discovery",
+        _discovery_table(content),
+        "## Table 3: retrieval, hit@K and mean hits@K",
+        _retrieval_table(content),
+    ]
+    for pair, leads in content["leads"].items():
+        parts += [f"## Lead of {OURS}, {pair.upper()}: mean over seeds [95 % over clips]", _leads_table(leads)]
+    if content["regions"]:
+        counts = ", ".join(f"{name} {count}" for name, count in content["regions"].items())
+        parts.append(f"Regions of Fig. 2: positives against the region's negatives alone ({counts}).")
+    if content["sweep"]:
+        parts += ["## What was chosen on validation", _sweep_table(content)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: list[float] | None, digits: int = 3) -> str:
+    if value is None:
+        return "–"
+    mean, std = value
+    return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
+
+
+def _discovery_table(content: dict) -> str:
+    columns = [(pair, measure) for pair in ("av", "al") for measure in ("roc_auc", "average_precision")]
+    rows = []
+    for title, row in content["rows"].items():
+        theirs = paper.DISCOVERY.get(title, {})
+        cells = []
+        for pair, measure in columns:
+            shown = _cell(row.get(f"{pair}_{measure}"))
+            if pair in theirs and shown != "–":
+                shown += f" ({theirs[pair][measure == 'average_precision']:.3f})"
+            cells.append(shown)
+        cells += [_cell(row.get("av_within_verb_roc_auc")), _cell(row.get("al_within_verb_roc_auc"))]
+        rows.append([title, *cells, str(len(row["seeds"])), f"{row['seconds'][0]:.0f}" if "seconds" in row else "–"])
+    return _table(
+        ["", "AV ROC", "AV AP", "AL ROC", "AL AP", "AV within verbs", "AL within verbs", "seeds", "s a run"], rows
+    )
+
+
+def _retrieval_table(content: dict) -> str:
+    names = {"v2a": "V→A", "a2v": "A→V", "l2a": "L→A", "a2l": "A→L"}
+    header = [""] + [f"{names[d]} {m}" for d in DIRECTIONS for m in ("hit@5", "mean_hits@5", "mean_hits@10")]
+    rows, chance = [], {}
+    for title, row in content["rows"].items():
+        theirs = paper.RETRIEVAL.get(title, {})
+        cells = []
+        for direction in DIRECTIONS:
+            for measure in ("hit@5", "mean_hits@5", "mean_hits@10"):
+                shown = _cell(row.get(f"{direction}_{measure}"))
+                if measure != "hit@5" and direction in theirs and shown != "–":
+                    shown += f" ({theirs[direction][measure == 'mean_hits@10'] / 100:.3f})"
+                cells.append(shown)
+                chance[direction, measure] = row.get(f"{direction}_{measure}_chance", chance.get((direction, measure)))
+        rows.append([title, *cells])
+    rows.append(["chance", *(_cell([c[0], float("nan")] if c else None) for c in chance.values())])
+    return _table(header, rows)
+
+
+def _leads_table(leads: dict[str, dict]) -> str:
+    measures = list(next(iter(leads.values()), {}))
+    shown = [m.replace("_", " ").replace("roc auc", "ROC").replace("average precision", "AP") for m in measures]
+    rows = []
+    for title, of_row in leads.items():
+        cells = []
+        for measure in measures:
+            low, high = of_row[measure]["interval"]
+            cells.append(f"{of_row[measure]['lead']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        rows.append([title, *cells])
+    return _table(["over", *shown], rows)
+
+
+def _sweep_table(content: dict) -> str:
+    titles = {row["file"]: title for title, row in content["rows"].items()}
+    rows = []
+    for file, found in content["sweep"].items():
+        best = max((trial["score"] for trial in found["trials"]), default=None)
+        cells = [f"{found['chosen'][axis]:g}" if axis in found["chosen"] else "–"
+                 for axis in ("temperature", "consensus_weight", "learning_rate")]  # fmt: skip
+        tried = str(len(found["trials"])) if found["trials"] else "as MC3"
+        rows.append([titles.get(file, file), *cells, f"{best:.3f}" if best is not None else "–", tried])
+    return _table(["", "temperature", "consensus weight", "learning rate, times the suite's", "validation", "trials"], rows)

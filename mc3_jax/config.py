@@ -11,6 +11,7 @@ import json
 import typing
 
 MODALITIES = ("audio", "video", "text")
+CLASSIFIER = "classifier"
 PAIRS = ("av", "al", "vl")
 
 
@@ -100,6 +101,7 @@ class ModelConfig:
         for a copy of their parameters. Parameters keep their names and shapes.
       remat: What of a block stays in memory for the backward pass, the rest being computed again: "none" (nothing is
         computed again), "dots" keeps what Dense layers put out, "full" the block's input alone.
+      num_classes: Of a classifier on the audio tower, AST's head; 0 is none.
     """
 
     audio: AudioConfig = dataclasses.field(default_factory=AudioConfig)
@@ -109,6 +111,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     scan_layers: bool = False
     remat: str = "none"
+    num_classes: int = 0
 
 
 @dataclasses.dataclass
@@ -135,7 +138,11 @@ class DataConfig:
 
     Attributes:
       dir: Folder of shards; holds `clips.json`.
-      tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`.
+      tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`; of no use
+        where no phase looks at text.
+      split: Trained on; several joined by "+".
+      folds: Of those splits, the folds trained on; none means all.
+      num_samples: Of the audio, a random crop where a clip's is longer; 0 is the data set's.
       batch_size: Global, over all processes and devices (paper: 256).
       chunk_size: Rows of the global batch embedded at a time in training, 0 for all at once: gradient caching (Gao et al.,
         RepL4NLP 2021). The loss and its gradient stay those of the whole batch, for one more forward pass.
@@ -149,6 +156,9 @@ class DataConfig:
 
     dir: str = ""
     tokenizer: str = ""
+    split: str = "train"
+    folds: tuple[int, ...] = ()
+    num_samples: int = 0
     batch_size: int = 256
     chunk_size: int = 0
     accumulate_steps: int = 1
@@ -230,8 +240,11 @@ class PhaseConfig:
       learn_scale: Learn 1/temperature, from `temperature` on and up to 100 (CLAP's).
       memory: Where negatives come from beside the batch.
       contrastive_weight, consensus_weight: Of the two terms of Eq. 4.
+      classification_weight: Of the cross entropy of the classifier, where the model has one.
+      mixup: Parameter of the Beta distribution by which each sound is mixed with another of the batch, and its class too
+        (Zhang et al., ICLR 2018; of waveforms, as AST); 0 is off.
       consensus: Details of Eq. 2 and 3.
-      trainable: Towers that learn, their projections with them.
+      trainable: Towers that learn, their projections with them, and "classifier".
       optimizer: This phase's.
       reset_optimizer: Start from fresh moments instead of the previous phase's (open: kept).
     """
@@ -244,6 +257,8 @@ class PhaseConfig:
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     contrastive_weight: float = 1.0
     consensus_weight: float = 0.0
+    classification_weight: float = 0.0
+    mixup: float = 0.0
     consensus: ConsensusConfig = dataclasses.field(default_factory=ConsensusConfig)
     trainable: tuple[str, ...] = MODALITIES
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -268,7 +283,9 @@ class EvalConfig:
     """What `mc3_jax.evaluate` does.
 
     Attributes:
-      split: Split evaluated.
+      split: Split evaluated; several joined by "+".
+      folds: Of those splits, the folds evaluated; none means all.
+      hop_samples: Of sounds longer than the window, the scores of windows so far apart are averaged; 0 takes the middle one.
       batch_size: Global.
       num_bootstrap: Resamplings behind each 95 % interval.
       num_examples: Best and worst clips shown in the report, each.
@@ -276,6 +293,8 @@ class EvalConfig:
     """
 
     split: str = "test"
+    folds: tuple[int, ...] = ()
+    hop_samples: int = 0
     batch_size: int = 256
     num_bootstrap: int = 1000
     num_examples: int = 4

@@ -4,6 +4,7 @@
     model.embed_audio(waveform, 44_100) @ model.embed_text(["#C C cuts the onion"]).T
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -172,6 +173,7 @@ def load(
     if known and model is not None:
         raise ValueError(f"{path} knows its model's sizes: leave `model` out")
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
+    config = dataclasses.replace(config, num_classes=0)  # embeds, and classifies nothing
     params = weights.read_checkpoint(path, config)
     if not tokenizer and any((pathlib.Path(path) / name).is_file() for name in _TOKENIZER_FILES):
         tokenizer = path

@@ -17,6 +17,7 @@ from mc3_jax import (
     checkpoint,
     cli,
     config as config_lib,
+    evaluate_sounds,
     mesh as mesh_lib,
     metric_writer,
     phases as phases_lib,
@@ -143,12 +144,16 @@ def _examples(source, clips: np.ndarray, scores: np.ndarray, labels: np.ndarray,
 def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """Measures every phase's end, writes results and report, and returns the results of the newest checkpoint.
 
+    Where the model has classes, `evaluate_sounds` does.
+
     With `config.checkpoint` those weights are measured alone, without phases the towers as they start; then the workdir need
     not hold a run.
 
     Raises:
       ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or data without labels.
     """
+    if config.model.num_classes:
+        return evaluate_sounds.evaluate(config, workdir)
     has_run = not config.checkpoint and len(config.phases) > 0
     if not has_run and checkpoint.steps_of(workdir):
         raise ValueError(f"{workdir} holds a run: name another --workdir for what has none")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from mc3_jax import config as config_lib, phases as phases_lib
-from mc3_jax.losses import active, consensus, contrastive
+from mc3_jax.losses import active, classification, consensus, contrastive
 
 MAX_SCALE = 100.0  # of a scale that is learned: CLIP's and CLAP's
 
@@ -41,6 +41,7 @@ def phase_loss(
     phase: config_lib.PhaseConfig,
     *,
     loss_params: Mapping[str, Array] | None = None,
+    targets: Array | None = None,
     keys: Mapping[str, Array] | None = None,
     memory=(),
     rng: PRNGKeyArray | None = None,
@@ -48,9 +49,10 @@ def phase_loss(
     """Returns the phase's loss of the global batch (Eq. 4), its terms and the new memory.
 
     Args:
-      embeddings: Of the phase's modalities, each L2-normalised [b, d].
+      embeddings: Of the phase's modalities, each L2-normalised [b, d]; "logits" [b, c] where the phase classifies.
       phase: Weights, pairs, temperature and the details of the consensus.
       loss_params: {"log_scale"} where the phase learns it.
+      targets: Share of each class, [b, c], where the phase classifies.
       keys: Embeddings by the momentum encoders, where the phase has a memory.
       memory: Of `init_memory`.
       rng: Key of the step, where it has one.
@@ -83,4 +85,8 @@ def phase_loss(
         )
         terms |= {"consensus": value} | aux
         loss += phase.consensus_weight * value
+    if phase.classification_weight > 0:
+        value, aux = classification.cross_entropy(embeddings["logits"], targets)
+        terms |= {"cross_entropy": value} | aux
+        loss += phase.classification_weight * value
     return loss, ({"loss": loss} | terms, memory)

@@ -103,7 +103,14 @@ def modalities(phase: PhaseConfig) -> tuple[str, ...]:
     """Returns the modalities that a phase's loss looks at, in order."""
     letters = set("".join(phase.pairs)) if phase.contrastive_weight > 0 else set()
     letters |= set("avl") if phase.consensus_weight > 0 else set()
+    letters |= set("a") if phase.classification_weight > 0 else set()
     return tuple(name for name, letter in zip(MODALITIES, "avl", strict=True) if letter in letters)
+
+
+def all_modalities(phases: list[PhaseConfig]) -> tuple[str, ...]:
+    """Returns the modalities that any of the phases looks at, in order."""
+    found = {name for phase in phases for name in modalities(phase)}
+    return tuple(name for name in MODALITIES if name in found)
 
 
 def check_carried(phase: PhaseConfig, tx: optax.GradientTransformation, params, opt_state):

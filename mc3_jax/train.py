@@ -85,14 +85,20 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
-    source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
-    text = config.model.text
-    tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
+    looked_at = phases_lib.all_modalities(config.phases)
+    num_frames = config.model.video.num_frames if "video" in looked_at else 0
+    source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)
+    _check_classes(config, source)
+    text, digests = config.model.text, {"data.dir": source.digest}
+    tokenize = tokenizer_lib.blank(text.num_tokens)
+    if "text" in looked_at:
+        tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
+        digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(config.data.tokenizer)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     model = step_lib.make_model(config.model)
-    shapes = step_lib.check_shapes(model, config, phases, source.info.num_samples, source.info.canvas_px)
+    num_samples = config.data.num_samples or source.info.num_samples
+    shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
     metric_writer.check_wandb(config.log.wandb_project)
-    digests = {"data.dir": source.digest, "data.tokenizer": tokenizer_lib.tokenizer_digest(config.data.tokenizer)}
     initial, notes = ({}, []) if checkpoint.steps_of(workdir) else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
@@ -103,6 +109,15 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     for note in notes:
         _say(note)
     return Run(config, workdir, mesh, model, phases, source, tokenize, initial)
+
+
+def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:
+    found = len(source.info.classes)
+    if any(phase.classification_weight > 0 for phase in config.phases) and found != config.model.num_classes:
+        raise ValueError(
+            f"config.model.num_classes = {config.model.num_classes}: {config.data.dir} has {found} classes"
+            + (f", set it to {found}" if found else ", it can't be classified")
+        )
 
 
 def _say(line: str, file=None) -> None:
@@ -175,7 +190,7 @@ def train(
             _say(f"warning: this start goes from step {step} to {stops[-1]}, nothing of --profile is in it", sys.stderr)
         batches = loader.train_batches(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
-            clips_per_video=config.data.clips_per_video,
+            clips_per_video=config.data.clips_per_video, num_samples=config.data.num_samples or None,
             process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=config.data.num_threads, prefetch=config.data.prefetch,
         )  # fmt: skip

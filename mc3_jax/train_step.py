@@ -108,6 +108,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
         ),
         embed_dim=config.embed_dim,
         dtype=dtype,
+        num_classes=config.num_classes,
     )
 
 
@@ -159,7 +160,7 @@ def enter_phase(
 def batch_shapes(
     config: config_lib.Config, num_samples: int, canvas_px: tuple[int, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a global batch, as `mc3_jax.data.loader` makes it.
+    """Returns the shapes of a global batch, as `mc3_jax.data.loader` makes it for the phases of the run.
 
     Args:
       config: Of the run.
@@ -168,14 +169,18 @@ def batch_shapes(
     """
     rows = config.data.batch_size
     video, text = config.model.video, config.model.text
-    return {
+    shapes = {
         "audio": jax.ShapeDtypeStruct((rows, num_samples), jnp.int16),
-        "video": jax.ShapeDtypeStruct((rows, video.num_frames, *canvas_px, 3), jnp.uint8),
-        "video_size": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
         "text_ids": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
         "text_mask": jax.ShapeDtypeStruct((rows, text.num_tokens), jnp.int32),
         "row": jax.ShapeDtypeStruct((rows,), jnp.int32),
     }
+    if "video" in phases_lib.all_modalities(config.phases):
+        shapes["video"] = jax.ShapeDtypeStruct((rows, video.num_frames, *canvas_px, 3), jnp.uint8)
+        shapes["video_size"] = jax.ShapeDtypeStruct((rows, 2), jnp.int32)
+    if any(phase.classification_weight > 0 for phase in config.phases):
+        shapes["class_id"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    return shapes
 
 
 def check_shapes(
@@ -210,22 +215,24 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
     """Returns the model's inputs from a decoded batch: log-mel of the audio, crops of the video, token ids.
 
     Args:
-      batch: `audio` int16 [b, samples], `video` uint8 [b, t, h, w, 3] on the canvas, `video_size` int32 [b, 2],
-        `text_ids` and `text_mask` int32 [b, l], `row` int32 [b]; see `mc3_jax.data.loader`.
+      batch: `audio` int16 or float [b, samples], `video` uint8 [b, t, h, w, 3] on the canvas with `video_size` int32 [b, 2]
+        or neither, `text_ids` and `text_mask` int32 [b, l], `row` int32 [b]; see `mc3_jax.data.loader`.
       config: Sizes and augmentation.
       key: Of the step, for random masks, crops and flips; None takes the centre crop of all there is.
     """
     audio, video = config.audio, config.video
     log_mel = frontend.log_mel(batch["audio"], num_mel=audio.num_mel, num_time_frames=audio.num_time_frames)
-    if key is None:
-        frames = frontend.center_video(batch["video"], batch["video_size"], video.image_size_px, video.resize_px)
-    else:
-        audio_key, video_key = jax.random.split(key)
-        if audio.max_time_mask or audio.max_mel_mask:
-            keys = frontend.row_keys(audio_key, batch["row"])
-            masks = {"max_time_mask": audio.max_time_mask, "max_mel_mask": audio.max_mel_mask}
-            log_mel = frontend.mask_spectrogram(log_mel, keys, **masks)
-        frames = frontend.augment_video(
+    audio_key, video_key = (None, None) if key is None else jax.random.split(key)
+    if key is not None and (audio.max_time_mask or audio.max_mel_mask):
+        keys = frontend.row_keys(audio_key, batch["row"])
+        masks = {"max_time_mask": audio.max_time_mask, "max_mel_mask": audio.max_mel_mask}
+        log_mel = frontend.mask_spectrogram(log_mel, keys, **masks)
+    inputs = {"audio": log_mel, "text_ids": batch["text_ids"], "text_mask": batch["text_mask"]}
+    if "video" in batch and key is None:
+        pixels, sizes = batch["video"], batch["video_size"]
+        inputs["video"] = frontend.center_video(pixels, sizes, video.image_size_px, video.resize_px)
+    elif "video" in batch:
+        inputs["video"] = frontend.augment_video(
             batch["video"],
             batch["video_size"],
             frontend.row_keys(video_key, batch["row"]),
@@ -233,7 +240,7 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
             scale=video.crop_scale,
             flip_probability=video.flip_probability,
         )
-    return {"audio": log_mel, "video": frames, "text_ids": batch["text_ids"], "text_mask": batch["text_mask"]}
+    return inputs
 
 
 def _constrain(tree, spec: PartitionSpec):
@@ -246,15 +253,16 @@ def _constrain(tree, spec: PartitionSpec):
 def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `embed(params, step, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], as training does it.
 
-    Only the phase's modalities are embedded. What becomes of a row is a function of the parameters, the seed, the step and
-    `batch["row"]`, whatever rows are beside it.
+    Only the phase's modalities are embedded; where the model has classes, "logits" [b, c] are there too. What becomes of a
+    row is a function of the parameters, the seed, the step and `batch["row"]`, whatever rows are beside it.
     """
     names = phases_lib.modalities(phase)
     wanted = {name: [key for key in INPUTS if key.startswith(name)] for name in names}
+    used = (*names, *([config_lib.CLASSIFIER] if config.model.num_classes else []))
 
     def embed(params, step, batch: Batch):
         towers = {
-            name: params[name] if name in phase.trainable else jax.lax.stop_gradient(params[name]) for name in names
+            name: params[name] if name in phase.trainable else jax.lax.stop_gradient(params[name]) for name in used
         }
         augment_key, dropout_key = jax.random.split(_step_key(config, step))
         inputs = prepare(batch, config.model, augment_key)
@@ -269,12 +277,12 @@ def _step_key(config: config_lib.Config, step) -> PRNGKeyArray:
 
 
 def _make_head(config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
-    """Returns `head(embeddings, loss_params, step, keys, memory) -> (loss, (terms, memory))`; see `make_loss_fn`."""
+    """Returns `head(embeddings, loss_params, targets, step, keys, memory) -> (loss, (terms, memory))`; see `make_loss_fn`."""
 
-    def head(embeddings, loss_params, step, keys, memory):
+    def head(embeddings, loss_params, targets, step, keys, memory):
         rng = jax.random.fold_in(_step_key(config, step), 2)
         loss, (terms, rings) = objective.phase_loss(
-            embeddings, phase, loss_params=loss_params, keys=keys, memory=memory, rng=rng
+            embeddings, phase, loss_params=loss_params, targets=targets, keys=keys, memory=memory, rng=rng
         )
         return loss, (terms | {"finite_rows": _finite_rows(embeddings)}, rings)
 
@@ -291,6 +299,18 @@ def _ask_memory(embed: Callable, phase: config_lib.PhaseConfig, params, memory):
     return memory | {"momentum": momentum}, functools.partial(embed, momentum)
 
 
+def _make_targets(config: config_lib.Config, phase: config_lib.PhaseConfig, step, batch: Batch) -> tuple[Batch, Any]:
+    """Returns (batch, targets [b, c]): one-hot classes, zeros where nobody knows; with mixup sounds and targets are mixed."""
+    if phase.classification_weight == 0:
+        return batch, None
+    targets = _constrain(jax.nn.one_hot(batch["class_id"], config.model.num_classes), PartitionSpec())
+    if phase.mixup == 0:
+        return batch, targets
+    keys = frontend.row_keys(jax.random.fold_in(_step_key(config, step), 3), batch["row"])
+    audio, targets = frontend.mix(batch["audio"], targets, keys, phase.mixup)
+    return batch | {"audio": audio}, targets
+
+
 def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `loss_fn(params, step, batch, memory=()) -> (loss, (terms, memory))`.
 
@@ -301,9 +321,10 @@ def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
 
     def loss_fn(params, step, batch: Batch, memory=()):
         memory, make_keys = _ask_memory(embed, phase, params, memory)
+        batch, targets = _make_targets(config, phase, step, batch)
         keys = _constrain(make_keys(step, batch), PartitionSpec())
         embeddings = _constrain(embed(params, step, batch), PartitionSpec())
-        return head(embeddings, params.get("loss"), step, keys, memory)
+        return head(embeddings, params.get("loss"), targets, step, keys, memory)
 
     return loss_fn
 
@@ -336,11 +357,12 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
             return jax.tree.map(_join_rows, _constrain(embeddings, PartitionSpec()))
 
         memory, make_keys = _ask_memory(embed, phase, params, memory)
+        _, targets = _make_targets(config, phase, step, batch)
         keys = in_chunks(make_keys) if phase.memory.pool_size else None
         embeddings = in_chunks(functools.partial(embed, params))
         loss_params = params.get("loss")
         (to_embeddings, to_loss_params), aux = jax.grad(head, argnums=(0, 1), has_aux=True)(
-            embeddings, loss_params, step, keys, memory
+            embeddings, loss_params, targets, step, keys, memory
         )
         to_embeddings = jax.tree.map(lambda x: _split_rows(x, chunk_size), to_embeddings)
 
@@ -427,7 +449,10 @@ def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phas
 
 
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:
-    """Returns `embed(params, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], without randomness."""
+    """Returns `embed(params, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], without randomness.
+
+    A batch without pictures has no "video"; where the model has classes, "logits" [b, c] are there too.
+    """
 
     def embed(params, batch: Batch):
         return model.apply({"params": params}, **prepare(batch, config, None), train=False)

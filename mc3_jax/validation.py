@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mc3_jax.config import MODALITIES, PAIRS, Config, DataConfig, ModelConfig, PhaseConfig
+from mc3_jax.config import CLASSIFIER, MODALITIES, PAIRS, Config, DataConfig, ModelConfig, PhaseConfig
 
 
 def _require(holds: bool, field: str, value, fix: str) -> None:
@@ -25,6 +25,8 @@ def validate(config: Config) -> None:
     _require(value == 1, "data.accumulate_steps", value, fix)
     value, fix = config.data.chunk_size, f"0, or a divisor of data.batch_size = {config.data.batch_size}"
     _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
+    for field, value in (("data.num_samples", config.data.num_samples), ("eval.hop_samples", config.eval.hop_samples)):
+        _require(value >= 0, field, value, "must not be negative")
     value = config.data.clips_per_video
     _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
     _require(config.seed >= 0, "seed", config.seed, "must not be negative")
@@ -42,6 +44,7 @@ def validate(config: Config) -> None:
     for i, phase in enumerate(config.phases):
         _validate_phase(f"phases[{i}]", phase)
         _validate_memory(f"phases[{i}]", phase, config.data)
+        _validate_classification(f"phases[{i}]", phase, config)
     for field in ("every_steps", "keep"):
         value = getattr(config.save, field)
         _require(value >= 1, f"save.{field}", value, "must be at least 1")
@@ -59,6 +62,8 @@ def validate_model(model: ModelConfig) -> None:
     _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
     _require(model.remat in ("none", "dots", "full"), "model.remat", model.remat, "none, dots or full")
     _require(model.embed_dim >= 1, "model.embed_dim", model.embed_dim, "must be at least 1")
+    fix = "must be at least 2, or 0 for no classifier"
+    _require(model.num_classes == 0 or model.num_classes >= 2, "model.num_classes", model.num_classes, fix)
     for name in MODALITIES:
         tower = getattr(model, name)
         for field in dataclasses.fields(tower):
@@ -98,12 +103,14 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     fix = "where the scale is learned it must be at least 0.01, a scale of 100"
     _require(phase.temperature >= 0.01 or not phase.learn_scale, f"{where}.temperature", phase.temperature, fix)
     _require(set(phase.pairs) <= set(PAIRS), f"{where}.pairs", phase.pairs, f"each one of {PAIRS}")
-    known = set(phase.trainable) <= set(MODALITIES) and len(phase.trainable) > 0
-    _require(known, f"{where}.trainable", phase.trainable, f"at least one of {MODALITIES}")
-    for field in ("contrastive_weight", "consensus_weight"):
+    known = (*MODALITIES, CLASSIFIER)
+    fits = set(phase.trainable) <= set(known) and len(phase.trainable) > 0
+    _require(fits, f"{where}.trainable", phase.trainable, f"at least one of {known}")
+    for field in ("contrastive_weight", "consensus_weight", "classification_weight", "mixup"):
         _require(getattr(phase, field) >= 0, f"{where}.{field}", getattr(phase, field), "must not be negative")
     some = (phase.contrastive_weight > 0 and len(phase.pairs) > 0) or phase.consensus_weight > 0
-    _require(some, f"{where}.contrastive_weight", phase.contrastive_weight, "a phase needs a loss: both weights are 0")
+    some = some or phase.classification_weight > 0
+    _require(some, f"{where}.contrastive_weight", phase.contrastive_weight, "a phase needs a loss: all weights are 0")
     consensus, optimizer = phase.consensus, phase.optimizer
     _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"one of {MODALITIES}")
     known = consensus.inverse in ("argmin", "linear")
@@ -112,6 +119,19 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
     rate = optimizer.learning_rate
     _require(rate > 0, f"{where}.optimizer.learning_rate", rate, "must be positive")
+
+
+def _validate_classification(where: str, phase: PhaseConfig, config: Config) -> None:
+    value, fix = config.model.num_classes, f"must be that of the data: {where} classifies"
+    _require(value > 1 or phase.classification_weight == 0, "model.num_classes", value, fix)
+    fix = f"leave out {CLASSIFIER!r}: model.num_classes is 0"
+    _require(value > 1 or CLASSIFIER not in phase.trainable, f"{where}.trainable", phase.trainable, fix)
+    if phase.mixup == 0:
+        return
+    alone = phase.classification_weight > 0 and phase.contrastive_weight == phase.consensus_weight == 0
+    _require(alone, f"{where}.mixup", phase.mixup, "is for phases that classify and do nothing else: set 0")
+    value = config.data.chunk_size
+    _require(value == 0, "data.chunk_size", value, f"{where}.mixup mixes rows of the whole batch: set 0")
 
 
 def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig) -> None:

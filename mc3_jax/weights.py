@@ -236,7 +236,7 @@ def _drop_other_head(params: Flat, embed_dim: int) -> tuple[Flat, list[str]]:
 
 
 def read_checkpoint(path: str, config: config_lib.ModelConfig, *, temporal: str = "zeros") -> Flat:
-    """Returns all parameters of a model from one file or folder, nothing of it at random.
+    """Returns all parameters of a model's towers from one file or folder, nothing of it at random; no classifier is read.
 
     Args:
       path: As for `read_towers`.
@@ -246,7 +246,7 @@ def read_checkpoint(path: str, config: config_lib.ModelConfig, *, temporal: str 
     Raises:
       ValueError: As `read_towers`; or a tower or projection isn't in it.
     """
-    paths = dict.fromkeys(config_lib.MODALITIES, path)
+    paths, config = dict.fromkeys(config_lib.MODALITIES, path), dataclasses.replace(config, num_classes=0)
     flat, _ = read_towers(paths, config, temporal=temporal, drop_heads=False)
     checkpoint.check_shapes(flat, param_shapes(config), path)
     return flat

@@ -119,6 +119,28 @@ def log_mel(
     return jnp.pad((fbank - LOG_MEL_MEAN) / (2 * LOG_MEL_STD), ((0, 0), (0, missing), (0, 0)))
 
 
+def mix(
+    audio: Int16[Array, "b n"] | Float[Array, "b n"], targets: Float[Array, "b c"], keys: Key[Array, " b"], beta: float
+) -> tuple[Float[Array, "b n"], Float[Array, "b c"]]:
+    """Returns sounds mixed with those at the other end of the batch, and their targets in the same proportion.
+
+    Mixup (Zhang et al., ICLR 2018) of waveforms without their means, as AST trains. The share of a row's own sound is drawn
+    from Beta(beta, beta) by its key.
+
+    Args:
+      audio: Mono PCM: int16, or float in [-1, 1].
+      targets: Share of each class.
+      keys: One per clip; see `row_keys`.
+      beta: Parameter of the Beta distribution.
+    """
+    waveform = audio.astype(jnp.float32)
+    if jnp.issubdtype(audio.dtype, jnp.integer):
+        waveform /= 32768
+    waveform -= jnp.mean(waveform, axis=1, keepdims=True)
+    share = jax.vmap(lambda key: jax.random.beta(key, beta, beta))(keys)[:, None]
+    return share * waveform + (1 - share) * waveform[::-1], share * targets + (1 - share) * targets[::-1]
+
+
 def mask_spectrogram(
     log_mel: Float[Array, "b time mel"], keys: Key[Array, " b"], *, max_time_mask: int, max_mel_mask: int
 ) -> Float[Array, "b time mel"]:

@@ -16,17 +16,30 @@ from mc3_jax.models.video import SpaceTimeTransformer
 
 
 class AudioTower(nn.Module):
-    """AST, LayerNorm, Linear, L2 norm."""
+    """AST, LayerNorm, Linear, L2 norm. Returns the encoder's features as well."""
 
     encoder: AudioSpectrogramTransformer
     embed_dim: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, log_mel: Float[Array, "b time mel"]) -> Float[Array, "b d"]:
+    def __call__(self, log_mel: Float[Array, "b time mel"]) -> tuple[Float[Array, "b d"], Float[Array, "b w"]]:
         features = self.encoder(log_mel)
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name="norm")(features)
+        return l2_normalize(_projection(self)(x)), features
+
+
+class Classifier(nn.Module):
+    """LayerNorm and Linear, AST's head: float32 logits of the classes of a sound."""
+
+    num_classes: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b w"]) -> Float[Array, "b c"]:
         features = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name="norm")(features)
-        return l2_normalize(_projection(self)(features))
+        head = Dense(self.num_classes, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="head")
+        return head(features).astype(jnp.float32)
 
 
 class VideoTower(nn.Module):
@@ -69,12 +82,14 @@ class MC3(nn.Module):
     """Embeds any of audio, video and text in one space.
 
     Parameters: {"audio": {"encoder", "norm", "projection"}, "video": {"encoder", "projection"}, "text": {"encoder",
-    "projection"}}. A tower whose input is left out is not run, and at `init` gets no parameters.
+    "projection"}} and, with classes, "classifier": {"norm", "head"}. A tower whose input is left out is not run, and at
+    `init` gets no parameters.
 
     Attributes:
       audio_tower, video_tower, text_tower: Encoders.
       embed_dim: Of the joint space (EgoVLP's: 256).
       dtype: Compute dtype of the projections; embeddings are float32.
+      num_classes: Of a head on the audio tower; 0 is none.
     """
 
     audio_tower: AudioSpectrogramTransformer
@@ -82,12 +97,15 @@ class MC3(nn.Module):
     text_tower: DistilBert
     embed_dim: int = 256
     dtype: DTypeLike = jnp.float32
+    num_classes: int = 0
 
     def setup(self) -> None:
         # A field that is a module would be a child of this one; unbound, it becomes its tower's.
         self.audio = AudioTower(self.audio_tower.clone(parent=None, name=None), self.embed_dim, self.dtype)
         self.video = VideoTower(self.video_tower.clone(parent=None, name=None), self.embed_dim, self.dtype)
         self.text = TextTower(self.text_tower.clone(parent=None, name=None), self.embed_dim, self.dtype)
+        if self.num_classes:
+            self.classifier = Classifier(self.num_classes, self.dtype)
 
     def __call__(
         self,
@@ -100,6 +118,8 @@ class MC3(nn.Module):
         train: bool = False,
     ) -> dict[str, Float[Array, "b d"]]:
         """Returns L2-normalised float32 embeddings of the modalities given: of {"audio", "video", "text"}.
+
+        With classes, and where audio is given, "logits" [b, c] too.
 
         Args:
           audio: Normalised log-mel spectrograms.
@@ -116,7 +136,9 @@ class MC3(nn.Module):
             raise ValueError("text needs both text_ids and text_mask: one of them is missing")
         embeddings = {}
         if audio is not None:
-            embeddings["audio"] = self.audio(audio)
+            embeddings["audio"], features = self.audio(audio)
+            if self.num_classes:
+                embeddings["logits"] = self.classifier(features)
         if video is not None:
             embeddings["video"] = self.video(video)
         if text_ids is not None:

@@ -1,0 +1,50 @@
+"""ESC-50 or ESC-10 with the small audio tower of the demo, one fold held out: `:probe`, `:finetune` or `:scratch`.
+
+    python -m data_prep.esc50 --root ESC-50 --esc10 --out data/esc10
+    python -m mc3_jax.train --config=configs/esc.py:finetune --workdir=runs/esc10/finetune \
+        --config.init.audio=runs/demo/train --config.data.dir=data/esc10
+
+then `python -m mc3_jax.evaluate` with the same words. `--config.data.folds=(2,3,4,5) --config.eval.folds=(1,)` hold out
+another fold; `benchmarks/sounds.py` runs all five.
+"""
+
+from configs import demo
+from mc3_jax.config import CLASSIFIER, Config, DataConfig, EvalConfig, OptimizerConfig, PhaseConfig, SaveConfig
+
+ALL = "train+validation+test"
+
+
+def get_config(mode: str = "finetune") -> Config:
+    """Returns the run; after `:` behind the file's name, "probe" learns the last layer alone, "finetune" and "scratch" all.
+
+    Raises:
+      ValueError: Another word.
+    """
+    model = demo.get_config().model
+    model.num_classes = 10
+    if mode == "probe":
+        model.audio.max_time_mask = model.audio.max_mel_mask = 0
+        optimizer = OptimizerConfig(learning_rate=3e-3, weight_decay=1e-4, schedule="cosine", warmup_steps=20)
+        phase = PhaseConfig(
+            "probe", epochs=60, contrastive_weight=0.0, classification_weight=1.0, trainable=(CLASSIFIER,),
+            optimizer=optimizer,
+        )  # fmt: skip
+    elif mode in ("finetune", "scratch"):
+        optimizer = OptimizerConfig(
+            learning_rate=5e-4, weight_decay=0.05, clip_norm=1.0, schedule="cosine", warmup_steps=50
+        )
+        phase = PhaseConfig(
+            mode, epochs=100, contrastive_weight=0.0, classification_weight=1.0, mixup=0.5,
+            trainable=("audio", CLASSIFIER), optimizer=optimizer,
+        )  # fmt: skip
+    else:
+        raise ValueError(f"{mode!r} is none of probe, finetune and scratch: --config=configs/esc.py:finetune")
+    return Config(
+        name=f"esc_{mode}",
+        model=model,
+        data=DataConfig(dir="data/esc10", split=ALL, folds=(1, 2, 3, 4), batch_size=32, num_threads=2),
+        phases=[phase],
+        # Every tenth of the run is kept, for the best epoch beside the last.
+        save=SaveConfig(every_steps=100, keep=100),
+        eval=EvalConfig(split=ALL, folds=(5,), hop_samples=8_000, batch_size=64),
+    )

@@ -1,0 +1,119 @@
+"""Evaluates a run whose last phase classifies sounds (Table 4); `python -m mc3_jax.evaluate` comes here by its config.
+
+Every checkpoint the run has kept is measured, so that the last and the best epoch stand side by side: the data set's own
+baseline reports the best, by top-1 on the very clips that are reported.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, Int
+
+from mc3_jax import (
+    checkpoint,
+    config as config_lib,
+    mesh as mesh_lib,
+    phases as phases_lib,
+    train_step as step_lib,
+    weights,
+    workdir as workdir_lib,
+)
+from mc3_jax.data import loader, tokenizer as tokenizer_lib
+from mc3_jax.evals import classification, sound_report
+
+METRICS = ("top1", "top5", "mean_class_accuracy", "mAP", "mAUC")
+
+
+def class_scores(
+    classify: Callable, params, batches: Iterable[loader.Batch], num_clips: int, num_classes: int, mesh
+) -> tuple[Float[np.ndarray, "n c"], Int[np.ndarray, " n"]]:
+    """Returns (probabilities, class) of each clip, those of its windows averaged; the same on every process.
+
+    Args:
+      classify: Jitted (params, batch) → probabilities [b, c].
+      params: On the mesh.
+      batches: `loader.eval_batches`: this process's rows.
+      num_clips: Of the split.
+      num_classes: Of the classifier.
+      mesh: Of the devices.
+    """
+    total, windows = np.zeros((num_clips, num_classes)), np.zeros(num_clips, np.int64)
+    classes = np.full(num_clips, -1, np.int64)
+    for batch in batches:
+        own = {name: np.asarray(batch.pop(name)) for name in ("index", "class_id", "valid")}
+        known = multihost_utils.process_allgather(own, tiled=True)
+        probabilities = multihost_utils.process_allgather(classify(params, mesh_lib.put_batch(mesh, batch)), tiled=True)
+        valid = np.asarray(known["valid"], bool)
+        index = np.asarray(known["index"])[valid]
+        np.add.at(total, index, np.asarray(probabilities, np.float64)[valid])
+        np.add.at(windows, index, 1)
+        classes[index] = np.asarray(known["class_id"])[valid]
+    return total / windows[:, None], classes
+
+
+def evaluate(config: config_lib.Config, workdir: str) -> dict:
+    """Measures every checkpoint of a run, writes `results.json`, `scores.npz` and the report, and returns the results.
+
+    Raises:
+      ValueError: No run or checkpoint in the workdir, or data that don't fit.
+    """
+    workdir_lib.check_workdir(workdir, config, must_exist=True)
+    mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
+    mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
+    data, text = config.data, config.model.text
+    source = loader.open_split(data.dir, config.eval.split, 0, config.eval.folds)
+    train = loader.open_split(data.dir, data.split, 0, data.folds)
+    phases = phases_lib.plan_phases(config.phases, len(train), data.batch_size)
+    steps = checkpoint.steps_of(workdir)
+    if not steps:
+        raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
+    model = step_lib.make_model(config.model)
+    embed = step_lib.make_embed_fn(model, config.model)
+    classify = jax.jit(lambda params, batch: jax.nn.softmax(embed(params, batch)["logits"]))
+    abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
+    epochs, best = [], 0
+    scores: dict[str, np.ndarray] = {}
+    for step in steps:
+        batches = loader.eval_batches(
+            source, tokenizer_lib.blank(text.num_tokens), batch_size=config.eval.batch_size,
+            num_samples=data.num_samples or None, hop_samples=config.eval.hop_samples or None,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+            num_threads=data.num_threads, prefetch=data.prefetch,
+        )  # fmt: skip
+        with jax.set_mesh(mesh):
+            params = checkpoint.restore_params(workdir, step, abstract)
+            probabilities, classes = class_scores(
+                classify, params, batches, len(source), config.model.num_classes, mesh
+            )
+        known = classes >= 0
+        if not known.any():
+            raise ValueError(f"split {config.eval.split!r} of {data.dir} has no clip with a class: nothing to measure")
+        epochs.append(
+            {"step": step, "epoch": round(step * data.batch_size / len(train), 3),
+             "phase": phases_lib.phase_at(phases, step - 1).config.name,
+             **classification.classify(probabilities[known], classes[known])}
+        )  # fmt: skip
+        if epochs[-1]["top1"] > epochs[best]["top1"]:
+            best = len(epochs) - 1
+        scores = {"probabilities": probabilities.astype(np.float32), "class_id": classes}
+    content = {
+        "config": config.name, "seed": config.seed, "split": config.eval.split, "folds": list(config.eval.folds),
+        "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": len(train),
+        "last": epochs[-1], "best": epochs[best], "epochs": epochs,
+    }  # fmt: skip
+    if jax.process_index() == 0:
+        path = pathlib.Path(workdir)
+        with (path / "scores.npz").open("wb") as f:
+            np.savez(f, **scores)
+        (path / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+        shown = scores["probabilities"][known]
+        page = sound_report.write(path / "report", content, shown, classes[known], source.info.classes)
+        for name in ("last", "best"):
+            found = "  ".join(f"{metric} {content[name][metric]:.3f}" for metric in METRICS)
+            print(f"{name} of {len(epochs)} checkpoints (epoch {content[name]['epoch']:g}): {found}")
+        print(f"{path / 'results.json'}\n{page}")
+    return content

@@ -18,23 +18,18 @@ import importlib
 import json
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
-from benchmarks import table_pages
+from benchmarks import runs, table_pages
+from benchmarks.runs import RunError, Suite
 from mc3_jax import cli, config as config_lib
 
-ROOT = pathlib.Path(__file__).parents[1]
 SWEEP_SHARE = 0.5  # of the epochs
 AXES = {
     "temperature": (0.05, 0.1, 0.2),
     "consensus_weight": (1.0, 3.0, 10.0),
     "learning_rate": (1.0, 0.5),  # times the suite's
 }
-# Larger than the demo's for narrower intervals, and of a seed by which nothing was chosen.
-WORLD = {"videos": 320, "seed": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +66,6 @@ ROWS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """What all runs have in common.
-
-    Attributes:
-      name: Of the suite.
-      out: Folder of everything that is made.
-      data: Overrides that name the clips and the tokenizer.
-    """
-
-    name: str
-    out: pathlib.Path
-    data: tuple[str, ...]
-
-
 def base_config(suite: str, row: Row) -> config_lib.Config:
     """Returns a row's run before anything is chosen."""
     return importlib.import_module(f"configs.tables.{row.file}").get_config(suite)
@@ -109,50 +89,6 @@ def overrides(config: config_lib.Config, row: Row, setting: dict[str, float], sh
         if share != 1.0:
             flags.append(f"--config.phases[{i}].epochs={phase.epochs * share:g}")
     return flags
-
-
-def run(suite: Suite, row: Row, workdir: pathlib.Path, flags: list[str]) -> dict:
-    """Trains and evaluates a run unless it is done; returns its results and the time they took.
-
-    Raises:
-      RunError: A command ended with another status than 0.
-    """
-    done = workdir / "results.json"
-    if not done.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        begin = time.monotonic()
-        trains = bool(base_config(suite.name, row).phases)
-        words = [f"--config=configs/tables/{row.file}.py:{suite.name}", f"--workdir={workdir}", *suite.data, *flags]
-        with (workdir / "log.txt").open("a") as log:
-            for module in ("mc3_jax.train", "mc3_jax.evaluate")[0 if trains else 1 :]:
-                call([sys.executable, "-m", module, *words], log)
-        took = {"seconds": round(time.monotonic() - begin, 1), "flags": flags}
-        (workdir / "took.json").write_text(json.dumps(took, indent=1) + "\n")
-    took = json.loads((workdir / "took.json").read_text()) if (workdir / "took.json").exists() else {}
-    return json.loads(done.read_text()) | took
-
-
-class RunError(Exception):
-    """A command of a run failed.
-
-    Attributes:
-      status: Its exit status.
-    """
-
-    def __init__(self, command: list[str], status: int, log: str):
-        super().__init__(f"{' '.join(command)} ended with status {status}; see {log}")
-        self.status = status
-
-
-def call(command: list[str], log) -> None:
-    """Runs a command whose output goes to a log.
-
-    Raises:
-      RunError: It ended with another status than 0.
-    """
-    status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if status:
-        raise RunError(command, status, log.name)
 
 
 def validation_score(results: dict, row: Row) -> float:
@@ -179,7 +115,7 @@ def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]
             workdir = suite.out / "sweep" / row.file / name
             flags = overrides(config, row, setting, SWEEP_SHARE) + ["--config.eval.split=validation", "--config.seed=0"]
             try:
-                results = run(suite, row, workdir, flags)
+                results = runs.run(suite, f"configs/tables/{row.file}.py", workdir, flags)
                 score = validation_score(results, row)
             except RunError as error:
                 if error.status != cli.USER_ERROR or not list(workdir.glob("diverged-*.json")):
@@ -205,23 +141,6 @@ def sweep(suite: Suite, rows: list[Row], say) -> dict[str, dict]:
             found[row.file] = {"chosen": found[row.like]["chosen"], "trials": []}
     (suite.out / "sweep.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
-
-
-def make_world(out: pathlib.Path) -> tuple[str, ...]:
-    """Makes the clips of suite "soundworld" unless they are there; returns the overrides that name them."""
-    world, clips, vocabulary = out / "world", out / "clips", out / "vocabulary"
-    sizes = [word for name, value in WORLD.items() for word in (f"--{name}", str(value))]
-    commands = (
-        (["data_prep.soundworld", "--out", str(world), *sizes], world / "truth.json"),
-        (["data_prep.ego4d", "--root", str(world), "--out", str(clips), "--name", "soundworld", "--short_side", "72"],
-         clips / "clips.json"),
-        (["data_prep.vocabulary", "--clips", str(clips), "--out", str(vocabulary)], vocabulary / "vocab.txt"),
-    )  # fmt: skip
-    with (out / "world.log").open("a") as log:
-        for words, done in commands:
-            if not done.exists():
-                call([sys.executable, "-m", *words], log)
-    return f"--config.data.dir={clips}", f"--config.data.tokenizer={vocabulary}"
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -258,34 +177,23 @@ def main(argv: list[str] | None = None) -> None:
     def say(line: str) -> None:
         print(f"[{(time.monotonic() - begin) / 60:5.1f} min] {line}", flush=True)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # takes the command that runs with it
-    try:
+    with runs.ending_in_one_line():
         if not args.only_tables:
             _run_all(args, say)
         print(table_pages.write(args.out.resolve(), [(row.file, row.title, row.pairs) for row in args.rows], args.seeds))
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status if error.status > 0 else 128 - error.status)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(cli.USER_ERROR)
 
 
 def _run_all(args: argparse.Namespace, say) -> None:
     out = args.out.resolve()
-    data: tuple[str, ...] = ()
-    if args.suite == "soundworld" and not args.clips:
-        data = make_world(out)
-    data += (f"--config.data.dir={args.clips}",) if args.clips else ()
-    data += (f"--config.data.tokenizer={args.tokenizer}",) if args.tokenizer else ()
-    suite = Suite(args.suite, out, data)
+    suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer)
     found = sweep(suite, args.rows, say)
     for seed in args.seeds:
         for row in args.rows:
             config = base_config(suite.name, row)
             setting = found.get(row.file, {"chosen": {}})["chosen"]
             flags = [*overrides(config, row, setting), f"--config.seed={seed}"]
-            results = run(suite, row, out / "runs" / row.file / f"seed-{seed}", flags)
+            workdir = out / "runs" / row.file / f"seed-{seed}"
+            results = runs.run(suite, f"configs/tables/{row.file}.py", workdir, flags, trains=bool(config.phases))
             scores = "  ".join(f"{pair.upper()} {results['discovery'][pair]['roc_auc']:.4f}" for pair in row.pairs)
             say(f"{row.title}, seed {seed}: {scores}  ({results.get('seconds', float('nan'))} s)")
 

@@ -150,7 +150,7 @@ def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
     Raises:
       ValueError: Nobody's layout that is known here; the message shows some of the names.
     """
-    if tensors and all(name.split("/")[0] in TABLES for name in tensors):
+    if tensors and all(name.split("/")[0] in (*TABLES, "classifier") for name in tensors):
         return {tower: Source(tower, OURS, "", own) for tower in TABLES if (own := _take(tensors, f"{tower}/"))}
     tensors = _strip(tensors)
     found = {}

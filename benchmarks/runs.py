@@ -1,0 +1,136 @@
+"""Runs of a suite by the commands everybody uses, each in a folder of its own, skipped where it is done."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from mc3_jax import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Larger than the demo's for narrower intervals, and of a seed by which nothing was chosen.
+WORLD = {"videos": 320, "seed": 20}
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What all runs have in common.
+
+    Attributes:
+      name: Of the suite, which goes behind the name of a config file (`configs/tables/mc3.py:soundworld`).
+      out: Folder of everything that is made.
+      data: Overrides that name the clips and the tokenizer.
+    """
+
+    name: str
+    out: pathlib.Path
+    data: tuple[str, ...]
+
+
+class RunError(Exception):
+    """A command of a run failed.
+
+    Attributes:
+      status: Its exit status.
+    """
+
+    def __init__(self, command: list[str], status: int, log: str):
+        super().__init__(f"{' '.join(command)} ended with status {status}; see {log}")
+        self.status = status
+
+
+def call(command: list[str], log) -> None:
+    """Runs a command whose output goes to a log.
+
+    Raises:
+      RunError: It ended with another status than 0.
+    """
+    status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if status:
+        raise RunError(command, status, log.name)
+
+
+def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, trains: bool = True) -> dict:
+    """Trains and evaluates a run unless it is done; returns its results, with `seconds` and `flags`.
+
+    Args:
+      suite: It belongs to.
+      config: File in `configs/`; the suite's name goes behind it.
+      workdir: Of the run.
+      flags: Overrides.
+      trains: Whether there is anything to train.
+
+    Raises:
+      RunError: A command ended with another status than 0.
+      ValueError: The run that is there had other flags.
+    """
+    done, noted = workdir / "results.json", workdir / "took.json"
+    if not done.exists() or not noted.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        begin = time.monotonic()
+        words = [f"--config={config}:{suite.name}", f"--workdir={workdir}", *suite.data, *flags]
+        with (workdir / "log.txt").open("a") as log:
+            for module in ("mc3_jax.train", "mc3_jax.evaluate")[0 if trains else 1 :]:
+                call([sys.executable, "-m", module, *words], log)
+        took = {"seconds": round(time.monotonic() - begin, 1), "flags": flags}
+        noted.write_text(json.dumps(took, indent=1) + "\n")
+    took = json.loads(noted.read_text())
+    if took["flags"] != flags:
+        raise ValueError(f"{workdir} was run with {took['flags']}, now {flags} are wanted: remove it, or name another --out")
+    return json.loads(done.read_text()) | took
+
+
+def make_suite(name: str, out: pathlib.Path, clips: str | None, tokenizer: str | None) -> Suite:
+    """Returns a suite, with the clips of "soundworld" made unless they are there or others are named.
+
+    Args:
+      name: Of the suite.
+      out: Folder, absolute.
+      clips, tokenizer: Folders instead of the suite's.
+
+    Raises:
+      RunError: The world could not be made.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    data: tuple[str, ...] = ()
+    if name == "soundworld" and not clips:
+        data = make_world(out)
+    data += (f"--config.data.dir={clips}",) if clips else ()
+    data += (f"--config.data.tokenizer={tokenizer}",) if tokenizer else ()
+    return Suite(name, out, data)
+
+
+def make_world(out: pathlib.Path) -> tuple[str, ...]:
+    """Makes a SoundWorld's clips and vocabulary unless they are there; returns the overrides that name them."""
+    world, clips, vocabulary = out / "world", out / "clips", out / "vocabulary"
+    sizes = [word for name, value in WORLD.items() for word in (f"--{name}", str(value))]
+    commands = (
+        (["data_prep.soundworld", "--out", str(world), *sizes], world / "truth.json"),
+        (["data_prep.ego4d", "--root", str(world), "--out", str(clips), "--name", "soundworld", "--short_side", "72"],
+         clips / "clips.json"),
+        (["data_prep.vocabulary", "--clips", str(clips), "--out", str(vocabulary)], vocabulary / "tokenizer.json"),
+    )  # fmt: skip
+    with (out / "world.log").open("a") as log:
+        for words, done in commands:
+            if not done.exists():
+                call([sys.executable, "-m", *words], log)
+    return f"--config.data.dir={clips}", f"--config.data.tokenizer={vocabulary}"
+
+
+@contextlib.contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Ends the process with one line where a run fails or input is bad; SIGTERM takes the command that runs with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status if error.status > 0 else 128 - error.status)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(cli.USER_ERROR)

@@ -1,0 +1,113 @@
+"""The supplementary's axes, one at a time around MC3: `python -m benchmarks.supplementary --suite=soundworld --seed=0`.
+
+Clip duration, anchor, exponents of K, temperature, consensus weight, inverse of K, gradient through the consensus, optimizer
+state across the switch. Each value is a run of the suite's MC3 at the setting that `benchmarks.tables` has chosen in the same
+folder (else what its sweep begins with), evaluated on validation: the test split is the tables' alone. Writes
+`supplementary.json` and `supplementary.md`; started again, it goes on.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from benchmarks import runs, tables
+
+# Axis → value → overrides, the suite's own value first. Phase 1 is MC3's second.
+REFINE = "--config.phases[1]."
+AXES: dict[str, dict[str, list[str]]] = {
+    "anchor": {name: [f"{REFINE}consensus.anchor={name}"] for name in ("audio", "video", "text")},
+    "alpha_video": {f"{a:g}": [f"{REFINE}consensus.alpha_video={a:g}"] for a in (0.5, 0.25, 1, 2)},
+    "alpha_text": {f"{a:g}": [f"{REFINE}consensus.alpha_text={a:g}"] for a in (1, 0.5, 2)},
+    "inverse": {name: [f"{REFINE}consensus.inverse={name}"] for name in ("argmin", "linear")},
+    "stop_gradient": {name: [f"{REFINE}consensus.stop_gradient={name}"] for name in ("True", "False")},
+    "reset_optimizer": {name: [f"{REFINE}reset_optimizer={name}"] for name in ("False", "True")},
+    "temperature": {
+        f"{t:g}": [f"--config.phases[{i}].temperature={t:g}" for i in (0, 1)] for t in tables.AXES["temperature"]
+    },
+    "consensus_weight": {f"{w:g}": [f"{REFINE}consensus_weight={w:g}"] for w in tables.AXES["consensus_weight"]},
+    "duration_s": {"1.5": [], "0.75": [], "3": []},
+}
+WINDOWS_S = {"1.5": (0.5, 1.0), "0.75": (0.25, 0.5), "3": (1.0, 2.0)}  # before and after the narration
+
+
+def duration_flags(suite: runs.Suite, value: str) -> list[str]:
+    """Returns the overrides of a clip duration; SoundWorld's clips of that length are made unless they are there."""
+    before_s, after_s = WINDOWS_S[value]
+    if value == "1.5":
+        return []
+    clips = suite.out / f"clips-{value}s"
+    if not (clips / "clips.json").exists():
+        words = ["--root", suite.out / "world", "--out", clips, "--name", "soundworld", "--short_side", "72",
+                 "--window", before_s, after_s]  # fmt: skip
+        with (suite.out / "world.log").open("a") as log:
+            runs.call([sys.executable, "-m", "data_prep.ego4d", *map(str, words)], log)
+    samples = round((before_s + after_s) * 16_000)
+    frames = 1 + (samples - 400) // 160  # of 25 ms, 10 ms apart
+    return [f"--config.data.dir={clips}", f"--config.model.audio.num_time_frames={frames + 1}"]
+
+
+def run_axes(suite: runs.Suite, axes: list[str], seed: int, say) -> dict[str, dict[str, dict]]:
+    """Returns axis → value → {"av", "al", ...} of the runs, done where they are not yet."""
+    row = next(row for row in tables.ROWS if row.file == "mc3")
+    chosen = {axis: values[0] for axis, values in tables.AXES.items()}
+    if (suite.out / "sweep.json").exists():
+        chosen = json.loads((suite.out / "sweep.json").read_text())["mc3"]["chosen"]
+    flags = [*tables.overrides(tables.base_config(suite.name, row), row, chosen), f"--config.seed={seed}"]
+    flags.append("--config.eval.split=validation")
+    found: dict[str, dict[str, dict]] = {}
+    for axis in axes:
+        for value, changes in AXES[axis].items():
+            changes = duration_flags(suite, value) if axis == "duration_s" else changes
+            # What changes nothing is the run that all axes have in common.
+            own = [change for change in changes if change not in flags]
+            same = not own or (value == next(iter(AXES[axis])) and axis not in chosen)
+            name = "base" if same else f"{axis}-{value}"
+            workdir = suite.out / "supplementary" / name / f"seed-{seed}"
+            results = runs.run(suite, "configs/tables/mc3.py", workdir, flags if same else [*flags, *own])
+            scores = {
+                f"{pair}_{measure}": results["discovery"][pair][measure]
+                for pair in ("av", "al")
+                for measure in ("roc_auc", "average_precision")
+            }
+            found.setdefault(axis, {})[value] = scores
+            say(f"{axis} {value}: AV {scores['av_roc_auc']:.4f}  AL {scores['al_roc_auc']:.4f}")
+    return found
+
+
+def render(found: dict[str, dict[str, dict]]) -> str:
+    """Returns the axes as one Markdown table."""
+    lines = ["| axis | value | AV ROC | AV AP | AL ROC | AL AP |", "|---|---|---|---|---|---|"]
+    for axis, values in found.items():
+        for value, scores in values.items():
+            lines.append(f"| {axis} | {value} | " + " | ".join(f"{score:.3f}" for score in scores.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs what is not done yet and writes the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.supplementary", description=__doc__.split("\n")[0])
+    parser.add_argument("--suite", choices=("soundworld", "ego4d"), default="soundworld")
+    parser.add_argument("--axes", default=",".join(AXES), help="of them, joined by commas")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, help="folder; default runs/tables/SUITE, that of the tables")
+    parser.add_argument("--clips", help="folder of clips instead of the suite's")
+    parser.add_argument("--tokenizer", help="tokenizer instead of the suite's")
+    args = parser.parse_args(argv)
+    unknown = [axis for axis in args.axes.split(",") if axis not in AXES]
+    if unknown:
+        parser.error(f"--axes: {unknown[0]!r} is none of {', '.join(AXES)}")
+    axes = args.axes.split(",")
+    if "duration_s" in axes and (args.suite != "soundworld" or args.clips):
+        parser.error("--axes: duration_s cuts SoundWorld's videos anew: leave it out where clips are given")
+    out = (args.out or pathlib.Path("runs/tables") / args.suite).resolve()
+    with runs.ending_in_one_line():
+        suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer)
+        found = run_axes(suite, axes, args.seed, lambda line: print(line, flush=True))
+        (out / "supplementary.json").write_text(json.dumps({"seed": args.seed, "axes": found}, indent=1) + "\n")
+        (out / "supplementary.md").write_text(render(found))
+        print(render(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Retrieval: ranks against a full sort, ties, blocks, and what thirty thousand clips take."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mc3_jax.evals import retrieval
+from tests import world
+
+
+def unit(rng, n: int, d: int = 16) -> np.ndarray:
+    x = rng.standard_normal((n, d)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 1000])
+@pytest.mark.parametrize("num", [1, 5, 10, 500])
+def test_the_nearest_are_those_of_a_full_stable_sort(monkeypatch, block_rows, num):
+    rng = np.random.default_rng(0)
+    asked, answered = unit(rng, 40), unit(rng, 90)
+    answered[30:60] = answered[:30]  # every similarity of these comes twice
+    answered[60:80] = answered[60]
+    monkeypatch.setattr(retrieval, "_BLOCK_BYTES", 4 * 90 * block_rows)
+    # The same similarities for both, and exact: sums of few eighths, so that equal ones are equal in any block.
+    asked, answered = np.round(asked * 8) / 8, np.round(answered * 8) / 8
+    wanted = np.argsort(-(asked @ answered.T), axis=1, kind="stable")[:, :num]
+    np.testing.assert_array_equal(retrieval.nearest(asked, answered, num), wanted)
+
+
+def test_retrieval_is_what_counting_by_hand_gives():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(12), rng.integers(1, 9, 12))
+    embeddings = {name: unit(rng, len(groups)) for name in ("audio", "video", "text")}
+    found = retrieval.retrieve(embeddings, groups, seed=3)
+    queries, pool = retrieval.split_groups(groups, 3)
+    assert not set(queries) & set(pool)
+    for direction, (asked, answered) in retrieval.DIRECTIONS.items():
+        for k in retrieval.RANKS:
+            hits, share = [], []
+            for query in queries:
+                scores = embeddings[answered][pool] @ embeddings[asked][query]
+                best = pool[np.argsort(-scores, kind="stable")[:k]]
+                hits.append(int((groups[best] == groups[query]).sum()))
+                share.append(hits[-1] / (groups[pool] == groups[query]).sum())
+            result = found[direction]
+            assert result[f"hit@{k}"] == pytest.approx(np.mean(np.array(hits) > 0))
+            assert result[f"mean_hits@{k}"] == pytest.approx(np.mean(hits))
+            assert result[f"recall@{k}"] == pytest.approx(np.mean(share))
+
+
+def test_chance_is_what_random_orders_get():
+    groups = np.repeat(np.arange(10), [3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+    found: dict[str, list] = {}
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        embeddings = {name: unit(rng, len(groups)) for name in ("audio", "video", "text")}
+        result = retrieval.retrieve(embeddings, groups, seed=0)["v2a"]
+        for name in ("hit@1", "hit@5", "recall@10", "mean_hits@5"):
+            found.setdefault(name, []).append(result[name])
+    chance = result["chance"]
+    for name, values in found.items():
+        error = np.std(values) / np.sqrt(len(values))
+        assert abs(np.mean(values) - chance[name]) < 4 * error, name
+
+
+def test_no_group_of_three_is_no_result():
+    groups = np.array([0, 0, 1, 1])
+    embeddings = {name: unit(np.random.default_rng(0), 4) for name in ("audio", "video", "text")}
+    assert retrieval.retrieve(embeddings, groups, seed=0) == {}
+
+
+LARGE = """
+import numpy as np
+from mc3_jax.evals import retrieval
+rng = np.random.default_rng(0)
+asked, answered = (rng.standard_normal((30_000, 256), np.float32) for _ in range(2))
+found = retrieval.nearest(asked, answered, 10)
+assert (found[123] == np.argsort(-(answered @ asked[123]), kind="stable")[:10]).all()
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.slow
+def test_thirty_thousand_against_thirty_thousand_take_less_than_two_gigabytes():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False, cwd=world.ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2_000_000  # KiB

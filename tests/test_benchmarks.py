@@ -1,0 +1,288 @@
+"""The benchmarks that run the commands: what is chosen, what is skipped, and what their tables say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import runs, sounds, supplementary, table_pages, tables
+from mc3_jax import validation
+from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics
+
+RNG = np.random.default_rng(0)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def values(flags: list[str]) -> dict[str, str]:
+    return dict(flag.removeprefix("--config.").split("=", 1) for flag in flags)
+
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """Runs that are scored by their settings alone; returns every (workdir, flags) in order."""
+    done = []
+
+    def run(suite, config, workdir, flags, *, trains=True):
+        done.append((workdir, flags))
+        at = {name.split("].")[1]: float(value) for name, value in values(flags).items() if "]." in name}
+        score = 0.9 - abs(at.get("temperature", 0.1) - 0.1) - at.get("consensus_weight", 0) / 100
+        score -= at["optimizer.learning_rate"] if at else 0
+        area = {pair: {"roc_auc": score, "average_precision": score} for pair in ("av", "al")}
+        return {"discovery": area, "seconds": 1.0}
+
+    monkeypatch.setattr(runs, "run", run)
+    return done
+
+
+def test_the_sweep_is_thirty_runs_on_validation_and_takes_the_best_of_each_axis(fake_runs, tmp_path):
+    suite = runs.Suite("soundworld", tmp_path, ())
+    found = tables.sweep(suite, list(tables.ROWS), lambda line: None)
+    assert len(fake_runs) == 30
+    assert len({workdir for workdir, _ in fake_runs}) == 30
+    for _, flags in fake_runs:
+        assert "--config.eval.split=validation" in flags
+        epochs = [float(value) for name, value in values(flags).items() if name.endswith("epochs")]
+        assert sum(epochs) == pytest.approx(4.5 / 2)
+    assert found["mc3"]["chosen"] == {"temperature": 0.1, "consensus_weight": 1.0, "learning_rate": 0.5}
+    assert found["clap"]["chosen"] == {"learning_rate": 0.5}
+    assert found["without_contrastive"] == {"chosen": found["mc3"]["chosen"], "trials": []}
+    assert "random" not in found
+    assert json.loads((tmp_path / "sweep.json").read_text()) == found
+
+
+def test_every_row_runs_once_a_seed_on_test_at_what_was_chosen(fake_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_pages, "write", lambda *args: "")
+    monkeypatch.setattr(runs, "make_world", lambda out: ())
+    tables.main(["--out", str(tmp_path), "--seeds", "3,4"])
+    final = fake_runs[30:]
+    assert [str(workdir.relative_to(tmp_path / "runs")) for workdir, _ in final] == [
+        f"{row.file}/seed-{seed}" for seed in (3, 4) for row in tables.ROWS
+    ]
+    for workdir, flags in final:
+        assert not any("eval.split" in flag or "epochs" in flag for flag in flags)
+        assert f"--config.seed={workdir.name.removeprefix('seed-')}" in flags
+    rows = {workdir.parent.name: values(flags) for workdir, flags in final}
+    assert rows["mc3"]["phases[0].temperature"] == rows["mc3"]["phases[1].temperature"] == "0.1"
+    assert "phases[1].temperature" not in rows["image_bind"]  # its scale of 20 is the method's
+    assert not any("temperature" in name for name in rows["clap"])  # learned
+
+
+@pytest.mark.parametrize("row", tables.ROWS, ids=lambda row: row.file)
+@pytest.mark.parametrize("suite", ["soundworld", "ego4d"])
+def test_settings_name_fields_the_row_has(row, suite):
+    config = tables.base_config(suite, row)
+    setting = {axis: choices[-1] for axis, choices in tables.AXES.items()}
+    for name, value in values(tables.overrides(config, row, setting, 0.5)).items():
+        *path, last = name.replace("[", ".").replace("]", "").split(".")
+        holder = config
+        for part in path:
+            holder = holder[int(part)] if part.isdigit() else getattr(holder, part)
+        assert isinstance(getattr(holder, last), (int, float))
+        setattr(holder, last, float(value))
+    validation.validate(config)
+
+
+def test_a_trial_that_diverges_scores_nothing_and_another_failure_ends_it_all(tmp_path, monkeypatch):
+    row = next(row for row in tables.ROWS if row.file == "clap")
+
+    def run(suite, config, workdir, flags, *, trains=True):
+        if "learning_rate-1" in workdir.name:
+            workdir.mkdir(parents=True)
+            (workdir / "diverged-7.json").touch()
+            raise runs.RunError(["train"], 2, "log")
+        return {"discovery": {"al": {"roc_auc": 0.6}}}
+
+    monkeypatch.setattr(runs, "run", run)
+    suite = runs.Suite("soundworld", tmp_path, ())
+    chosen, trials = tables.sweep_row(suite, row, lambda line: None)
+    assert chosen == {"learning_rate": 0.5}
+    assert [trial["score"] for trial in trials] == [0.0, 0.6]
+    for path in tmp_path.glob("sweep/clap/*/diverged-7.json"):
+        path.unlink()
+
+    def fail(*args, **kwargs):
+        raise runs.RunError(["train"], 75, "log")
+
+    monkeypatch.setattr(runs, "run", fail)
+    with pytest.raises(runs.RunError):
+        tables.sweep_row(suite, row, lambda line: None)
+
+
+def test_a_run_that_is_done_is_skipped_and_one_with_other_flags_is_refused(tmp_path, monkeypatch):
+    called = []
+
+    def call(command, log):
+        called.append(command[2])
+        if command[2] == "mc3_jax.evaluate":
+            (tmp_path / "run" / "results.json").write_text('{"split": "test"}')
+
+    monkeypatch.setattr(runs, "call", call)
+    suite = runs.Suite("soundworld", tmp_path, ("--config.data.dir=x",))
+    for _ in range(2):
+        results = runs.run(suite, "configs/tables/mc3.py", tmp_path / "run", ["--config.seed=1"])
+        assert (results["split"], results["flags"]) == ("test", ["--config.seed=1"])
+    assert called == ["mc3_jax.train", "mc3_jax.evaluate"]
+    with pytest.raises(ValueError, match="was run with .*seed=1.*, now .*seed=2.* are wanted"):
+        runs.run(suite, "configs/tables/mc3.py", tmp_path / "run", ["--config.seed=2"])
+
+
+def test_a_command_that_fails_names_itself_and_its_log(tmp_path):
+    with (tmp_path / "log").open("w") as log, pytest.raises(runs.RunError, match="ended with status 2; see .*log"):
+        runs.call(["ls", "--no-such-option"], log)
+
+
+def discovered(scores: np.ndarray, labels: np.ndarray) -> dict:
+    return {
+        "roc_auc": metrics.roc_auc(labels, scores), "average_precision": metrics.average_precision(labels, scores),
+        "pr_auc_trapezoid": metrics.pr_auc_trapezoid(labels, scores), "within_verb_roc_auc": 0.5,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def suite_folder(tmp_path):
+    """A suite whose MC3 hears better than its CMC, two seeds of each, and one CLAP."""
+    n, out = 400, tmp_path / "suite"
+    labels = RNG.integers(0, 2, n)
+    known = {"index": np.arange(n), "label": labels, "verb_id": RNG.integers(0, 9, n), "noun_id": RNG.integers(0, 9, n),
+             "loudness": RNG.standard_normal(n), "onset_strength": RNG.standard_normal(n)}  # fmt: skip
+    for file, hears, seeds in (("mc3", 2.0, (0, 1)), ("cmc", 0.7, (0, 1)), ("clap", 0.7, (0,))):
+        for seed in seeds:
+            workdir = out / "runs" / file / f"seed-{seed}"
+            workdir.mkdir(parents=True)
+            audio = unit(RNG.standard_normal((n, 8)))
+            noise = {name: RNG.standard_normal((n, 8)) for name in ("video", "text")}
+            towers = {name: unit(audio * (hears * labels)[:, None] + x) for name, x in noise.items()}
+            embeddings_lib.save(workdir / embeddings_lib.FILE, {"audio": audio, **towers}, known)
+            pairs = {"av": np.sum(audio * towers["video"], 1), "al": np.sum(audio * towers["text"], 1)}
+            hits = {f"{name}@{k}": 0.1 for name in ("hit", "mean_hits") for k in (5, 10)}
+            results = {
+                "discovery": {pair: discovered(score, labels) for pair, score in pairs.items()}, "data": "made up",
+                "split": "test", "retrieval": {d: {**hits, "chance": hits} for d in table_pages.DIRECTIONS}, "seconds": 9.0,
+            }  # fmt: skip
+            (workdir / "results.json").write_text(json.dumps(results))
+    return out
+
+
+ROWS = [("clap", "CLAP", ("al",)), ("cmc", "CMC", ("av", "al")), ("mc3", "MC3", ("av", "al")), ("random", "Random", ("av",))]
+
+
+def test_tables_hold_means_deviations_the_papers_numbers_and_the_lead(suite_folder):
+    text = table_pages.write(suite_folder, ROWS, [0, 1])
+    content = json.loads((suite_folder / "tables.json").read_text())
+    assert set(content["rows"]) == {"CLAP", "CMC", "MC3"}  # Random has not run
+    two = [json.loads((suite_folder / f"runs/mc3/seed-{i}/results.json").read_text()) for i in (0, 1)]
+    areas = [run["discovery"]["av"]["roc_auc"] for run in two]
+    assert content["rows"]["MC3"]["av_roc_auc"] == pytest.approx([np.mean(areas), np.std(areas, ddof=1)])
+    lead = content["leads"]["av"]["CMC"]["roc_auc"]
+    other = content["rows"]["CMC"]["av_roc_auc"][0]
+    assert lead["lead"] == pytest.approx(np.mean(areas) - other)
+    assert 0 < lead["interval"][0] < lead["lead"] < lead["interval"][1]
+    assert "CLAP" not in content["leads"]["av"]
+    assert "(0.598)" in next(line for line in text.splitlines() if line.startswith("| MC3"))
+    assert "± nan" not in text
+    for curves in content["pr_curves"].values():
+        for curve in curves.values():
+            assert np.all(np.diff(curve["precision"]) <= 1e-12)
+
+
+def test_rows_of_other_clips_are_refused(suite_folder):
+    path = suite_folder / "runs" / "cmc" / "seed-0" / embeddings_lib.FILE
+    embeddings, known = embeddings_lib.load(path)
+    embeddings_lib.save(path, embeddings, known | {"index": known["index"] + 1})
+    with pytest.raises(ValueError, match="cmc/seed-0 was evaluated on other clips|mc3/seed-0 was evaluated on other clips"):
+        table_pages.write(suite_folder, ROWS, [0, 1])
+    with pytest.raises(ValueError, match="holds no run that is done"):
+        table_pages.write(suite_folder / "nowhere", ROWS, [0])
+
+
+def test_the_paired_interval_is_narrower_than_that_of_two_samples():
+    n = 600
+    labels = RNG.integers(0, 2, n)
+    common = labels + RNG.standard_normal(n) * 2
+    ours, theirs = common + 0.2 * labels, common + 0.05 * RNG.standard_normal(n)
+    options = {"num_bootstrap": 500, "seed": 0}
+    found = comparison.lead(ours[None], theirs[None], labels, metrics.roc_auc, **options)
+    low, high = found["interval"]
+    assert found["lead"] == pytest.approx(metrics.roc_auc(labels, ours) - metrics.roc_auc(labels, theirs))
+    assert 0 < low < found["lead"] < high
+    alone = metrics.bootstrap_interval(lambda w: metrics.roc_auc(labels, ours, w), n, 500, 0)
+    assert high - low < (alone[1] - alone[0]) / 3
+    same = comparison.lead(ours[None], ours[None], labels, metrics.roc_auc, **options)
+    assert (same["lead"], same["interval"]) == (0.0, [0.0, 0.0])
+
+
+def test_a_region_is_told_by_its_own_negatives():
+    n = 900
+    regions = np.array(["I", "II", "III"])[np.arange(n) % 3]
+    labels = (regions == "I").astype(int)
+    noise = RNG.standard_normal((2, n))
+    scores = {"ours": noise + 3 * (regions != "II"), "theirs": noise + 3 * (regions != "III")}
+    inside = {name: regions == name for name in ("II", "III", "IV")}
+    found = comparison.leads(scores, "ours", labels, np.zeros(n, int), inside, num_bootstrap=200, seed=0)["theirs"]
+    assert found["roc_auc_region_II"]["lead"] > 0.3
+    assert found["roc_auc_region_III"]["lead"] < -0.3
+    assert "roc_auc_region_IV" not in found  # no clip is there
+
+
+def test_within_groups_weights_are_copies():
+    n = 200
+    labels, scores, groups = RNG.integers(0, 2, n), RNG.standard_normal(n), RNG.integers(0, 7, n)
+    weights = RNG.integers(0, 3, (4, n))
+    means, used = metrics.within_group_roc_auc(labels, scores, groups, weights)
+    for row, mean, size in zip(weights, means, used, strict=True):
+        copies = np.repeat(np.arange(n), row)
+        alone, num = metrics.within_group_roc_auc(labels[copies], scores[copies], groups[copies])
+        assert (mean, size) == (pytest.approx(alone), num)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b"PK" + b[9:], lambda b: b""])
+def test_damaged_embeddings_are_one_line(tmp_path, damage):
+    path = tmp_path / embeddings_lib.FILE
+    embeddings = {name: unit(RNG.standard_normal((5, 4))) for name in embeddings_lib.TOWERS}
+    known = {name: np.arange(5) for name in embeddings_lib.NUMBERS}
+    embeddings_lib.save(path, embeddings, known)
+    assert embeddings_lib.load(path)[1]["label"].tolist() == [0, 1, 2, 3, 4]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="embeddings.npz can't be read.*evaluate the run again"):
+        embeddings_lib.load(path)
+    with path.open("wb") as file:
+        np.savez(file, **embeddings, **known | {"label": np.arange(4)})
+    with pytest.raises(ValueError, match="arrays of other shapes"):
+        embeddings_lib.load(path)
+    with path.open("wb") as file:
+        np.savez(file, **embeddings, **known | {"label": np.array([None] * 5, object)}, allow_pickle=True)
+    with pytest.raises(ValueError, match="can't be read"):
+        embeddings_lib.load(path)
+
+
+def test_every_axis_of_the_supplementary_shares_the_run_that_changes_nothing(fake_runs, tmp_path):
+    suite = runs.Suite("soundworld", tmp_path, ())
+    axes = [axis for axis in supplementary.AXES if axis != "duration_s"]
+    found = supplementary.run_axes(suite, axes, 0, lambda line: None)
+    names = [workdir.parent.name for workdir, _ in fake_runs]
+    assert names.count("base") == len(axes)
+    others = [name for name in names if name != "base"]
+    assert len(others) == len(set(others)) == sum(len(supplementary.AXES[axis]) - 1 for axis in axes)
+    assert all("--config.eval.split=validation" in flags for _, flags in fake_runs)
+    assert set(found) == set(axes)
+    assert supplementary.render(found).count("\n") == 2 + len(fake_runs)
+
+
+def test_each_fold_is_held_out_once(monkeypatch, tmp_path):
+    seen = []
+
+    def run(suite, config, workdir, flags, *, trains=True):
+        seen.append((suite.name, *(values(flags)[f"{part}.folds"] for part in ("data", "eval"))))
+        top1 = {"probe": 50.0, "finetune": 80.0, "scratch": 70.0}[suite.name]
+        return {name: {"top1": top1, "mAP": 0.5} for name in ("last", "best")} | {"seconds": 1.0}
+
+    monkeypatch.setattr(runs, "run", run)
+    found = sounds.run_folds(tmp_path, tmp_path, "init", 10, 0, lambda line: None)
+    for mode in sounds.MODES:
+        held_out = [(data, fold) for name, data, fold in seen if name == mode]
+        assert [fold for _, fold in held_out] == [f"({i},)" for i in sounds.FOLDS]
+        assert all(fold.strip("(,)") not in data for data, fold in held_out)
+    assert "+10.0 points (+10.0, +10.0, +10.0, +10.0, +10.0)" in sounds.render(found)

@@ -26,7 +26,7 @@ from mc3_jax import (
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
-from mc3_jax.evals import controls, discovery, embeddings as embeddings_lib, metrics, report, retrieval
+from mc3_jax.evals import controls, discovery, embeddings as embeddings_lib, metrics, report, retrieval, taxonomy
 
 
 def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, dict[str, np.ndarray]]:
@@ -181,21 +181,24 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
             f"split {config.eval.split!r} of {config.data.dir} has no clips of both labels: nothing to measure"
         )
     known = {name: value[labelled] for name, value in known.items()}
+    actions = taxonomy.statistics(
+        known["label"].astype(np.int64), known["verb_id"], known["noun_id"], source.info.verbs, source.info.nouns
+    )
     embeddings = {name: {k: v[labelled] for k, v in e.items()} for name, e in embeddings.items()}
     results = {
         name: {"step": loaded[name][0]} | measure(value, known, config.eval) for name, value in embeddings.items()
     }
     if jax.process_index() == 0:
-        _write(config, workdir, source, results, embeddings, known)
+        _write(config, workdir, source, results, embeddings, known, actions)
     return results[list(results)[-1]]
 
 
-def _write(config, workdir: str, source, results: dict, embeddings: dict, known: dict) -> None:
+def _write(config, workdir: str, source, results: dict, embeddings: dict, known: dict, actions: dict) -> None:
     """Writes results.json and the report, and prints the headline."""
     *before, last = results
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "data": source.info.name,
-        "checkpoint": last, **results[last], "earlier": {name: results[name] for name in before},
+        "checkpoint": last, **results[last], "earlier": {name: results[name] for name in before}, "taxonomy": actions,
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ def fake_runs(monkeypatch):
 
     def run(suite, config, workdir, flags, *, trains=True):
         done.append((workdir, flags))
-        at = {name.split("].")[1]: float(value) for name, value in values(flags).items() if "]." in name}
+        numbers = {name: value for name, value in values(flags).items() if value[0].isdigit()}
+        at = {name.split("].")[1]: float(value) for name, value in numbers.items() if "]." in name}
         score = 0.9 - abs(at.get("temperature", 0.1) - 0.1) - at.get("consensus_weight", 0) / 100
         score -= at["optimizer.learning_rate"] if at else 0
         area = {pair: {"roc_auc": score, "average_precision": score} for pair in ("av", "al")}

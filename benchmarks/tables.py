@@ -71,8 +71,8 @@ def base_config(suite: str, row: Row) -> config_lib.Config:
     return importlib.import_module(f"configs.tables.{row.file}").get_config(suite)
 
 
-def overrides(config: config_lib.Config, row: Row, setting: dict[str, float], share: float = 1.0) -> list[str]:
-    """Returns the flags that give a row its setting.
+def fields(config: config_lib.Config, row: Row, setting: dict[str, float], share: float = 1.0) -> dict[str, float]:
+    """Returns field of the config → value that gives a row its setting.
 
     Args:
       config: The row's own.
@@ -80,15 +80,20 @@ def overrides(config: config_lib.Config, row: Row, setting: dict[str, float], sh
       setting: Axis → value; axes the row lacks are ignored.
       share: Of the epochs.
     """
-    flags = []
+    values = {}
     for axis in ("temperature", "consensus_weight"):
-        flags += [f"--config.phases[{i}].{axis}={setting[axis]:g}" for i in getattr(row, axis) if axis in setting]
+        values |= {f"phases[{i}].{axis}": setting[axis] for i in getattr(row, axis) if axis in setting}
     for i, phase in enumerate(config.phases):
         rate = phase.optimizer.learning_rate * setting.get("learning_rate", 1.0)
-        flags.append(f"--config.phases[{i}].optimizer.learning_rate={rate:g}")
+        values[f"phases[{i}].optimizer.learning_rate"] = rate
         if share != 1.0:
-            flags.append(f"--config.phases[{i}].epochs={phase.epochs * share:g}")
-    return flags
+            values[f"phases[{i}].epochs"] = phase.epochs * share
+    return values
+
+
+def overrides(config: config_lib.Config, row: Row, setting: dict[str, float], share: float = 1.0) -> list[str]:
+    """Returns the flags of `fields`."""
+    return [f"--config.{name}={value:g}" for name, value in fields(config, row, setting, share).items()]
 
 
 def validation_score(results: dict, row: Row) -> float:

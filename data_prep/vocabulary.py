@@ -11,7 +11,6 @@ import sys
 
 import tokenizers
 import transformers
-from array_record.python.array_record_module import ArrayRecordReader
 
 from data_prep import terminal
 from mc3_jax.data import records
@@ -105,6 +104,8 @@ def read_texts(folder: pathlib.Path) -> list[str]:
     Raises:
       ValueError: No data set there, or no training clips.
     """
+    from array_record.python.array_record_module import ArrayRecordReader  # of no use to who brings his own texts
+
     info = records.ClipsInfo.load(folder)
     texts = []
     for path in info.shard_paths(folder, "train"):

@@ -131,7 +131,7 @@ def write_annotations(
             "narrations": {line.annotation_uid: line.segment for line in lines},
         }
         if video.split != "train":
-            labels += _label_rows(video, lines)
+            labels += label_rows(video, lines)
     _write_json(
         out / "ego4d.json", {"version": "soundworld-1", "seed": seed, "ambience": ambience or [], "videos": metadata}
     )
@@ -189,7 +189,7 @@ def _passes(lines: list[Narration]) -> dict:
     return passes
 
 
-def _label_rows(video: plan.Video, lines: list[Narration]) -> list[list]:
+def label_rows(video: plan.Video, lines: list[Narration]) -> list[list]:
     """Returns label rows for the wearer's actions, one narration of each, so that no moment is judged twice."""
     rng = np.random.default_rng([video.seed, 2])
     rows, seen = [], set()

@@ -6,7 +6,6 @@ action to a level that is independent of whether it sounded: loudness tells next
 
 import functools
 
-import librosa
 import numpy as np
 import scipy.signal
 import soxr
@@ -60,6 +59,8 @@ def _reverberate(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _load_ambience(path: str) -> np.ndarray:
     try:
+        import librosa  # brings numba along, which a world without recordings can do without
+
         with open(path, "rb") as f:  # an open file: with a path, librosa goes on to try programs it may find
             recording = librosa.load(f, sr=RATE_HZ, mono=True)[0]
     except (OSError, RuntimeError) as error:

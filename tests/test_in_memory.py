@@ -1,0 +1,49 @@
+"""The world rendered in memory is the one that is converted; rows at the accelerator's size are the suite's."""
+
+import numpy as np
+import pytest
+
+from benchmarks import rendered_world, tables, tables_in_memory
+from mc3_jax.data import loader, transforms
+
+
+def test_rendered_clips_are_those_of_the_conversion(data):
+    world = rendered_world.render(8, seed=0, short_side_px=112, num_workers=2, video_s=30.0)
+    for split in ("train", "validation", "test"):
+        source = loader.ClipSource(data / "clips", split)
+        converted = [source[i] for i in range(len(source))]
+        clips = world[split]
+        # The conversion leaves out a row or two: of one moment and text, or at the very end of a video.
+        by_text = {(clip.narration, clip.label): clip for clip in converted}
+        common = [i for i in range(len(clips)) if (clips.texts[i], clips.label[i]) in by_text]
+        assert len(common) >= 0.9 * len(converted)
+        assert abs(len(clips) - len(converted)) <= 0.1 * len(converted)
+        assert sum(clips.video_clips) == len(clips)
+        alike, differences = [], []
+        for i in common[:12]:
+            clip = by_text[clips.texts[i], clips.label[i]]
+            alike.append(np.corrcoef(clips.audio[i].astype(float), clip.audio.astype(float))[0, 1])
+            middles = transforms.choose_frames(4, source.info.num_candidates, None)
+            decoded, size = transforms.decode_frames([clip.frames[j] for j in middles], source.info.canvas_px, clip.clip_id)
+            ours = clips.video[i, transforms.choose_frames(4, rendered_world.NUM_CANDIDATES, None)]
+            ours = ours[:, : clips.video_size[i, 0], : clips.video_size[i, 1]].mean(axis=(1, 2))
+            differences.append(np.abs(ours - decoded[:, : size[0], : size[1]].mean(axis=(1, 2))).max())
+        # Texts return, so a clip may meet another of the same words; most meet themselves.
+        assert np.median(alike) > 0.95
+        assert np.median(differences) < 4
+    labelled = world["test"].label
+    assert set(labelled) == {0, 1}
+    assert set(world["train"].label) == {-1}
+
+
+@pytest.mark.parametrize("row", tables.ROWS, ids=lambda row: row.file)
+def test_a_row_keeps_its_loss_and_the_budget_at_another_size(row):
+    setting = {axis: choices[-1] for axis, choices in tables.AXES.items()}
+    config = tables_in_memory.row_config(row, setting, model=tables_in_memory.MODEL, epochs=24, batch_size=256)
+    base = tables.base_config("soundworld", row)
+    assert [phase.pairs for phase in config.phases] == [phase.pairs for phase in base.phases]
+    if config.phases:
+        assert sum(phase.epochs for phase in config.phases) == pytest.approx(24)
+    for phase, own in zip(config.phases, base.phases, strict=True):
+        assert phase.memory.pool_size / 256 == own.memory.pool_size / base.data.batch_size
+    assert config.model.video.image_size_px == 112

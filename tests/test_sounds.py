@@ -18,6 +18,7 @@ from mc3_jax import (
     checkpoint,
     evaluate_sounds,
     mesh as mesh_lib,
+    metric_writer,
     phases as phases_lib,
     train,
     train_step as step_lib,
@@ -95,7 +96,7 @@ def scratch(clips, tmp_path_factory):
 
 
 def test_three_easy_classes_are_learned_and_every_checkpoint_is_measured(scratch):
-    config, workdir, _, results = scratch
+    _, workdir, _, results = scratch
     assert results["num_clips"] == 24
     assert results["num_trained_on"] == 48
     assert [epoch["step"] for epoch in results["epochs"]] == [12, 24, 36] == checkpoint.steps_of(workdir)
@@ -104,7 +105,7 @@ def test_three_easy_classes_are_learned_and_every_checkpoint_is_measured(scratch
     assert results["last"]["mAP"] >= 0.95
     with open(f"{workdir}/results.json") as file:
         assert json.load(file) == results
-    rows = [json.loads(line) for line in open(f"{workdir}/metrics.jsonl")]
+    rows = metric_writer.read_metrics(workdir)
     assert all(row["loss"] == pytest.approx(row["cross_entropy"]) for row in rows)
     assert np.mean([row["accuracy"] for row in rows[-3:]]) > np.mean([row["accuracy"] for row in rows[:3]])
 

@@ -24,13 +24,13 @@ def project(embeddings: Float[np.ndarray, "n d"], seed: int) -> Float[np.ndarray
     """
     n = len(embeddings)
     centred = embeddings.astype(np.float64) - embeddings.mean(0)
-    left, spread, _ = np.linalg.svd(centred, full_matrices=False)
     start = np.zeros((n, 2))
-    start[:, : min(2, len(spread))] = (left * spread)[:, :2]
-    if n < 4 or not start[:, 0].std() > 1e-9:  # too few for neighbours, or all alike
-        return start
-    start *= 1e-4 / start[:, 0].std()  # scikit-learn's own scale
-    method = TSNE(perplexity=min(PERPLEXITY, (n - 1) / 3), init=start, random_state=seed)
-    # Its threads spin while they wait: where others use the cores as well, two took 46 s for what one does in 2.
+    # Their threads spin while they wait: where others use the cores as well, two took 46 s for what one does in 2.
     with threadpool_limits(1):
+        left, spread, _ = np.linalg.svd(centred, full_matrices=False)
+        start[:, : min(2, len(spread))] = (left * spread)[:, :2]
+        if n < 4 or not start[:, 0].std() > 1e-9:  # too few for neighbours, or all alike
+            return start
+        start *= 1e-4 / start[:, 0].std()  # scikit-learn's own scale
+        method = TSNE(perplexity=min(PERPLEXITY, (n - 1) / 3), init=start, random_state=seed)
         return method.fit_transform(embeddings.astype(np.float32)).astype(np.float64)

@@ -11,7 +11,8 @@ ENTRY = LIBRARY | {"cli", "evals", "metric_writer", "phases", "workdir"}
 # Module or package under mc3_jax → what of mc3_jax it may import.
 ALLOWED = {
     "train": (ENTRY - {"evals"}) | {"divergence", "profiler", "stopwatch", "watchdog"},
-    "evaluate": ENTRY,
+    "evaluate": ENTRY | {"evaluate_sounds"},
+    "evaluate_sounds": ENTRY,
     "compile": {"cli", "config", "data", "hlo", "mesh", "phases", "train_step"},
     "convert": LIBRARY,
     "embedder": LIBRARY,

@@ -1,4 +1,7 @@
-"""What `benchmarks.tables` writes of the runs that are done: `tables.json` with every number, `tables.md` to be read."""
+"""What `benchmarks.tables` writes of the runs that are done.
+
+`tables.json` holds every number, `tables.md` and `index.html` are to be read.
+"""
 
 import collections
 import json
@@ -7,7 +10,7 @@ import pathlib
 import numpy as np
 
 from mc3_jax.data import loader
-from mc3_jax.evals import comparison, discovery, embeddings as embeddings_lib, metrics, paper
+from mc3_jax.evals import comparison, discovery, embeddings as embeddings_lib, metrics, paper, suite_report
 
 OURS = "MC3"
 NUM_BOOTSTRAP = 2000
@@ -32,6 +35,7 @@ def write(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> str:
     (out / "tables.json").write_text(json.dumps(content, indent=1) + "\n")
     text = render(content)
     (out / "tables.md").write_text(text)
+    suite_report.write(out, content)
     return text
 
 

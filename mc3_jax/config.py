@@ -289,7 +289,9 @@ class EvalConfig:
       batch_size: Global.
       num_bootstrap: Resamplings behind each 95 % interval.
       num_examples: Best and worst clips shown in the report, each.
-      seed: Of the bootstrap and of the halves retrieval groups are split into.
+      num_clusters: Of the video embeddings, shown in the report (20 in the paper).
+      num_cluster_examples: Clips shown of each cluster (8 in the paper).
+      seed: Of the bootstrap, of the halves retrieval groups are split into, and of what the report draws at random.
     """
 
     split: str = "test"
@@ -298,6 +300,8 @@ class EvalConfig:
     batch_size: int = 256
     num_bootstrap: int = 1000
     num_examples: int = 4
+    num_clusters: int = 20
+    num_cluster_examples: int = 8
     seed: int = 0
 
 

@@ -77,15 +77,12 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
     scores = discovery.similarities(embeddings)
     heard = {name: known[name] for name in ("loudness", "onset_strength")}
     alone = {**heard, "verb_prior": controls.verb_prior(verbs, labels, config.seed)}
-    sounding = labels == 1
-    groups = np.stack([verbs, known["noun_id"]], 1)
-    groups = np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
-    named = sounding & (verbs >= 0) & (known["noun_id"] >= 0)
+    named, groups = retrieval.named_groups(labels, verbs, known["noun_id"])
     return {
         "discovery": {pair: discovery.discover(score, labels, verbs, **draws) for pair, score in scores.items()},
         "controls": {name: metrics.roc_auc(labels, score) for name, score in alone.items()},
         "margin": discovery.compare(scores["av"], heard, labels, **draws),
-        "retrieval": retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups[named], config.seed),
+        "retrieval": retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups, config.seed),
     }
 
 
@@ -118,27 +115,6 @@ def _load_untrained(config: config_lib.Config, mesh) -> dict[str, tuple[int, dic
     flat = weights.complete(initial, config.model, config.seed)
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
     return {"untrained": (0, mesh_lib.replace_leaves(abstract, checkpoint.unflatten(flat)))}
-
-
-def _examples(source, clips: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int) -> list[report.Example]:
-    """Returns the best and worst clips with frames and audio."""
-    order = np.argsort(-scores, kind="stable")
-    positive, negative = order[labels[order] == 1], order[labels[order] == 0]
-    chosen = {
-        "Found": positive[:count], "Missed": positive[::-1][:count],
-        "False alarms": negative[:count], "Rightly left": negative[::-1][:count],
-    }  # fmt: skip
-    examples = []
-    candidates = source.info.num_candidates
-    for kind, places in chosen.items():
-        for i in places:
-            clip = source[int(clips[i])]
-            frames = clip.frames[candidates // 2 :: candidates]
-            examples.append(
-                report.Example(kind, clip.clip_id, clip.narration, bool(labels[i]), float(scores[i]), frames, clip.audio,
-                               source.info.sample_rate_hz)
-            )  # fmt: skip
-    return examples
 
 
 def evaluate(config: config_lib.Config, workdir: str) -> dict:
@@ -204,17 +180,17 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
     path.parent.mkdir(parents=True, exist_ok=True)
     embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known)
     path.write_text(json.dumps(content, indent=1) + "\n")  # last of the two: where it is, both are
-    scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
-    labels = known["label"].astype(np.int64)
-    shown = _examples(source, known["index"], scores[last]["av"], labels, config.eval.num_examples)
     where = config.checkpoint or f"after step {results[last]['step']} ({last})"
     facts = (
-        f"{source.info.name}, {config.eval.split} split, {len(labels)} labelled clips; seed {config.seed}; "
+        f"{source.info.name}, {config.eval.split} split, {len(known['label'])} labelled clips; seed {config.seed}; "
         f"checkpoint {where}"
     )
-    page = report.write_report(
-        pathlib.Path(workdir) / "report", title=f"mc3_jax: {config.name}", facts=facts, results=results, scores=scores,
-        labels=labels, metric_rows=[] if config.checkpoint else metric_writer.read_metrics(workdir), examples=shown,
+    chosen = config.eval
+    page = report.write(
+        pathlib.Path(workdir) / "report", title=f"mc3_jax: {config.name}", facts=facts, results=results,
+        embeddings=embeddings, known=known, source=source,
+        metric_rows=[] if config.checkpoint else metric_writer.read_metrics(workdir),
+        sizes=report.Sizes(chosen.num_examples, chosen.num_clusters, chosen.num_cluster_examples, chosen.seed),
     )  # fmt: skip
     for name, result in results.items():
         found = result["discovery"]

@@ -111,7 +111,10 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
             np.savez(f, **scores)
         (path / "results.json").write_text(json.dumps(content, indent=1) + "\n")
         shown = scores["probabilities"][known]
-        page = sound_report.write(path / "report", content, shown, classes[known], source.info.classes)
+        page = sound_report.write(
+            path / "report", content, shown, classes[known], source.info.classes, source=source,
+            indices=np.flatnonzero(known),
+        )  # fmt: skip
         for name in ("last", "best"):
             found = "  ".join(f"{metric} {content[name][metric]:.3f}" for metric in METRICS)
             print(f"{name} of {len(epochs)} checkpoints (epoch {content[name]['epoch']:g}): {found}")

@@ -27,6 +27,9 @@ def validate(config: Config) -> None:
     _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
     for field, value in (("data.num_samples", config.data.num_samples), ("eval.hop_samples", config.eval.hop_samples)):
         _require(value >= 0, field, value, "must not be negative")
+    for field in ("num_clusters", "num_cluster_examples"):
+        value = getattr(config.eval, field)
+        _require(value >= 1, f"eval.{field}", value, "must be at least 1")
     value = config.data.clips_per_video
     _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
     _require(config.seed >= 0, "seed", config.seed, "must not be negative")

@@ -80,6 +80,8 @@ def test_the_papers_numbers_stand_in_its_config():
         (lambda c: setattr(c.model.audio, "max_time_mask", 150), "model.audio.max_time_mask = 150: must be at most 149"),
         (lambda c: setattr(c, "seed", -1), "config.seed = -1: must not be negative"),
         (lambda c: setattr(c.data, "clips_per_video", 0), "data.clips_per_video = 0: must be at least 1"),
+        (lambda c: setattr(c.eval, "num_clusters", 0), "eval.num_clusters = 0: must be at least 1"),
+        (lambda c: setattr(c.eval, "num_cluster_examples", 0), "eval.num_cluster_examples = 0: must be at least 1"),
         (lambda c: setattr(c.model.audio, "num_time_frames", 9), "num_time_frames = 9: must be at least patch_px = 16"),
         (lambda c: setattr(c.model.text, "depth", 10**9), "model.text.depth = 1000000000: must be at most 1000"),
         (lambda c: setattr(c.model.video, "crop_scale", (1.0,)), r"crop_scale = \(1.0,\): needs 0 < low"),

@@ -1,8 +1,11 @@
 """Sounding-action discovery: does the similarity of two modalities tell whether the narrated action sounds? (Sec. 5.1)"""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.stats
+from jaxtyping import Float, Int
 
 from mc3_jax.evals import metrics
 
@@ -78,3 +81,41 @@ def compare(
         "margin": float(metrics.roc_auc(labels, scores) - best()),
         "margin_interval": [low, high],
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Verbs:
+    """How the scores of verbs follow how often they sound.
+
+    Attributes:
+      verb_ids: Of the verbs with enough clips, [v].
+      counts: Labelled clips of each, [v].
+      rates: Share of them that sound, [v].
+      scores: Mean score of each, [v].
+      spearman: Rank correlation of rates and scores; NaN with fewer than three verbs or where either is constant.
+    """
+
+    verb_ids: Int[np.ndarray, " v"]
+    counts: Int[np.ndarray, " v"]
+    rates: Float[np.ndarray, " v"]
+    scores: Float[np.ndarray, " v"]
+    spearman: float
+
+
+def by_verb(scores: np.ndarray, labels: np.ndarray, verb_ids: np.ndarray, min_clips: int = 5) -> Verbs:
+    """Returns the mean score and the true sounding rate of each verb.
+
+    Args:
+      scores: [n].
+      labels: 0 or 1, [n].
+      verb_ids: [n]; negative where unknown, left out.
+      min_clips: A verb needs.
+    """
+    known = verb_ids >= 0
+    verbs, place, counts = np.unique(verb_ids[known], return_inverse=True, return_counts=True)
+    rates, means = (np.bincount(place, values[known], len(verbs)) / counts for values in (labels, scores))
+    enough = counts >= min_clips
+    verbs, counts, rates, means = verbs[enough], counts[enough], rates[enough], means[enough]
+    ranked = len(verbs) > 2 and len(np.unique(rates)) > 1 and len(np.unique(means)) > 1
+    spearman = float(scipy.stats.spearmanr(rates, means).statistic) if ranked else float("nan")
+    return Verbs(verbs, counts, rates, means, spearman)

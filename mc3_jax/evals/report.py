@@ -1,56 +1,18 @@
-"""The page a run ends with: tables beside the paper's, curves, and clips to look at and listen to. One file, no network."""
+"""The page a run ends with: tables beside the paper's, curves, a map, clusters, and clips to look at and listen to."""
 
-import base64
 import dataclasses
-import io
-import itertools
+import json
 import pathlib
-import wave
+from collections.abc import Mapping
 
-import jinja2
 import numpy as np
-from matplotlib.figure import Figure
 
-from mc3_jax.evals import metrics
+from mc3_jax.evals import clustering, discovery, figures, media, page, paper, projection, retrieval
 
-# Table 2 of the paper: AV ROC, AV PR, AL ROC, AL PR.
-PAPER_DISCOVERY = (
-    ("Random", ".500", ".559", ".500", ".559"),
-    ("CLAP", "–", "–", ".637", ".695"),
-    ("CM-ACC", ".540", ".590", "–", "–"),
-    ("CMC", ".550", ".601", ".635", ".693"),
-    ("ImageBind", ".554", ".605", ".642", ".685"),
-    ("MC3 without consensus", ".563", ".615", ".635", ".694"),
-    ("MC3 without contrastive", ".436", ".493", ".584", ".620"),
-    ("MC3 without align", ".448", ".507", ".464", ".521"),
-    ("MC3", ".598", ".666", ".658", ".715"),
-)
+MAX_MAPPED = 600  # clips: each takes 15 ms of t-SNE and MP3, and 15 KB of the page
+NUM_QUERIES = 4  # of each direction
 _RETRIEVAL_COLUMNS = ("hit@1", "hit@5", "hit@10", "recall@5", "mean_hits@5")
-
-
-@dataclasses.dataclass
-class Example:
-    """A clip to show.
-
-    Attributes:
-      kind: Heading it stands under.
-      clip_id, narration: Of the clip; untrusted text.
-      label: Whether it sounds.
-      score: Its audio-video similarity.
-      frames: JPEG files.
-      audio: int16 [samples].
-      sample_rate_hz: Of the audio.
-    """
-
-    kind: str
-    clip_id: str
-    narration: str
-    label: bool
-    score: float
-    frames: list[bytes]
-    audio: np.ndarray
-    sample_rate_hz: int
-
+_SHOWN_DIRECTIONS = {"v2a": "Video to audio", "a2l": "Audio to text"}  # Fig. 7
 
 EXPLANATIONS = {
     "Found": "Positive clips with the highest audio-video similarity.",
@@ -60,123 +22,149 @@ EXPLANATIONS = {
 }
 
 
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much a page shows.
+
+    Attributes:
+      num_examples: Best and worst clips, each.
+      num_clusters: Of the video embeddings.
+      num_cluster_examples: Clips of each.
+      seed: Of what is drawn at random.
+    """
+
+    num_examples: int
+    num_clusters: int
+    num_cluster_examples: int
+    seed: int
 
 
-def _wav(audio: np.ndarray, sample_rate_hz: int) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as f:
-        f.setnchannels(1)
-        f.setsampwidth(2)
-        f.setframerate(sample_rate_hz)
-        f.writeframes(audio.astype("<i2").tobytes())
-    return buffer.getvalue()
+def best_and_worst(scores: np.ndarray, labels: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Returns kind (of `EXPLANATIONS`) → rows of the clips that are most and least like it."""
+    order = np.argsort(-scores, kind="stable")
+    positive, negative = order[labels[order] == 1], order[labels[order] == 0]
+    return {
+        "Found": positive[:count], "Missed": positive[::-1][:count],
+        "False alarms": negative[:count], "Rightly left": negative[::-1][:count],
+    }  # fmt: skip
 
 
-def _plot(draw, alt: str, x: str, y: str) -> dict[str, str]:
-    """Returns a plot as an SVG data URI."""
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    draw(axes)
-    axes.set(xlabel=x, ylabel=y, title=alt)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return {"uri": _uri("image/svg+xml", buffer.getvalue()), "alt": alt}
+def _discovery_table(results: dict[str, dict]) -> page.Table:
+    rows = []
+    for name, result in results.items():
+        for pair in ("av", "al", "vl"):
+            r = result["discovery"][pair]
+            low, high = r["roc_auc_interval"]
+            rows.append(
+                [page.text(name), page.text(pair.upper()), page.number(r["roc_auc"], note=f" [{low:.3f}, {high:.3f}]"),
+                 page.number(r["average_precision"]), page.number(r["pr_auc_trapezoid"]),
+                 page.number(r["within_verb_roc_auc"]), page.number(r["chance"]["average_precision"]),
+                 page.number(r["num_clips"], "d"), page.number(r["num_positive"], "d")]
+            )  # fmt: skip
+    columns = ("after", "pair", "ROC-AUC", "average precision", "PR-AUC, trapezoid", "within verbs", "chance (AP)", "clips",
+               "positive")  # fmt: skip
+    last = frozenset(range(len(rows) - 3, len(rows)))
+    return page.Table("Discovery, in brackets the 95 % bootstrap interval", columns, rows, last)
 
 
-def _discovery_plots(scores: dict[str, dict[str, np.ndarray]], labels: np.ndarray) -> list[dict]:
-    """Returns ROC and PR curves and histograms. `scores` is {checkpoint: {"av", "al"}}."""
+def _controls_table(controls: Mapping[str, float]) -> page.Table:
+    rows = [[page.text(name.replace("_", " ")), page.number(value)] for name, value in controls.items()]
+    return page.Table("Controls, each alone", ("score", "ROC-AUC"), rows)
 
-    def roc(axes):
-        for name, pairs in scores.items():
-            for pair in ("av", "al"):
-                axes.plot(*metrics.roc_curve(labels, pairs[pair]), label=f"{pair.upper()}, {name}", lw=1.2)
-        axes.plot([0, 1], [0, 1], color="#999", lw=0.8, ls="--", label="chance")
 
-    def pr(axes):
-        for name, pairs in scores.items():
-            for pair in ("av", "al"):
-                axes.plot(*metrics.pr_curve(labels, pairs[pair]), label=f"{pair.upper()}, {name}", lw=1.2)
-        axes.axhline(labels.mean(), color="#999", lw=0.8, ls="--", label="chance")
-        axes.set_ylim(0.3, 1.02)
+def _paper_table() -> page.Table:
+    rows = []
+    for title, pairs in paper.DISCOVERY.items():
+        values = [value for pair in ("av", "al") for value in pairs.get(pair, (None, None))]
+        rows.append([page.text(title), *(page.number(value) for value in values)])
+    return page.Table("The paper, on Ego4D (Table 2)", ("method", "AV ROC", "AV PR", "AL ROC", "AL PR"), rows)
 
-    plots = [_plot(roc, "ROC curves", "false positive rate", "true positive rate"),
-             _plot(pr, "Precision-recall curves", "recall", "precision")]  # fmt: skip
+
+def _retrieval_table(results: dict[str, dict]) -> page.Table | None:
+    rows, last = [], frozenset()
+    for name, result in results.items():
+        start = len(rows)
+        for direction, r in result["retrieval"].items():
+            cells = [page.number(r[c], note=f" ({r['chance'][c]:.3f})") for c in _RETRIEVAL_COLUMNS]
+            counts = [page.number(r["num_queries"], "d"), page.number(r["pool_size"], "d")]
+            rows.append([page.text(name), page.text(direction.upper().replace("2", "→")), *cells, *counts])
+        last = frozenset(range(start, len(rows)))
+    columns = ("after", "direction", *_RETRIEVAL_COLUMNS, "queries", "pool")
+    return page.Table("Retrieval, in brackets that of a random order", columns, rows, last) if rows else None
+
+
+def _verbs_table(found: discovery.Verbs, names: list[str]) -> page.Table:
+    rows = [
+        [page.text(name), page.number(int(n), "d"), page.number(float(rate), ".1%"), page.number(float(score))]
+        for name, n, rate, score in zip(names, found.counts, found.rates, found.scores, strict=True)
+    ]
+    return page.Table("Verbs with at least 5 labelled clips", ("verb", "clips", "sound", "mean AV score"), rows)
+
+
+def _curve_plots(scores: dict, labels: np.ndarray, metric_rows: list[dict]) -> list[page.Plot]:
     last = list(scores)[-1]
+    drawn = figures.curves(scores, labels)
+    plots = [
+        page.Plot("roc", "ROC curves", "ROC curves of AV and AL at each checkpoint; the areas stand in the table Discovery",
+                  drawn["roc"]),
+        page.Plot("pr", "Precision-recall curves",
+                  "Precision-recall curves of AV and AL at each checkpoint; the areas stand in the table Discovery",
+                  drawn["pr"]),
+    ]  # fmt: skip
     for pair, title in (("av", "audio and video"), ("al", "audio and text")):
-
-        def histogram(axes, values=scores[last][pair]):
-            bins = np.linspace(values.min(), values.max(), 40)
-            for label, name in ((1, "sounds"), (0, "does not sound")):
-                axes.hist(values[labels == label], bins, density=True, alpha=0.55, label=name)
-
-        plots.append(_plot(histogram, f"Similarity of {title}, {last}", "cosine", "density"))
+        alt = f"Histogram of the cosine of {title}, clips that sound against clips that don't"
+        figure = figures.histogram(scores[last][pair], labels)
+        plots.append(page.Plot(f"histogram-{pair}", f"Similarity of {title}, {last}", alt, figure))
+    for i, (title, figure) in enumerate(figures.losses(metric_rows).items()):
+        plots.append(page.Plot(f"loss-{i}", title, f"{title} over the steps of training", figure))
     return plots
 
 
-def _loss_plots(rows: list[dict]) -> list[dict]:
-    """Returns loss curves, phase boundaries marked."""
-    terms = sorted({key for row in rows for key in row if key.startswith(("loss", "contrastive", "consensus"))})
-    boundaries = [b["step"] for a, b in itertools.pairwise(rows) if a["phase"] != b["phase"]]
-    groups = (
-        ("Loss and its contrastive part", "nats", [t for t in terms if t in ("loss", "contrastive")]),
-        ("Contrastive loss of each pair", "nats", [t for t in terms if t.startswith("contrastive_")]),
-        ("Consensus loss", "distance of cosines", [t for t in terms if t == "consensus"]),
-    )
-    plots = []
-    for title, unit, names in groups:
-
-        def curves(axes, names=names):
-            for name in names:
-                points = [(row["step"], row[name]) for row in rows if name in row]
-                axes.plot(*zip(*points, strict=True), label=name, lw=1.2)
-            for step in boundaries:
-                axes.axvline(step, color="#999", lw=0.8, ls=":")
-
-        if names:
-            plots.append(_plot(curves, title, "step", unit))
-    return plots
+def _queries(embeddings: dict, known: dict, seed: int) -> dict[str, list[retrieval.Query]]:
+    """Returns direction → queries, in rows of the labelled clips."""
+    rows, groups = retrieval.named_groups(known["label"], known["verb_id"], known["noun_id"])
+    sounding = {tower: value[rows] for tower, value in embeddings.items()}
+    found = {}
+    for direction in _SHOWN_DIRECTIONS:
+        drawn = retrieval.draw_queries(sounding, groups, direction, seed, num_queries=NUM_QUERIES)
+        found[direction] = [
+            dataclasses.replace(query, query=int(rows[query.query]), retrieved=rows[query.retrieved].tolist())
+            for query in drawn
+        ]
+    return found
 
 
-def _discovery_rows(results: dict, name: str, ours: bool) -> list[dict]:
-    rows = []
-    for pair in ("av", "al", "vl"):
-        r = results["discovery"][pair]
-        low, high = r["roc_auc_interval"]
-        rows.append(
-            {"name": name, "ours": ours, "pair": pair.upper(), "roc": f"{r['roc_auc']:.3f} [{low:.3f}, {high:.3f}]",
-             "ap": f"{r['average_precision']:.3f}", "trapezoid": f"{r['pr_auc_trapezoid']:.3f}",
-             "within": f"{r['within_verb_roc_auc']:.3f}", "chance": f"{r['chance']['average_precision']:.3f}",
-             "clips": r["num_clips"], "positive": r["num_positive"]}
-        )  # fmt: skip
-    return rows
+def _map(embeddings, known, labels, scores, clusters, clips, verb_of, seed) -> tuple[page.Plot, str]:
+    """Returns the map and what its script needs: the clips, the highest AV score first, and their places by tower."""
+    rows = projection.sample(len(labels), MAX_MAPPED, seed)
+    rows = rows[np.argsort(-scores[rows], kind="stable")]
+    places = {tower: projection.project(embeddings[tower][rows], seed) for tower in ("video", "audio")}
+    shown, texts = [], []
+    for row in rows:
+        clip = clips[int(known["index"][row])]
+        verb = verb_of(int(known["verb_id"][row]))
+        facts = (f"{verb}; AV score {scores[row]:.3f}; {'sounds' if labels[row] else 'does not sound'}; "
+                 f"cluster {clusters[row] + 1}")  # fmt: skip
+        texts.append(f"{figures.plain(clip.narration)}<br>{figures.plain(facts, 64)}")
+        shown.append({"index": clip.index, "clip_id": clip.clip_id, "narration": clip.narration, "middle": clip.middle,
+                      "facts": facts, "has_sound": bool(clip.audio)})  # fmt: skip
+    alt = "Map of the clips, neighbours in the embedding space beside each other; the buttons under it go through the clips"
+    plot = page.Plot("map", "Map of the clips", alt, figures.scatter_map(places["video"], labels[rows], texts))
+    rounded = {tower: value.round(2).tolist() for tower, value in places.items()}
+    return plot, page.embed(json.dumps({"clips": shown, "places": rounded}))
 
 
-def _retrieval_rows(results: dict, name: str, ours: bool) -> list[dict]:
-    rows = []
-    for direction, r in results["retrieval"].items():
-        cells = [f"{r[column]:.3f} ({r['chance'][column]:.3f})" for column in _RETRIEVAL_COLUMNS]
-        shown = direction.upper().replace("2", "→")
-        counts = {"queries": r["num_queries"], "pool": r["pool_size"]}
-        rows.append({"name": name, "ours": ours, "direction": shown, "cells": cells, **counts})
-    return rows
-
-
-def write_report(
+def write(
     folder: pathlib.Path,
     *,
     title: str,
     facts: str,
     results: dict[str, dict],
-    scores: dict[str, dict[str, np.ndarray]],
-    labels: np.ndarray,
+    embeddings: dict[str, dict[str, np.ndarray]],
+    known: dict[str, np.ndarray],
     metric_rows: list[dict],
-    examples: list[Example],
+    source,
+    sizes: Sizes,
 ) -> pathlib.Path:
     """Writes `folder/index.html` and returns its path.
 
@@ -185,38 +173,55 @@ def write_report(
       title: Of the page.
       facts: One line: config, data, seed, steps.
       results: Checkpoint name → {"discovery", "retrieval", "controls", "margin"}; the last is the run's result.
-      scores: Checkpoint name → pair → similarity of each labelled clip.
-      labels: Of those clips.
+      embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips.
+      known: What is known of those clips.
       metric_rows: `metric_writer.read_metrics`.
-      examples: Clips to show.
+      source: `loader.ClipSource` the clips come from.
+      sizes: How much is shown.
     """
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("mc3_jax.evals", "."), autoescape=True)
     last = list(results)[-1]
-    final = results[last]
-    margin = final["margin"]
+    labels, verb_ids, newest = known["label"].astype(np.int64), known["verb_id"].astype(np.int64), embeddings[last]
+    scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
+    av = scores[last]["av"]
+
+    def verb_of(verb: int) -> str:
+        return source.info.verbs[verb] if verb >= 0 else "unknown verb"
+
+    clusters = clustering.cluster(newest["video"], sizes.num_clusters, sizes.seed)
+    described = clustering.describe(
+        clusters, newest["video"], labels, verb_ids, num_examples=sizes.num_cluster_examples
+    )
+    queries = _queries(newest, known, sizes.seed)
+    best = best_and_worst(av, labels, sizes.num_examples)
+    of_verbs = discovery.by_verb(av, labels, verb_ids)
+    verb_names = [verb_of(int(verb)) for verb in of_verbs.verb_ids]
+
+    rows = [int(row) for cluster in described for row in cluster.examples]
+    rows += [row for found in queries.values() for query in found for row in (query.query, *query.retrieved)]
+    rows += projection.sample(len(labels), MAX_MAPPED, sizes.seed).tolist()
+    whole = [int(known["index"][row]) for chosen in best.values() for row in chosen]
+    clips = media.gather(source, known["index"][rows].tolist(), whole)
+    mapped, map_clips = _map(newest, known, labels, av, clusters, clips, verb_of, sizes.seed)
+    curves = _curve_plots(scores, labels, metric_rows)
+    verbs_plot = []
+    if verb_names:
+        figure = figures.verbs(verb_names, of_verbs.counts, of_verbs.rates, of_verbs.scores)
+        alt = "A point for each verb; the numbers stand in the table of verbs"
+        verbs_plot = [page.Plot("verbs", "Verbs: mean AV score against how often they sound", alt, figure)]
+    margin = results[last]["margin"]
     low, high = margin["margin_interval"]
-    shown = [
-        (kind, text, [
-            {"clip_id": e.clip_id, "narration": e.narration, "label": e.label, "score": f"{e.score:.3f}",
-             "frames": [_uri("image/jpeg", f) for f in e.frames], "audio": _uri("audio/wav", _wav(e.audio, e.sample_rate_hz))}
-            for e in examples if e.kind == kind
-        ])
-        for kind, text in EXPLANATIONS.items()
-    ]  # fmt: skip
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        facts=facts,
-        discovery=[row for name, r in results.items() for row in _discovery_rows(r, name, name == last)],
-        controls=[(name.replace("_", " "), f"{value:.3f}") for name, value in final["controls"].items()],
+    return page.write(
+        folder, "report.html.j2", title=title, facts=facts, plots=[*curves, mapped, *verbs_plot], clips=clips,
+        discovery=_discovery_table(results), controls=_controls_table(results[last]["controls"]), paper=_paper_table(),
         margin=f"AV beats the better of {' and '.join(margin['controls'])} ({margin['best_control_roc_auc']:.3f}) by "
         f"{margin['margin']:+.3f} [{low:+.3f}, {high:+.3f}].".replace("_", " "),
-        paper=PAPER_DISCOVERY,
-        retrieval=[row for name, r in results.items() for row in _retrieval_rows(r, name, name == last)],
-        retrieval_columns=[f"{column} (chance)" for column in _RETRIEVAL_COLUMNS],
-        plots=_discovery_plots(scores, labels) + _loss_plots(metric_rows),
-        examples=[entry for entry in shown if entry[2]],
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "index.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+        retrieval=_retrieval_table(results),
+        queries=[(_SHOWN_DIRECTIONS[direction], found) for direction, found in queries.items() if found],
+        curves=[plot.name for plot in curves], map_clips=map_clips, num_mapped=min(MAX_MAPPED, len(labels)),
+        num_clips=len(labels), spearman=page.number(of_verbs.spearman, "+.2f").text,
+        clusters=described, clusters_sampled=len(labels) > clustering.MAX_MERGED, verb_of=verb_of,
+        verbs=_verbs_table(of_verbs, verb_names) if verb_names else None,
+        examples=[(kind, EXPLANATIONS[kind], rows.tolist()) for kind, rows in best.items() if len(rows)],
+        clip_of=lambda row: clips[int(known["index"][row])], score_of=lambda row: f"{av[row]:.3f}",
+        label_of=lambda row: bool(labels[row]),
+    )  # fmt: skip

@@ -4,6 +4,7 @@ The paper's "Recall@K" can't be one quantity: its Random row fits hits / relevan
 hits. All three are reported: hit@K, recall@K (hits / relevant) and mean_hits@K.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from math import lgamma
 
@@ -31,6 +32,18 @@ def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
             pool.append(members[half:])
     empty = np.zeros(0, np.int64)
     return (np.concatenate(queries), np.concatenate(pool)) if queries else (empty, empty)
+
+
+def named_groups(labels: np.ndarray, verb_ids: np.ndarray, noun_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of the clips that sound and whose verb and noun are known, and the verb-noun pair of each.
+
+    Args:
+      labels: 0 or 1, [n].
+      verb_ids, noun_ids: -1 where unknown, [n].
+    """
+    rows = np.flatnonzero((labels == 1) & (verb_ids >= 0) & (noun_ids >= 0))
+    pairs = np.unique(np.stack([verb_ids, noun_ids], 1), axis=0, return_inverse=True)[1].reshape(-1)
+    return rows, pairs[rows]
 
 
 def _log_choose(n: int, k: int) -> float:
@@ -110,3 +123,56 @@ def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int
         counts = {"num_queries": len(queries), "pool_size": len(pool), "num_groups": len(np.unique(groups[queries]))}
         results[name] = {**result, "chance": chance, **counts}
     return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A query and what it retrieves.
+
+    Attributes:
+      query: Place of the clip asked with.
+      retrieved: Places of the clips that come first, the nearest first.
+      matches: Of each, whether verb and noun are the query's.
+      first_match: Rank of the first of the pool that matches, from 1.
+      pool_size: Clips in the pool.
+    """
+
+    query: int
+    retrieved: list[int]
+    matches: list[bool]
+    first_match: int
+    pool_size: int
+
+
+def draw_queries(
+    embeddings: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+    direction: str,
+    seed: int,
+    *,
+    num_queries: int,
+    num_retrieved: int = 5,
+) -> list[Query]:
+    """Returns a few queries of a direction with what comes first, drawn at random and not by how well they do.
+
+    Queries and pool are those of `retrieve`; [] where no group has three clips.
+
+    Args:
+      embeddings, groups: As for `retrieve`.
+      direction: Of `DIRECTIONS`.
+      seed: Of the halves and of the queries.
+      num_queries: At most.
+      num_retrieved: Shown of the pool, at most.
+    """
+    asked, answered = DIRECTIONS[direction]
+    queries, pool = split_groups(groups, seed)
+    drawn = np.random.default_rng(seed).permutation(len(queries))[:num_queries]
+    found = []
+    for query in queries[drawn]:
+        order = pool[np.argsort(-(embeddings[answered][pool] @ embeddings[asked][query]), kind="stable")]
+        same = groups[order] == groups[query]
+        found.append(
+            Query(int(query), order[:num_retrieved].tolist(), same[:num_retrieved].tolist(), int(np.argmax(same)) + 1,
+                  len(pool))
+        )  # fmt: skip
+    return found

@@ -287,10 +287,10 @@ def test_a_process_that_hangs_ends_where_its_log_is_full_and_nobody_reads_on():
 PAUSED = """
 import time
 from mc3_jax.watchdog import Watchdog
-with Watchdog(2) as dog:
+with Watchdog(1) as dog:
     with dog.at("compiling", long=True):
         print("here", flush=True)
-        end = time.monotonic() + 24
+        end = time.monotonic() + 12
         while time.monotonic() < end:
             time.sleep(0.2)
 """
@@ -301,6 +301,6 @@ def test_a_process_that_was_stopped_and_goes_on_does_not_hang():
     with process:
         assert process.stdout.readline() == "here\n"
         process.send_signal(signal.SIGSTOP)
-        time.sleep(14)
+        time.sleep(7)
         process.send_signal(signal.SIGCONT)
         assert process.wait(60) == 0

@@ -300,6 +300,7 @@ def test_a_process_that_was_stopped_and_goes_on_does_not_hang():
     process = subprocess.Popen([sys.executable, "-c", PAUSED], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
     with process:
         assert process.stdout.readline() == "here\n"
+        time.sleep(1)  # it has been looked at
         process.send_signal(signal.SIGSTOP)
         time.sleep(7)
         process.send_signal(signal.SIGCONT)

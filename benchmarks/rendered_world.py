@@ -32,7 +32,7 @@ class Clips:
       texts: Narrations.
       label: 1 sounds, 0 does not, -1 nobody was asked; int32 [n].
       verb_id, noun_id: int32 [n].
-      region: Of Fig. 2, e.g. "III".
+      region: Of Fig. 2, e.g. "III"; "III, drowned" where the action sounds below the noise.
       video_clips: Clips of each video, in the order of the clips.
     """
 
@@ -58,6 +58,10 @@ def _narrations(video: plan.Video) -> list[tuple[annotate.Narration, int]]:
         return [(line, -1) for line in wanted]
     rows = {row[1]: int(sum(row[5:]) >= 2) for row in annotate.label_rows(video, lines)}
     return [(line, rows[line.annotation_uid]) for line in lines if line.annotation_uid in rows]
+
+
+def _place(segment: plan.Segment) -> str:
+    return "III, drowned" if segment.drowned else segment.region
 
 
 def render_video(index: int, *, seed: int, short_side_px: int, video_s: float) -> list[dict]:
@@ -88,7 +92,7 @@ def render_video(index: int, *, seed: int, short_side_px: int, video_s: float) -
     return [
         {"video": np.stack([frames[int(place)] for place in places]), "audio": audio, "text": line.text, "label": label,
          "verb_id": video.segments[line.segment].verb, "noun_id": video.segments[line.segment].noun,
-         "region": video.segments[line.segment].region, "split": video.split, "index": index}
+         "region": _place(video.segments[line.segment]), "split": video.split, "index": index}
         for line, label, audio, places in kept
     ]  # fmt: skip
 

@@ -51,13 +51,13 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
             if not (workdir / "results.json").exists():
                 continue
             runs[seed] = json.loads((workdir / "results.json").read_text())
-            embeddings, here = embeddings_lib.load(workdir / embeddings_lib.FILE)
+            of_pairs, here = _scores(workdir, runs[seed])
             known = here if known is None else known
             if not np.array_equal(known["index"], here["index"]) or not np.array_equal(known["label"], here["label"]):
                 raise ValueError(f"{workdir} was evaluated on other clips than the rows before: remove it and run again")
             info = runs[seed]
             for pair in pairs:
-                scores[pair].setdefault(title, []).append(discovery.similarities(embeddings)[pair])
+                scores[pair].setdefault(title, []).append(of_pairs[pair])
         if runs:
             done[title] = {"file": file, "seeds": sorted(runs), "pairs": pairs} | _mean_and_std(runs, pairs)
     if known is None:
@@ -72,7 +72,7 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
             leads[pair] = comparison.leads(
                 stacked, OURS, labels, known["verb_id"], regions, num_bootstrap=NUM_BOOTSTRAP, seed=0
             )
-    controls = {name: metrics.roc_auc(labels, known[name]) for name in ("loudness", "onset_strength")}
+    controls = {name: metrics.roc_auc(labels, known[name]) for name in ("loudness", "onset_strength") if name in known}
     sweep = out / "sweep.json"
     return {
         "data": info["data"], "split": info["split"],
@@ -81,6 +81,15 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
         "rows": done, "leads": leads, "pr_curves": curves,
         "sweep": json.loads(sweep.read_text()) if sweep.exists() else {},
     }  # fmt: skip
+
+
+def _scores(workdir: pathlib.Path, results: dict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns (pair → score of each clip, what is known of the clips) of a run: from its embeddings, or its results."""
+    if "clips" in results:  # of `benchmarks.tables_in_memory`
+        clips = {name: np.array(values) for name, values in results["clips"].items()}
+        return clips, clips | {"index": np.arange(len(clips["label"]))}
+    embeddings, known = embeddings_lib.load(workdir / embeddings_lib.FILE)
+    return discovery.similarities(embeddings), known
 
 
 def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
@@ -117,6 +126,8 @@ def _mean_pr_curve(labels: np.ndarray, scores: np.ndarray) -> dict[str, list[flo
 
 def _regions(out: pathlib.Path, info: dict, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns which clips lie in each region of the paper's Fig. 2, by the truth that SoundWorld writes; {} elsewhere."""
+    if "region" in known:
+        return {name: known["region"] == name for name in sorted(set(known["region"]) - {"I"})}
     truth = out / "world" / "truth.json"
     if not truth.exists():
         return {}
@@ -126,7 +137,7 @@ def _regions(out: pathlib.Path, info: dict, known: dict[str, np.ndarray]) -> dic
     for index in known["index"]:
         clip = source[int(index)]
         video = videos[clip.video_uid]
-        uid = clip.clip_id.removeprefix(f"{clip.video_uid}_").split("_")[-1]
+        uid = clip.clip_id.removeprefix(f"{clip.video_uid}_").split("_")[0]
         segment = video["segments"][video["narrations"][uid]]
         places.append("III, drowned" if segment["drowned"] else segment["region"])
     return {name: np.array(places) == name for name in sorted(set(places) - {"I"})}
@@ -135,7 +146,7 @@ def _regions(out: pathlib.Path, info: dict, known: dict[str, np.ndarray]) -> dic
 def render(content: dict) -> str:
     """Returns the tables as Markdown."""
     test = content["test"]
-    controls = ", ".join(f"{name.replace('_', ' ')} {area:.3f}" for name, area in test["controls"].items())
+    controls = ", ".join(f"{name.replace('_', ' ')} {area:.3f}" for name, area in test["controls"].items()) or "none"
     parts = [
         f"{content['data']}, {content['split']} split: {test['clips']} clips, {test['positive']:.1%} positive. Controls "
         f"alone, ROC-AUC: {controls}. "

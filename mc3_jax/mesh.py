@@ -23,6 +23,7 @@ _MESSAGE_BYTES = 2000
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX reads it by itself, these it does not
 _JOB = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 _HANDLERS: list = []  # C calls them; Python must not free them
+_ALONE_S = 10**6  # nobody is lost where a process is alone, but JAX ends it where it was stopped for longer than this
 _ARRIVAL_S = 900  # until all processes of a job have started: images are pulled, nodes replaced
 
 
@@ -57,6 +58,7 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
+        options["heartbeat_timeout_seconds"] = _ALONE_S
         jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0, **options)
     if distributed.global_state.num_processes == 1:
         # Else the devices of a CPU talk by gloo, as if they were processes, and reduce-scatters may come out wrong

@@ -284,6 +284,28 @@ def test_a_process_that_hangs_ends_where_its_log_is_full_and_nobody_reads_on():
     assert done.returncode == mesh_lib.LOST
 
 
+ALONE = """
+import time
+from mc3_jax import mesh
+mesh.initialize(5, preemptible=True)
+print("here", flush=True)
+end = time.monotonic() + 16
+while time.monotonic() < end:
+    time.sleep(0.2)
+"""
+
+
+@pytest.mark.slow  # waits
+def test_a_process_that_is_alone_may_be_stopped_for_longer_than_a_heartbeat():
+    process = subprocess.Popen([sys.executable, "-c", ALONE], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
+    with process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(12)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 0
+
+
 PAUSED = """
 import time
 from mc3_jax.watchdog import Watchdog

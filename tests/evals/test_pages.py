@@ -130,6 +130,21 @@ def test_a_click_on_a_header_sorts_and_another_turns_round(browser, paths):
     assert cell.get_attribute("aria-sort") == "ascending"
 
 
+def test_numbers_sort_as_numbers(browser, paths):
+    open_page(browser, paths["run"])
+    cells = "[...document.querySelector('table').tBodies[0].rows].map(row => row.cells[2])"
+    browser.execute_script(f"{cells}.forEach((cell, i) => cell.dataset.sort = [9, -2, 10, '', 1e-5, -30][i])")
+    browser.find_elements(By.CSS_SELECTOR, "table thead button")[2].click()
+    assert browser.execute_script(f"return {cells}.map(cell => cell.dataset.sort)") == [
+        "10",
+        "9",
+        "0.00001",
+        "-2",
+        "-30",
+        "",
+    ]
+
+
 def test_enter_on_a_header_sorts_words_by_letters_and_what_is_missing_stays_last(browser, paths):
     open_page(browser, paths["run"])
     headers = browser.find_elements(By.CSS_SELECTOR, "table:not(#none) thead button")

@@ -72,8 +72,8 @@ _INTEGERS = (
 )  # fmt: skip
 
 
-def _build_example_class() -> type[message.Message]:
-    """Returns the message class of tf.train.Example, built from its field numbers."""
+def _build_message_classes() -> list[type[message.Message]]:
+    """Returns the message classes of tf.train.Example, its own first, built from their field numbers."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="mc3_example.proto", package="tensorflow", syntax="proto3")
 
@@ -104,10 +104,13 @@ def _build_example_class() -> type[message.Message]:
     add(file.message_type.add(name="Example"), "features", 1, field.TYPE_MESSAGE, type_name="Features")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+    names = ("Example", "Features", "Features.FeatureEntry", "Feature", "BytesList", "FloatList", "Int64List")
+    return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}")) for name in names]
 
 
-_Example = _build_example_class()
+# All are kept: protobuf makes the class of an inner message when it first meets one, and the garbage collector frees it. Where
+# other threads are decoding, that ends the process with a segmentation fault (protobuf 6.33).
+_Example, *_INNER = _build_message_classes()
 
 
 def encode(clip: Clip) -> bytes:

@@ -108,8 +108,8 @@ def _build_message_classes() -> list[type[message.Message]]:
     return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}")) for name in names]
 
 
-# All are kept: protobuf makes the class of an inner message when it first meets one, and the garbage collector frees it. Where
-# other threads are decoding, that ends the process with a segmentation fault (protobuf 6.33).
+# All are kept: protobuf makes the class of an inner message when it first meets one, and the garbage collector frees it.
+# Where other threads are decoding, that ends the process with a segmentation fault (protobuf 6.33).
 _Example, *_INNER = _build_message_classes()
 
 

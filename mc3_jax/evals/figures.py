@@ -141,6 +141,21 @@ def verbs(names: Sequence[str], counts: np.ndarray, rates: np.ndarray, scores: n
     return _figure([points], "share of the verb's clips that sound", "mean AV score", xaxis={"tickformat": ".0%"})
 
 
+def long_tail(groups: Sequence[Mapping]) -> go.Figure:
+    """Returns the number of clips of each verb-noun pair, the most frequent first (Fig. 4).
+
+    Args:
+      groups: "verb", "noun" and "num_clips" of each, in order (`taxonomy.statistics`).
+    """
+    counts = [group["num_clips"] for group in groups]
+    texts = [f"{plain(group['verb'])}, {plain(group['noun'])}: {group['num_clips']}" for group in groups]
+    bars = go.Bar(
+        x=list(range(1, len(counts) + 1)), y=counts, hovertext=texts, hoverinfo="text", marker={"color": SOUNDING},
+        showlegend=False,
+    )  # fmt: skip
+    return _figure([bars], "verb-noun pair, by frequency", "clips that sound", bargap=0)
+
+
 def scatter_map(places: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> go.Figure:
     """Returns the map of the clips; a point's `customdata` is its row.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mc3_jax.evals import clustering, discovery, figures, media, page, paper, projection, retrieval
+from mc3_jax.evals import clustering, discovery, figures, media, page, paper, projection, retrieval, taxonomy
 
 MAX_MAPPED = 600  # clips: each takes 15 ms of t-SNE and MP3, and 15 KB of the page
 NUM_QUERIES = 4  # of each direction
@@ -208,17 +208,23 @@ def write(
         figure = figures.verbs(verb_names, of_verbs.counts, of_verbs.rates, of_verbs.scores)
         alt = "A point for each verb; the numbers stand in the table of verbs"
         verbs_plot = [page.Plot("verbs", "Verbs: mean AV score against how often they sound", alt, figure)]
+    actions = taxonomy.statistics(labels, verb_ids, known["noun_id"], source.info.verbs, source.info.nouns)
+    tail_plot = []
+    if actions["groups"]:
+        alt = "Bars: the number of sounding clips of each verb-noun pair, the most frequent first"
+        figure = figures.long_tail(actions["groups"])
+        tail_plot = [page.Plot("tail", f"{len(actions['groups'])} verb-noun pairs that sound", alt, figure)]
     margin = results[last]["margin"]
     low, high = margin["margin_interval"]
     return page.write(
-        folder, "report.html.j2", title=title, facts=facts, plots=[*curves, mapped, *verbs_plot], clips=clips,
+        folder, "report.html.j2", title=title, facts=facts, plots=[*curves, mapped, *verbs_plot, *tail_plot], clips=clips,
         discovery=_discovery_table(results), controls=_controls_table(results[last]["controls"]), paper=_paper_table(),
         margin=f"AV beats the better of {' and '.join(margin['controls'])} ({margin['best_control_roc_auc']:.3f}) by "
         f"{margin['margin']:+.3f} [{low:+.3f}, {high:+.3f}].".replace("_", " "),
         retrieval=_retrieval_table(results),
         queries=[(_SHOWN_DIRECTIONS[direction], found) for direction, found in queries.items() if found],
         curves=[plot.name for plot in curves], map_clips=map_clips, num_mapped=min(MAX_MAPPED, len(labels)),
-        num_clips=len(labels), spearman=page.number(of_verbs.spearman, "+.2f").text,
+        has_tail=bool(tail_plot), num_clips=len(labels), spearman=page.number(of_verbs.spearman, "+.2f").text,
         clusters=described, clusters_sampled=len(labels) > clustering.MAX_MERGED, verb_of=verb_of,
         verbs=_verbs_table(of_verbs, verb_names) if verb_names else None,
         examples=[(kind, EXPLANATIONS[kind], rows.tolist()) for kind, rows in best.items() if len(rows)],

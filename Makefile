@@ -40,13 +40,14 @@ demo: install
 demo-ci:
 	$(MAKE) demo WORK=runs/demo-ci VIDEOS=32 DEMO_FLAGS="--config.phases[0].epochs=2 --config.phases[1].epochs=1"
 
-# Two processes; a file's tests stay together, for the worlds and runs they share.
+# Two processes; a file's tests stay together, for the worlds and runs they share, in the order of tests/conftest.py.
+SHARED = -n 2 --dist loadfile --no-loadscope-reorder
 test: install
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest $(SHARED)
 
 # What takes gigabytes or minutes: checkpoints, precision and compilation at the paper's sizes, runs that are killed.
 test-slow: install $(LIBTPU)
-	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m slow -n 2 --dist loadfile
+	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m slow $(SHARED)
 
 # The TPU's compiler, beside the environment and not in it: JAX would look for a TPU at every start.
 $(LIBTPU): | install

@@ -25,6 +25,11 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="seeded mutations, injuries and kills at full length")
 
 
+def pytest_collection_modifyitems(items):
+    """Files that train come first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.parent != world.ROOT / "tests")
+
+
 @pytest.fixture
 def num_mutations(request) -> int:
     """How many damaged files or rows a test tries."""

@@ -119,7 +119,7 @@ def assert_equal(left, right):
         assert np.max(np.abs(ours[name] - gradient)) <= 1e-5 * max(np.max(np.abs(gradient)), 1e-12), name
 
 
-SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ((True, "none"), (True, "dots"), (False, "full"))]
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ((True, "dots"), (False, "full"))]
 
 
 @pytest.mark.parametrize(("scan_layers", "remat"), [(True, "full"), *SLOW])

@@ -270,6 +270,7 @@ def test_a_process_that_hangs_ends_where_nobody_reads_its_log_any_more():
     assert done.returncode == mesh_lib.LOST
 
 
+@pytest.mark.slow  # waits
 def test_a_process_that_hangs_ends_where_its_log_is_full_and_nobody_reads_on():
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK)
@@ -318,6 +319,7 @@ with Watchdog(1) as dog:
 """
 
 
+@pytest.mark.slow  # waits
 def test_a_process_that_was_stopped_and_goes_on_does_not_hang():
     process = subprocess.Popen([sys.executable, "-c", PAUSED], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
     with process:

@@ -16,7 +16,7 @@ RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEE
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:$\
 	glibc.malloc.top_pad=67108864
 
-.PHONY: demo demo-ci test test-slow soak tables slurm lint clean install
+.PHONY: demo demo-ci test test-slow test-large soak tables slurm lint clean install
 
 install: $(VENV)/.installed
 
@@ -38,16 +38,20 @@ demo: install
 
 # The same path at a size that checks the plumbing and proves nothing about the method.
 demo-ci:
-	$(MAKE) demo WORK=runs/demo-ci VIDEOS=32 DEMO_FLAGS="--config.phases[0].epochs=2 --config.phases[1].epochs=1"
+	$(MAKE) demo WORK=runs/demo-ci VIDEOS=24 DEMO_FLAGS="--config.phases[0].epochs=2 --config.phases[1].epochs=1"
 
 # Two processes; a file's tests stay together, for the worlds and runs they share, in the order of tests/conftest.py.
 SHARED = -n 2 --dist loadfile --no-loadscope-reorder
 test: install
 	$(PY) -m pytest $(SHARED)
 
-# What takes gigabytes or minutes: checkpoints, precision and compilation at the paper's sizes, runs that are killed.
-test-slow: install $(LIBTPU)
-	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m slow $(SHARED)
+# What takes minutes: runs that are killed, jobs of several processes.
+test-slow: install
+	$(PY) -m pytest -m 'slow and not large' $(SHARED)
+
+# Checkpoints, precision and compilation at the paper's sizes, and gigabytes of clips. CI does not run these.
+test-large: install $(LIBTPU)
+	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m large $(SHARED)
 
 # The TPU's compiler, beside the environment and not in it: JAX would look for a TPU at every start.
 $(LIBTPU): | install

@@ -48,6 +48,8 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
         audio = batch["audio"]
         batch |= {"loudness": controls.loudness(audio), "onset_strength": controls.onset_strength(audio)}
         own = {name: np.asarray(batch.pop(name)) for name in (*embeddings_lib.NUMBERS, "valid")}
+        # As processes tell each other, so that one process has the same numbers.
+        own = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in own.items()}
         gathered = multihost_utils.process_allgather(own, tiled=True)
         valid = np.asarray(gathered.pop("valid"), bool)
         known.append({name: np.asarray(value)[valid] for name, value in gathered.items()})

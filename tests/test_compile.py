@@ -153,7 +153,7 @@ def test_bad_commands_end_with_one_line(flags, status, message):
 
 
 @needs_libtpu
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.timeout(1500)
 def test_on_eight_chips_embeddings_are_replicated_once_and_gradients_reduced_in_float32():
     """The paper's sizes, layers scanned, without XLA's optimisations: collectives are the same, and it takes a third."""

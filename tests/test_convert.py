@@ -240,7 +240,7 @@ def test_bad_input_ends_with_one_line_and_status_2(arguments, message, tmp_path)
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_base_size_checkpoints_are_imported_within_a_minute_and_4_gb(tmp_path):
     """EgoVLP (16 temporal positions), AST and their optimizer-less sizes, random weights; needs 3 GB of disk."""
     model = torch_models.FrozenInTime(

@@ -119,7 +119,7 @@ def gradients(row, *, fsdp=1, chunk_size=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["CLAP", "CM-ACC"])
+@pytest.mark.parametrize("row", [pytest.param("CLAP", marks=pytest.mark.large), "CM-ACC"])
 def test_in_chunks_and_sharded_a_row_has_the_same_gradient_and_memory(row):
     whole, memory = gradients(row)
     parts, same = gradients(row, fsdp=4, chunk_size=8)

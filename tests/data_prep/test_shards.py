@@ -186,7 +186,7 @@ def test_a_file_that_is_missing_for_good_is_told(tmp_path):
     assert not list(tmp_path.glob("clips-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_two_gigabytes_by_two_workers_are_all_there(tmp_path):
     # TFDS's own Beam writer lost two fifths of this much and reported success.
     num_videos, count, num_bytes = 40, 150, 350_000

@@ -82,7 +82,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_thirty_thousand_against_thirty_thousand_take_less_than_two_gigabytes():
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False, cwd=world.ROOT)
     assert done.returncode == 0, done.stderr

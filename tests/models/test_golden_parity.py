@@ -122,7 +122,7 @@ def test_bfloat16_stays_close_to_float32():
         assert np.linalg.norm(exact - rough) / np.linalg.norm(exact) < 2e-2, tower
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_bfloat16_stays_close_to_float32_at_the_papers_sizes():
     """Freshly initialised towers (the time attention at random, so that it takes part) on noise."""
     rng = np.random.default_rng(0)

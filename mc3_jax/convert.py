@@ -205,6 +205,10 @@ def export_weights(args: argparse.Namespace) -> None:
         if weights.is_run(args.source)
         else weights.read_checkpoint(args.source, config)
     )
+    if config.num_classes:
+        print(f"the classifier of {config.num_classes} classes is left out: only the towers are exported")
+        flat = {name: value for name, value in flat.items() if not name.startswith(f"{config_lib.CLASSIFIER}/")}
+        config = dataclasses.replace(config, num_classes=0)
     out = pathlib.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = weights.read_run_config(args.source).data.tokenizer if weights.is_run(args.source) else args.source

@@ -16,6 +16,7 @@ from configs import epic_sounds, esc
 from data_prep import esc50
 from mc3_jax import (
     checkpoint,
+    convert,
     evaluate_sounds,
     mesh as mesh_lib,
     metric_writer,
@@ -162,9 +163,16 @@ def test_a_stretched_grid_hears_the_whole_sound(clips, scratch, tmp_path):
     assert evaluate_sounds.evaluate(config, str(tmp_path / "stretched"))["num_clips"] == 24
 
 
-def test_a_classifier_does_not_keep_a_run_from_being_used_or_exported(scratch):
-    model = mc3_jax.load(scratch[1])
-    assert model.embed_audio(np.zeros(RATE_HZ, np.float32), RATE_HZ).shape == (8,)
+def test_a_classifier_does_not_keep_a_run_from_being_used_or_exported(scratch, tmp_path, capsys):
+    sound_ = np.random.default_rng(0).standard_normal(RATE_HZ).astype(np.float32) / 4
+    known = mc3_jax.load(scratch[1]).embed_audio(sound_, RATE_HZ)
+    assert known.shape == (8,)
+    for kind, name in (("folder", "towers"), ("safetensors", "towers.safetensors")):
+        convert.main(["export", scratch[1], "--to", kind, "--out", str(tmp_path / name)])
+        assert "the classifier of 3 classes is left out" in capsys.readouterr().out
+        model = None if kind == "folder" else dataclasses.replace(scratch[0].model, num_classes=0)
+        again = mc3_jax.load(str(tmp_path / name), model=model).embed_audio(sound_, RATE_HZ)
+        np.testing.assert_array_equal(again, known)
 
 
 def test_classes_that_are_not_those_of_the_data_are_one_line(clips, tmp_path):

@@ -31,7 +31,7 @@ def assert_equal_bits(left, right):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("where", ["within align", "at the switch", "within refine"])
+@pytest.mark.parametrize("where", ["within align", "at the switch", pytest.param("within refine", marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, where):
     config, workdir, state = finished
     stops = [int(p.stop) for p in train.set_up(config, workdir).phases]

@@ -49,7 +49,7 @@ test: install
 test-slow: install
 	$(PY) -m pytest -m 'slow and not large' $(SHARED)
 
-# Checkpoints, precision and compilation at the paper's sizes, and gigabytes of clips. CI does not run these.
+# Checkpoints, precision and compilation at the paper's sizes, gigabytes of clips, and more that CI has no time for.
 test-large: install $(LIBTPU)
 	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m large $(SHARED)
 

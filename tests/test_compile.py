@@ -27,7 +27,7 @@ def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=world.ROOT, env=os.environ | environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_the_report_of_a_small_step():
     config = small_config(scan_layers=True)
     report = small_report(config)

@@ -118,8 +118,8 @@ def gradients(row, *, fsdp=1, chunk_size=0):
     return (jax.device_get(grads), float(terms["loss"])), jax.device_get(memory)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", [pytest.param("CLAP", marks=pytest.mark.large), "CM-ACC"])
+@pytest.mark.large
+@pytest.mark.parametrize("row", ["CLAP", "CM-ACC"])
 def test_in_chunks_and_sharded_a_row_has_the_same_gradient_and_memory(row):
     whole, memory = gradients(row)
     parts, same = gradients(row, fsdp=4, chunk_size=8)
@@ -128,7 +128,7 @@ def test_in_chunks_and_sharded_a_row_has_the_same_gradient_and_memory(row):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_a_run_through_every_kind_of_phase_is_resumed_bit_for_bit_and_evaluated_by_its_towers(data, tmp_path):
     config = world.small_config(data)
     config.fsdp, config.save.every_steps = 2, 1

@@ -256,6 +256,7 @@ def test_a_process_that_may_take_long_is_waited_for_by_the_others(tmp_path):
     assert [status for status, _ in run_together(["-c", SLOW], tmp_path)] == [0, 0]
 
 
+@pytest.mark.large
 def test_two_processes_that_diverge_stop_together_and_save_the_state_before(data, tmp_path):
     config, workdir = world.small_config(data), tmp_path / "run"
     config.phases[0].optimizer.learning_rate, config.phases[0].optimizer.warmup_steps = 1e20, 0

@@ -32,7 +32,7 @@ def write(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> str:
       ValueError: No run is done, or runs were evaluated on different clips.
     """
     content = collect(out, rows, seeds)
-    (out / "tables.json").write_text(json.dumps(content, indent=1) + "\n")
+    (out / "tables.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     text = render(content)
     (out / "tables.md").write_text(text)
     suite_report.write(out, content)
@@ -93,12 +93,15 @@ def _scores(workdir: pathlib.Path, results: dict) -> tuple[dict[str, np.ndarray]
 
 
 def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
-    """Returns measure → [mean, standard deviation] over seeds, of the pairs and directions a row is reported for."""
+    """Returns measure → [mean, standard deviation] over seeds, of the pairs and directions a row is reported for.
+
+    The deviation of a single seed is None.
+    """
     seconds = [run["seconds"] for run in runs.values() if "seconds" in run]
     found = {"seconds": [float(np.mean(seconds)), float(np.std(seconds))]} if seconds else {}
 
-    def summary(values: list[float]) -> list[float]:
-        return [float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")]
+    def summary(values: list[float]) -> list[float | None]:
+        return [float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None]
 
     for pair in pairs:
         for measure in ("roc_auc", "average_precision", "pr_auc_trapezoid", "within_verb_roc_auc"):
@@ -171,11 +174,11 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(value: list[float] | None, digits: int = 3) -> str:
+def _cell(value: list[float | None] | None, digits: int = 3) -> str:
     if value is None:
         return "–"
     mean, std = value
-    return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
+    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def _discovery_table(content: dict) -> str:
@@ -211,7 +214,7 @@ def _retrieval_table(content: dict) -> str:
                 cells.append(shown)
                 chance[direction, measure] = row.get(f"{direction}_{measure}_chance", chance.get((direction, measure)))
         rows.append([title, *cells])
-    rows.append(["chance", *(_cell([c[0], float("nan")] if c else None) for c in chance.values())])
+    rows.append(["chance", *(_cell([c[0], None] if c else None) for c in chance.values())])
     return _table(header, rows)
 
 

@@ -120,6 +120,8 @@ def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]
             workdir = suite.out / "sweep" / row.file / name
             flags = overrides(config, row, setting, SWEEP_SHARE) + ["--config.eval.split=validation", "--config.seed=0"]
             try:
+                if list(workdir.glob("diverged-*.json")):
+                    raise RunError(["mc3_jax.train"], cli.USER_ERROR, f"{workdir}/log.txt")  # and would again
                 results = runs.run(suite, f"configs/tables/{row.file}.py", workdir, flags)
                 score = validation_score(results, row)
             except RunError as error:

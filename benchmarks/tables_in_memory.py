@@ -212,6 +212,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that render")
     parser.add_argument("--sweep", type=pathlib.Path, help="sweep.json of benchmarks.tables")
     args = parser.parse_args(argv)
+    unknown = sorted(set(args.rows.split(",")) - {row.file for row in tables.ROWS})
+    if unknown:
+        parser.error(f"--rows: {unknown[0]!r} is none of {', '.join(row.file for row in tables.ROWS)}")
     run(args, MODEL, args.epochs, args.batch_size)
 
 

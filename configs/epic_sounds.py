@@ -1,7 +1,7 @@
 """Table 4: EPIC-Sounds by a trained audio tower, `:probe` or `:finetune`, by the recipe of the data set's SSAST baseline.
 
     python -m mc3_jax.train --config=configs/epic_sounds.py:finetune --workdir=runs/epic_sounds/finetune \
-        --config.init.audio=runs/ego4d
+        --config.init.audio=runs/mc3_ego4d
 
 then `python -m mc3_jax.evaluate` with the same words: validation, the last and the best epoch. Data are those of
 `python -m data_prep.epic_sounds`.
@@ -46,7 +46,7 @@ def get_config(mode: str = "finetune") -> Config:
     return Config(
         name=f"epic_sounds_{mode}",
         model=ModelConfig(num_classes=44),
-        init=InitConfig(audio="runs/ego4d"),
+        init=InitConfig(audio="runs/mc3_ego4d"),
         data=DataConfig(dir="data/epic_sounds", batch_size=128),
         phases=phases,
         save=SaveConfig(every_steps=STEPS_PER_EPOCH, keep=30),  # every epoch, for the best one

@@ -94,7 +94,7 @@ def suite_content(titles=("Random", "CLAP", "MC3", HOSTILE), pairs=("av", "al"))
             recall, precision = metrics.pr_curve(labels, scores)
             curves[pair][title] = {"recall": recall.tolist(), "precision": precision.tolist()}
             for measure in ("roc_auc", "average_precision", "within_verb_roc_auc"):
-                row[f"{pair}_{measure}"] = [0.5 + 0.05 * i, 0.01 if i else float("nan")]
+                row[f"{pair}_{measure}"] = [0.5 + 0.05 * i, 0.01 if i else None]
         if title != "CLAP":
             for name in ("v2a_hit@5", "v2a_mean_hits@5", "v2a_mean_hits@10"):
                 row |= {name: [0.1 * i, 0.01], f"{name}_chance": [0.05, 0.0]}

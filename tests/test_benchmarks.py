@@ -89,7 +89,10 @@ def test_settings_name_fields_the_row_has(row, suite):
 def test_a_trial_that_diverges_scores_nothing_and_another_failure_ends_it_all(tmp_path, monkeypatch):
     row = next(row for row in tables.ROWS if row.file == "clap")
 
+    began = []
+
     def run(suite, config, workdir, flags, *, trains=True):
+        began.append(workdir.name)
         if "learning_rate-1" in workdir.name:
             workdir.mkdir(parents=True)
             (workdir / "diverged-7.json").touch()
@@ -101,6 +104,9 @@ def test_a_trial_that_diverges_scores_nothing_and_another_failure_ends_it_all(tm
     chosen, trials = tables.sweep_row(suite, row, lambda line: None)
     assert chosen == {"learning_rate": 0.5}
     assert [trial["score"] for trial in trials] == [0.0, 0.6]
+    began.clear()
+    assert tables.sweep_row(suite, row, lambda line: None)[0] == chosen
+    assert began == ["learning_rate-0.5"]  # what diverged is not tried again
     for path in tmp_path.glob("sweep/clap/*/diverged-7.json"):
         path.unlink()
 

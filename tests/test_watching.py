@@ -296,15 +296,21 @@ while time.monotonic() < end:
 """
 
 
-@pytest.mark.slow  # waits
-def test_a_process_that_is_alone_may_be_stopped_for_longer_than_a_heartbeat():
-    process = subprocess.Popen([sys.executable, "-c", ALONE], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
+def status_after_a_stop(code: str, stop_s: float) -> int:
+    """Runs Python that says "here", stops it a second later for some time, lets it go on and returns its exit status."""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
     with process:
         assert process.stdout.readline() == "here\n"
+        time.sleep(1)  # it has been looked at
         process.send_signal(signal.SIGSTOP)
-        time.sleep(12)
+        time.sleep(stop_s)
         process.send_signal(signal.SIGCONT)
-        assert process.wait(60) == 0
+        return process.wait(60)
+
+
+@pytest.mark.slow  # waits
+def test_a_process_that_is_alone_may_be_stopped_for_longer_than_a_heartbeat():
+    assert status_after_a_stop(ALONE, 12) == 0
 
 
 PAUSED = """
@@ -321,11 +327,4 @@ with Watchdog(1) as dog:
 
 @pytest.mark.slow  # waits
 def test_a_process_that_was_stopped_and_goes_on_does_not_hang():
-    process = subprocess.Popen([sys.executable, "-c", PAUSED], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
-    with process:
-        assert process.stdout.readline() == "here\n"
-        time.sleep(1)  # it has been looked at
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(7)
-        process.send_signal(signal.SIGCONT)
-        assert process.wait(60) == 0
+    assert status_after_a_stop(PAUSED, 7) == 0

@@ -10,12 +10,12 @@ PAIRS = {"av": "audio and video", "al": "audio and text"}
 _AXES = ("temperature", "consensus_weight", "learning_rate")
 
 
-def _mean(value: Sequence[float] | None) -> page.Cell:
-    """Returns a cell of [mean, standard deviation]; the latter is NaN of a single seed."""
+def _mean(value: Sequence[float | None] | None) -> page.Cell:
+    """Returns a cell of [mean, standard deviation]; the latter is None of a single seed."""
     if value is None:
         return page.Cell("–")
     mean, std = value
-    return page.number(mean, note="" if std != std else f" ± {std:.3f}")
+    return page.number(mean, note="" if std is None else f" ± {std:.3f}")
 
 
 def _discovery_table(rows: dict[str, dict]) -> page.Table:

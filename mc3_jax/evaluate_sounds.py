@@ -59,8 +59,13 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """Measures every checkpoint of a run, writes `results.json`, `scores.npz` and the report, and returns the results.
 
     Raises:
-      ValueError: No run or checkpoint in the workdir, or data that don't fit.
+      ValueError: No run or checkpoint in the workdir, data that don't fit, or weights named that are no run's.
     """
+    if config.checkpoint:
+        raise ValueError(
+            f"config.checkpoint = {config.checkpoint!r}: a model with {config.model.num_classes} classes is evaluated by its "
+            "run, leave it out and name --workdir; set config.model.num_classes=0 to evaluate towers alone"
+        )
     workdir_lib.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")

@@ -182,6 +182,12 @@ def test_classes_that_are_not_those_of_the_data_are_one_line(clips, tmp_path):
         train.set_up(config, str(tmp_path))
 
 
+def test_a_classifier_is_evaluated_by_its_run_alone(scratch):
+    config, workdir, _, _ = scratch
+    with pytest.raises(ValueError, match="config.checkpoint = 'towers.safetensors': .*leave it out and name --workdir"):
+        evaluate_sounds.evaluate(dataclasses.replace(config, checkpoint="towers.safetensors"), workdir)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

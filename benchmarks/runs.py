@@ -15,6 +15,8 @@ from mc3_jax import cli
 ROOT = pathlib.Path(__file__).parents[1]
 # Larger than the demo's for narrower intervals, and of a seed by which nothing was chosen.
 WORLD = {"videos": 320, "seed": 20}
+OWN_CLIPS = "--config.data.dir=./clips"  # in its words, said from the folder of the suite: the clips are its world's
+TOOK = "took.json"  # in a run's folder: how it was called and how long it took, whether or not it is done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,10 @@ class RunError(Exception):
         self.status = status
 
 
+class DivergedError(RunError):
+    """A run's loss or gradient was not finite: it would be again."""
+
+
 def call(command: list[str], log) -> None:
     """Runs a command whose output goes to a log.
 
@@ -56,7 +62,7 @@ def call(command: list[str], log) -> None:
 
 
 def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, trains: bool = True) -> dict:
-    """Trains and evaluates a run unless it is done; returns its results, with `seconds` and `flags`.
+    """Trains and evaluates a run unless it is done; returns its results, with `seconds` over all its starts and `words`.
 
     Args:
       suite: It belongs to.
@@ -66,23 +72,42 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
       trains: Whether there is anything to train.
 
     Raises:
+      DivergedError: The run did, now or before.
       RunError: A command ended with another status than 0.
-      ValueError: The run that is there had other flags.
+      ValueError: The run that is there has another config, data or flags.
     """
-    done, noted = workdir / "results.json", workdir / "took.json"
-    if not done.exists() or not noted.exists():
+    words = [f"--config={config}:{suite.name}", f"--workdir={workdir}", *suite.data, *flags]
+    # Said without the folder of the suite, which may be moved.
+    said = [word.replace(str(suite.out), ".") for word in words]
+    noted = workdir / TOOK
+    took = json.loads(noted.read_text()) if noted.exists() else {"seconds": 0.0, "words": said, "done": False}
+    if took["words"] != said:
+        odd = ", ".join(sorted(set(took["words"]) ^ set(said)))
+        raise ValueError(f"{workdir} was run otherwise than is wanted now ({odd}): remove it, or name another --out")
+    if _diverged(workdir):
+        raise DivergedError(words, cli.USER_ERROR, f"{workdir}/log.txt")
+    if not took["done"]:
         workdir.mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
-        words = [f"--config={config}:{suite.name}", f"--workdir={workdir}", *suite.data, *flags]
-        with (workdir / "log.txt").open("a") as log:
-            for module in ("mc3_jax.train", "mc3_jax.evaluate")[0 if trains else 1 :]:
-                call([sys.executable, "-m", module, *words], log)
-        took = {"seconds": round(time.monotonic() - begin, 1), "flags": flags}
-        noted.write_text(json.dumps(took, indent=1) + "\n")
-    took = json.loads(noted.read_text())
-    if took["flags"] != flags:
-        raise ValueError(f"{workdir} was run with {took['flags']}, now {flags} are wanted: remove it, or name another --out")
-    return json.loads(done.read_text()) | took
+        try:
+            with (workdir / "log.txt").open("a") as log:
+                for module in ("mc3_jax.train", "mc3_jax.evaluate")[0 if trains else 1 :]:
+                    call([sys.executable, "-m", module, *words], log)
+            took["done"] = True
+        except RunError as error:
+            if error.status == cli.USER_ERROR and _diverged(workdir):
+                raise DivergedError(words, error.status, f"{workdir}/log.txt") from error
+            raise
+        finally:
+            took["seconds"] = round(took["seconds"] + time.monotonic() - begin, 1)
+            aside = noted.with_suffix(".tmp")
+            aside.write_text(json.dumps(took, indent=1) + "\n")
+            aside.replace(noted)
+    return json.loads((workdir / "results.json").read_text()) | took
+
+
+def _diverged(workdir: pathlib.Path) -> bool:
+    return any(workdir.glob("diverged-*.json"))
 
 
 def make_suite(name: str, out: pathlib.Path, clips: str | None, tokenizer: str | None) -> Suite:
@@ -95,7 +120,10 @@ def make_suite(name: str, out: pathlib.Path, clips: str | None, tokenizer: str |
 
     Raises:
       RunError: The world could not be made.
+      ValueError: Other clips than the world's without a tokenizer.
     """
+    if name == "soundworld" and clips and not tokenizer:
+        raise ValueError(f"--clips {clips}: its words are not the demo's, name its --tokenizer too")
     out.mkdir(parents=True, exist_ok=True)
     data: tuple[str, ...] = ()
     if name == "soundworld" and not clips:

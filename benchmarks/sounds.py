@@ -1,8 +1,9 @@
 """ESC-10 or ESC-50 by a trained audio tower: `python -m benchmarks.sounds --root ESC-50 --esc10 --init RUN`.
 
-The tower of RUN (a workdir, or any checkpoint of an audio tower) is probed and fine-tuned, and the same tower is trained
-from scratch: five runs each, every fold held out once, by `configs/esc.py`. Writes `sounds.json` and `sounds.md` with every
-fold, last and best epoch. The best is chosen on the fold it is reported for, as the field does: read the last.
+The tower of RUN (a workdir, or a checkpoint of an audio tower in the sizes of `configs/esc.py`) is probed and fine-tuned,
+and the same tower is trained from scratch: five runs each, every fold held out once, by that config. Writes `sounds.json`
+and `sounds.md` with every fold, last and best epoch. The best is chosen on the fold it is reported for, as the field does:
+read the last.
 
 Published for ESC-10 (Piczak, ACM MM 2015): random forest on MFCC 72.7 %, people 95.7 %.
 """
@@ -35,13 +36,13 @@ def run_folds(out: pathlib.Path, clips: pathlib.Path, init: str, num_classes: in
         suite = runs.Suite(mode, out, data)
         for fold in FOLDS:
             flags = fold_flags(fold) + ([f"--config.init.audio={init}"] if mode != "scratch" else [])
-            results = runs.run(suite, "configs/esc.py", out / mode / f"fold-{fold}", flags)
+            results = runs.run(suite, "configs/esc.py", out / f"seed-{seed}" / mode / f"fold-{fold}", flags)
             found.setdefault(mode, []).append(results)
             say(f"{mode}, fold {fold}: last {results['last']['top1']:.1f} %, best {results['best']['top1']:.1f} %")
     return found
 
 
-def render(found: dict[str, list[dict]]) -> str:
+def render(found: dict[str, list[dict]], num_classes: int) -> str:
     """Returns accuracy by fold as a Markdown table."""
     lines = ["| | epoch | " + " | ".join(f"fold {fold}" for fold in FOLDS) + " | mean ± std | mAP | s a run |"]
     lines.append("|" + "---|" * (len(FOLDS) + 5))
@@ -55,7 +56,8 @@ def render(found: dict[str, list[dict]]) -> str:
     gain = [a["last"]["top1"] - b["last"]["top1"] for a, b in zip(found["finetune"], found["scratch"], strict=True)]
     by_fold = ", ".join(f"{x:+.1f}" for x in gain)
     lines += ["", f"Fine-tuned over scratch, last epoch: {np.mean(gain):+.1f} points ({by_fold})."]
-    lines.append("Published, ESC-10: " + ", ".join(f"{name} {value} %" for name, value in PUBLISHED.items()) + ".")
+    if num_classes == 10:
+        lines.append("Published, ESC-10: " + ", ".join(f"{name} {value} %" for name, value in PUBLISHED.items()) + ".")
     return "\n".join(lines) + "\n"
 
 
@@ -70,18 +72,23 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    clips = out / "clips"
+    clips = out / ("clips-esc10" if args.esc10 else "clips")
     with runs.ending_in_one_line():
+        root, made_of = str(args.root.resolve()), clips.with_suffix(".root")
+        if made_of.exists() and made_of.read_text() != root:
+            raise ValueError(f"{clips} is made of {made_of.read_text()}: remove it, or name another --out")
         if not (clips / "clips.json").exists():
-            words = ["--root", str(args.root), "--out", str(clips), *(["--esc10"] if args.esc10 else [])]
+            made_of.write_text(root)
+            words = ["--root", root, "--out", str(clips), *(["--esc10"] if args.esc10 else [])]
             with (out / "clips.log").open("a") as log:
                 runs.call([sys.executable, "-m", "data_prep.esc50", *words], log)
         init = str(pathlib.Path(args.init).resolve())
         num_classes = len(json.loads((clips / "clips.json").read_text())["classes"])
         found = run_folds(out, clips, init, num_classes, args.seed, lambda line: print(line, flush=True))
         (out / "sounds.json").write_text(json.dumps(found, indent=1) + "\n")
-        (out / "sounds.md").write_text(render(found))
-        print(render(found))
+        text = render(found, num_classes)
+        (out / "sounds.md").write_text(text)
+        print(text)
 
 
 if __name__ == "__main__":

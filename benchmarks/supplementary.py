@@ -50,9 +50,9 @@ def duration_flags(suite: runs.Suite, value: str) -> list[str]:
 def run_axes(suite: runs.Suite, axes: list[str], seed: int, say) -> dict[str, dict[str, dict]]:
     """Returns axis → value → {"av", "al", ...} of the runs, done where they are not yet."""
     row = next(row for row in tables.ROWS if row.file == "mc3")
-    chosen = {axis: values[0] for axis, values in tables.AXES.items()}
-    if (suite.out / "sweep.json").exists():
-        chosen = json.loads((suite.out / "sweep.json").read_text())["mc3"]["chosen"]
+    path = suite.out / "sweep.json"
+    swept = json.loads(path.read_text()) if path.exists() else {}
+    chosen = swept.get("mc3", {}).get("chosen") or {axis: values[0] for axis, values in tables.AXES.items()}
     flags = [*tables.overrides(tables.base_config(suite.name, row), row, chosen), f"--config.seed={seed}"]
     flags.append("--config.eval.split=validation")
     found: dict[str, dict[str, dict]] = {}

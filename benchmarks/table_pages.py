@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from benchmarks import runs as runs_lib
 from mc3_jax.data import loader
 from mc3_jax.evals import comparison, discovery, embeddings as embeddings_lib, metrics, paper, suite_report
 
@@ -40,17 +41,17 @@ def write(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> str:
 
 
 def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
-    """Returns every number of the suite: {"rows", "leads", "sweep", "seconds", "test"}."""
+    """Returns every number of the suite: {"data", "split", "test", "regions", "rows", "leads", "pr_curves", "sweep"}."""
     done: dict[str, dict] = {}
     scores: dict[str, dict[str, list]] = collections.defaultdict(dict)
-    known, info = None, None
+    known, info, own_world = None, None, False
     for file, title, pairs in rows:
         runs = {}
         for seed in seeds:
             workdir = out / "runs" / file / f"seed-{seed}"
             if not (workdir / "results.json").exists():
                 continue
-            runs[seed] = json.loads((workdir / "results.json").read_text())
+            runs[seed], own_world = _read(workdir)
             of_pairs, here = _scores(workdir, runs[seed])
             known = here if known is None else known
             if not np.array_equal(known["index"], here["index"]) or not np.array_equal(known["label"], here["label"]):
@@ -63,7 +64,7 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
     if known is None:
         raise ValueError(f"{out} holds no run that is done")
     labels = known["label"].astype(np.int64)
-    regions = _regions(out, info, known)
+    regions = _regions(out if own_world else None, info, known)
     leads, curves = {}, {}
     for pair, of_row in scores.items():
         stacked = {title: np.stack(values) for title, values in of_row.items()}
@@ -81,6 +82,18 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
         "rows": done, "leads": leads, "pr_curves": curves,
         "sweep": json.loads(sweep.read_text()) if sweep.exists() else {},
     }  # fmt: skip
+
+
+def _read(workdir: pathlib.Path) -> tuple[dict, bool]:
+    """Returns the results of a run with the seconds it took, and whether it was evaluated on the world of its own suite."""
+    path, noted = workdir / "results.json", workdir / runs_lib.TOOK
+    try:
+        results = json.loads(path.read_text())
+        took = json.loads(noted.read_text()) if noted.exists() else {"words": []}
+    except ValueError as error:
+        raise ValueError(f"{workdir}: results are damaged ({error}): remove it and run again") from error
+    seconds = {"seconds": took["seconds"]} if "seconds" in took else {}
+    return results | seconds, runs_lib.OWN_CLIPS in took["words"]
 
 
 def _scores(workdir: pathlib.Path, results: dict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -105,7 +118,9 @@ def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
 
     for pair in pairs:
         for measure in ("roc_auc", "average_precision", "pr_auc_trapezoid", "within_verb_roc_auc"):
-            found[f"{pair}_{measure}"] = summary([run["discovery"][pair][measure] for run in runs.values()])
+            of_runs = [run["discovery"][pair][measure] for run in runs.values()]
+            if None not in of_runs:
+                found[f"{pair}_{measure}"] = summary(of_runs)
     for direction in DIRECTIONS:
         pair = "av" if "v" in direction else "al"
         of_runs = [run["retrieval"].get(direction) for run in runs.values()]
@@ -127,14 +142,19 @@ def _mean_pr_curve(labels: np.ndarray, scores: np.ndarray) -> dict[str, list[flo
     return {"recall": recalls.tolist(), "precision": np.mean(curves, axis=0).tolist()}
 
 
-def _regions(out: pathlib.Path, info: dict, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns which clips lie in each region of the paper's Fig. 2, by the truth that SoundWorld writes; {} elsewhere."""
+def _regions(out: pathlib.Path | None, info: dict, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns which clips lie in each region of the paper's Fig. 2, by the truth that SoundWorld writes; {} elsewhere.
+
+    Args:
+      out: Folder whose world the clips are of, None where there is no such.
+      info: Results of a run.
+      known: Of the clips.
+    """
     if "region" in known:
         return {name: known["region"] == name for name in sorted(set(known["region"]) - {"I"})}
-    truth = out / "world" / "truth.json"
-    if not truth.exists():
+    if out is None:
         return {}
-    videos = json.loads(truth.read_text())
+    videos = json.loads((out / "world" / "truth.json").read_text())
     source = loader.ClipSource(out / "clips", info["split"], pictures=False)
     places = []
     for index in known["index"]:

@@ -4,9 +4,10 @@ Every row of `configs/tables` is trained and evaluated by the commands everybody
 and standard deviation over seeds beside the paper's numbers, with what MC3 leads every row by (`benchmarks.table_pages`).
 
 First temperature, consensus weight and learning rate are chosen, each row its own, by the same sweep: one axis after the
-other, half-length runs of one seed, by the mean validation ROC-AUC of the pairs the row is reported for. The test split is
-read once for each row and seed, at what was chosen. Started again, it goes on: a run whose `results.json` is there is done,
-one that was interrupted resumes.
+other, half-length runs of one seed, by the mean validation ROC-AUC of the pairs the row is reported for. Two rows take
+another's choice: "w/o contrastive" is MC3 with a term left out, and CMC is "w/o consensus" in one phase instead of two. The
+test split is read once for each row and seed, at what was chosen. Started again, it goes on: a run that is done is skipped,
+one that was interrupted resumes, one that diverged is left out and said.
 
 Suite "soundworld" makes its world first; "ego4d" takes the clips and the tokenizer of `configs/mc3_ego4d.py`, or those that
 `--clips` and `--tokenizer` name, as any data set in this format.
@@ -21,8 +22,8 @@ import shutil
 import time
 
 from benchmarks import runs, table_pages
-from benchmarks.runs import RunError, Suite
-from mc3_jax import cli, config as config_lib
+from benchmarks.runs import Suite
+from mc3_jax import config as config_lib
 
 SWEEP_SHARE = 0.5  # of the epochs
 AXES = {
@@ -42,7 +43,7 @@ class Row:
       pairs: Those it is reported for.
       temperature: Phases whose temperature is chosen: not where it is learned or part of the method.
       consensus_weight: Phases whose consensus weight is chosen.
-      like: Row whose choice it takes: it is the same method with a term left out.
+      like: Row whose choice it takes: it is the same method with a term left out, or cut into phases otherwise.
     """
 
     file: str
@@ -57,7 +58,7 @@ ROWS = (
     Row("random", "Random"),
     Row("clap", "CLAP", ("al",)),
     Row("cm_acc", "CM-ACC", ("av",), temperature=(0,)),
-    Row("cmc", "CMC", temperature=(0,)),
+    Row("cmc", "CMC", temperature=(0,), like="without_consensus"),
     Row("image_bind", "ImageBind", temperature=(0,)),
     Row("without_consensus", "w/o consensus", temperature=(0, 1)),
     Row("without_contrastive", "w/o contrastive", temperature=(0,), consensus_weight=(1,), like="mc3"),
@@ -120,13 +121,9 @@ def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]
             workdir = suite.out / "sweep" / row.file / name
             flags = overrides(config, row, setting, SWEEP_SHARE) + ["--config.eval.split=validation", "--config.seed=0"]
             try:
-                if list(workdir.glob("diverged-*.json")):
-                    raise RunError(["mc3_jax.train"], cli.USER_ERROR, f"{workdir}/log.txt")  # and would again
                 results = runs.run(suite, f"configs/tables/{row.file}.py", workdir, flags)
                 score = validation_score(results, row)
-            except RunError as error:
-                if error.status != cli.USER_ERROR or not list(workdir.glob("diverged-*.json")):
-                    raise
+            except runs.DivergedError:
                 results, score = {}, 0.0
             shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # of a trial only its score is wanted
             trials[key] = {"setting": setting, "score": score, "seconds": results.get("seconds")}
@@ -137,8 +134,9 @@ def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]
 
 
 def sweep(suite: Suite, rows: list[Row], say) -> dict[str, dict]:
-    """Returns row → {"chosen", "trials"}, and writes it to `sweep.json`."""
-    found = {}
+    """Returns row → {"chosen", "trials"}, and writes it to `sweep.json`, beside what is there of other rows."""
+    path = suite.out / "sweep.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
     for row in rows:
         if base_config(suite.name, row).phases and not row.like:
             chosen, trials = sweep_row(suite, row, say)
@@ -146,7 +144,7 @@ def sweep(suite: Suite, rows: list[Row], say) -> dict[str, dict]:
     for row in rows:
         if row.like:
             found[row.file] = {"chosen": found[row.like]["chosen"], "trials": []}
-    (suite.out / "sweep.json").write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -187,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     with runs.ending_in_one_line():
         if not args.only_tables:
             _run_all(args, say)
-        print(table_pages.write(args.out.resolve(), [(row.file, row.title, row.pairs) for row in args.rows], args.seeds))
+        print(table_pages.write(args.out.resolve(), [(row.file, row.title, row.pairs) for row in ROWS], args.seeds))
 
 
 def _run_all(args: argparse.Namespace, say) -> None:
@@ -200,7 +198,11 @@ def _run_all(args: argparse.Namespace, say) -> None:
             setting = found.get(row.file, {"chosen": {}})["chosen"]
             flags = [*overrides(config, row, setting), f"--config.seed={seed}"]
             workdir = out / "runs" / row.file / f"seed-{seed}"
-            results = runs.run(suite, f"configs/tables/{row.file}.py", workdir, flags, trains=bool(config.phases))
+            try:
+                results = runs.run(suite, f"configs/tables/{row.file}.py", workdir, flags, trains=bool(config.phases))
+            except runs.DivergedError as error:
+                say(f"{row.title}, seed {seed}, diverged and is left out of the tables: {error}")
+                continue
             scores = "  ".join(f"{pair.upper()} {results['discovery'][pair]['roc_auc']:.4f}" for pair in row.pairs)
             say(f"{row.title}, seed {seed}: {scores}  ({results.get('seconds', float('nan'))} s)")
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import rendered_world, tables
+from benchmarks import rendered_world, runs, tables
 from data_prep import vocabulary
 from mc3_jax import config as config_lib, mesh as mesh_lib, phases as phases_lib, train_step as step_lib, validation
 from mc3_jax.config import AudioConfig, Config, ModelConfig, TextConfig, VideoConfig
@@ -156,12 +156,33 @@ def make_tokenize(texts: list[str], text: config_lib.TextConfig):
         return tokenizer_lib.load_tokenizer(folder, text.num_tokens, text.vocab_size)
 
 
+def _is_done(path: pathlib.Path, asked: dict) -> bool:
+    """Returns whether a row is there; raises ValueError where it was run otherwise."""
+    if not path.exists():
+        return False
+    there = json.loads(path.read_text())["asked"]
+    odd = [name for name, value in asked.items() if there[name] != json.loads(json.dumps(value))]
+    if odd:
+        raise ValueError(
+            f"{path} was run with {odd[0]} = {there[odd[0]]}, now {asked[odd[0]]} is wanted: remove it, or name another --out"
+        )
+    return True
+
+
 def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size: int) -> list[pathlib.Path]:
-    """Renders the world and runs the rows that are not there; returns their files."""
+    """Renders the world and runs the rows that are not there; returns their files.
+
+    Raises:
+      ValueError: A row is there that was run otherwise, or a step is not finite.
+    """
     begin = time.monotonic()
     wanted = [row for row in tables.ROWS if row.file in args.rows.split(",")]
     paths = {row: args.out / "runs" / row.file / f"seed-{args.seed}" / "results.json" for row in wanted}
-    missing = [row for row in wanted if not paths[row].exists()]
+    asked = {
+        "videos": args.videos, "world_seed": args.world_seed, "short_side": args.short_side, "epochs": epochs,
+        "batch_size": batch_size, "model": dataclasses.asdict(model),
+    }  # fmt: skip
+    missing = [row for row in wanted if not _is_done(paths[row], asked)]
     if not missing:
         return list(paths.values())
     chosen = json.loads(args.sweep.read_text()) if args.sweep else {}
@@ -189,10 +210,12 @@ def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size:
             "config": row.file, "seed": args.seed, "split": "test", "setting": setting,
             "data": f"soundworld, {args.videos} videos of seed {args.world_seed}", "device": jax.devices()[0].device_kind,
             "jax": jax.__version__, "rendered_s": rendered_s, "trained_s": trained_s, "clips_seen": seen, "last_step": last,
-            "seconds": time.monotonic() - begin, "model": dataclasses.asdict(config.model),
+            "seconds": time.monotonic() - begin, "asked": asked,
         }  # fmt: skip
         paths[row].parent.mkdir(parents=True, exist_ok=True)
-        paths[row].write_text(json.dumps(facts | results) + "\n")
+        aside = paths[row].with_suffix(".tmp")
+        aside.write_text(json.dumps(facts | results) + "\n")
+        aside.replace(paths[row])
         found = "  ".join(f"{pair.upper()} {results['discovery'][pair]['roc_auc']:.4f}" for pair in row.pairs)
         print(f"{row.title}, seed {args.seed}: {found}  ({trained_s:.0f} s of training)", flush=True)
     return list(paths.values())
@@ -215,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
     unknown = sorted(set(args.rows.split(",")) - {row.file for row in tables.ROWS})
     if unknown:
         parser.error(f"--rows: {unknown[0]!r} is none of {', '.join(row.file for row in tables.ROWS)}")
-    run(args, MODEL, args.epochs, args.batch_size)
+    with runs.ending_in_one_line():
+        run(args, MODEL, args.epochs, args.batch_size)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ class OptimizerConfig:
       clip_norm: Global gradient norm is clipped to this; 0 is off.
       schedule: "constant" (the paper names none) or "cosine" to `final_scale` at the end of the phase.
       final_scale: Where the cosine ends, as a share of the peak.
+      hold_share: Share of the phase's steps, warm-up and all, after which the cosine begins.
       warmup_steps: Linear, from 0, at the beginning of the phase.
     """
 
@@ -225,6 +226,7 @@ class OptimizerConfig:
     clip_norm: float = 0.0
     schedule: str = "constant"
     final_scale: float = 0.0
+    hold_share: float = 0.0
     warmup_steps: int = 0
 
 

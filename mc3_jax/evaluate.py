@@ -90,8 +90,10 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
 
 def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[int, dict]]:
     """Returns name → (step, parameters) of a run: the ends of phases before, then the newest checkpoint."""
-    train = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
-    phases = phases_lib.plan_phases(config.phases, len(train), config.data.batch_size)
+    num_clips = workdir_lib.trained_on(workdir).get("num_clips")
+    if num_clips is None:
+        num_clips = len(loader.open_split(config.data.dir, config.data.split, 0, config.data.folds))
+    phases = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
     steps, stops = checkpoint.steps_of(workdir), [phase.stop for phase in phases]
     if not steps:
         raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
@@ -102,6 +104,16 @@ def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[
         name = done if step in stops else f"{done}, step {step}"
         loaded[name] = (step, checkpoint.restore_params(workdir, step, abstract))
     return loaded
+
+
+def _check_tokenizer(config: config_lib.Config, workdir: str) -> None:
+    """Checks that the run's text tower reads the tokens it has learned: another vocabulary fits as well and says nothing."""
+    learned = workdir_lib.trained_on(workdir).get("data.tokenizer")
+    if learned not in (None, tokenizer_lib.tokenizer_digest(config.data.tokenizer)):
+        raise ValueError(
+            f"config.data.tokenizer = {config.data.tokenizer!r} is another than the run in {workdir} is trained with: name "
+            "that one, whatever the clips"
+        )
 
 
 def _load_file(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
@@ -142,6 +154,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     source = loader.open_split(config.data.dir, config.eval.split, config.model.video.num_frames)
     text = config.model.text
     tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
+    if has_run:
+        _check_tokenizer(config, workdir)
     model = step_lib.make_model(config.model)
     load_other = _load_file if config.checkpoint else _load_untrained
     loaded = _load_run(config, workdir, mesh) if has_run else load_other(config, mesh)
@@ -200,7 +214,8 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
         inside = found["av"]["within_verb_roc_auc"]
         v2a = result["retrieval"].get("v2a")
         hit = f"  V→A hit@5 {v2a['hit@5']:.3f} (chance {v2a['chance']['hit@5']:.3f})" if v2a else ""
-        print(f"{name}: {line}  AV within verbs {inside:.3f}{hit}")
+        within = "no verb has both labels" if inside is None else f"AV within verbs {inside:.3f}"
+        print(f"{name}: {line}  {within}{hit}")
     print("controls: " + "  ".join(f"{name} {value:.3f}" for name, value in results[last]["controls"].items()))
     margin = results[last]["margin"]
     print(f"AV over the better of {', '.join(margin['controls'])}: {margin['margin']:+.3f} {margin['margin_interval']}")

@@ -55,6 +55,19 @@ def class_scores(
     return total / windows[:, None], classes
 
 
+def _num_seen(config: config_lib.Config, source: loader.ClipSource, facts: dict) -> int:
+    """Returns how many of the clips to be evaluated the run was trained on, where both are of one data set."""
+    data = config.data
+    both = set(config.eval.split.split("+")) & set(data.split.split("+"))
+    if not both:
+        return 0
+    train = loader.open_split(data.dir, data.split, 0, data.folds)
+    if facts.get("data.dir", train.digest) != train.digest:
+        return 0
+    trained_on = {train[i].clip_id for i in range(len(train))}
+    return sum(source[i].clip_id in trained_on for i in range(len(source)))
+
+
 def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """Measures every checkpoint of a run, writes `results.json`, `scores.npz` and the report, and returns the results.
 
@@ -71,8 +84,18 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     data, text = config.data, config.model.text
     source = loader.open_split(data.dir, config.eval.split, 0, config.eval.folds)
-    train = loader.open_split(data.dir, data.split, 0, data.folds)
-    phases = phases_lib.plan_phases(config.phases, len(train), data.batch_size)
+    facts = workdir_lib.trained_on(workdir)
+    classes, learned = list(source.info.classes), facts.get("classes", source.info.classes)
+    if len(classes) != config.model.num_classes or classes != list(learned):
+        raise ValueError(
+            f"{data.dir} has the {len(classes)} classes {', '.join(classes[:3])}, ..., and the run in {workdir} has learned "
+            f"{config.model.num_classes} classes {', '.join(learned[:3])}, ...: evaluate it on data with its own classes"
+        )
+    num_trained_on = facts.get("num_clips")
+    if num_trained_on is None:
+        num_trained_on = len(loader.open_split(data.dir, data.split, 0, data.folds))
+    seen = _num_seen(config, source, facts)
+    phases = phases_lib.plan_phases(config.phases, num_trained_on, data.batch_size)
     steps = checkpoint.steps_of(workdir)
     if not steps:
         raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
@@ -98,7 +121,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         if not known.any():
             raise ValueError(f"split {config.eval.split!r} of {data.dir} has no clip with a class: nothing to measure")
         epochs.append(
-            {"step": step, "epoch": round(step * data.batch_size / len(train), 3),
+            {"step": step, "epoch": round(step * data.batch_size / num_trained_on, 3),
              "phase": phases_lib.phase_at(phases, step - 1).config.name,
              **classification.classify(probabilities[known], classes[known])}
         )  # fmt: skip
@@ -107,10 +130,12 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         scores = {"probabilities": probabilities.astype(np.float32), "class_id": classes}
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "folds": list(config.eval.folds),
-        "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": len(train),
+        "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": num_trained_on, "num_seen": seen,
         "last": epochs[-1], "best": epochs[best], "epochs": epochs,
     }  # fmt: skip
     if jax.process_index() == 0:
+        if seen:
+            print(f"warning: the run was trained on {seen} of these {len(source)} clips: this is no measure of what it hears")
         path = pathlib.Path(workdir)
         with (path / "scores.npz").open("wb") as f:
             np.savez(f, **scores)

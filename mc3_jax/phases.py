@@ -58,14 +58,16 @@ def learning_rate(phase: Phase) -> optax.Schedule:
     config: OptimizerConfig = phase.config.optimizer
     steps = phase.stop - phase.start
     warmup = min(config.warmup_steps, steps - 1)
+    peak = config.learning_rate
+    # Counted from 1: step 0 would be a step of size 0, and the last reaches the peak.
+    rising = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    parts, begins = [rising, optax.constant_schedule(peak)], [warmup]
     if config.schedule == "cosine":
-        body = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1), config.final_scale)
-    else:
-        body = optax.constant_schedule(config.learning_rate)
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), body], [warmup])
-    # Step 0 of a warm-up would be a step of size 0; count from 1 there, so that its last step reaches the peak.
-    offset = 1 if warmup else 0
-    return lambda step: schedule(step - phase.start + offset)
+        held = max(round(config.hold_share * steps), warmup)
+        parts.append(optax.cosine_decay_schedule(peak, max(steps - held, 1), config.final_scale))
+        begins.append(held)
+    schedule = optax.join_schedules(parts, begins)
+    return lambda step: schedule(step - phase.start)
 
 
 def _decayed(params):

@@ -102,7 +102,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     initial, notes = ({}, []) if checkpoint.steps_of(workdir) else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
-        workdir_lib.claim_workdir(workdir, config, digests)
+        facts = {"num_clips": len(source), "classes": list(source.info.classes)}
+        workdir_lib.claim_workdir(workdir, config, digests, facts)
         workdir_lib.check_data(workdir, digests)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")

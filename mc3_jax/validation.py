@@ -27,9 +27,12 @@ def validate(config: Config) -> None:
     _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
     for field, value in (("data.num_samples", config.data.num_samples), ("eval.hop_samples", config.eval.hop_samples)):
         _require(value >= 0, field, value, "must not be negative")
-    for field in ("num_clusters", "num_cluster_examples"):
+    for field in ("batch_size", "num_bootstrap", "num_clusters", "num_cluster_examples"):
         value = getattr(config.eval, field)
         _require(value >= 1, f"eval.{field}", value, "must be at least 1")
+    for field in ("num_examples", "seed"):
+        value = getattr(config.eval, field)
+        _require(value >= 0, f"eval.{field}", value, "must not be negative")
     value = config.data.clips_per_video
     _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
     _require(config.seed >= 0, "seed", config.seed, "must not be negative")
@@ -46,7 +49,7 @@ def validate(config: Config) -> None:
     _require(len(learned) <= 1, "phases[...].temperature", sorted(learned), fix)
     for i, phase in enumerate(config.phases):
         _validate_phase(f"phases[{i}]", phase)
-        _validate_memory(f"phases[{i}]", phase, config.data)
+        _validate_memory(f"phases[{i}]", phase, config.data, config.model.num_classes)
         _validate_classification(f"phases[{i}]", phase, config)
     for field in ("every_steps", "keep"):
         value = getattr(config.save, field)
@@ -120,6 +123,10 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     _require(known, f"{where}.consensus.inverse", consensus.inverse, "argmin or linear")
     known = optimizer.schedule in ("constant", "cosine")
     _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
+    share = optimizer.hold_share
+    _require(0 <= share < 1, f"{where}.optimizer.hold_share", share, "from 0 to below 1")
+    fits = share == 0 or optimizer.schedule == "cosine"
+    _require(fits, f"{where}.optimizer.hold_share", share, "is for schedule = 'cosine': set 0")
     rate = optimizer.learning_rate
     _require(rate > 0, f"{where}.optimizer.learning_rate", rate, "must be positive")
 
@@ -137,7 +144,7 @@ def _validate_classification(where: str, phase: PhaseConfig, config: Config) -> 
     _require(value == 0, "data.chunk_size", value, f"{where}.mixup mixes rows of the whole batch: set 0")
 
 
-def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig) -> None:
+def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig, num_classes: int) -> None:
     memory = phase.memory
     fix = "0, for no memory"
     _require(memory.pool_size >= 0, f"{where}.memory.pool_size", memory.pool_size, fix)
@@ -150,3 +157,5 @@ def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig) -> None:
     _require(0 <= memory.momentum < 1, f"{where}.memory.momentum", memory.momentum, "needs 0 <= momentum < 1")
     needed = phase.contrastive_weight > 0 and len(phase.pairs) > 0
     _require(needed, f"{where}.memory.pool_size", memory.pool_size, "is of use to the contrastive term alone: set 0")
+    fix = "keeps keys of towers, not of a classifier: set 0, or model.num_classes = 0"
+    _require(num_classes == 0, f"{where}.memory.pool_size", memory.pool_size, fix)

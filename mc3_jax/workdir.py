@@ -78,13 +78,14 @@ def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool =
         )
 
 
-def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str]) -> None:
-    """Writes the config and the digests of the data into a workdir that lacks them; called by every process.
+def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str], facts: dict | None = None) -> None:
+    """Writes the config and what the data are into a workdir that lacks them; called by every process.
 
     Args:
       workdir: Folder of the run.
       config: Of the run.
       digests: Field of the config → digest of what it names.
+      facts: What an evaluation on other data has to know of these; see `trained_on`.
 
     Raises:
       WorkdirError: They can't be written, or the processes see different data; on every process.
@@ -92,7 +93,7 @@ def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, st
 
     def claim():
         fresh = not (pathlib.Path(workdir) / CONFIG_FILE).is_file()  # then whatever else is there is no run's
-        for name, values in ((DATA_FILE, digests), (CONFIG_FILE, config_lib.to_dict(config))):
+        for name, values in ((DATA_FILE, digests | (facts or {})), (CONFIG_FILE, config_lib.to_dict(config))):
             if fresh or not (pathlib.Path(workdir) / name).is_file():
                 _write(pathlib.Path(workdir) / name, values)
 
@@ -142,6 +143,26 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
         problem = f"{path} is damaged ({error}): choose another workdir"
     if problem := mesh_lib.first_message(problem):
         raise WorkdirError(problem)
+
+
+def trained_on(workdir: str) -> dict:
+    """Returns what is known of the data that a run is trained on: digests by field of the config, `num_clips`, `classes`.
+
+    Runs of earlier versions lack some of them, or all.
+
+    Raises:
+      WorkdirError: The file is there and damaged.
+    """
+    path = pathlib.Path(workdir) / DATA_FILE
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
+    if not isinstance(found, dict):
+        raise WorkdirError(f"{path} is damaged (no object): choose another workdir")
+    return found
 
 
 def _write(path: pathlib.Path, values: dict) -> None:

@@ -1,10 +1,15 @@
 """The world rendered in memory is the one that is converted; rows at the accelerator's size are the suite's."""
 
+import argparse
+import copy
+import json
+
 import numpy as np
 import pytest
 
-from benchmarks import rendered_world, tables, tables_in_memory
+from benchmarks import rendered_world, table_pages, tables, tables_in_memory
 from mc3_jax.data import loader, transforms
+from mc3_jax.evals import metrics
 
 
 def test_rendered_clips_are_those_of_the_conversion(data):
@@ -47,3 +52,37 @@ def test_a_row_keeps_its_loss_and_the_budget_at_another_size(row):
     for phase, own in zip(config.phases, base.phases, strict=True):
         assert phase.memory.pool_size / 256 == own.memory.pool_size / base.data.batch_size
     assert config.model.video.image_size_px == 112
+
+
+def small_model():
+    model = copy.deepcopy(tables_in_memory.MODEL)
+    for tower in (model.audio, model.video, model.text):
+        tower.width, tower.depth, tower.num_heads = 16, 1, 2
+    model.text.mlp_width, model.embed_dim, model.video.image_size_px, model.video.resize_px = 32, 8, 32, 34
+    model.text.vocab_size = 300
+    return model
+
+
+@pytest.mark.slow
+def test_rows_are_trained_and_evaluated_and_their_tables_are_made_of_json_alone(tmp_path, monkeypatch):
+    args = argparse.Namespace(
+        rows="random,cm_acc,mc3", seed=0, out=tmp_path, videos=6, world_seed=3, short_side=48, num_workers=2, sweep=None
+    )
+    tables_in_memory.run(args, small_model(), 3, 16)
+    rows = {name: json.loads((tmp_path / "runs" / name / "seed-0" / "results.json").read_text())
+            for name in ("random", "cm_acc", "mc3")}  # fmt: skip
+    labels = np.array(rows["mc3"]["clips"]["label"])
+    for results in rows.values():
+        assert results["clips"]["label"] == labels.tolist()
+        scores = np.array(results["clips"]["av"])
+        assert results["discovery"]["av"]["roc_auc"] == pytest.approx(metrics.roc_auc(labels, scores), abs=1e-4)
+    assert rows["random"]["clips"]["av"] != rows["mc3"]["clips"]["av"] != rows["cm_acc"]["clips"]["av"]
+    assert {"consensus", "contrastive"} < set(rows["mc3"]["last_step"])
+    assert "consensus" not in rows["cm_acc"]["last_step"]
+    table = table_pages.write(tmp_path, [("random", "Random", ("av",)), ("mc3", "MC3", ("av", "al"))], [0])
+    assert "| MC3 |" in table
+    assert "Regions of Fig. 2" in table
+    monkeypatch.setattr(rendered_world, "render", None)  # nothing is rendered where nothing is missing
+    tables_in_memory.run(args, small_model(), 3, 16)
+    with pytest.raises(ValueError, match="was run with epochs = 3, now 4 is wanted: remove it, or name another --out"):
+        tables_in_memory.run(args, small_model(), 4, 16)

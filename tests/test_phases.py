@@ -1,5 +1,7 @@
 """Phases: where they lie, what they freeze, what they carry over, how the learning rate runs."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +31,36 @@ def test_learning_rate_warms_up_to_its_peak_and_falls_along_a_cosine_within_its_
     rate = [float(phases_lib.learning_rate(phase)(step)) for step in range(100, 200)]
     np.testing.assert_allclose(rate[:10], 0.5 * np.arange(1, 11) / 10, rtol=1e-6)
     middle = 0.05 + 0.45 * 0.5 * (1 + np.cos(np.pi * 45 / 90))
-    np.testing.assert_allclose(rate[10 + 44], middle, rtol=1e-6)
+    np.testing.assert_allclose(rate[10 + 45], middle, rtol=1e-6)
     assert 0.05 < rate[-1] < 0.052
+
+
+def test_a_cosine_begins_after_the_share_that_is_held():
+    optimizer = OptimizerConfig(learning_rate=0.5, schedule="cosine", warmup_steps=10, hold_share=0.6)
+    phase = phases_lib.Phase(PhaseConfig(optimizer=optimizer), 100, 200)
+    rate = np.array([float(phases_lib.learning_rate(phase)(step)) for step in range(100, 200)])
+    np.testing.assert_allclose(rate[9:60], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(rate[60:], 0.25 * (1 + np.cos(np.pi * np.arange(40) / 40)), atol=1e-6)
+
+
+@pytest.mark.parametrize("suite", ["soundworld", "ego4d"])
+def test_every_row_of_a_suite_has_the_same_rate_at_every_step(suite):
+    """But ImageBind, which learns one tower after the other: it has the schedule twice, in half the steps."""
+    rates = {}
+    for name in ("mc3", "cmc", "clap", "cm_acc", "without_align", "without_consensus", "without_contrastive", "image_bind"):
+        config = importlib.import_module(f"configs.tables.{name}").get_config(suite)
+        size = config.data.batch_size
+        phases = phases_lib.plan_phases(config.phases, 4 * 90 * size, size)
+        rates[name] = [
+            np.asarray(jax.vmap(phases_lib.learning_rate(p))(jnp.arange(p.start, p.stop))) for p in phases
+        ]  # fmt: skip
+    halves = rates.pop("image_bind")
+    wanted = np.concatenate(rates["mc3"])
+    for name, parts in rates.items():
+        np.testing.assert_allclose(np.concatenate(parts), wanted, rtol=1e-6, err_msg=name)
+    assert len(halves[0]) == len(halves[1]) == len(wanted) // 2
+    np.testing.assert_array_equal(halves[0], halves[1])
+    np.testing.assert_allclose(halves[0][20:], wanted[21::2][10:], rtol=0.02, atol=0.01 * wanted.max())
 
 
 def test_frozen_towers_get_no_update_and_no_moments():

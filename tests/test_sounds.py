@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 import wave
 
 import jax
@@ -26,7 +27,7 @@ from mc3_jax import (
     validation,
     weights,
 )
-from mc3_jax.config import CLASSIFIER, ModelConfig, PhaseConfig
+from mc3_jax.config import CLASSIFIER, MemoryConfig, ModelConfig, PhaseConfig
 from mc3_jax.data import loader, tokenizer
 from mc3_jax.evals import classification
 from mc3_jax.losses import classification as classification_loss
@@ -182,6 +183,28 @@ def test_classes_that_are_not_those_of_the_data_are_one_line(clips, tmp_path):
         train.set_up(config, str(tmp_path))
 
 
+def test_clips_the_run_was_trained_on_are_counted_and_said(scratch, tmp_path, capsys):
+    config, workdir, _, results = scratch
+    assert results["num_seen"] == 0
+    place = shutil.copytree(workdir, tmp_path / "run")
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, folds=(2, 3)))
+    assert evaluate_sounds.evaluate(config, str(place))["num_seen"] == 24
+    assert "warning: the run was trained on 24 of these 48 clips" in capsys.readouterr().out
+
+
+def test_data_with_other_classes_or_counts_are_not_taken_for_the_runs(scratch, tmp_path):
+    config, workdir, _, results = scratch
+    place = shutil.copytree(workdir, tmp_path / "run")
+    path = place / "data.json"
+    facts = json.loads(path.read_text())
+    assert (facts["num_clips"], facts["classes"]) == (48, list(CLASSES))
+    path.write_text(json.dumps(facts | {"num_clips": 96}))
+    assert evaluate_sounds.evaluate(config, str(place))["last"]["epoch"] == results["last"]["epoch"] / 2
+    path.write_text(json.dumps(facts | {"classes": ["bark", "rain", "saw"]}))
+    with pytest.raises(ValueError, match="the 3 classes tone, noise, clicks, .* has learned 3 classes bark, rain, saw"):
+        evaluate_sounds.evaluate(config, str(place))
+
+
 def test_a_classifier_is_evaluated_by_its_run_alone(scratch):
     config, workdir, _, _ = scratch
     with pytest.raises(ValueError, match="config.checkpoint = 'towers.safetensors': .*leave it out and name --workdir"):
@@ -196,12 +219,14 @@ def test_a_classifier_is_evaluated_by_its_run_alone(scratch):
         ({"chunk_size": 8}, "data.chunk_size = 8: .*mixup mixes rows of the whole batch"),
         ({"contrastive_weight": 1.0}, "mixup = 0.5: is for phases that classify and do nothing else"),
         ({"mixup": -1.0}, "mixup = -1.0: must not be negative"),
+        ({"memory": MemoryConfig(16, 16), "contrastive_weight": 1.0, "mixup": 0.0}, "pool_size = 16: keeps keys of towers"),
+        ({"num_bootstrap": 0}, "eval.num_bootstrap = 0: must be at least 1"),
     ],
 )
 def test_what_can_not_be_is_refused(clips, change, message):
     config = small_config(clips, "scratch")
     for field, value in change.items():
-        holder = next(x for x in (config.phases[0], config.model, config.data) if hasattr(x, field))
+        holder = next(x for x in (config.phases[0], config.model, config.data, config.eval) if hasattr(x, field))
         setattr(holder, field, value)
     with pytest.raises(ValueError, match=message):
         validation.validate(config)

@@ -190,6 +190,24 @@ def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contain
     assert "SoundingActions" in page
 
 
+def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_tokens_its_own(finished, tmp_path):
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
+    path = place / "data.json"
+    facts = json.loads(path.read_text())
+    mesh = mesh_lib.make_mesh()
+    assert list(evaluate._load_run(config, str(place), mesh)) == ["align", "refine"]
+    path.write_text(json.dumps(facts | {"num_clips": 10 * facts["num_clips"]}))
+    (name,) = evaluate._load_run(config, str(place), mesh)
+    assert name.startswith("align, step ")
+    path.write_text(json.dumps(facts))
+    other = tmp_path / "vocabulary"
+    shutil.copytree(config.data.tokenizer, other)
+    (other / "tokenizer_config.json").write_text((other / "tokenizer_config.json").read_text() + "\n")
+    config.data.tokenizer = str(other)
+    with pytest.raises(ValueError, match="config.data.tokenizer = .* is another than the run in .* is trained with"):
+        evaluate.evaluate(config, str(place))
+
+
 def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(data, tmp_path):
     config = world.small_config(data)
     config.phases = []

@@ -9,6 +9,8 @@ from mc3_jax.config import Config, PhaseConfig
 def suite(name: str) -> tuple[Config, PhaseConfig, PhaseConfig, PhaseConfig]:
     """Returns (run without phases, first phase, second phase, both in one), all of which contrast every pair.
 
+    Both in one has their steps and, at every step, their learning rate, so that no row learns more or longer than another.
+
     Args:
       name: "soundworld", small enough for two CPU cores, or "ego4d", the paper's.
 
@@ -26,8 +28,12 @@ def suite(name: str) -> tuple[Config, PhaseConfig, PhaseConfig, PhaseConfig]:
     else:
         raise ValueError(f"suite {name!r} is neither soundworld nor ego4d: --config=configs/tables/mc3.py:ego4d")
     first, second = (dataclasses.replace(phase, consensus_weight=0.0) for phase in config.phases)
-    schedule = dataclasses.replace(second.optimizer, warmup_steps=first.optimizer.warmup_steps)
-    whole = dataclasses.replace(second, name="whole", epochs=first.epochs + second.epochs, optimizer=schedule)
+    epochs = first.epochs + second.epochs
+    falls = second.optimizer.schedule == "cosine"
+    schedule = dataclasses.replace(
+        second.optimizer, warmup_steps=first.optimizer.warmup_steps, hold_share=first.epochs / epochs if falls else 0.0
+    )
+    whole = dataclasses.replace(second, name="whole", epochs=epochs, optimizer=schedule)
     return dataclasses.replace(config, phases=[]), first, second, whole
 
 

@@ -51,8 +51,8 @@ def leads(
 ) -> dict[str, dict[str, dict]]:
     """Returns method → measure → `lead` of ours over it.
 
-    Measures are `roc_auc`, `average_precision`, `within_verb_roc_auc` and, for each region, `roc_auc_region_NAME`: positives
-    against the negatives of that region alone.
+    Measures are `roc_auc`, `average_precision`, `within_verb_roc_auc` where a verb has both labels and, for each region,
+    `roc_auc_region_NAME`: positives against the negatives of that region alone.
 
     Args:
       scores: Of every method, one row for each seed.
@@ -71,7 +71,8 @@ def leads(
     def within(labels, scores, weights):
         return metrics.within_group_roc_auc(labels, scores, verb_ids, weights)[0]
 
-    measures["within_verb_roc_auc"] = (within, everyone)
+    if metrics.within_group_roc_auc(labels, labels, verb_ids)[1]:
+        measures["within_verb_roc_auc"] = (within, everyone)
     for name, inside in regions.items():
         chosen = (labels == 1) | inside
         if (labels[chosen] == 0).any():

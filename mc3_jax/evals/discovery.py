@@ -26,6 +26,8 @@ def discover(
 ) -> dict[str, object]:
     """Returns the metrics of one score on all labelled clips, with chance level and counts.
 
+    `within_verb_roc_auc` is None where no verb has clips of both labels.
+
     Args:
       scores: [n].
       labels: 0 or 1, [n].
@@ -44,7 +46,7 @@ def discover(
         "average_precision": metrics.average_precision(labels, scores),
         "average_precision_interval": list(interval["average_precision"]),
         "pr_auc_trapezoid": metrics.pr_auc_trapezoid(labels, scores),
-        "within_verb_roc_auc": within,
+        "within_verb_roc_auc": within if num_within else None,
         "within_verb_num_clips": num_within,
         "chance": {"roc_auc": 0.5, "average_precision": float(labels.mean())},
         "num_clips": n,

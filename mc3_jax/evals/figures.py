@@ -89,12 +89,10 @@ def losses(rows: list[dict]) -> dict[str, go.Figure]:
     Args:
       rows: Of `metrics.jsonl`.
     """
-    terms = sorted(
-        {key for row in rows for key in row if key.startswith(("loss", "contrastive", "consensus", "class"))}
-    )
+    terms = sorted({key for row in rows for key in row if key.startswith(("loss", "contrastive", "consensus"))})
     boundaries = [b["step"] for a, b in itertools.pairwise(rows) if a["phase"] != b["phase"]]
     groups = (
-        ("Loss and its contrastive part", "nats", [t for t in terms if t in ("loss", "contrastive", "classification")]),
+        ("Loss and its contrastive part", "nats", [t for t in terms if t in ("loss", "contrastive")]),
         ("Contrastive loss of each pair", "nats", [t for t in terms if t.startswith("contrastive_")]),
         ("Consensus loss", "distance of cosines", [t for t in terms if t == "consensus"]),
     )

@@ -21,6 +21,11 @@ def _grouped(labels, scores, weights):
     return positive, negative
 
 
+def _ratio(above, below):
+    """Returns above / below, NaN where below is 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+
+
 def _unwrap(values, weights):
     return float(values[0]) if weights is None else values
 
@@ -31,7 +36,8 @@ def roc_auc(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weight
     Args:
       labels: 0 or 1; both occur.
       scores: Higher means more likely 1.
-      weights: Of the samples [n] or [r, n]; with it an array [r] is returned instead of a float.
+      weights: Of the samples [n] or [r, n]; with it an array [r] is returned instead of a float, NaN where the weights
+        leave one class only.
 
     Raises:
       ValueError: One class only, or scores that are not finite.
@@ -39,15 +45,15 @@ def roc_auc(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weight
     positive, negative = _grouped(labels, scores, weights)
     below = negative.sum(1, keepdims=True) - np.cumsum(negative, 1)
     pairs = positive.sum(1) * negative.sum(1)
-    area = (positive * (below + 0.5 * negative)).sum(1) / np.maximum(pairs, 1e-12)
+    area = _ratio((positive * (below + 0.5 * negative)).sum(1), pairs)
     return _unwrap(area, weights)
 
 
 def average_precision(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weights=None):
-    """Returns the average precision Σ (R_k - R_{k-1}) P_k; arguments and errors as `roc_auc`."""
+    """Returns the average precision Σ (R_k - R_{k-1}) P_k; arguments and errors as `roc_auc`, NaN without a positive."""
     positive, negative = _grouped(labels, scores, weights)
     hits, seen = np.cumsum(positive, 1), np.cumsum(positive + negative, 1)
-    area = (positive * hits / np.maximum(seen, 1e-12)).sum(1) / np.maximum(positive.sum(1), 1e-12)
+    area = _ratio((positive * hits / np.maximum(seen, 1e-12)).sum(1), positive.sum(1))
     return _unwrap(area, weights)
 
 
@@ -73,16 +79,13 @@ def pr_auc_trapezoid(labels, scores) -> float:
 def within_group_roc_auc(labels, scores, groups, weights=None):
     """Returns the mean over groups of the ROC-AUC within each, weighted by its samples, and the number of samples used.
 
-    A score that knows nothing but the group gets 0.5. Groups of one class only are left out.
+    A score that knows nothing but the group gets 0.5. Groups of one class only are left out; without others the mean is NaN.
 
     Args:
       labels, scores: As for `roc_auc`.
       groups: Of the samples, [n].
       weights: Of the samples [n] or [r, n]; with it arrays [r] are returned instead of numbers, and a group counts with the
         weight of its samples.
-
-    Raises:
-      ValueError: No group has both classes.
     """
     rows = np.ones((1, len(labels))) if weights is None else np.atleast_2d(weights)
     total, used = np.zeros(len(rows)), np.zeros(len(rows))
@@ -93,11 +96,9 @@ def within_group_roc_auc(labels, scores, groups, weights=None):
         here = rows[:, inside]
         both = np.minimum(here @ labels[inside], here @ (1 - labels[inside])) > 0
         size = np.where(both, here.sum(1), 0.0)
-        total += size * roc_auc(labels[inside], scores[inside], here)
+        total += np.where(both, size * roc_auc(labels[inside], scores[inside], here), 0.0)
         used += size
-    if not used.any():
-        raise ValueError(f"none of {len(np.unique(groups))} groups has both labels 0 and 1")
-    mean = total / np.maximum(used, 1e-12)
+    mean = _ratio(total, used)
     return (float(mean[0]), int(used[0])) if weights is None else (mean, used)
 
 
@@ -110,11 +111,11 @@ def bootstrap_weights(n: int, num_bootstrap: int, seed: int) -> Float[np.ndarray
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], np.ndarray], n: int, num_bootstrap: int, seed: int
 ) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of `statistic(weights [r, n]) -> [r]`.
+    """Returns the 95 % percentile interval of `statistic(weights [r, n]) -> [r]`; a resampling with NaN does not count.
 
     A difference of two metrics under the same weights is a paired bootstrap.
     """
     chunks = np.array_split(bootstrap_weights(n, num_bootstrap, seed), max(num_bootstrap * n // 10_000_000, 1))
     values = np.concatenate([statistic(chunk) for chunk in chunks])
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from mc3_jax.evals import controls, discovery, metrics, retrieval
+from mc3_jax.evals import comparison, controls, discovery, metrics, retrieval
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 200)
@@ -54,6 +54,30 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
         low, high = metrics.bootstrap_interval(lambda w, y=labels, s=scores: metrics.roc_auc(y, s, w), 120, 300, trial)
         covered += low <= 0.7602 <= high
     assert 88 <= covered <= 100
+
+
+def test_a_resampling_that_lost_a_class_does_not_count():
+    rng = np.random.default_rng(0)
+    labels = np.r_[np.zeros(3, int), np.ones(397, int)]
+    scores = labels * 3 + rng.standard_normal(400)
+    weights = np.ones((2, 400))
+    weights[1, :3] = 0
+    assert np.isnan(metrics.roc_auc(labels, scores, weights)).tolist() == [False, True]
+    assert np.isnan(metrics.average_precision(1 - labels, -scores, weights)).tolist() == [False, True]
+    low, high = metrics.bootstrap_interval(lambda w: metrics.roc_auc(labels, scores, w), 400, 500, 0)
+    assert 0.9 < low < high <= 1
+
+
+def test_verbs_that_always_or_never_sound_leave_the_other_numbers_alone():
+    labels, verbs = np.array([0, 0, 1, 1] * 10), np.array([0, 0, 1, 1] * 10)
+    scores = np.random.default_rng(0).standard_normal(40) + labels
+    found = discovery.discover(scores, labels, verbs, num_bootstrap=20, seed=0)
+    assert found["within_verb_roc_auc"] is None
+    assert found["roc_auc"] == metrics.roc_auc(labels, scores)
+    leads = comparison.leads(
+        {"a": scores[None], "b": -scores[None]}, "a", labels, verbs, {}, num_bootstrap=20, seed=0
+    )["b"]  # fmt: skip
+    assert set(leads) == {"roc_auc", "average_precision"}
 
 
 def test_the_margin_over_controls_turns_a_control_round():

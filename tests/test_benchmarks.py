@@ -47,7 +47,7 @@ def test_the_sweep_is_at_most_thirty_runs_on_validation_and_takes_the_best_of_ea
     for _, flags in fake_runs:
         assert "--config.eval.split=validation" in flags
         epochs = [float(value) for name, value in values(flags).items() if name.endswith("epochs")]
-        assert sum(epochs) == pytest.approx(4.5 / 2)
+        assert sum(epochs) == pytest.approx(9 / 2)
     assert found["mc3"]["chosen"] == {"temperature": 0.1, "consensus_weight": 1.0, "learning_rate": 0.5}
     assert found["clap"]["chosen"] == {"learning_rate": 0.5}
     assert found["without_contrastive"] == {"chosen": found["mc3"]["chosen"], "trials": []}

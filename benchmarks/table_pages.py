@@ -11,11 +11,10 @@ import numpy as np
 
 from benchmarks import runs as runs_lib
 from mc3_jax.data import loader
-from mc3_jax.evals import comparison, discovery, embeddings as embeddings_lib, metrics, paper, suite_report
+from mc3_jax.evals import comparison, discovery, embeddings as embeddings_lib, metrics, page, suite_report
 
 OURS = "MC3"
 NUM_BOOTSTRAP = 2000
-DIRECTIONS = ("v2a", "a2v", "l2a", "a2l")
 _RETRIEVAL = ("hit@5", "hit@10", "mean_hits@5", "mean_hits@10")
 
 Row = tuple[str, str, tuple[str, ...]]  # file, title, pairs it is reported for
@@ -121,7 +120,7 @@ def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
             of_runs = [run["discovery"][pair][measure] for run in runs.values()]
             if None not in of_runs:
                 found[f"{pair}_{measure}"] = summary(of_runs)
-    for direction in DIRECTIONS:
+    for direction in suite_report.DIRECTIONS:
         pair = "av" if "v" in direction else "al"
         of_runs = [run["retrieval"].get(direction) for run in runs.values()]
         if pair in pairs and all(of_runs):
@@ -168,96 +167,11 @@ def _regions(out: pathlib.Path | None, info: dict, known: dict[str, np.ndarray])
 
 def render(content: dict) -> str:
     """Returns the tables as Markdown."""
-    test = content["test"]
-    controls = ", ".join(f"{name.replace('_', ' ')} {area:.3f}" for name, area in test["controls"].items()) or "none"
-    parts = [
-        f"{content['data']}, {content['split']} split: {test['clips']} clips, {test['positive']:.1%} positive. Controls "
-        f"alone, ROC-AUC: {controls}. "
-        "Mean ± standard deviation over seeds; (the paper's, on Ego4D).",
-        "## Table 2: discovery",
-        _discovery_table(content),
-        "## Table 3: retrieval, hit@K and mean hits@K",
-        _retrieval_table(content),
-    ]
-    for pair, leads in content["leads"].items():
-        parts += [f"## Lead of {OURS}, {pair.upper()}: mean over seeds [95 % over clips]", _leads_table(leads)]
-    if content["regions"]:
-        counts = ", ".join(f"{name} {count}" for name, count in content["regions"].items())
-        parts.append(f"Regions of Fig. 2: positives against the region's negatives alone ({counts}).")
-    if content["sweep"]:
-        parts += ["## What was chosen on validation", _sweep_table(content)]
+    described = suite_report.describe(content).replace("<", "&lt;")
+    parts = [f"{described}. Mean ± standard deviation over seeds; the paper's numbers are of Ego4D."]
+    for name, table in suite_report.tables(content).items():
+        parts += [f"## {table.caption}", page.markdown(table)]
+        if name.startswith("leads") and content["regions"]:
+            counts = ", ".join(f"{region} {count}" for region, count in content["regions"].items())
+            parts.append(f"Regions of Fig. 2: positives against the region's negatives alone ({counts}).")
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: list[float | None] | None, digits: int = 3) -> str:
-    if value is None:
-        return "–"
-    mean, std = value
-    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
-
-
-def _discovery_table(content: dict) -> str:
-    columns = [(pair, measure) for pair in ("av", "al") for measure in ("roc_auc", "average_precision")]
-    rows = []
-    for title, row in content["rows"].items():
-        theirs = paper.DISCOVERY.get(title, {})
-        cells = []
-        for pair, measure in columns:
-            shown = _cell(row.get(f"{pair}_{measure}"))
-            if pair in theirs and shown != "–":
-                shown += f" ({theirs[pair][measure == 'average_precision']:.3f})"
-            cells.append(shown)
-        cells += [_cell(row.get("av_within_verb_roc_auc")), _cell(row.get("al_within_verb_roc_auc"))]
-        rows.append([title, *cells, str(len(row["seeds"])), f"{row['seconds'][0]:.0f}" if "seconds" in row else "–"])
-    return _table(
-        ["", "AV ROC", "AV AP", "AL ROC", "AL AP", "AV within verbs", "AL within verbs", "seeds", "s a run"], rows
-    )
-
-
-def _retrieval_table(content: dict) -> str:
-    names = {"v2a": "V→A", "a2v": "A→V", "l2a": "L→A", "a2l": "A→L"}
-    header = [""] + [f"{names[d]} {m}" for d in DIRECTIONS for m in ("hit@5", "mean_hits@5", "mean_hits@10")]
-    rows, chance = [], {}
-    for title, row in content["rows"].items():
-        theirs = paper.RETRIEVAL.get(title, {})
-        cells = []
-        for direction in DIRECTIONS:
-            for measure in ("hit@5", "mean_hits@5", "mean_hits@10"):
-                shown = _cell(row.get(f"{direction}_{measure}"))
-                if measure != "hit@5" and direction in theirs and shown != "–":
-                    shown += f" ({theirs[direction][measure == 'mean_hits@10'] / 100:.3f})"
-                cells.append(shown)
-                chance[direction, measure] = row.get(f"{direction}_{measure}_chance", chance.get((direction, measure)))
-        rows.append([title, *cells])
-    rows.append(["chance", *(_cell([c[0], None] if c else None) for c in chance.values())])
-    return _table(header, rows)
-
-
-def _leads_table(leads: dict[str, dict]) -> str:
-    measures = list(next(iter(leads.values()), {}))
-    shown = [m.replace("_", " ").replace("roc auc", "ROC").replace("average precision", "AP") for m in measures]
-    rows = []
-    for title, of_row in leads.items():
-        cells = []
-        for measure in measures:
-            low, high = of_row[measure]["interval"]
-            cells.append(f"{of_row[measure]['lead']:+.3f} [{low:+.3f}, {high:+.3f}]")
-        rows.append([title, *cells])
-    return _table(["over", *shown], rows)
-
-
-def _sweep_table(content: dict) -> str:
-    titles = {row["file"]: title for title, row in content["rows"].items()}
-    rows = []
-    for file, found in content["sweep"].items():
-        best = max((trial["score"] for trial in found["trials"]), default=None)
-        cells = [f"{found['chosen'][axis]:g}" if axis in found["chosen"] else "–"
-                 for axis in ("temperature", "consensus_weight", "learning_rate")]  # fmt: skip
-        tried = str(len(found["trials"])) if found["trials"] else "as MC3"
-        rows.append([titles.get(file, file), *cells, f"{best:.3f}" if best is not None else "–", tried])
-    return _table(["", "temperature", "consensus weight", "learning rate, times the suite's", "validation", "trials"], rows)

@@ -143,7 +143,7 @@ def sweep(suite: Suite, rows: list[Row], say) -> dict[str, dict]:
             found[row.file] = {"chosen": chosen, "trials": trials}
     for row in rows:
         if row.like:
-            found[row.file] = {"chosen": found[row.like]["chosen"], "trials": []}
+            found[row.file] = {"chosen": found[row.like]["chosen"], "trials": [], "like": row.like}
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 

@@ -107,7 +107,7 @@ def suite_content(titles=("Random", "CLAP", "MC3", HOSTILE), pairs=("av", "al"))
         "data": HOSTILE, "split": "test", "test": {"clips": 100, "positive": 0.5, "controls": {"loudness": 0.5}},
         "regions": {"II": 10, "III, drowned": 5}, "rows": rows, "leads": leads, "pr_curves": curves,
         "sweep": {"file_2": {"chosen": chosen, "trials": [{"setting": chosen, "score": 0.6, "seconds": 1.0}]},
-                  "file_3": {"chosen": chosen, "trials": []}},
+                  "file_3": {"chosen": chosen, "trials": [], "like": "file_2"}},
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import runs, sounds, supplementary, table_pages, tables
 from mc3_jax import validation
-from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics
+from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics, suite_report
 
 RNG = np.random.default_rng(0)
 
@@ -50,8 +50,9 @@ def test_the_sweep_is_at_most_thirty_runs_on_validation_and_takes_the_best_of_ea
         assert sum(epochs) == pytest.approx(9 / 2)
     assert found["mc3"]["chosen"] == {"temperature": 0.1, "consensus_weight": 1.0, "learning_rate": 0.5}
     assert found["clap"]["chosen"] == {"learning_rate": 0.5}
-    assert found["without_contrastive"] == {"chosen": found["mc3"]["chosen"], "trials": []}
-    assert found["cmc"] == {"chosen": found["without_consensus"]["chosen"], "trials": []}
+    assert found["without_contrastive"] == {"chosen": found["mc3"]["chosen"], "trials": [], "like": "mc3"}
+    of = found["without_consensus"]["chosen"]
+    assert found["cmc"] == {"chosen": of, "trials": [], "like": "without_consensus"}
     assert "random" not in found
     assert json.loads((tmp_path / "sweep.json").read_text()) == found
 
@@ -213,7 +214,7 @@ def suite_folder(tmp_path):
             hits = {f"{name}@{k}": 0.1 for name in ("hit", "mean_hits") for k in (5, 10)}
             results = {
                 "discovery": {pair: discovered(score, labels) for pair, score in pairs.items()}, "data": "made up",
-                "split": "test", "retrieval": {d: {**hits, "chance": hits} for d in table_pages.DIRECTIONS},
+                "split": "test", "retrieval": {d: {**hits, "chance": hits} for d in suite_report.DIRECTIONS},
             }  # fmt: skip
             (workdir / "results.json").write_text(json.dumps(results))
             took = {"seconds": 8.0 + seed, "words": [], "done": True}
@@ -236,7 +237,7 @@ def test_tables_hold_means_deviations_the_papers_numbers_and_the_lead(suite_fold
     assert lead["lead"] == pytest.approx(np.mean(areas) - other)
     assert 0 < lead["interval"][0] < lead["lead"] < lead["interval"][1]
     assert "CLAP" not in content["leads"]["av"]
-    assert "(0.598)" in next(line for line in text.splitlines() if line.startswith("| MC3"))
+    assert "| 0.598 |" in next(line for line in text.splitlines() if line.startswith("| MC3"))
     assert "± nan" not in text
     for curves in content["pr_curves"].values():
         for curve in curves.values():

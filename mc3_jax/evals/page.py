@@ -94,6 +94,13 @@ def number(value: float | None, form: str = ".3f", note: str = "") -> Cell:
     return Cell(format(value, form) + note, float(value))
 
 
+def markdown(table: Table) -> str:
+    """Returns a table as Markdown, without its caption; what is in its cells stays text."""
+    lines = [table.columns, ["---"] * len(table.columns), *([cell.text for cell in row] for row in table.rows)]
+    escaped = ([text.replace("<", "&lt;").replace("|", "\\|") for text in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
+
+
 def embed(value: str) -> Markup:
     """Returns JSON that may stand in a <script>: nothing in it ends the element or looks like markup.
 

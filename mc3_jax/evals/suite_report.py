@@ -78,10 +78,35 @@ def _sweep_table(sweep: dict[str, dict], titles: dict[str, str]) -> page.Table:
     for file, found in sweep.items():
         best = max((trial["score"] for trial in found["trials"]), default=None)
         chosen = [page.number(found["chosen"].get(axis), "g") for axis in _AXES]
-        tried = page.number(len(found["trials"]), "d") if found["trials"] else page.Cell("as MC3")
+        like = found.get("like")
+        tried = page.Cell(f"as {titles.get(like, like)}") if like else page.number(len(found["trials"]), "d")
         rows.append([page.text(titles.get(file, file)), *chosen, page.number(best), tried])
     columns = ("row", "temperature", "consensus weight", "learning rate, times the suite's", "validation", "trials")
     return page.Table("What was chosen on validation", columns, rows)
+
+
+def tables(content: dict) -> dict[str, page.Table]:
+    """Returns name → table of a suite: discovery, retrieval, leads_PAIR and sweep, as far as there is anything to show.
+
+    Args:
+      content: As `benchmarks.table_pages.collect` returns it.
+    """
+    rows = content["rows"]
+    found = {"discovery": _discovery_table(rows), "retrieval": _retrieval_table(rows)}
+    found |= {f"leads_{pair}": _leads_table(pair, leads) for pair, leads in content["leads"].items() if leads}
+    if content["sweep"]:
+        found["sweep"] = _sweep_table(content["sweep"], {row["file"]: title for title, row in rows.items()})
+    return found
+
+
+def describe(content: dict) -> str:
+    """Returns the clips of a suite, and what loudness and the like tell of them alone."""
+    test = content["test"]
+    controls = ", ".join(f"{name.replace('_', ' ')} {area:.3f}" for name, area in test["controls"].items()) or "none"
+    return (
+        f"{content['data']}, {content['split']} split: {test['clips']} clips, {test['positive']:.1%} positive; "
+        f"controls alone, ROC-AUC: {controls}"
+    )
 
 
 def _runs(folder: pathlib.Path, rows: dict[str, dict]) -> list[tuple[str, list[tuple[int, str]]]]:
@@ -100,7 +125,7 @@ def write(folder: pathlib.Path, content: dict) -> pathlib.Path:
       folder: Of the suite; runs lie under it.
       content: As `benchmarks.table_pages.collect` returns it.
     """
-    rows, leads, test = content["rows"], content["leads"], content["test"]
+    rows, leads, shown = content["rows"], content["leads"], tables(content)
     plots = []
     for pair, methods in content["pr_curves"].items():
         alt = f"Precision-recall curves of {len(methods)} rows; their areas stand in Table 2"
@@ -111,16 +136,10 @@ def write(folder: pathlib.Path, content: dict) -> pathlib.Path:
         alt = "A dot with its interval for each row and measure; the numbers stand in the table under it"
         if methods:
             plots.append(page.Plot(f"leads-{pair}", f"What MC3 leads by: {PAIRS[pair]}", alt, figures.leads(methods)))
-    controls = ", ".join(f"{name.replace('_', ' ')} {area:.3f}" for name, area in test["controls"].items())
-    facts = (
-        f"{content['data']}, {content['split']} split: {test['clips']} clips, {test['positive']:.1%} positive; "
-        f"controls alone, ROC-AUC: {controls}"
-    )
-    titles = {row["file"]: title for title, row in rows.items()}
     return page.write(
-        folder, "suite.html.j2", title=f"mc3_jax: the tables on {content['data']}", facts=facts, plots=plots,
-        discovery=_discovery_table(rows), retrieval=_retrieval_table(rows),
-        leads=[(pair, PAIRS[pair], _leads_table(pair, found)) for pair, found in leads.items() if found],
+        folder, "suite.html.j2", title=f"mc3_jax: the tables on {content['data']}", facts=describe(content), plots=plots,
+        discovery=shown["discovery"], retrieval=shown["retrieval"],
+        leads=[(pair, PAIRS[pair], shown[f"leads_{pair}"]) for pair, found in leads.items() if found],
         curves=[plot.name for plot in plots if plot.name.startswith("pr-")], regions=content["regions"],
-        sweep=_sweep_table(content["sweep"], titles) if content["sweep"] else None, runs=_runs(folder, rows),
+        sweep=shown.get("sweep"), runs=_runs(folder, rows),
     )  # fmt: skip

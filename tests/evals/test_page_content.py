@@ -214,3 +214,13 @@ def test_the_figure_of_leads_has_a_whisker_for_each_row():
 def test_frames_in_a_page_are_jpeg_files(pages):
     stored = next(value for name, value in pages["run"][1].data.items() if name.startswith("media-"))
     assert simplejpeg.decode_jpeg_header(base64.b64decode(stored["frames"][0]))[:2] == (72, 96)
+
+
+def test_a_suite_is_markdown_whose_cells_stay_text():
+    content = fake_pages.suite_content(titles=("Random", "MC3", "a | b <script>"))
+    lines = table_pages.render(content).splitlines()
+    assert not any("<script" in line for line in lines)
+    row = next(line for line in lines if line.startswith("| a \\| b &lt;script>"))
+    header = next(line for line in lines if line.startswith("| row | AV ROC |"))
+    assert row.replace("\\|", "").count("|") == header.count("|")
+    assert sum(line.startswith("## ") for line in lines) == 5  # Tables 2 and 3, two of leads, the sweep

@@ -332,6 +332,8 @@ class Config:
       name: Of the run.
       seed: Of initialisation, data order, augmentation and dropout.
       fsdp: Devices along the mesh axis over which parameters are sharded; the rest go along "data".
+      loss_block_rows: Rows of a pair's similarity matrix [batch, batch] held at once, for batches whose matrix would not fit;
+        0 holds all. The loss and its gradient are the same. A phase with a memory has no such matrix.
       heartbeat_timeout_s: Of several processes, one that is silent for so long counts as lost and the others end.
       hang_timeout_s: Where training makes no progress for so long it ends, saying which process hangs and where; 0 is never.
         Compiling, restoring and saving may take `mc3_jax.watchdog.LONG` times as long.
@@ -342,6 +344,7 @@ class Config:
     name: str = "mc3"
     seed: int = 0
     fsdp: int = 1
+    loss_block_rows: int = 0
     heartbeat_timeout_s: int = 100
     hang_timeout_s: int = 300
     checkpoint: str = ""

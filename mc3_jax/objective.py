@@ -45,6 +45,7 @@ def phase_loss(
     keys: Mapping[str, Array] | None = None,
     memory=(),
     rng: PRNGKeyArray | None = None,
+    block_rows: int = 0,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
     """Returns the phase's loss of the global batch (Eq. 4), its terms and the new memory.
 
@@ -56,6 +57,7 @@ def phase_loss(
       keys: Embeddings by the momentum encoders, where the phase has a memory.
       memory: Of `init_memory`.
       rng: Key of the step, where it has one.
+      block_rows: Of the similarity matrices, at a time; 0 is all.
     """
     terms = {}
     loss = jnp.zeros((), jnp.float32)
@@ -69,7 +71,7 @@ def phase_loss(
             )
             memory = memory | rings
         else:
-            value, per_pair = contrastive.contrastive_loss(embeddings, temperature, phase.pairs)
+            value, per_pair = contrastive.contrastive_loss(embeddings, temperature, phase.pairs, block_rows)
         terms |= {"contrastive": value} | {f"contrastive_{pair}": v for pair, v in per_pair.items()}
         terms["temperature"] = temperature
         loss += phase.contrastive_weight * value

@@ -282,8 +282,9 @@ def _make_head(config: config_lib.Config, phase: config_lib.PhaseConfig) -> Call
     def head(embeddings, loss_params, targets, step, keys, memory):
         rng = jax.random.fold_in(_step_key(config, step), 2)
         loss, (terms, rings) = objective.phase_loss(
-            embeddings, phase, loss_params=loss_params, targets=targets, keys=keys, memory=memory, rng=rng
-        )
+            embeddings, phase, loss_params=loss_params, targets=targets, keys=keys, memory=memory, rng=rng,
+            block_rows=config.loss_block_rows,
+        )  # fmt: skip
         return loss, (terms | {"finite_rows": _finite_rows(embeddings)}, rings)
 
     return head

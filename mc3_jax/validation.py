@@ -37,6 +37,8 @@ def validate(config: Config) -> None:
     _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
     _require(config.seed >= 0, "seed", config.seed, "must not be negative")
     _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
+    value = config.loss_block_rows
+    _require(value >= 0, "loss_block_rows", value, "must not be negative; 0 holds the whole matrix")
     value = config.heartbeat_timeout_s
     _require(value >= 5, "heartbeat_timeout_s", value, "must be at least 5")
     value = config.hang_timeout_s

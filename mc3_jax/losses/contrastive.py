@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mc3_jax.losses import streaming
+
 MODALITY_OF_LETTER = {"a": "audio", "v": "video", "l": "text"}
 
 
@@ -37,6 +39,7 @@ def contrastive_loss(
     embeddings: Mapping[str, Float[Array, "b d"]],
     temperature: float | Float[Array, ""],
     pairs: Sequence[str] = ("av", "al", "vl"),
+    block_rows: int = 0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the sum over pairs of InfoNCE in both directions, and each pair's share of it.
 
@@ -46,6 +49,7 @@ def contrastive_loss(
       embeddings: {"audio", "video", "text"}, each L2-normalised; only those of `pairs` are read.
       temperature: τ, positive.
       pairs: Two letters each of a (audio), v (video), l (language, i.e. text).
+      block_rows: Rows of a pair's similarity matrix that are held at once, by `streaming.pair_nce`; 0 is all of them.
 
     Raises:
       ValueError: If there are no pairs, or one names a modality that is unknown or has no embeddings.
@@ -59,7 +63,13 @@ def contrastive_loss(
         names = [MODALITY_OF_LETTER.get(letter) for letter in pair]
         if len(set(names)) != 2 or not set(names) <= set(embeddings):
             raise ValueError(f"pair {pair!r}: two different letters of a, v, l with embeddings; got {list(embeddings)}")
-        logits = _logits(embeddings[names[0]], embeddings[names[1]], temperature)
+        x, y = (embeddings[name] for name in names)
+        if 0 < block_rows < len(x):
+            wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+            scale = 1 / jnp.asarray(temperature, wide)
+            per_pair[pair] = streaming.pair_nce(x.astype(wide), y.astype(wide), scale, block_rows)
+            continue
+        logits = _logits(x, y, temperature)
         normalizers = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
         per_pair[pair] = jnp.mean(normalizers - 2 * jnp.diagonal(logits))
     return sum(per_pair.values()), per_pair

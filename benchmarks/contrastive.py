@@ -1,0 +1,103 @@
+"""Six-pair InfoNCE against its batch, the whole matrix and in blocks: `python -m benchmarks.contrastive`.
+
+Time of a value and its gradient, and the most memory beyond the embeddings and their gradient, each form and batch in a
+process of its own. The whole matrix is left out above `--dense_up_to`. Ends with status 1 where a goal is missed: at 65,536
+rows at most 2 GiB; in blocks at most 1.5 times the time of the whole matrix, at the largest batch both were run at.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from benchmarks import record
+from mc3_jax.losses import contrastive
+
+DIM = 256
+WANTED_GIB, WANTED_RATIO = 2.0, 1.5
+
+
+def measure(batch: int, block_rows: int, repeats: int) -> dict[str, float]:
+    """Returns seconds (the median), seconds of compiling, and GiB beyond the inputs and the gradient.
+
+    On a CPU the memory is the growth of the process's peak; on an accelerator it is the device's own peak.
+    """
+    rng = np.random.default_rng(0)
+    embeddings = {}
+    for name in ("audio", "video", "text"):
+        x = rng.standard_normal((batch, DIM), np.float32)
+        embeddings[name] = jax.device_put(x / np.linalg.norm(x, axis=1, keepdims=True))
+    del x
+    loss = jax.value_and_grad(lambda x: contrastive.contrastive_loss(x, 0.05, block_rows=block_rows)[0])
+    begin = time.perf_counter()
+    compiled = jax.jit(loss).lower(embeddings).compile()
+    compile_s = time.perf_counter() - begin
+    before = _peak_bytes()
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(embeddings))
+        seconds.append(time.perf_counter() - begin)
+    beyond = _peak_bytes() - before - 3 * batch * DIM * 4
+    return {"seconds": float(np.median(seconds)), "compile_s": compile_s, "beyond_gib": beyond / 2**30}
+
+
+def _peak_bytes() -> int:
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contrastive", description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", default="1024,4096,8192,16384,65536")
+    parser.add_argument("--dense_up_to", type=int, default=16_384)
+    parser.add_argument("--block_rows", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=3, help="of batches up to --dense_up_to; one above")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # "batch,block_rows,repeats", in a process of its own
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(*map(int, args.one.split(",")))))
+        return
+    found: dict[tuple[int, str], dict] = {}
+    for batch in map(int, args.batches.split(",")):
+        for form, block_rows in (("whole", 0), ("blocks", args.block_rows)):
+            if (form == "whole" and batch > args.dense_up_to) or (form == "blocks" and batch <= args.block_rows):
+                continue
+            repeats = args.repeats if batch <= args.dense_up_to else 1
+            command = [sys.executable, "-m", "benchmarks.contrastive", f"--one={batch},{block_rows},{repeats}"]
+            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found[batch, form] = json.loads(out.splitlines()[-1])
+            print(batch, form, found[batch, form], file=sys.stderr, flush=True)
+    rows = []
+    for (batch, form), numbers in found.items():
+        flops = 2 * batch**2 * DIM * 3 * (3 if form == "whole" else 4)
+        rate = f"{flops / numbers['seconds'] / 1e9:.0f}"
+        shown = f"{args.block_rows} rows at a time" if form == "blocks" else "the whole matrix"
+        rows.append([f"{batch:,}", shown, f"{numbers['seconds']:.3g}", rate, f"{numbers['beyond_gib']:.2f}",
+                     f"{numbers['compile_s']:.1f}"])  # fmt: skip
+    missed = []
+    both = [batch for batch, form in found if form == "whole" and (batch, "blocks") in found]
+    if both:
+        ratio = found[both[-1], "blocks"]["seconds"] / found[both[-1], "whole"]["seconds"]
+        rows.append([f"{both[-1]:,}", "blocks / whole", f"{ratio:.2f}", "", "", ""])
+        missed += [f"{ratio:.2f} times the whole matrix's time, wanted {WANTED_RATIO}"] if ratio > WANTED_RATIO else []
+    largest = found.get((65_536, "blocks"))
+    if largest and largest["beyond_gib"] > WANTED_GIB:
+        missed.append(f"{largest['beyond_gib']:.2f} GiB at 65,536, wanted {WANTED_GIB}")
+    header = ["batch", "similarities", "s, value and gradient", "GFLOP/s", "GiB beyond inputs and gradient", "s compiling"]
+    text = record.markdown(header, rows) + (f"\n\nMissed: {'; '.join(missed)}." if missed else "")
+    record.append("Six-pair InfoNCE, 256-d", text, path=args.results)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Where a benchmark's numbers go: a table in RESULTS.md under the command, the machine and the versions that gave them."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+
+import jax
+
+RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
+
+
+def machine() -> str:
+    """Returns cores, processor, memory and the devices of JAX in a line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    devices = jax.devices()
+    found = f"{len(os.sched_getaffinity(0))} cores of {name}, {memory:.0f} GiB"
+    return found if devices[0].platform == "cpu" else f"{found}; {len(devices)} x {devices[0].device_kind}"
+
+
+def versions(*packages: str) -> str:
+    """Returns the versions of Python, JAX and other packages that are there."""
+    found = [f"Python {platform.python_version()}"]
+    for package in ("jax", *packages):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def append(title: str, text: str, *packages: str, path: pathlib.Path | None = None) -> None:
+    """Prints a result and appends it to RESULTS.md, with the command line, the machine, the versions and the day.
+
+    Args:
+      title: Of the section.
+      text: Markdown.
+      *packages: Whose versions matter beside JAX's.
+      path: Instead of `RESULTS`; an empty path is nowhere.
+    """
+    command = f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".rstrip()
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    section = f"\n## {title}\n\n`{command}`, {day}: {machine()}; {versions(*packages)}.\n\n{text}\n"
+    print(section, flush=True)
+    path = RESULTS if path is None else path
+    if str(path) not in ("", "."):
+        with path.open("a") as file:
+            file.write(section)

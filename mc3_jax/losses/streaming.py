@@ -1,0 +1,79 @@
+"""InfoNCE of a pair in both directions without its similarity matrix: some rows of it at a time, forward and back.
+
+Softmax over rows and over columns need each row's and each column's normaliser. Forward, a row's is known once its block is
+there, the columns' are kept running (the running maximum and sum of Milakov and Gimelshein, arXiv:1805.02867); only these two
+vectors are kept. Backward, each block is computed again and the gradient of both directions taken from it. Beyond the
+embeddings and their gradients a block [rows, b] is all that is ever held, and the loss is exact.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def pair_nce(
+    x: Float[Array, "b d"], y: Float[Array, "b d"], scale: float | Float[Array, ""], block_rows: int
+) -> Float[Array, ""]:
+    """Returns the sum of both directions' InfoNCE: mean_t of -log softmax(s x_t Yᵀ)_t - log softmax(s y_t Xᵀ)_t.
+
+    Args:
+      x, y: Embeddings, float32 or wider; row t belongs to row t.
+      scale: s, one over the temperature.
+      block_rows: Rows of the similarity matrix at a time.
+
+    Implements Eq. (1) of the paper for one pair, as `contrastive.contrastive_loss` does with the whole matrix.
+    """
+    return _forward(x, y, scale, block_rows)[0]
+
+
+def _forward(x, y, scale, block_rows):
+    def block(carry, rows):
+        top, total = carry
+        logits = _matmul(rows, y.T) * scale
+        higher = jnp.maximum(top, jnp.max(logits, axis=0))
+        total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(logits - higher), axis=0)
+        return (higher, total), jax.nn.logsumexp(logits, axis=1)
+
+    start = jnp.full(len(y), -jnp.inf, x.dtype), jnp.zeros(len(y), x.dtype)
+    (top, total), of_rows = _scan(block, start, x, block_rows)
+    of_columns = top + jnp.log(total)
+    loss = jnp.mean(of_rows + of_columns - 2 * scale * jnp.sum(x * y, axis=1))
+    return loss, (x, y, scale, of_rows, of_columns)
+
+
+def _backward(block_rows, residuals, gradient):
+    x, y, scale, of_rows, of_columns = residuals
+
+    def block(to_y, rows_and_normalizers):
+        rows, normalizers = rows_and_normalizers
+        logits = _matmul(rows, y.T) * scale
+        shares = jnp.exp(logits - normalizers[:, None]) + jnp.exp(logits - of_columns)
+        return to_y + _matmul(shares.T, rows), _matmul(shares, y)
+
+    to_y, to_x = _scan(block, jnp.zeros_like(y), (x, of_rows), block_rows)
+    to_x, to_y = to_x - 2 * y, to_y - 2 * x
+    each = gradient / len(x)
+    return each * scale * to_x, each * scale * to_y, each * jnp.sum(to_x * x)
+
+
+def _scan(step, carry, rows, block_rows: int):
+    """Returns what `jax.lax.scan` would over blocks of rows, their results joined again; the last block may be smaller."""
+    num = len(jax.tree.leaves(rows)[0])
+    whole = num // block_rows * block_rows
+    parts = []
+    if whole:
+        blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, block_rows, *x.shape[1:]), rows)
+        carry, out = jax.lax.scan(step, carry, blocks)
+        parts.append(out.reshape(whole, *out.shape[2:]))
+    if whole < num:
+        carry, out = step(carry, jax.tree.map(lambda x: x[whole:], rows))
+        parts.append(out)
+    return carry, jnp.concatenate(parts)
+
+
+pair_nce.defvjp(_forward, _backward)

@@ -1,0 +1,199 @@
+"""From ArrayRecord to batches on a device: `python -m benchmarks.input_pipeline`.
+
+Clips of the paper's size (four JPEG files of 256 x 344 px and about 30 KB, 1.5 s of sound) are made of noise with the spectrum
+of photographs and read, in turn and on all cores, by
+  * simplejpeg alone, by as many threads as cores: decode-only, no reading, no batches;
+  * `mc3_jax.data.loader.train_batches`, onto the device;
+  * torch's DataLoader with a worker process per core, the same decoder and crops, out of one memory-mapped file.
+Ends with status 1 where a goal is missed: 90 % of decode-only, 400 clips/s per core, no slower than the DataLoader.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import simplejpeg
+from array_record.python import array_record_module
+
+from benchmarks import record
+from mc3_jax.data import loader, records, tokenizer
+
+HEIGHT_PX, WIDTH_PX, NUM_FRAMES, NUM_SAMPLES = 256, 344, 4, 24_000
+JPEG_BYTES = 30_000
+WANTED_SHARE, WANTED_CLIPS_PER_S = 0.9, 400.0
+
+
+def make_picture(rng: np.random.Generator) -> np.ndarray:
+    """Returns noise whose amplitude falls as one over frequency, as that of photographs does, uint8 [h, w, 3]."""
+    down, across = np.fft.fftfreq(HEIGHT_PX)[:, None], np.fft.rfftfreq(WIDTH_PX)
+    amplitude = 1 / np.maximum(np.hypot(down, across), 1 / WIDTH_PX)
+    shape = (*amplitude.shape, 3)
+    spectrum = amplitude[..., None] * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    noise = np.fft.irfft2(spectrum, s=(HEIGHT_PX, WIDTH_PX), axes=(0, 1))
+    common = noise[..., :1] * 0.8 + noise * 0.2  # colours follow brightness
+    return np.clip(128 + 50 * common / common.std(), 0, 255).astype(np.uint8)
+
+
+def choose_quality(pictures: list[np.ndarray]) -> int:
+    """Returns the JPEG quality at which pictures come nearest to `JPEG_BYTES`."""
+
+    def distance(quality: int) -> float:
+        sizes = [len(simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420")) for picture in pictures]
+        return abs(float(np.mean(sizes)) - JPEG_BYTES)
+
+    return min(range(30, 99, 2), key=distance)
+
+
+def make_clips(folder: pathlib.Path, num_clips: int) -> list[records.Clip]:
+    """Writes a training split and returns its clips."""
+    rng = np.random.default_rng(0)
+    pictures = [make_picture(rng) for _ in range(64)]
+    quality = choose_quality(pictures[:8])
+    files = [simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420") for picture in pictures]
+    clips = []
+    for i in range(num_clips):
+        clips.append(
+            records.Clip(
+                clip_id=f"clip_{i}", video_uid=f"video_{i // 16}", narration="#C C opens the drawer", source="benchmark",
+                time_us=500_000, start_us=0, stop_us=1_500_000, frames=[files[j] for j in rng.integers(0, 64, NUM_FRAMES)],
+                frame_times_us=np.arange(NUM_FRAMES) * 375_000, frame_height=HEIGHT_PX, frame_width=WIDTH_PX,
+                audio=rng.integers(-3000, 3000, NUM_SAMPLES, np.int16),
+            )
+        )  # fmt: skip
+    name = "bench-train.array_record-00000-of-00001"
+    writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1")
+    for clip in clips:
+        writer.write(records.encode(clip))
+    writer.close()
+    per_video = [len(clips[i : i + 16]) for i in range(0, num_clips, 16)]
+    shard = records.Shard(name, num_clips, (folder / name).stat().st_size, "", per_video)
+    records.ClipsInfo(
+        name="bench", window_s=(0.5, 1.0), num_intervals=NUM_FRAMES, num_candidates=1, short_side_px=HEIGHT_PX,
+        canvas_px=(HEIGHT_PX, WIDTH_PX), num_samples=NUM_SAMPLES, verbs=[], nouns=[],
+        splits={"train": records.SplitInfo(num_clips, 0, 0, [shard])},
+    ).dump(folder)  # fmt: skip
+    return clips
+
+
+def decode_only(clips: list[records.Clip], num_threads: int) -> Iterator[int]:
+    """Yields how many clips were decoded, again and again."""
+
+    def decode(clip: records.Clip) -> None:
+        for file in clip.frames:
+            simplejpeg.decode_jpeg(file)
+
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        while True:
+            for start in range(0, len(clips), 64):
+                part = clips[start : start + 64]
+                list(pool.map(decode, part))
+                yield len(part)
+
+
+def ours(folder: pathlib.Path, batch_size: int, num_threads: int) -> Iterator[int]:
+    """Yields how many clips came onto the device."""
+    source = loader.open_split(folder, "train", NUM_FRAMES)
+    batches = loader.train_batches(
+        source, tokenizer.blank(30), batch_size=batch_size, seed=0, num_threads=num_threads,
+        prefetch=max(num_threads, 4),
+    )  # fmt: skip
+    for batch in batches:
+        jax.block_until_ready(jax.device_put(batch))
+        yield batch_size
+
+
+def peer(folder: pathlib.Path, clips: list[records.Clip], batch_size: int, num_workers: int) -> Iterator[int]:
+    """Yields how many clips a torch DataLoader made of the same JPEG files."""
+    import torch.utils.data
+
+    path, places, at = folder / "peer.bin", [], 0
+    with path.open("wb") as file:
+        for clip in clips:
+            parts = [*clip.frames, clip.audio.tobytes()]
+            places.append([(at + sum(map(len, parts[:i])), len(part)) for i, part in enumerate(parts)])
+            at += sum(file.write(part) for part in parts)
+
+    class Clips(torch.utils.data.Dataset):
+        def __init__(self):
+            self.bytes = np.memmap(path, np.uint8, "r")
+
+        def __len__(self):
+            return len(places)
+
+        def __getitem__(self, i):
+            *frames, sound = [self.bytes[start : start + size].tobytes() for start, size in places[i]]
+            video = np.stack([simplejpeg.decode_jpeg(frame) for frame in frames])
+            ids = np.zeros(30, np.int32)
+            return {"video": video, "audio": np.frombuffer(sound, np.int16).copy(), "text_ids": ids, "text_mask": ids}
+
+    while True:
+        for batch in torch.utils.data.DataLoader(
+            Clips(), batch_size, shuffle=True, num_workers=num_workers, drop_last=True, prefetch_factor=4
+        ):
+            yield len(batch["audio"])
+
+
+def clips_per_second(stream: Iterator[int], seconds: float) -> float:
+    """Returns the rate of a stream that runs already."""
+    begin, num = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        num += next(stream)
+    return num / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=512)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each, a round")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        clips = make_clips(folder, args.clips)
+        size = np.mean([len(frame) for clip in clips for frame in clip.frames])
+        streams = {
+            "decode-only (simplejpeg)": decode_only(clips, cores),
+            "mc3_jax, threads": ours(folder, args.batch_size, cores),
+        }
+        try:
+            streams["torch DataLoader, processes"] = peer(folder, clips, args.batch_size, cores)
+            next(streams["torch DataLoader, processes"])
+        except ImportError:
+            print("torch is not installed: its DataLoader is left out", file=sys.stderr)
+            del streams["torch DataLoader, processes"]
+        rates: dict[str, list[float]] = {name: [] for name in streams}
+        for _ in range(args.rounds):
+            for label, stream in streams.items():
+                clips_per_second(stream, 1.0)  # what was read ahead while the others ran
+                rates[label].append(clips_per_second(stream, args.seconds) / cores)
+    decoding, own, *other = (float(np.median(values)) for values in rates.values())
+    rows = [[label, f"{np.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}",
+             f"{np.median(values) / decoding:.2f}"] for label, values in rates.items()]  # fmt: skip
+    goals = {
+        f"{own / decoding:.2f} of decode-only, wanted {WANTED_SHARE}": own >= WANTED_SHARE * decoding,
+        f"{own:.0f} clips/s per core, wanted {WANTED_CLIPS_PER_S:.0f}": own >= WANTED_CLIPS_PER_S,
+    }
+    goals |= {f"{own / theirs:.2f} times torch's DataLoader, wanted 1": own >= theirs for theirs in other}
+    missed = [goal for goal, met in goals.items() if not met]
+    text = (
+        f"Four JPEG files of {HEIGHT_PX} x {WIDTH_PX} px and {size / 1000:.1f} KB a clip, batches of {args.batch_size}; "
+        f"medians of {args.rounds} rounds.\n\n"
+        + record.markdown(["", "clips/s per core", "least and most", "of decode-only"], rows)
+        + (f"\n\nMissed: {'; '.join(missed)}." if missed else "")
+    )
+    record.append("Input pipeline", text, "grain", "simplejpeg", "torch", path=args.results)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

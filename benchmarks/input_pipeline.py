@@ -1,7 +1,7 @@
 """From ArrayRecord to batches on a device: `python -m benchmarks.input_pipeline`.
 
-Clips of the paper's size (four JPEG files of 256 x 344 px and about 30 KB, 1.5 s of sound) are made of noise with the spectrum
-of photographs and read, in turn and on all cores, by
+Clips of the paper's size (four JPEG files of 256 x 344 px and about 30 KB, 1.5 s of sound), noise with the spectrum
+of photographs, are read, in turn and on all cores, by
   * simplejpeg alone, by as many threads as cores: decode-only, no reading, no batches;
   * `mc3_jax.data.loader.train_batches`, onto the device;
   * torch's DataLoader with a worker process per core, the same decoder and crops, out of one memory-mapped file.

@@ -1,0 +1,289 @@
+"""The train step beside PyTorch's at the same shapes, in one run: `python -m benchmarks.train_step`.
+
+  * ours: the step that training runs, from decoded clips (uint8 frames, int16 sound) to updated parameters;
+  * ours, loss and gradient: the same model from prepared inputs, without optimizer;
+  * PyTorch eager: Hugging Face's AST and DistilBERT, EgoVLP's video blocks as EgoVLP writes them, Adam;
+  * PyTorch compiled: torch.compile, scaled_dot_product_attention, fused Adam.
+Each is a process of its own; they take turns, so that what slows the machine slows all. PyTorch starts from prepared inputs,
+and with `--backward_only` neither side updates parameters. bfloat16 (PyTorch: autocast) on an accelerator, float32 on a CPU.
+
+Prints milliseconds, clips per second, MFU by the model's own FLOPs (`mc3_jax.compile.model_flops`, forward and twice that
+backward) against the matrix product measured beside them and against the data sheet, memory and seconds until the first step.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+SYSTEMS = {
+    "ours": "mc3_jax, whole step", "ours_gradient": "mc3_jax, loss and gradient", "eager": "PyTorch eager",
+    "compiled": "PyTorch compiled",
+}  # fmt: skip
+DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A40": 149.7e12}  # dense bfloat16
+
+
+def make_config(args: argparse.Namespace):
+    """Returns the paper's run in the sizes asked for."""
+    from configs import mc3_ego4d
+
+    config = mc3_ego4d.get_config()
+    config.data.batch_size, config.model.dtype = args.batch, args.dtype
+    config.model.remat, config.model.scan_layers, config.data.chunk_size = args.remat, args.scan_layers, args.chunk_size
+    for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", args.depth // 2)):
+        getattr(config.model, tower).depth = depth
+    return config
+
+
+def _inputs(config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Returns prepared inputs, frames as [b, t, y, x, 3]."""
+    b, audio, video, text = config.data.batch_size, config.model.audio, config.model.video, config.model.text
+    size = video.image_size_px
+    return {
+        "audio": rng.standard_normal((b, audio.num_time_frames, audio.num_mel), np.float32),
+        "video": rng.standard_normal((b, video.num_frames, size, size, 3), np.float32),
+        "text_ids": rng.integers(1000, 2000, (b, text.num_tokens)).astype(np.int32),
+        "text_mask": np.ones((b, text.num_tokens), np.int32),
+    }
+
+
+def _serve(step, memory) -> None:
+    """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each."""
+    begin = time.perf_counter()
+    step()
+    print(json.dumps({"first_s": time.perf_counter() - begin}), flush=True)
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print(json.dumps({"seconds": (time.perf_counter() - begin) / int(line), "bytes": memory()}), flush=True)
+
+
+def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
+    """Is asked for steps of ours."""
+    import jax
+    import jax.numpy as jnp
+
+    from mc3_jax import mesh as mesh_lib, objective, phases as phases_lib, train_step as step_lib
+
+    config = make_config(args)
+    rng = np.random.default_rng(0)
+    phase = phases_lib.Phase(config.phases[1], 0, 1_000_000)
+    model, mesh = step_lib.make_model(config.model), mesh_lib.make_mesh()
+    stats = jax.devices()[0].memory_stats() or {}
+
+    def memory() -> int:
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) if stats else 0
+
+    with jax.set_mesh(mesh):
+        abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: step_lib.init_state(model, config, phase)))
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        if whole:
+            state = jax.jit(lambda: step_lib.init_state(model, config, phase), out_shardings=places)()
+            step_fn = step_lib.jit_train_step(model, config, phase, state)
+            batch = {
+                name: (
+                    rng.integers(0, 256, shape.shape, np.uint8) if shape.dtype == np.uint8
+                    else rng.integers(-3000, 3000, shape.shape).astype(np.int16) if shape.dtype == np.int16
+                    else np.ones(shape.shape, np.int32)
+                )
+                for name, shape in step_lib.batch_shapes(config, 24_000, (256, 344)).items()
+            }  # fmt: skip
+            batch["video_size"] = np.tile(np.int32([256, 344]), (args.batch, 1))
+            batch["row"] = np.arange(args.batch, dtype=np.int32)
+            batch, held = mesh_lib.put_batch(mesh, batch), {"state": state, "step": 0}
+            del state
+
+            def step():
+                held["state"], metrics, _ = step_fn(held["state"], batch, jnp.int32(held["step"]))
+                held["step"] += 1
+                jax.block_until_ready(metrics)
+
+        else:
+            params = jax.jit(lambda: step_lib.init_params(model, config.model, 0), out_shardings=places.params)()
+            inputs = mesh_lib.put_batch(mesh, _inputs(config, rng))
+            row = jnp.arange(args.batch)
+            key = jax.random.key(0)
+
+            def loss(params, inputs):
+                embeddings = model.apply({"params": params}, **inputs, row=row, train=True, rngs={"dropout": key})
+                return objective.phase_loss(embeddings, config.phases[0])[0]
+
+            gradient = jax.jit(jax.value_and_grad(loss))
+
+            def step():
+                jax.block_until_ready(gradient(params, inputs))
+
+        _serve(step, memory)
+
+
+def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
+    """Is asked for steps of PyTorch's."""
+    import torch
+
+    from benchmarks import torch_peers
+
+    config = make_config(args)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = torch_peers.ThreeTowers(config.model, fused=compiled).to(device).train()
+    inputs = {name: torch.from_numpy(value).to(device) for name, value in _inputs(config, np.random.default_rng(0)).items()}
+    inputs["video"] = inputs["video"].permute(0, 1, 4, 2, 3).contiguous()
+    inputs = {name: value.long() if value.dtype == torch.int32 else value for name, value in inputs.items()}
+    optimizer = torch.optim.Adam(model.parameters(), 3e-5, **({"fused": True} if compiled else {}))
+    forward = torch.compile(model) if compiled else model
+    narrow = torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16")
+
+    def step():
+        with narrow:
+            loss = forward(**inputs)
+        loss.backward()
+        if not args.backward_only:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    _serve(step, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else 0)
+
+
+def serve_matmul(args: argparse.Namespace) -> None:
+    """Is asked for matrix products, whose rate is what the machine gives at most."""
+    import jax
+
+    size = 8192 if jax.devices()[0].platform != "cpu" else 2048
+    x = jax.random.normal(jax.random.key(0), (size, size)).astype(args.dtype)
+    product = jax.jit(lambda x: x @ x)
+    _serve(lambda: jax.block_until_ready(product(x)), lambda: 2 * size**3)
+
+
+class Child:
+    """A system in a process of its own."""
+
+    def __init__(self, name: str, words: list[str]):
+        """Starts it and waits for its first step."""
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.train_step", f"--serve={name}", *words],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        begin = time.perf_counter()
+        self.first_s = self._read()["first_s"]
+        self.started_s = time.perf_counter() - begin
+        self.answers: list[dict] = []
+
+    def _read(self) -> dict:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"a system ended with status {self.process.wait()}: {self.process.args}")
+
+    def run(self, num_steps: int) -> None:
+        """Times steps."""
+        self.process.stdin.write(f"{num_steps}\n")
+        self.process.stdin.flush()
+        self.answers.append(self._read())
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    @property
+    def seconds(self) -> float:
+        """Median of a step."""
+        return float(np.median([answer["seconds"] for answer in self.answers]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", default="none")
+    parser.add_argument("--scan_layers", action="store_true")
+    parser.add_argument("--chunk_size", type=int, default=0, help="of ours")
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="a round")
+    parser.add_argument("--backward_only", action="store_true", help="PyTorch without its optimizer")
+    parser.add_argument("--alone", action="store_true", help="one after the other, where memory does not hold them together")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve = {
+            "ours": lambda: serve_ours(args, whole=True), "ours_gradient": lambda: serve_ours(args, whole=False),
+            "eager": lambda: serve_torch(args, compiled=False), "compiled": lambda: serve_torch(args, compiled=True),
+            "matmul": lambda: serve_matmul(args),
+        }  # fmt: skip
+        serve[args.serve]()
+        return
+    children = measure(args)
+    report(args, children)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Child]:
+    """Returns name → system, each timed in every round."""
+    names = [*args.systems.split(","), "matmul"]
+    words = [f"--{name}={getattr(args, name)}" for name in ("batch", "depth", "dtype", "remat", "chunk_size")]
+    words += [f"--{name}" for name in ("scan_layers", "backward_only") if getattr(args, name)]
+    children = {}
+    for name in names:
+        children[name] = Child(name, words)
+        print(f"{name}: first step after {children[name].started_s:.0f} s", file=sys.stderr, flush=True)
+        if args.alone:
+            for _ in range(args.rounds):
+                children[name].run(args.steps)
+            children[name].stop()
+    if not args.alone:
+        for _ in range(args.rounds):
+            for child in children.values():
+                child.run(args.steps)
+        for child in children.values():
+            child.stop()
+    return children
+
+
+def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
+    """Prints and appends the table."""
+    import jax
+
+    from benchmarks import record
+    from mc3_jax import compile as compile_lib
+
+    config = make_config(args)
+    flops = args.batch * compile_lib.model_flops(config, config.phases[1])
+    matmul = children.pop("matmul")
+    peak = matmul.answers[0]["bytes"] / matmul.seconds
+    kind = jax.devices()[0].device_kind
+    sheet = next((value for name, value in DATA_SHEET.items() if name in kind), None)
+    rows = []
+    for name, child in children.items():
+        rate = flops / child.seconds
+        memory = max(answer["bytes"] for answer in child.answers)
+        rows.append([
+            SYSTEMS[name], f"{1000 * child.seconds:.0f}", f"{args.batch / child.seconds:.1f}", f"{100 * rate / peak:.1f}",
+            f"{100 * rate / sheet:.1f}" if sheet else "–", f"{memory / 2**30:.1f}" if memory else "–",
+            f"{child.started_s:.0f}",
+        ])  # fmt: skip
+    for ours, theirs in (("ours", "eager"), ("ours", "compiled"), ("ours_gradient", "eager"), ("ours_gradient", "compiled")):
+        if ours in children and theirs in children:
+            ratio = children[ours].seconds / children[theirs].seconds
+            rows.append([f"{SYSTEMS[ours]} / {SYSTEMS[theirs]}", f"{ratio:.2f}", "", "", "", "", ""])
+    header = ["", "ms a step", "clips/s", "MFU, % of measured", "% of data sheet", "GiB at its peak", "s to the first step"]
+    text = (
+        f"Batch {args.batch}, depth {args.depth}, {args.dtype}; {flops / 1e12:.2f} TFLOP a step; a matrix product gives "
+        f"{peak / 1e12:.2f} TFLOP/s; medians of {args.rounds} rounds of {args.steps}, "
+        f"{'one system after the other' if args.alone else 'in turn'}.\n\n" + record.markdown(header, rows)
+    )
+    record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,10 @@
 """The supplementary's axes, one at a time around MC3: `python -m benchmarks.supplementary --suite=soundworld --seed=0`.
 
 Clip duration, anchor, exponents of K, temperature, consensus weight, inverse of K, gradient through the consensus, optimizer
-state across the switch. Each value is a run of the suite's MC3 at the setting that `benchmarks.tables` has chosen in the same
-folder (else what its sweep begins with), evaluated on validation: the test split is the tables' alone. Writes
-`supplementary.json` and `supplementary.md`; started again, it goes on.
+state across the switch; and, not the paper's, which share of the epochs is refine's. Each value is a run of the suite's MC3
+at the setting that `benchmarks.tables` has chosen in the same folder (else what its sweep begins with), evaluated on
+validation: the test split is the tables' alone. Writes `supplementary.json` and `supplementary.md`; started again, it goes
+on.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import pathlib
 import sys
 
 from benchmarks import runs, tables
+from mc3_jax import config as config_lib
 
 # Axis → value → overrides, the suite's own value first. Phase 1 is MC3's second.
 REFINE = "--config.phases[1]."
@@ -27,6 +29,7 @@ AXES: dict[str, dict[str, list[str]]] = {
     },
     "consensus_weight": {f"{w:g}": [f"{REFINE}consensus_weight={w:g}"] for w in tables.AXES["consensus_weight"]},
     "duration_s": {"1.5": [], "0.75": [], "3": []},
+    "refine_share": {"suite's": [], "0.5": [], "0.67": [], "0.9": []},
 }
 WINDOWS_S = {"1.5": (0.5, 1.0), "0.75": (0.25, 0.5), "3": (1.0, 2.0)}  # before and after the narration
 
@@ -47,18 +50,43 @@ def duration_flags(suite: runs.Suite, value: str) -> list[str]:
     return [f"--config.data.dir={clips}", f"--config.model.audio.num_time_frames={frames + 1}"]
 
 
+def share_flags(config: config_lib.Config, share: float) -> list[str]:
+    """Returns the overrides that give refine a share of the epochs, at the suite's learning rate of every step.
+
+    Args:
+      config: The suite's MC3.
+      share: The suite's own or more, below 1.
+
+    Raises:
+      ValueError: A smaller share: the rate would begin to fall in align.
+    """
+    align, refine = config.phases
+    epochs = align.epochs + refine.epochs
+    own = share * epochs
+    flags = [f"--config.phases[0].epochs={epochs - own:g}", f"{REFINE}epochs={own:g}"]
+    if refine.optimizer.schedule == "constant":
+        return flags
+    held = own - refine.epochs  # of refine, before the rate falls where the suite's does
+    if held < 0:
+        raise ValueError(f"refine_share {share}: the suite's is {refine.epochs / epochs:.2f}, and it can't be less")
+    return [*flags, f"{REFINE}optimizer.hold_share={held / own:.6f}"]
+
+
 def run_axes(suite: runs.Suite, axes: list[str], seed: int, say) -> dict[str, dict[str, dict]]:
     """Returns axis → value → {"av", "al", ...} of the runs, done where they are not yet."""
     row = next(row for row in tables.ROWS if row.file == "mc3")
     path = suite.out / "sweep.json"
     swept = json.loads(path.read_text()) if path.exists() else {}
     chosen = swept.get("mc3", {}).get("chosen") or {axis: values[0] for axis, values in tables.AXES.items()}
-    flags = [*tables.overrides(tables.base_config(suite.name, row), row, chosen), f"--config.seed={seed}"]
+    config = tables.base_config(suite.name, row)
+    flags = [*tables.overrides(config, row, chosen), f"--config.seed={seed}"]
     flags.append("--config.eval.split=validation")
     found: dict[str, dict[str, dict]] = {}
     for axis in axes:
         for value, changes in AXES[axis].items():
             changes = duration_flags(suite, value) if axis == "duration_s" else changes
+            if axis == "refine_share" and value != "suite's":
+                changes = share_flags(config, float(value))
             # What changes nothing is the run that all axes have in common.
             own = [change for change in changes if change not in flags]
             same = not own or (value == next(iter(AXES[axis])) and axis not in chosen)

@@ -3,11 +3,12 @@
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import runs, sounds, supplementary, table_pages, tables
-from mc3_jax import validation
+from mc3_jax import phases as phases_lib, validation
 from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics, suite_report
 
 RNG = np.random.default_rng(0)
@@ -325,6 +326,30 @@ def test_every_axis_of_the_supplementary_shares_the_run_that_changes_nothing(fak
     assert all("--config.eval.split=validation" in flags for _, flags in fake_runs)
     assert set(found) == set(axes)
     assert supplementary.render(found).count("\n") == 2 + len(fake_runs)
+
+
+def test_refines_share_moves_the_switch_and_not_the_learning_rate():
+    row = next(row for row in tables.ROWS if row.file == "mc3")
+    rates = []
+    for share in ("suite's", "0.5", "0.67", "0.9"):
+        config = tables.base_config("soundworld", row)
+        if share != "suite's":
+            for name, value in values(supplementary.share_flags(config, float(share))).items():
+                phase = config.phases[int(name[7])]
+                holder = phase.optimizer if "optimizer" in name else phase
+                setattr(holder, name.split(".")[-1], float(value))
+        validation.validate(config)
+        phases = phases_lib.plan_phases(config.phases, 900 * config.data.batch_size, config.data.batch_size)
+        assert phases[1].stop == 8100
+        if share != "suite's":
+            assert phases[1].stop - phases[1].start == pytest.approx(8100 * float(share), abs=1)
+        rates.append(np.concatenate([
+            np.asarray(jax.vmap(phases_lib.learning_rate(p))(np.arange(p.start, p.stop))) for p in phases
+        ]))  # fmt: skip
+    for others in rates[1:]:
+        np.testing.assert_allclose(others, rates[0], atol=2e-3 * rates[0].max())
+    with pytest.raises(ValueError, match="refine_share 0.2: the suite's is 0.33, and it can't be less"):
+        supplementary.share_flags(tables.base_config("soundworld", row), 0.2)
 
 
 def test_each_fold_is_held_out_once(monkeypatch, tmp_path):

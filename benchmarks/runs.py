@@ -80,7 +80,10 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
     # Said without the folder of the suite, which may be moved.
     said = [word.replace(str(suite.out), ".") for word in words]
     noted = workdir / TOOK
-    took = json.loads(noted.read_text()) if noted.exists() else {"seconds": 0.0, "words": said, "done": False}
+    try:
+        took = json.loads(noted.read_text()) if noted.exists() else {"seconds": 0.0, "words": said, "done": False}
+    except ValueError as error:
+        raise ValueError(f"{noted} is damaged ({error}): remove {workdir} and run again") from error
     if took["words"] != said:
         odd = ", ".join(sorted(set(took["words"]) ^ set(said)))
         raise ValueError(f"{workdir} was run otherwise than is wanted now ({odd}): remove it, or name another --out")

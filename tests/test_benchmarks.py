@@ -136,6 +136,9 @@ def test_a_run_that_is_done_is_skipped_and_one_with_other_flags_is_refused(tmp_p
         with pytest.raises(ValueError, match=f"was run otherwise than is wanted now .*{said}"):
             runs.run(other, f"configs/tables/{config}.py", tmp_path / "run", [flag])
     assert len(called) == 2
+    (tmp_path / "run" / runs.TOOK).write_text("{")
+    with pytest.raises(ValueError, match="took.json is damaged .*: remove .*run and run again"):
+        runs.run(suite, "configs/tables/mc3.py", tmp_path / "run", ["--config.seed=1"])
 
 
 def test_seconds_are_those_of_all_starts_and_what_diverged_is_not_begun_again(tmp_path, monkeypatch):

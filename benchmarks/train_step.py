@@ -52,6 +52,21 @@ def _inputs(config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
+def make_batch(config) -> dict[str, np.ndarray]:
+    """Returns decoded clips as the loader yields them: noise of the paper's sizes, a text of its own for each."""
+    from mc3_jax import train_step as step_lib
+
+    rng, canvas_px = np.random.default_rng(0), (256, 344)
+    shapes = step_lib.batch_shapes(config, 24_000, canvas_px)
+    batch = {name: np.ones(shape.shape, shape.dtype) for name, shape in shapes.items()}
+    batch["video"] = rng.integers(0, 256, shapes["video"].shape, np.uint8)
+    batch["audio"] = rng.integers(-3000, 3000, shapes["audio"].shape).astype(np.int16)
+    batch["text_ids"] = rng.integers(1000, 2000, shapes["text_ids"].shape).astype(np.int32)
+    batch["video_size"] = np.tile(np.int32(canvas_px), (config.data.batch_size, 1))
+    batch["row"] = np.arange(config.data.batch_size, dtype=np.int32)
+    return batch
+
+
 def _serve(step, memory) -> None:
     """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each."""
     begin = time.perf_counter()
@@ -86,17 +101,7 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
         if whole:
             state = jax.jit(lambda: step_lib.init_state(model, config, phase), out_shardings=places)()
             step_fn = step_lib.jit_train_step(model, config, phase, state)
-            batch = {
-                name: (
-                    rng.integers(0, 256, shape.shape, np.uint8) if shape.dtype == np.uint8
-                    else rng.integers(-3000, 3000, shape.shape).astype(np.int16) if shape.dtype == np.int16
-                    else np.ones(shape.shape, np.int32)
-                )
-                for name, shape in step_lib.batch_shapes(config, 24_000, (256, 344)).items()
-            }  # fmt: skip
-            batch["video_size"] = np.tile(np.int32([256, 344]), (args.batch, 1))
-            batch["row"] = np.arange(args.batch, dtype=np.int32)
-            batch, held = mesh_lib.put_batch(mesh, batch), {"state": state, "step": 0}
+            batch, held = mesh_lib.put_batch(mesh, make_batch(config)), {"state": state, "step": 0}
             del state
 
             def step():

@@ -28,7 +28,10 @@ def clips(finished):
     source = loader.open_split(config.data.dir, "test", config.model.video.num_frames)
     chosen = transforms.choose_frames(source.info.num_intervals, source.info.num_candidates, None)
     picked = [source[i] for i in range(6)]
-    frames = [transforms.decode_frames([c.frames[i] for i in chosen], source.info.canvas_px, "x") for c in picked]
+    frames = []
+    for clip in picked:
+        canvas = np.zeros((len(chosen), *source.info.canvas_px, 3), np.uint8)
+        frames.append((canvas, transforms.decode_frames([clip.frames[i] for i in chosen], canvas, "x")))
     return picked, frames
 
 

@@ -29,7 +29,8 @@ def test_rendered_clips_are_those_of_the_conversion(data):
             clip = by_text[clips.texts[i], clips.label[i]]
             alike.append(np.corrcoef(clips.audio[i].astype(float), clip.audio.astype(float))[0, 1])
             middles = transforms.choose_frames(4, source.info.num_candidates, None)
-            decoded, size = transforms.decode_frames([clip.frames[j] for j in middles], source.info.canvas_px, clip.clip_id)
+            decoded = np.zeros((len(middles), *source.info.canvas_px, 3), np.uint8)
+            size = transforms.decode_frames([clip.frames[j] for j in middles], decoded, clip.clip_id)
             ours = clips.video[i, transforms.choose_frames(4, rendered_world.NUM_CANDIDATES, None)]
             ours = ours[:, : clips.video_size[i, 0], : clips.video_size[i, 1]].mean(axis=(1, 2))
             differences.append(np.abs(ours - decoded[:, : size[0], : size[1]].mean(axis=(1, 2))).max())

@@ -7,8 +7,9 @@ and the number of processes and threads may change.
 
 import functools
 import hashlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
@@ -19,8 +20,8 @@ from mc3_jax.data.transforms import Tokenize
 
 Batch = dict[str, np.ndarray]
 
-# More samples than any run reads: grain's indices are 64 bit, and it multiplies some of them by the batch size.
-_ENDLESS = 1 << 48
+_ENDLESS = 1 << 48  # more steps than any run has; grain's indices are 64 bit
+_ALIGNMENT = 64  # JAX takes over an array on a CPU without copying it where it begins at a multiple of this
 _NUMBERS = ("label", "verb_id", "noun_id", "class_id", "fold")  # of a clip, handed along in evaluation
 
 
@@ -174,7 +175,7 @@ def train_batches(
       start_step: First step.
       process_index, process_count: Which rows.
       num_threads: That read and decode.
-      prefetch: Batches read ahead.
+      prefetch: Batches read ahead, and at least as many as threads: each reads a batch of its own.
 
     Yields:
       `audio` int16 [b, samples], of which `audio_length` int32 [b] from sample `audio_start` int32 [b] of the clip on are
@@ -182,28 +183,23 @@ def train_batches(
       pictures are wanted, `video` uint8 [b, t, h, w, 3], `video_size` int32 [b, 2]. Where the data set has classes,
       `class_id` int32 [b].
     """
-    local = batch_size // process_count
-    rows = (process_index * local + np.arange(local)).astype(np.int32)
 
     @functools.lru_cache(maxsize=2)  # reading ahead crosses from one epoch to the next
     def order(epoch: int) -> np.ndarray:
         return epoch_order(source.video_clips, clips_per_video, seed, epoch)
 
-    def load(sample: int) -> Batch:
-        epoch, place = divmod(int(sample), len(source))
+    def load(number: int, video: np.ndarray | None) -> Batch:
+        epoch, place = divmod(number, len(source))
         index = int(order(epoch)[place])
         clip = source[index]
         rng = np.random.default_rng([seed, epoch, 1 + place])  # a 0 at the end would be the stream of the epoch's order
-        sample = transforms.make_sample(
-            clip, source.info, tokenize, rng, pictures=source.pictures, num_samples=num_samples
-        )
-        sample["index"] = np.int32(index)
+        sample = transforms.make_sample(clip, source.info, tokenize, rng, video=video, num_samples=num_samples)
+        sample |= {"index": np.int32(index), "row": np.int32(number % batch_size)}
         return sample | ({"class_id": np.int32(clip.class_id)} if source.info.classes else {})
 
-    dataset = grain.MapDataset.range(_ENDLESS).map(load)
-    dataset = dataset.batch(local)[start_step * process_count + process_index :: process_count]
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-    return ({**batch, "row": rows} for batch in dataset.to_iter_dataset(options))
+    return _read(
+        load, source, range(start_step, _ENDLESS), batch_size, process_index, process_count, num_threads, prefetch
+    )
 
 
 def eval_batches(
@@ -235,7 +231,6 @@ def eval_batches(
     """
     if hop_samples is not None and hop_samples < 1:
         raise ValueError(f"hop_samples must be at least 1, got {hop_samples}")
-    local = batch_size // process_count
     size = source.info.num_samples if num_samples is None else num_samples
     windows = np.ones(len(source), np.int64)
     if hop_samples is not None:
@@ -246,8 +241,8 @@ def eval_batches(
     # The windows of a clip come one after the other.
     read = functools.lru_cache(maxsize=num_threads if hop_samples else 0)(source.__getitem__)
 
-    def load(i: int) -> Batch:
-        place = min(int(i), num_rows - 1)
+    def load(number: int, video: np.ndarray | None) -> Batch:
+        place = min(number, num_rows - 1)
         index = int(np.searchsorted(ends, place, side="right"))
         clip = read(index)
         start = None
@@ -260,13 +255,55 @@ def eval_batches(
             starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
             start = int(starts[place - ends[index] + windows[index]])
         sample = transforms.make_sample(
-            clip, source.info, tokenize, None, pictures=source.pictures, num_samples=size, audio_start=start
+            clip, source.info, tokenize, None, video=video, num_samples=size, audio_start=start
         )
         numbers = {"index": index} | {name: getattr(clip, name) for name in _NUMBERS}
         sample |= {name: np.int32(value) for name, value in numbers.items()}
-        return sample | {"row": np.int32(i % batch_size), "valid": np.bool_(i < num_rows)}
+        return sample | {"row": np.int32(number % batch_size), "valid": np.bool_(number < num_rows)}
 
-    dataset = grain.MapDataset.range(num_batches * batch_size).map(load)
-    dataset = dataset.batch(local)[process_index::process_count]
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-    return iter(dataset.to_iter_dataset(options))
+    return _read(
+        load, source, range(num_batches), batch_size, process_index, process_count, num_threads, prefetch
+    )
+
+
+def _read(
+    load: Callable[[int, np.ndarray | None], Batch],
+    source: ClipSource,
+    steps: range,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    num_threads: int,
+    prefetch: int,
+) -> Iterator[Batch]:
+    """Yields this process's rows of the batches of `steps`.
+
+    A thread makes a batch and decodes its pictures to where they stay: they are copied nowhere on a CPU, and once, to the
+    device, elsewhere.
+
+    Args:
+      load: Makes row `number` of all batches in a line, without its pictures, and decodes those into the array; it is None
+        where none are wanted.
+      source: Of the clips.
+      steps: Numbers of the batches.
+      batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
+    """
+    local, info = batch_size // process_count, source.info
+
+    def load_batch(step: int) -> Batch:
+        first = int(step) * batch_size + process_index * local
+        video = _empty_pictures((local, info.num_intervals, *info.canvas_px, 3)) if source.pictures else None
+        samples = [load(first + i, None if video is None else video[i]) for i in range(local)]
+        batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        return batch if video is None else batch | {"video": video}
+
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    return iter(grain.MapDataset.range(steps.start, steps.stop).map(load_batch).to_iter_dataset(options))
+
+
+def _empty_pictures(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns a uint8 array of whatever values that begins at a multiple of `_ALIGNMENT`."""
+    size = math.prod(shape)
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].reshape(shape)

@@ -22,30 +22,32 @@ def choose_frames(num_intervals: int, num_candidates: int, rng: np.random.Genera
 
 
 def decode_frames(
-    jpegs: list[bytes], canvas_px: tuple[int, int], clip_id: str
-) -> tuple[UInt8[np.ndarray, "t h w 3"], Int[np.ndarray, "2"]]:
-    """Returns frames on a canvas, zeros below and to the right, and their true (height, width).
+    jpegs: list[bytes], canvas: UInt8[np.ndarray, "t h w 3"], clip_id: str
+) -> Int[np.ndarray, "2"]:
+    """Decodes frames onto a canvas, zeros below and to the right of them; returns their true (height, width).
 
     Args:
       jpegs: Frames of one clip, all of one size.
-      canvas_px: (height, width) that holds every frame of the data set.
+      canvas: (height, width) of it hold every frame of the data set. Written in full.
       clip_id: For the error.
 
     Raises:
       ValueError: A frame is no JPEG, or larger than the canvas.
     """
-    canvas = np.zeros((len(jpegs), *canvas_px, 3), np.uint8)
-    size = (0, 0)
+    canvas_px, size = canvas.shape[1:3], (0, 0)
     for i, jpeg in enumerate(jpegs):
         try:
-            frame = simplejpeg.decode_jpeg(jpeg, "RGB")
+            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+            if size[0] > canvas_px[0] or size[1] > canvas_px[1]:
+                raise ValueError(f"it has {size} px, more than the canvas {canvas_px}")
+            if size == canvas_px:
+                simplejpeg.decode_jpeg(jpeg, "RGB", buffer=canvas[i])
+            else:
+                canvas[i] = 0
+                canvas[i, : size[0], : size[1]] = simplejpeg.decode_jpeg(jpeg, "RGB")
         except ValueError as error:
             raise ValueError(f"clip {clip_id}: frame {i} can't be decoded: {error}") from error
-        size = frame.shape[:2]
-        if size[0] > canvas_px[0] or size[1] > canvas_px[1]:
-            raise ValueError(f"clip {clip_id}: frame {i} of {size} px is larger than the canvas {canvas_px}")
-        canvas[i, : size[0], : size[1]] = frame
-    return canvas, np.array(size, np.int32)
+    return np.array(size, np.int32)
 
 
 def crop_start(length: int, num_samples: int, rng: np.random.Generator | None) -> int:
@@ -88,20 +90,19 @@ def crop_audio(audio: Int16[np.ndarray, " n"], start: int, num_samples: int) -> 
 
 def make_sample(
     clip: records.Clip, info: records.ClipsInfo, tokenize: Tokenize, rng: np.random.Generator | None, *,
-    pictures: bool = True, num_samples: int | None = None, audio_start: int | None = None,
+    video: UInt8[np.ndarray, "t h w 3"] | None, num_samples: int | None = None, audio_start: int | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Returns a clip as arrays.
 
     `audio` int16 [num_samples], `audio_start` and `audio_length` int32 []: the first of them in the clip's sound, and how
-    many are the sound's, the others are zeros; `text_ids`, `text_mask` [l]; with pictures, `video` [t, h, w, 3] and
-    `video_size` [2].
+    many are the sound's, the others are zeros; `text_ids`, `text_mask` [l]; with pictures, `video_size` int32 [2].
 
     Args:
       clip: Decoded record.
       info: Of its data set.
       tokenize: Text to ids and mask.
       rng: Chooses frames and crop; None takes the middle of every interval, and of the sound.
-      pictures: Whether they are wanted.
+      video: What the pictures are decoded into, on the data set's canvas; None where none are wanted.
       num_samples: Of the audio; None is the data set's `num_samples`.
       audio_start: Where the audio begins; None crops.
 
@@ -110,11 +111,9 @@ def make_sample(
     """
     records.check(clip, info)
     sample: dict[str, np.ndarray] = {}
-    if pictures:
+    if video is not None:
         chosen = choose_frames(info.num_intervals, info.num_candidates, rng)
-        sample["video"], sample["video_size"] = decode_frames(
-            [clip.frames[i] for i in chosen], info.canvas_px, clip.clip_id
-        )
+        sample["video_size"] = decode_frames([clip.frames[i] for i in chosen], video, clip.clip_id)
     num = info.num_samples if num_samples is None else num_samples
     start = crop_start(len(clip.audio), num, rng) if audio_start is None else audio_start
     sample["audio"], length = crop_audio(clip.audio, start, num)

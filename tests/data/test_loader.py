@@ -1,9 +1,10 @@
-"""The order of training clips."""
+"""The order of training clips, and the canvas their pictures come onto."""
 
 import numpy as np
 import pytest
+import simplejpeg
 
-from mc3_jax.data import loader
+from mc3_jax.data import loader, transforms
 
 VIDEO_CLIPS = [7, 1, 12, 4, 0, 9]
 VIDEO = np.repeat(np.arange(len(VIDEO_CLIPS)), VIDEO_CLIPS)
@@ -45,3 +46,24 @@ def test_single_clips_do_not_come_in_groups():
 def test_an_order_does_not_repeat_the_files_order_within_a_group():
     order = loader.epoch_order([64], 8, 0, 0)
     assert np.mean(np.diff(order) == 1) < 0.2
+
+
+@pytest.mark.parametrize("canvas", [(24, 32), (30, 40)])
+def test_frames_are_decoded_onto_their_canvas_of_their_size_or_larger(canvas):
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 24, 32, 3)).astype(np.uint8)
+    files = [simplejpeg.encode_jpeg(picture, 95) for picture in pictures]
+    out = np.full((2, *canvas, 3), 7, np.uint8)
+    assert transforms.decode_frames(files, out, "c").tolist() == [24, 32]
+    for file, frame in zip(files, out, strict=True):
+        np.testing.assert_array_equal(frame[:24, :32], simplejpeg.decode_jpeg(file))
+    assert not out[:, 24:].any()
+    assert not out[:, :, 32:].any()
+
+
+def test_a_frame_that_is_larger_than_the_canvas_or_no_jpeg_is_named():
+    file = simplejpeg.encode_jpeg(np.zeros((24, 32, 3), np.uint8))
+    out = np.zeros((2, 24, 30, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"clip c: frame 0 can't be decoded: it has \(24, 32\) px, more than .*\(24, 30\)"):
+        transforms.decode_frames([file], out, "c")
+    with pytest.raises(ValueError, match="clip c: frame 1 can't be decoded: "):
+        transforms.decode_frames([file, file[:40]], np.zeros((2, 24, 32, 3), np.uint8), "c")

@@ -1,0 +1,73 @@
+"""Whether the accelerator computes what the CPU does: `python -m benchmarks.devices_agree`.
+
+The loss and the gradient of refine at the paper's widths, few blocks and random parameters, from decoded clips on: float32
+on the CPU, and on the accelerator in float32 (matrix products at full precision) and in bfloat16. Prints the relative error
+of the loss and of each tower's gradient, and ends with status 1 where one is above its limit, `MOST`. The limit for float32
+is rounding's; that for bfloat16 is twice what the CPU's own bfloat16 comes to.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import record, train_step
+from mc3_jax import phases as phases_lib, train_step as step_lib
+
+MOST = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+def outputs(args: argparse.Namespace, dtype: str, device: jax.Device) -> dict[str, np.ndarray]:
+    """Returns the loss, and the gradient of each tower as a vector."""
+    args.dtype = dtype
+    config = train_step.make_config(args)
+    for phase in config.phases:
+        phase.temperature = 0.5  # embeddings of an untrained model are alike: a small one would magnify rounding
+    model, phase = step_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 1_000)
+    mesh = jax.sharding.Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with jax.default_device(device), jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+        params = jax.device_put(make_params(config), device)
+        batch = jax.device_put(train_step.make_batch(config), device)
+        loss = step_lib.make_loss_fn(model, config, phase.config)
+        value, gradient = jax.jit(jax.value_and_grad(lambda p, b: loss(p, jnp.int32(0), b)[0]))(params, batch)
+    towers = {name: jax.tree.leaves(gradient[name]) for name in ("audio", "video", "text")}
+    flat = {name: np.concatenate([np.ravel(np.asarray(leaf)) for leaf in leaves]) for name, leaves in towers.items()}
+    return {"loss": np.asarray(value)} | {f"gradient, {name}": vector for name, vector in flat.items()}
+
+
+def make_params(config) -> dict:
+    """Returns the same random parameters wherever it is called, on the host."""
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        params = step_lib.init_params(step_lib.make_model(config.model), config.model, 0)
+    return jax.tree.map(np.asarray, params)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.devices_agree", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    args = parser.parse_args()
+    args.remat, args.scan_layers, args.chunk_size = "none", False, 0
+    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    wanted, rows, missed = outputs(args, "float32", cpu), [], []
+    for dtype, most in MOST.items():
+        found = outputs(args, dtype, device)
+        for name, value in found.items():
+            error = float(np.linalg.norm(value - wanted[name]) / np.linalg.norm(wanted[name]))
+            rows.append([name, dtype, f"{error:.1e}", f"{most:.0e}"])
+            missed += [f"{name} in {dtype}: {error:.1e}"] if not error <= most else []
+    text = f"Depth {args.depth}, batch {args.batch}; {device.device_kind} against the CPU.\n\n" + record.markdown(
+        ["", "computed in", "relative error", "at most"], rows
+    )
+    text += f"\n\nMissed: {'; '.join(missed)}." if missed else ""
+    record.append("The accelerator against the CPU", text, "jaxlib", path=args.results)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

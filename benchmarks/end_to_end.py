@@ -1,0 +1,101 @@
+"""What reading costs a step: `python -m benchmarks.end_to_end`.
+
+Runs the training command's own loop twice in turn, on clips read from ArrayRecord and on one batch that is there already, and
+compares seconds a step and how long each step waited for input. Clips are those of `benchmarks.input_pipeline`: the paper's
+sizes. Ends with status 1 where the step on real data takes more than 1.02 times the other.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+from unittest import mock
+
+import numpy as np
+
+from benchmarks import input_pipeline, record
+from data_prep import vocabulary
+from mc3_jax import compile as compile_lib, config as config_lib, metric_writer, train
+from mc3_jax.data import loader
+
+WANTED = 1.02
+
+
+def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathlib.Path) -> config_lib.Config:
+    """Returns the paper's run in the sizes asked for, a phase of as many steps."""
+    from configs import mc3_ego4d
+
+    config = mc3_ego4d.get_config()
+    config.data.dir, config.data.tokenizer, config.data.batch_size = str(clips), str(tokenizer), args.batch
+    config.data.num_threads = config.data.prefetch = args.num_threads
+    config.init = config_lib.InitConfig()
+    config.model.dtype, config.model.remat, config.model.video.num_positions = args.dtype, args.remat, 4
+    for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", max(args.depth // 2, 1))):
+        getattr(config.model, tower).depth = depth
+    config.phases = config.phases[1:]
+    config.phases[0].epochs = args.steps * args.batch / args.clips
+    config.save.every_steps, config.log.every_steps, config.log.tensorboard = 10 * args.steps, 1, False
+    return config
+
+
+def run(config: config_lib.Config, workdir: str, *, synthetic: bool) -> tuple[float, float]:
+    """Returns the medians of seconds a step, waiting included, and of seconds waited for input."""
+
+    def one_batch(*args, **options):
+        batch = next(real(*args, **options))
+        while True:
+            yield dict(batch)
+
+    real = loader.train_batches
+    with mock.patch.object(loader, "train_batches", one_batch if synthetic else real):
+        train.train(train.set_up(config, workdir))
+    rows = metric_writer.read_metrics(workdir)[2:]  # the first steps fill the queues
+    return (
+        float(np.median([config.data.batch_size / row["clips_per_s"] for row in rows])),
+        float(np.median([row["input_wait_s"] for row in rows])),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.end_to_end", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", default="none")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=512)
+    parser.add_argument("--num_threads", type=int, default=4, help="that read")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    args = parser.parse_args()
+    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        clips, tokenizer = folder / "clips", folder / "vocabulary"
+        clips.mkdir()
+        narrations = [clip.narration for clip in input_pipeline.make_clips(clips, args.clips)]
+        vocabulary.train_vocabulary(narrations, 600).save_pretrained(tokenizer)
+        config = make_config(args, clips, tokenizer)
+        for i in range(args.rounds):
+            for synthetic in (True, False):
+                found[synthetic].append(run(config, str(folder / f"run-{i}-{synthetic}"), synthetic=synthetic))
+    (real_s, waited_s), (synthetic_s, none_s) = (np.median(found[key], axis=0) for key in (False, True))
+    flops = args.batch * compile_lib.model_flops(config, config.phases[0])
+    rows = [
+        ["real data", f"{1000 * real_s:.1f}", f"{1000 * waited_s:.2f}", f"{args.batch / real_s:.1f}"],
+        ["one batch", f"{1000 * synthetic_s:.1f}", f"{1000 * none_s:.2f}", f"{args.batch / synthetic_s:.1f}"],
+        ["real / one batch", f"{real_s / synthetic_s:.3f}", "", ""],
+    ]
+    text = (
+        f"Batch {args.batch}, depth {args.depth}, {args.dtype}, {flops / 1e12:.2f} TFLOP a step; {args.num_threads} threads; "
+        f"medians of {args.steps - 2} steps and {args.rounds} rounds.\n\n"
+        + record.markdown(["", "ms a step", "of which waiting for input", "clips/s"], rows)
+    )
+    missed = real_s > WANTED * synthetic_s
+    text += f"\n\nMissed: {real_s / synthetic_s:.3f}, wanted {WANTED}." if missed else ""
+    record.append("Real data against one batch", text, "jaxlib", "grain", path=args.results)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a step costs as its work grows and as devices are added: `python -m benchmarks.scaling`.
+
+Of the paper's run, in the sizes asked for. Work: seconds and memory of training's own step at growing batches, each in a
+process of its own, on this machine's accelerator or CPU. Devices: `mc3_jax.compile` compiles the step for growing slices,
+the batch growing with them; FLOPs, traffic and what is sent are counted from the program, times are bounds by the data sheet
+and not measured.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+
+from benchmarks import record, train_step
+from mc3_jax import compile as compile_lib
+
+
+def measure_work(args: argparse.Namespace) -> str:
+    """Returns a table of batches, the cost of a clip beside that of the smallest batch."""
+    rows, first_s = [], 0.0
+    for batch in map(int, args.batches.split(",")):
+        words = [f"--{name}={getattr(args, name)}" for name in ("depth", "dtype", "remat")] + [f"--batch={batch}"]
+        child = train_step.Child("ours", [*words, *(["--scan_layers"] if args.scan_layers else [])])
+        for _ in range(args.rounds):
+            child.run(args.steps)
+        child.stop()
+        args.batch = batch
+        config = train_step.make_config(args)
+        flops = batch * compile_lib.model_flops(config, config.phases[1])
+        per_clip = child.seconds / batch
+        first_s = first_s or per_clip
+        memory = max(answer["bytes"] for answer in child.answers)
+        rows.append([
+            f"{batch:,}", f"{1000 * child.seconds:.0f}", f"{1000 * per_clip:.1f}", f"{per_clip / first_s:.2f}",
+            f"{flops / child.seconds / 1e12:.2f}", f"{memory / 2**30:.1f}" if memory else "–", f"{child.started_s:.0f}",
+        ])  # fmt: skip
+        print(rows[-1], file=sys.stderr, flush=True)
+    return record.markdown(
+        ["batch", "ms a step", "ms a clip", "of the first", "model TFLOP/s", "GiB at its peak", "s to the first step"], rows
+    )
+
+
+def count_devices(args: argparse.Namespace) -> str:
+    """Returns a table of slices."""
+    topologies = args.topologies.split(",")
+    rows = []
+    for topology in topologies:
+        args.batch = args.batch_per_device * len(compile_lib.topology_devices(topology))
+        report = compile_lib.compile_step(train_step.make_config(args), topology)
+        wire = sum(exchange.wire_bytes for exchange in report.counts.exchanges)
+        excess = report.counts.flops * report.num_chips / report.model_flops
+        bounds = [f"{1000 * seconds:.0f}" for seconds in report.bounds_s.values()] or ["–"] * 3
+        rows.append([
+            topology, f"{args.batch:,}", f"{report.counts.flops / 1e12:.2f}", f"{excess:.3f}",
+            f"{report.counts.memory_bytes / 1e9:.1f}", f"{wire / 1e6:.0f}", f"{report.peak_bytes / 2**30:.1f}", *bounds,
+            f"{100 * report.mfu_bound:.0f}" if report.chip else "–", f"{report.compile_s:.0f}",
+        ])  # fmt: skip
+        print(rows[-1], file=sys.stderr, flush=True)
+    header = [
+        "devices", "batch", "TFLOP per device", "of the model's", "GB of memory traffic", "MB sent", "GiB", "ms computing",
+        "ms memory", "ms interconnect", "MFU at most, %", "s compiling",
+    ]  # fmt: skip
+    return record.markdown(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", default="1,2,4,8", help="'' leaves the measured part out")
+    parser.add_argument("--topologies", default="cpu:1,cpu:2,cpu:4,cpu:8", help="of mc3_jax.compile; '' leaves them out")
+    parser.add_argument("--batch_per_device", type=int, default=4)
+    parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", default="none")
+    parser.add_argument("--scan_layers", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="a round")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    args = parser.parse_args()
+    args.chunk_size = 0
+    cpus = [int(topology.partition(":")[2]) for topology in args.topologies.split(",") if topology.startswith("cpu:")]
+    jax.config.update("jax_num_cpu_devices", max(cpus, default=1))
+    parts = [f"Depth {args.depth}, {args.dtype}, remat {args.remat}{', scanned blocks' if args.scan_layers else ''}."]
+    if args.batches:
+        parts.append(f"Measured, medians of {args.rounds} rounds of {args.steps}:\n\n{measure_work(args)}")
+    if args.topologies:
+        parts.append(f"Compiled, {args.batch_per_device} clips a device:\n\n{count_devices(args)}")
+    record.append("Scaling", "\n\n".join(parts), "jaxlib", "libtpu", path=args.results)
+
+
+if __name__ == "__main__":
+    main()

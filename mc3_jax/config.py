@@ -143,6 +143,8 @@ class DataConfig:
       split: Trained on; several joined by "+".
       folds: Of those splits, the folds trained on; none means all.
       num_samples: Of the audio, a random crop where a clip's is longer; 0 is the data set's.
+      silence_db: Windows of longer sounds whose level is more than so many dB below that of the loudest are neither trained
+        on nor, where the scores of windows are averaged, counted in evaluation; 0 takes all.
       batch_size: Global, over all processes and devices (paper: 256).
       chunk_size: Rows of the global batch embedded at a time in training, 0 for all at once: gradient caching (Gao et al.,
         RepL4NLP 2021). The loss and its gradient stay those of the whole batch, for one more forward pass.
@@ -159,6 +161,7 @@ class DataConfig:
     split: str = "train"
     folds: tuple[int, ...] = ()
     num_samples: int = 0
+    silence_db: float = 0.0
     batch_size: int = 256
     chunk_size: int = 0
     accumulate_steps: int = 1

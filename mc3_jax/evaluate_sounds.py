@@ -109,7 +109,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         batches = loader.eval_batches(
             source, tokenizer_lib.blank(text.num_tokens), batch_size=config.eval.batch_size,
             num_samples=data.num_samples or None, hop_samples=config.eval.hop_samples or None,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            silence_db=data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=data.num_threads, prefetch=data.prefetch,
         )  # fmt: skip
         with jax.set_mesh(mesh):

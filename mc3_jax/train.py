@@ -192,7 +192,7 @@ def train(
         batches = loader.train_batches(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
             clips_per_video=config.data.clips_per_video, num_samples=config.data.num_samples or None,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            silence_db=config.data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=config.data.num_threads, prefetch=config.data.prefetch,
         )  # fmt: skip
         stopwatch = stack.enter_context(_start_stopwatch(run, step, began))

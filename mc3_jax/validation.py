@@ -25,7 +25,10 @@ def validate(config: Config) -> None:
     _require(value == 1, "data.accumulate_steps", value, fix)
     value, fix = config.data.chunk_size, f"0, or a divisor of data.batch_size = {config.data.batch_size}"
     _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
-    for field, value in (("data.num_samples", config.data.num_samples), ("eval.hop_samples", config.eval.hop_samples)):
+    for field, value in (
+        ("data.num_samples", config.data.num_samples), ("data.silence_db", config.data.silence_db),
+        ("eval.hop_samples", config.eval.hop_samples),
+    ):  # fmt: skip
         _require(value >= 0, field, value, "must not be negative")
     for field in ("batch_size", "num_bootstrap", "num_clusters", "num_cluster_examples"):
         value = getattr(config.eval, field)

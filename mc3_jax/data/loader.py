@@ -157,6 +157,7 @@ def train_batches(
     seed: int,
     clips_per_video: int = 1,
     num_samples: int | None = None,
+    silence_db: float = 0.0,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -172,6 +173,7 @@ def train_batches(
       seed: Of order, choice of frames and crop of the sound.
       clips_per_video: See `epoch_order`.
       num_samples: Of the audio, a random crop where a clip's is longer; None is the data set's `num_samples`.
+      silence_db: Of such crops, see `transforms.make_sample`.
       start_step: First step.
       process_index, process_count: Which rows.
       num_threads: That read and decode.
@@ -193,7 +195,9 @@ def train_batches(
         index = int(order(epoch)[place])
         clip = source[index]
         rng = np.random.default_rng([seed, epoch, 1 + place])  # a 0 at the end would be the stream of the epoch's order
-        sample = transforms.make_sample(clip, source.info, tokenize, rng, video=video, num_samples=num_samples)
+        sample = transforms.make_sample(
+            clip, source.info, tokenize, rng, video=video, num_samples=num_samples, silence_db=silence_db
+        )
         sample |= {"index": np.int32(index), "row": np.int32(number % batch_size)}
         return sample | ({"class_id": np.int32(clip.class_id)} if source.info.classes else {})
 
@@ -209,6 +213,7 @@ def eval_batches(
     batch_size: int,
     num_samples: int | None = None,
     hop_samples: int | None = None,
+    silence_db: float = 0.0,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 16,
@@ -220,6 +225,7 @@ def eval_batches(
       source: Any split.
       num_samples: Of the audio, the middle of a longer one; None is the data set's `num_samples`.
       hop_samples: Instead of the middle, all windows of `transforms.audio_windows` with this hop, a row each.
+      silence_db: Where above 0, windows that `transforms.loud_windows` calls silent are not `valid` either.
       tokenize, batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
 
     Yields:
@@ -245,7 +251,7 @@ def eval_batches(
         place = min(number, num_rows - 1)
         index = int(np.searchsorted(ends, place, side="right"))
         clip = read(index)
-        start = None
+        start, counts = None, number < num_rows
         if hop_samples is not None:
             if len(clip.audio) != source.clip_samples[index]:
                 raise ValueError(
@@ -253,13 +259,16 @@ def eval_batches(
                     f"{source.clip_samples[index]}: convert again"
                 )
             starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
-            start = int(starts[place - ends[index] + windows[index]])
+            window = place - ends[index] + windows[index]
+            start = int(starts[window])
+            if silence_db > 0:
+                counts = counts and transforms.loud_windows(clip.audio, size, starts, silence_db)[window]
         sample = transforms.make_sample(
             clip, source.info, tokenize, None, video=video, num_samples=size, audio_start=start
         )
         numbers = {"index": index} | {name: getattr(clip, name) for name in _NUMBERS}
         sample |= {name: np.int32(value) for name, value in numbers.items()}
-        return sample | {"row": np.int32(number % batch_size), "valid": np.bool_(number < num_rows)}
+        return sample | {"row": np.int32(number % batch_size), "valid": np.bool_(counts)}
 
     return _read(
         load, source, range(num_batches), batch_size, process_index, process_count, num_threads, prefetch

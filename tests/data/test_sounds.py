@@ -159,6 +159,53 @@ def test_without_windows_evaluation_hears_the_middle_of_every_clip_once(folder):
         assert row["audio_start"] == max(length - WINDOW, 0) // 2
 
 
+def test_silent_windows_are_told_from_loud_ones_by_their_level():
+    sound = np.random.default_rng(0).integers(-3, 4, 1000).astype(np.int16)
+    sound[300:320] = 8000 * (-1) ** np.arange(20)
+    starts = transforms.audio_windows(1000, 100, 50)
+    loud = transforms.loud_windows(sound, 100, starts, 30)
+    assert starts[loud].tolist() == [250, 300]
+    level = 10 * np.log10([np.sum((sound[s : s + 100] - sound.mean()) ** 2) for s in starts])
+    for db in (1, 17, 55):
+        assert transforms.loud_windows(sound, 100, starts, db).tolist() == (level >= level.max() - db).tolist()
+    assert transforms.loud_windows(sound[:30], 100, np.array([0]), 30).tolist() == [True]
+    assert transforms.loud_windows(np.zeros(300, np.int16), 100, np.array([0, 100, 200]), 30).all()
+
+
+def test_silence_is_neither_trained_on_nor_counted(folder, monkeypatch):
+    # Of clip 4 (999 samples) a tenth is sound, far from the middle; the others are about as loud everywhere.
+    quiet = sound_of(4)
+    quiet[:] = 0
+    quiet[700:800] = 900 * (-1) ** np.arange(100)
+    monkeypatch.setattr(records, "decode", lambda data, real=records.decode: _with_sound(real(data), "c04", quiet))
+    source = loader.open_split(folder, "train", 0)
+    heard: dict[float, list[int]] = {}
+    for silence_db in (0.0, 10.0):
+        batches = loader.train_batches(source, tokenize, batch_size=8, seed=0, num_threads=2, silence_db=silence_db)
+        rows = rows_of([next(batches) for _ in range(60)])
+        heard[silence_db] = [int(row["audio_start"]) for row in rows if row["text_ids"][0] == 4]
+        for row in rows:
+            assert silence_db == 0 or np.any(row["audio"])
+    assert np.mean([600 < start < 800 for start in heard[0.0]]) < 0.4
+    # A tenth of the energy, 10 samples of the 100, is what a crop must hold.
+    assert min(heard[10.0]) < 640
+    assert max(heard[10.0]) > 760
+    assert all(610 <= start <= 790 for start in heard[10.0])
+    for silence_db, counted in ((0.0, 19), (10.0, 3)):
+        rows = rows_of(
+            loader.eval_batches(source, tokenize, batch_size=4, hop_samples=50, silence_db=silence_db, num_threads=2)
+        )
+        valid = [row for row in rows if row["valid"] and row["text_ids"][0] == 4]
+        assert len(valid) == counted
+        assert {int(row["index"]) for row in rows if row["valid"]} == set(range(8))
+
+
+def _with_sound(clip: records.Clip, clip_id: str, sound: np.ndarray) -> records.Clip:
+    if clip.clip_id == clip_id:
+        clip.audio = sound
+    return clip
+
+
 def test_a_reader_may_want_another_length_than_the_data_set_says(folder):
     source = loader.open_split(folder, "train", 0)
     for batches in (

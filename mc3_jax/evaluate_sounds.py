@@ -6,7 +6,7 @@ baseline reports the best, by top-1 on the very clips that are reported.
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -68,6 +68,41 @@ def _num_seen(config: config_lib.Config, source: loader.ClipSource, facts: dict)
     return sum(source[i].clip_id in trained_on for i in range(len(source)))
 
 
+def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipSource, facts: dict) -> None:
+    """Raises a ValueError where the data's classes are not those the run has learned, in their order."""
+    classes = list(source.info.classes)
+    learned = list(facts.get("classes", classes))
+    if len(classes) != config.model.num_classes or classes != learned:
+        raise ValueError(
+            f"{config.data.dir} has the {len(classes)} classes {', '.join(classes[:3])}, ..., and the run in {workdir} has "
+            f"learned {config.model.num_classes} classes {', '.join(learned[:3])}, ...: evaluate it on data with its own "
+            "classes"
+        )
+
+
+def _scores(
+    config: config_lib.Config, workdir: str, source: loader.ClipSource, mesh
+) -> Iterator[tuple[int, Float[np.ndarray, "n c"], Int[np.ndarray, " n"]]]:
+    """Yields (step, probabilities, class) of all clips at every checkpoint of the run."""
+    data, model = config.data, step_lib.make_model(config.model)
+    embed = step_lib.make_embed_fn(model, config.model)
+    classify = jax.jit(lambda params, batch: jax.nn.softmax(embed(params, batch)["logits"]))
+    abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
+    steps = checkpoint.steps_of(workdir)
+    if not steps:
+        raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
+    for step in steps:
+        batches = loader.eval_batches(
+            source, tokenizer_lib.blank(config.model.text.num_tokens), batch_size=config.eval.batch_size,
+            num_samples=data.num_samples or None, hop_samples=config.eval.hop_samples or None,
+            silence_db=data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
+            num_threads=data.num_threads, prefetch=data.prefetch,
+        )  # fmt: skip
+        with jax.set_mesh(mesh):
+            params = checkpoint.restore_params(workdir, step, abstract)
+            yield step, *class_scores(classify, params, batches, len(source), config.model.num_classes, mesh)
+
+
 def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """Measures every checkpoint of a run, writes `results.json`, `scores.npz` and the report, and returns the results.
 
@@ -82,41 +117,16 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     workdir_lib.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
-    data, text = config.data, config.model.text
+    data = config.data
     source = loader.open_split(data.dir, config.eval.split, 0, config.eval.folds)
     facts = workdir_lib.trained_on(workdir)
-    classes, learned = list(source.info.classes), facts.get("classes", source.info.classes)
-    if len(classes) != config.model.num_classes or classes != list(learned):
-        raise ValueError(
-            f"{data.dir} has the {len(classes)} classes {', '.join(classes[:3])}, ..., and the run in {workdir} has learned "
-            f"{config.model.num_classes} classes {', '.join(learned[:3])}, ...: evaluate it on data with its own classes"
-        )
+    _check_classes(config, workdir, source, facts)
     num_trained_on = facts.get("num_clips")
     if num_trained_on is None:
         num_trained_on = len(loader.open_split(data.dir, data.split, 0, data.folds))
-    seen = _num_seen(config, source, facts)
     phases = phases_lib.plan_phases(config.phases, num_trained_on, data.batch_size)
-    steps = checkpoint.steps_of(workdir)
-    if not steps:
-        raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
-    model = step_lib.make_model(config.model)
-    embed = step_lib.make_embed_fn(model, config.model)
-    classify = jax.jit(lambda params, batch: jax.nn.softmax(embed(params, batch)["logits"]))
-    abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
-    epochs, best = [], 0
-    scores: dict[str, np.ndarray] = {}
-    for step in steps:
-        batches = loader.eval_batches(
-            source, tokenizer_lib.blank(text.num_tokens), batch_size=config.eval.batch_size,
-            num_samples=data.num_samples or None, hop_samples=config.eval.hop_samples or None,
-            silence_db=data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
-            num_threads=data.num_threads, prefetch=data.prefetch,
-        )  # fmt: skip
-        with jax.set_mesh(mesh):
-            params = checkpoint.restore_params(workdir, step, abstract)
-            probabilities, classes = class_scores(
-                classify, params, batches, len(source), config.model.num_classes, mesh
-            )
+    epochs = []
+    for step, probabilities, classes in _scores(config, workdir, source, mesh):
         known = classes >= 0
         if not known.any():
             raise ValueError(f"split {config.eval.split!r} of {data.dir} has no clip with a class: nothing to measure")
@@ -125,28 +135,35 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
              "phase": phases_lib.phase_at(phases, step - 1).config.name,
              **classification.classify(probabilities[known], classes[known])}
         )  # fmt: skip
-        if epochs[-1]["top1"] > epochs[best]["top1"]:
-            best = len(epochs) - 1
-        scores = {"probabilities": probabilities.astype(np.float32), "class_id": classes}
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "folds": list(config.eval.folds),
-        "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": num_trained_on, "num_seen": seen,
-        "last": epochs[-1], "best": epochs[best], "epochs": epochs,
+        "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": num_trained_on,
+        "num_seen": _num_seen(config, source, facts), "last": epochs[-1],
+        "best": max(epochs, key=lambda epoch: epoch["top1"]), "epochs": epochs,
     }  # fmt: skip
     if jax.process_index() == 0:
-        if seen:
-            print(f"warning: the run was trained on {seen} of these {len(source)} clips: this is no measure of what it hears")
-        path = pathlib.Path(workdir)
-        with (path / "scores.npz").open("wb") as f:
-            np.savez(f, **scores)
-        (path / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-        shown = scores["probabilities"][known]
-        page = sound_report.write(
-            path / "report", content, shown, classes[known], source.info.classes, source=source,
-            indices=np.flatnonzero(known),
-        )  # fmt: skip
-        for name in ("last", "best"):
-            found = "  ".join(f"{metric} {content[name][metric]:.3f}" for metric in METRICS)
-            print(f"{name} of {len(epochs)} checkpoints (epoch {content[name]['epoch']:g}): {found}")
-        print(f"{path / 'results.json'}\n{page}")
+        _write(pathlib.Path(workdir), content, probabilities, classes, source)
     return content
+
+
+def _write(
+    path: pathlib.Path, content: dict, probabilities: np.ndarray, classes: np.ndarray, source: loader.ClipSource
+) -> None:
+    """Writes and prints what was found; `probabilities` and `classes` are of the last checkpoint and all clips."""
+    if content["num_seen"]:
+        print(
+            f"warning: the run was trained on {content['num_seen']} of these {len(source)} clips: this is no measure of what "
+            "it hears"
+        )
+    with (path / "scores.npz").open("wb") as f:
+        np.savez(f, probabilities=probabilities.astype(np.float32), class_id=classes)
+    (path / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    known = classes >= 0
+    page = sound_report.write(
+        path / "report", content, probabilities[known].astype(np.float32), classes[known], source.info.classes,
+        source=source, indices=np.flatnonzero(known),
+    )  # fmt: skip
+    for name in ("last", "best"):
+        found = "  ".join(f"{metric} {content[name][metric]:.3f}" for metric in METRICS)
+        print(f"{name} of {len(content['epochs'])} checkpoints (epoch {content[name]['epoch']:g}): {found}")
+    print(f"{path / 'results.json'}\n{page}")

@@ -131,7 +131,7 @@ def sound_page(folder: pathlib.Path, pictures: bool = False) -> pathlib.Path:
     ]  # fmt: skip
     content = {
         "config": HOSTILE, "seed": 0, "split": "validation", "folds": [1], "data": HOSTILE, "num_clips": 40,
-        "num_trained_on": 100, "last": epochs[-1], "best": epochs[-1], "epochs": epochs,
+        "num_trained_on": 100, "num_seen": 3, "last": epochs[-1], "best": epochs[-1], "epochs": epochs,
     }  # fmt: skip
     source = Source(80, pictures)
     return sound_report.write(

@@ -190,6 +190,7 @@ def test_clips_the_run_was_trained_on_are_counted_and_said(scratch, tmp_path, ca
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, folds=(2, 3)))
     assert evaluate_sounds.evaluate(config, str(place))["num_seen"] == 24
     assert "warning: the run was trained on 24 of these 48 clips" in capsys.readouterr().out
+    assert "24 of them were trained on" in (place / "report" / "index.html").read_text()
 
 
 def test_data_with_other_classes_or_counts_are_not_taken_for_the_runs(scratch, tmp_path):

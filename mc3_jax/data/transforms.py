@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int, Int16, UInt8
 
 from mc3_jax.data import records
 
+_CROP_STEPS = 100  # a window: where crops may begin whose level is looked at
 # text -> (ids, mask), both int32 [num_tokens]
 Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
@@ -139,7 +140,7 @@ def make_sample(
     num = info.num_samples if num_samples is None else num_samples
     start = audio_start
     if start is None and rng is not None and silence_db > 0:
-        starts = np.arange(max(len(clip.audio) - num, 0) + 1)
+        starts = audio_windows(len(clip.audio), num, -(-num // _CROP_STEPS))
         start = int(rng.choice(starts[loud_windows(clip.audio, num, starts, silence_db)]))
     elif start is None:
         start = crop_start(len(clip.audio), num, rng)

@@ -88,6 +88,8 @@ def write(
         f"{content['data']}, {content['split']} split{folds}: {content['num_clips']} clips, trained on "
         f"{content['num_trained_on']}; seed {content['seed']}"
     )
+    if content["num_seen"]:
+        facts += f". {content['num_seen']} of them were trained on: this is no measure of what the run hears"
     groups = (("Rightly classified", right), ("Wrongly classified", wrong))
     return page.write(
         folder, "sounds.html.j2", title=f"mc3_jax: {content['config']}", facts=facts, plots=plots, clips=clips,

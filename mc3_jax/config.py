@@ -153,7 +153,7 @@ class DataConfig:
         the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1, the paper's,
         shuffles single clips.
       num_threads: Threads that read and decode, per process.
-      prefetch: Batches read ahead, per process.
+      prefetch: Batches read ahead, per process; at least one a thread, since each makes a batch of its own.
     """
 
     dir: str = ""

@@ -177,7 +177,7 @@ def train_batches(
       start_step: First step.
       process_index, process_count: Which rows.
       num_threads: That read and decode.
-      prefetch: Batches read ahead, and at least as many as threads: each reads a batch of its own.
+      prefetch: Batches read ahead; at least one a thread, since each makes a batch of its own.
 
     Yields:
       `audio` int16 [b, samples], of which `audio_length` int32 [b] from sample `audio_start` int32 [b] of the clip on are

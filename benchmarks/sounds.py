@@ -1,6 +1,6 @@
 """ESC-10 or ESC-50 by a trained audio tower: `python -m benchmarks.sounds --root ESC-50 --esc10 --init RUN`.
 
-The tower of RUN (a workdir, or a checkpoint of an audio tower in the sizes of `configs/esc.py`) is probed and fine-tuned,
+The tower of RUN (a workdir, whose sizes are taken, or a checkpoint in those of `configs/esc.py`) is probed and fine-tuned,
 and the same tower is trained from scratch: five runs each, every fold held out once, by that config. Writes `sounds.json`
 and `sounds.md` with every fold, last and best epoch. The best is chosen on the fold it is reported for, as the field does:
 read the last.
@@ -12,13 +12,16 @@ import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks import runs
+from mc3_jax import weights
 
 MODES = ("probe", "finetune", "scratch")
 FOLDS = (1, 2, 3, 4, 5)
+SIZES = ("num_mel", "num_time_frames", "patch_px", "stride_px", "width", "depth", "num_heads")  # of an audio tower
 PUBLISHED = {"random forest on MFCC": 72.7, "people": 95.7}
 
 
@@ -28,9 +31,19 @@ def fold_flags(fold: int) -> list[str]:
     return [f"--config.data.folds=({rest})", f"--config.eval.folds=({fold},)"]
 
 
-def run_folds(out: pathlib.Path, clips: pathlib.Path, init: str, num_classes: int, seed: int, say) -> dict[str, list[dict]]:
-    """Returns mode → results of each fold, done where they are not yet."""
-    data = (f"--config.data.dir={clips}", f"--config.model.num_classes={num_classes}", f"--config.seed={seed}")
+def tower_flags(init: str) -> list[str]:
+    """Returns the overrides that make the audio tower as large as that of a run or a folder of ours; none of other files."""
+    if not (weights.is_run(init) or weights.is_own_folder(init)):
+        return []
+    audio = weights.read_model_config(init).audio
+    return [f"--config.model.audio.{name}={getattr(audio, name)}" for name in SIZES]
+
+
+def run_folds(
+    out: pathlib.Path, clips: pathlib.Path, init: str, num_classes: int, seed: int, say, more: Sequence[str] = ()
+) -> dict[str, list[dict]]:
+    """Returns mode → results of each fold, done where they are not yet; `more` are overrides of every run."""
+    data = (f"--config.data.dir={clips}", f"--config.model.num_classes={num_classes}", f"--config.seed={seed}", *more)
     found: dict[str, list[dict]] = {}
     for mode in MODES:
         suite = runs.Suite(mode, out, data)
@@ -84,7 +97,9 @@ def main(argv: list[str] | None = None) -> None:
                 runs.call([sys.executable, "-m", "data_prep.esc50", *words], log)
         init = str(pathlib.Path(args.init).resolve())
         num_classes = len(json.loads((clips / "clips.json").read_text())["classes"])
-        found = run_folds(out, clips, init, num_classes, args.seed, lambda line: print(line, flush=True))
+        found = run_folds(
+            out, clips, init, num_classes, args.seed, lambda line: print(line, flush=True), tower_flags(init)
+        )
         (out / "sounds.json").write_text(json.dumps(found, indent=1) + "\n")
         text = render(found, num_classes)
         (out / "sounds.md").write_text(text)

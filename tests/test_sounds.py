@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import mc3_jax
+from benchmarks import sounds
 from configs import epic_sounds, esc
 from data_prep import esc50
 from mc3_jax import (
     checkpoint,
+    config as config_lib,
     convert,
     evaluate_sounds,
     mesh as mesh_lib,
@@ -174,6 +176,17 @@ def test_a_classifier_does_not_keep_a_run_from_being_used_or_exported(scratch, t
         model = None if kind == "folder" else dataclasses.replace(scratch[0].model, num_classes=0)
         again = mc3_jax.load(str(tmp_path / name), model=model).embed_audio(sound_, RATE_HZ)
         np.testing.assert_array_equal(again, known)
+
+
+def test_the_benchmark_takes_a_towers_sizes_from_its_run(scratch, tmp_path):
+    config = config_lib.Config()
+    for flag in sounds.tower_flags(scratch[1]):
+        path, value = flag.removeprefix("--config.model.audio.").split("=")
+        setattr(config.model.audio, path, int(value))
+    own = scratch[0].model.audio
+    masks = {"max_time_mask": own.max_time_mask, "max_mel_mask": own.max_mel_mask}  # no sizes
+    assert dataclasses.replace(config.model.audio, **masks) == own
+    assert sounds.tower_flags(str(tmp_path / "tower.safetensors")) == []
 
 
 def test_classes_that_are_not_those_of_the_data_are_one_line(clips, tmp_path):

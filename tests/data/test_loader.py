@@ -1,10 +1,12 @@
 """The order of training clips, and the canvas their pictures come onto."""
 
+import jax
 import numpy as np
 import pytest
 import simplejpeg
 
 from mc3_jax.data import loader, transforms
+from tests.data import test_sounds
 
 VIDEO_CLIPS = [7, 1, 12, 4, 0, 9]
 VIDEO = np.repeat(np.arange(len(VIDEO_CLIPS)), VIDEO_CLIPS)
@@ -67,3 +69,14 @@ def test_a_frame_that_is_larger_than_the_canvas_or_no_jpeg_is_named():
         transforms.decode_frames([file], out, "c")
     with pytest.raises(ValueError, match="clip c: frame 1 can't be decoded: "):
         transforms.decode_frames([file, file[:40]], np.zeros((2, 24, 32, 3), np.uint8), "c")
+
+
+def test_pictures_come_onto_a_cpu_without_a_copy(tmp_path):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = (
+        loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, num_threads=2),
+        loader.eval_batches(source, test_sounds.tokenize, batch_size=3, num_threads=2),
+    )
+    for batch in (*(next(batches[0]) for _ in range(5)), *batches[1]):
+        placed = jax.device_put(batch["video"], jax.devices("cpu")[0])
+        assert placed.unsafe_buffer_pointer() == batch["video"].ctypes.data

@@ -1,7 +1,8 @@
 """ESC-10 or ESC-50 by a trained audio tower: `python -m benchmarks.sounds --root ESC-50 --esc10 --init RUN`.
 
-The tower of RUN (a workdir, whose sizes are taken, or a checkpoint in those of `configs/esc.py`) is probed and fine-tuned,
-and the same tower is trained from scratch: five runs each, every fold held out once, by that config. Writes `sounds.json`
+The tower of RUN (a workdir, whose sizes are taken, or a checkpoint in those of `configs/esc.py`) is probed and fine-tuned;
+beside it the same tower is probed untrained, and trained from scratch. Five runs each, every fold held out once, by that
+config. Writes `sounds.json`
 and `sounds.md` with every fold, last and best epoch. The best is chosen on the fold it is reported for, as the field does:
 read the last.
 
@@ -19,7 +20,11 @@ import numpy as np
 from benchmarks import runs
 from mc3_jax import weights
 
-MODES = ("probe", "finetune", "scratch")
+# Of a run → the word of `configs/esc.py`, and whether it begins with the tower of RUN.
+MODES = {
+    "untrained": ("probe", False), "probe": ("probe", True), "scratch": ("scratch", False), "finetune": ("finetune", True)
+}  # fmt: skip
+SHOWN = {"untrained": "probe, untrained tower", "scratch": "from scratch", "finetune": "fine-tuned"}
 FOLDS = (1, 2, 3, 4, 5)
 SIZES = ("num_mel", "num_time_frames", "patch_px", "stride_px", "width", "depth", "num_heads")  # of an audio tower
 PUBLISHED = {"random forest on MFCC": 72.7, "people": 95.7}
@@ -45,10 +50,10 @@ def run_folds(
     """Returns mode → results of each fold, done where they are not yet; `more` are overrides of every run."""
     data = (f"--config.data.dir={clips}", f"--config.model.num_classes={num_classes}", f"--config.seed={seed}", *more)
     found: dict[str, list[dict]] = {}
-    for mode in MODES:
-        suite = runs.Suite(mode, out, data)
+    for mode, (word, takes_tower) in MODES.items():
+        suite = runs.Suite(word, out, data)
         for fold in FOLDS:
-            flags = fold_flags(fold) + ([f"--config.init.audio={init}"] if mode != "scratch" else [])
+            flags = fold_flags(fold) + ([f"--config.init.audio={init}"] if takes_tower else [])
             results = runs.run(suite, "configs/esc.py", out / f"seed-{seed}" / mode / f"fold-{fold}", flags)
             found.setdefault(mode, []).append(results)
             say(f"{mode}, fold {fold}: last {results['last']['top1']:.1f} %, best {results['best']['top1']:.1f} %")
@@ -65,10 +70,13 @@ def render(found: dict[str, list[dict]], num_classes: int) -> str:
             cells = [*(f"{x:.1f}" for x in top1), f"{top1.mean():.1f} ± {top1.std(ddof=1):.1f}"]
             cells.append(f"{np.mean([result[epoch]['mAP'] for result in results]):.3f}")
             cells.append(f"{np.mean([result['seconds'] for result in results]):.0f}")
-            lines.append(f"| {mode} | {epoch} | " + " | ".join(cells) + " |")
-    gain = [a["last"]["top1"] - b["last"]["top1"] for a, b in zip(found["finetune"], found["scratch"], strict=True)]
-    by_fold = ", ".join(f"{x:+.1f}" for x in gain)
-    lines += ["", f"Fine-tuned over scratch, last epoch: {np.mean(gain):+.1f} points ({by_fold})."]
+            lines.append(f"| {SHOWN.get(mode, mode)} | {epoch} | " + " | ".join(cells) + " |")
+    lines.append("")
+    pairs = (("finetune", "scratch", "Fine-tuned over scratch"), ("probe", "untrained", "Probe over untrained"))
+    for mode, other, words in pairs:
+        gain = [a["last"]["top1"] - b["last"]["top1"] for a, b in zip(found[mode], found[other], strict=True)]
+        by_fold = ", ".join(f"{x:+.1f}" for x in gain)
+        lines.append(f"{words}, last epoch: {np.mean(gain):+.1f} points ({by_fold}).")
     if num_classes == 10:
         lines.append("Published, ESC-10: " + ", ".join(f"{name} {value} %" for name, value in PUBLISHED.items()) + ".")
     return "\n".join(lines) + "\n"

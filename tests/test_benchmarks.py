@@ -359,8 +359,11 @@ def test_each_fold_is_held_out_once(monkeypatch, tmp_path):
     seen = []
 
     def run(suite, config, workdir, flags, *, trains=True):
-        seen.append((suite.name, *(values(flags)[f"{part}.folds"] for part in ("data", "eval"))))
-        top1 = {"probe": 50.0, "finetune": 80.0, "scratch": 70.0}[suite.name]
+        mode = workdir.parent.name
+        assert suite.name == mode.replace("untrained", "probe")
+        assert any("init.audio" in flag for flag in flags) == (mode in ("probe", "finetune"))
+        seen.append((mode, *(values(flags)[f"{part}.folds"] for part in ("data", "eval"))))
+        top1 = {"untrained": 45.0, "probe": 50.0, "finetune": 80.0, "scratch": 70.0}[mode]
         return {name: {"top1": top1, "mAP": 0.5} for name in ("last", "best")} | {"seconds": 1.0}
 
     monkeypatch.setattr(runs, "run", run)
@@ -369,4 +372,5 @@ def test_each_fold_is_held_out_once(monkeypatch, tmp_path):
         held_out = [(data, fold) for name, data, fold in seen if name == mode]
         assert [fold for _, fold in held_out] == [f"({i},)" for i in sounds.FOLDS]
         assert all(fold.strip("(,)") not in data for data, fold in held_out)
-    assert "+10.0 points (+10.0, +10.0, +10.0, +10.0, +10.0)" in sounds.render(found, 10)
+    assert "scratch, last epoch: +10.0 points (+10.0, +10.0, +10.0, +10.0, +10.0)" in sounds.render(found, 10)
+    assert "untrained, last epoch: +5.0 points (+5.0, +5.0, +5.0, +5.0, +5.0)" in sounds.render(found, 10)

@@ -20,7 +20,7 @@ from mc3_jax import phases as phases_lib, train_step as step_lib
 MOST = {"float32": 1e-3, "bfloat16": 0.1}
 
 
-def outputs(args: argparse.Namespace, dtype: str, device: jax.Device) -> dict[str, np.ndarray]:
+def outputs(args: argparse.Namespace, params: dict, dtype: str, device: jax.Device) -> dict[str, np.ndarray]:
     """Returns the loss, and the gradient of each tower as a vector."""
     args.dtype = dtype
     config = train_step.make_config(args)
@@ -29,7 +29,7 @@ def outputs(args: argparse.Namespace, dtype: str, device: jax.Device) -> dict[st
     model, phase = step_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 1_000)
     mesh = jax.sharding.Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.default_device(device), jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
-        params = jax.device_put(make_params(config), device)
+        params = jax.device_put(params, device)
         batch = jax.device_put(train_step.make_batch(config), device)
         loss = step_lib.make_loss_fn(model, config, phase.config)
         value, gradient = jax.jit(jax.value_and_grad(lambda p, b: loss(p, jnp.int32(0), b)[0]))(params, batch)
@@ -38,25 +38,20 @@ def outputs(args: argparse.Namespace, dtype: str, device: jax.Device) -> dict[st
     return {"loss": np.asarray(value)} | {f"gradient, {name}": vector for name, vector in flat.items()}
 
 
-def make_params(config) -> dict:
-    """Returns the same random parameters wherever it is called, on the host."""
-    cpu = jax.devices("cpu")[0]
-    with jax.default_device(cpu):
-        params = step_lib.init_params(step_lib.make_model(config.model), config.model, 0)
-    return jax.tree.map(np.asarray, params)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.devices_agree", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
     args = parser.parse_args()
-    args.remat, args.scan_layers, args.chunk_size = "none", False, 0
+    args.remat, args.unroll, args.chunk_size, args.dtype = "none", True, 0, "float32"
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
-    wanted, rows, missed = outputs(args, "float32", cpu), [], []
+    model = train_step.make_config(args).model
+    with jax.default_device(cpu):  # outside of any mesh, whose devices would come first
+        params = jax.tree.map(np.asarray, step_lib.init_params(step_lib.make_model(model), model, 0))
+    wanted, rows, missed = outputs(args, params, "float32", cpu), [], []
     for dtype, most in MOST.items():
-        found = outputs(args, dtype, device)
+        found = outputs(args, params, dtype, device)
         for name, value in found.items():
             error = float(np.linalg.norm(value - wanted[name]) / np.linalg.norm(wanted[name]))
             rows.append([name, dtype, f"{error:.1e}", f"{most:.0e}"])

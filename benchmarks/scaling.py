@@ -20,20 +20,21 @@ def measure_work(args: argparse.Namespace) -> str:
     """Returns a table of batches, the cost of a clip beside that of the smallest batch."""
     rows, first_s = [], 0.0
     for batch in map(int, args.batches.split(",")):
-        words = [f"--{name}={getattr(args, name)}" for name in ("depth", "dtype", "remat")] + [f"--batch={batch}"]
-        child = train_step.Child("ours", [*words, *(["--scan_layers"] if args.scan_layers else [])])
+        args.batch = batch
+        child = train_step.Child("ours", args)
         for _ in range(args.rounds):
             child.run(args.steps)
         child.stop()
-        args.batch = batch
+        if child.failed:
+            rows.append([f"{batch:,}", child.failed, *[""] * 5])
+            continue
         config = train_step.make_config(args)
         flops = batch * compile_lib.model_flops(config, config.phases[1])
         per_clip = child.seconds / batch
         first_s = first_s or per_clip
-        memory = max(answer["bytes"] for answer in child.answers)
         rows.append([
             f"{batch:,}", f"{1000 * child.seconds:.0f}", f"{1000 * per_clip:.1f}", f"{per_clip / first_s:.2f}",
-            f"{flops / child.seconds / 1e12:.2f}", f"{memory / 2**30:.1f}" if memory else "–", f"{child.started_s:.0f}",
+            f"{flops / child.seconds / 1e12:.2f}", child.memory_gib, f"{child.started_s:.0f}",
         ])  # fmt: skip
         print(rows[-1], file=sys.stderr, flush=True)
     return record.markdown(
@@ -72,15 +73,16 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--scan_layers", action="store_true")
+    parser.add_argument("--unroll", action="store_true", help="blocks one after the other instead of the config's loop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="a round")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
     args = parser.parse_args()
-    args.chunk_size = 0
+    args.chunk_size, args.backward_only = 0, False
     cpus = [int(topology.partition(":")[2]) for topology in args.topologies.split(",") if topology.startswith("cpu:")]
     jax.config.update("jax_num_cpu_devices", max(cpus, default=1))
-    parts = [f"Depth {args.depth}, {args.dtype}, remat {args.remat}{', scanned blocks' if args.scan_layers else ''}."]
+    layers = "one after the other" if args.unroll else "in a loop"
+    parts = [f"Depth {args.depth}, {args.dtype}, remat {args.remat}; blocks {layers}."]
     if args.batches:
         parts.append(f"Measured, medians of {args.rounds} rounds of {args.steps}:\n\n{measure_work(args)}")
     if args.topologies:

@@ -2,9 +2,8 @@
 
 The tower of RUN (a workdir, whose sizes are taken, or a checkpoint in those of `configs/esc.py`) is probed and fine-tuned;
 beside it the same tower is probed untrained, and trained from scratch. Five runs each, every fold held out once, by that
-config. Writes `sounds.json`
-and `sounds.md` with every fold, last and best epoch. The best is chosen on the fold it is reported for, as the field does:
-read the last.
+config, whose rates were chosen on folds 1 to 4 of ESC-10. Writes `sounds.json` and `sounds.md` with every fold, last and best
+epoch. The best is chosen on the fold it is reported for, as the field does: read the last.
 
 Published for ESC-10 (Piczak, ACM MM 2015): random forest on MFCC 72.7 %, people 95.7 %.
 """

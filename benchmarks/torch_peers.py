@@ -3,7 +3,7 @@
 AST and DistilBERT are Hugging Face's. The video encoder is written as EgoVLP writes it (`model/video_transformer.py` of
 showlab/EgoVLP): for each attention heads and groups are moved into the batch, the class token asks all tokens, and its key
 and value are repeated into every group. With `fused=True` attention goes through PyTorch's scaled_dot_product_attention
-instead of matmul and softmax.
+instead of matmul and softmax, heads beside the batch, as its kernels want them.
 """
 
 import torch
@@ -14,10 +14,8 @@ from transformers import ASTConfig, ASTModel, DistilBertConfig, DistilBertModel
 from mc3_jax.config import ModelConfig
 
 
-def _attend(query, key, value, fused: bool):
+def _attend(query, key, value):
     """Returns attention over [groups, tokens, width of a head]."""
-    if fused:
-        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
     weights = (query @ key.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1)
     return weights @ value
 
@@ -32,14 +30,19 @@ class DividedAttention(nn.Module):
 
     def forward(self, x, num_frames: int):
         b, n, width = x.shape
+        # [b, n, 3 w] -> three of [b, h, n, d]
+        parts = self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = self._fused(*parts, num_frames) if self.fused else self._eager(*parts, num_frames)
+        return self.out(out.transpose(1, 2).reshape(b, n, width))
+
+    def _eager(self, query, key, value, num_frames: int):
+        b, h, n, d = query.shape
         places = (n - 1) // num_frames
-        # [b, n, 3 w] -> three of [b h, n, d]
-        qkv = self.qkv(x).view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = (part.reshape(b * self.num_heads, n, -1) for part in qkv)
-        class_out = _attend(query[:, :1], key, value, self.fused)
+        query, key, value = (part.reshape(b * h, n, d) for part in (query, key, value))
+        class_out = _attend(query[:, :1], key, value)
 
         def group(part):  # patches of a clip -> [groups, patches of a group, d]
-            part = part.view(len(part), num_frames, places, -1)
+            part = part.view(len(part), num_frames, places, d)
             return (part.transpose(1, 2) if self.over == "time" else part).flatten(0, 1)
 
         def with_class(part):
@@ -47,12 +50,30 @@ class DividedAttention(nn.Module):
             first = part[:, :1].repeat_interleave(len(patches) // len(part), dim=0)
             return torch.cat([first, patches], dim=1)
 
-        out = _attend(group(query[:, 1:]), with_class(key), with_class(value), self.fused)
+        out = _attend(group(query[:, 1:]), with_class(key), with_class(value))
         shape = (places, num_frames) if self.over == "time" else (num_frames, places)
-        out = out.view(b * self.num_heads, *shape, -1)
-        out = (out.transpose(1, 2) if self.over == "time" else out).reshape(b * self.num_heads, n - 1, -1)
-        out = torch.cat([class_out, out], dim=1).view(b, self.num_heads, n, -1).transpose(1, 2).reshape(b, n, width)
-        return self.out(out)
+        out = out.view(b * h, *shape, d)
+        out = (out.transpose(1, 2) if self.over == "time" else out).reshape(b * h, n - 1, d)
+        return torch.cat([class_out, out], dim=1).view(b, h, n, d)
+
+    def _fused(self, query, key, value, num_frames: int):
+        b, h, n, d = query.shape
+        places = (n - 1) // num_frames
+        class_out = F.scaled_dot_product_attention(query[:, :, :1], key, value)
+        order = (0, 3, 1, 2, 4) if self.over == "time" else (0, 2, 1, 3, 4)
+
+        def group(part):  # patches of a clip -> [b, groups, h, patches of a group, d]
+            return part.reshape(b, h, num_frames, places, d).permute(order)
+
+        def with_class(part):
+            patches = group(part[:, :, 1:])
+            first = part[:, None, :, :1].expand(-1, patches.shape[1], -1, -1, -1)
+            return torch.cat([first, patches], dim=3).flatten(0, 1)
+
+        asked = group(query[:, :, 1:])
+        out = F.scaled_dot_product_attention(asked.flatten(0, 1), with_class(key), with_class(value)).view(asked.shape)
+        back = (0, 2, 3, 1, 4) if self.over == "time" else (0, 2, 1, 3, 4)
+        return torch.cat([class_out, out.permute(back).reshape(b, h, n - 1, d)], dim=2)
 
 
 class SpaceTimeBlock(nn.Module):

@@ -8,7 +8,10 @@ Each is a process of its own; they take turns, so that what slows the machine sl
 and with `--backward_only` neither side updates parameters. bfloat16 (PyTorch: autocast) on an accelerator, float32 on a CPU.
 
 Prints milliseconds, clips per second, MFU by the model's own FLOPs (`mc3_jax.compile.model_flops`, forward and twice that
-backward) against the matrix product measured beside them and against the data sheet, memory and seconds until the first step.
+backward) against the matrix product measured beside them and, in bfloat16, against the data sheet, memory and seconds until
+the first step. Those FLOPs are ours: of the last block the class tokens alone, which PyTorch's towers compute in full. In
+float32 on a GPU both sides use TensorFloat-32. A system that fails, for want of memory say, is told as such and the others
+go on.
 """
 
 import argparse
@@ -26,6 +29,8 @@ SYSTEMS = {
     "compiled": "PyTorch compiled",
 }  # fmt: skip
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A40": 149.7e12}  # dense bfloat16
+# Options of a system's process.
+WORDS, SWITCHES = ("batch", "depth", "dtype", "remat", "chunk_size"), ("unroll", "backward_only")
 
 
 def make_config(args: argparse.Namespace):
@@ -34,7 +39,7 @@ def make_config(args: argparse.Namespace):
 
     config = mc3_ego4d.get_config()
     config.data.batch_size, config.model.dtype = args.batch, args.dtype
-    config.model.remat, config.model.scan_layers, config.data.chunk_size = args.remat, args.scan_layers, args.chunk_size
+    config.model.remat, config.model.scan_layers, config.data.chunk_size = args.remat, not args.unroll, args.chunk_size
     for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", args.depth // 2)):
         getattr(config.model, tower).depth = depth
     return config
@@ -67,11 +72,10 @@ def make_batch(config) -> dict[str, np.ndarray]:
     return batch
 
 
-def _serve(step, memory) -> None:
+def _serve(step, memory, platform: str) -> None:
     """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each."""
-    begin = time.perf_counter()
     step()
-    print(json.dumps({"first_s": time.perf_counter() - begin}), flush=True)
+    print(json.dumps({"platform": platform}), flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()
         for _ in range(int(line)):
@@ -124,7 +128,7 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
             def step():
                 jax.block_until_ready(gradient(params, inputs))
 
-        _serve(step, memory)
+        _serve(step, memory, jax.devices()[0].platform)
 
 
 def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
@@ -137,6 +141,7 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_float32_matmul_precision("high")  # on a GPU; JAX's default there
     model = torch_peers.ThreeTowers(config.model, fused=compiled).to(device).train()
     inputs = {name: torch.from_numpy(value).to(device) for name, value in _inputs(config, np.random.default_rng(0)).items()}
     inputs["video"] = inputs["video"].permute(0, 1, 4, 2, 3).contiguous()
@@ -155,7 +160,7 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    _serve(step, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else 0)
+    _serve(step, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else 0, device.replace("cuda", "gpu"))
 
 
 def serve_matmul(args: argparse.Namespace) -> None:
@@ -165,44 +170,65 @@ def serve_matmul(args: argparse.Namespace) -> None:
     size = 8192 if jax.devices()[0].platform != "cpu" else 2048
     x = jax.random.normal(jax.random.key(0), (size, size)).astype(args.dtype)
     product = jax.jit(lambda x: x @ x)
-    _serve(lambda: jax.block_until_ready(product(x)), lambda: 2 * size**3)
+    _serve(lambda: jax.block_until_ready(product(x)), lambda: 2 * size**3, jax.devices()[0].platform)
 
 
 class Child:
-    """A system in a process of its own."""
+    """A system in a process of its own.
 
-    def __init__(self, name: str, words: list[str]):
-        """Starts it and waits for its first step."""
+    Attributes:
+      answers: What it said of each round.
+      platform: "cpu", "gpu" or "tpu".
+      started_s: From its start to the end of its first step.
+      failed: Why it is no more, "" while it is.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        """Starts it with the options of `args` and waits for its first step."""
+        words = [f"--{word}={getattr(args, word)}" for word in WORDS]
+        words += [f"--{switch}" for switch in SWITCHES if getattr(args, switch)]
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.train_step", f"--serve={name}", *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
+        self.answers, self.failed = [], ""
         begin = time.perf_counter()
-        self.first_s = self._read()["first_s"]
+        self.platform = self._read().get("platform", "")
         self.started_s = time.perf_counter() - begin
-        self.answers: list[dict] = []
 
     def _read(self) -> dict:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit(f"a system ended with status {self.process.wait()}: {self.process.args}")
+        self.failed = f"ended with status {self.process.wait()}"
+        return {}
 
     def run(self, num_steps: int) -> None:
         """Times steps."""
+        if self.failed:
+            return
         self.process.stdin.write(f"{num_steps}\n")
         self.process.stdin.flush()
-        self.answers.append(self._read())
+        answer = self._read()
+        self.answers += [answer] if answer else []
 
     def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        """Ends it; all it said stays."""
+        if not self.failed:
+            self.process.stdin.close()
+            self.process.wait()
 
     @property
     def seconds(self) -> float:
-        """Median of a step."""
-        return float(np.median([answer["seconds"] for answer in self.answers]))
+        """Median of a step, NaN where there was none."""
+        return float(np.median([answer["seconds"] for answer in self.answers])) if self.answers else float("nan")
+
+    @property
+    def memory_gib(self) -> str:
+        """The most that was taken, as text; a dash where nobody counts."""
+        most = max((answer["bytes"] for answer in self.answers), default=0)
+        return f"{most / 2**30:.1f}" if most else "–"
 
 
 def main() -> None:
@@ -211,7 +237,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--scan_layers", action="store_true")
+    parser.add_argument("--unroll", action="store_true", help="blocks one after the other instead of the config's loop")
     parser.add_argument("--chunk_size", type=int, default=0, help="of ours")
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--rounds", type=int, default=3)
@@ -235,28 +261,30 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Child]:
     """Returns name → system, each timed in every round."""
-    names = [*args.systems.split(","), "matmul"]
-    words = [f"--{name}={getattr(args, name)}" for name in ("batch", "depth", "dtype", "remat", "chunk_size")]
-    words += [f"--{name}" for name in ("scan_layers", "backward_only") if getattr(args, name)]
     children = {}
-    for name in names:
-        children[name] = Child(name, words)
-        print(f"{name}: first step after {children[name].started_s:.0f} s", file=sys.stderr, flush=True)
+    for name in [*args.systems.split(","), "matmul"]:
+        child = children[name] = Child(name, args)
+        told = child.failed or f"on {child.platform}, first step after {child.started_s:.0f} s"
+        print(f"{name}: {told}", file=sys.stderr, flush=True)
         if args.alone:
             for _ in range(args.rounds):
-                children[name].run(args.steps)
-            children[name].stop()
+                child.run(args.steps)
+            child.stop()
     if not args.alone:
         for _ in range(args.rounds):
             for child in children.values():
                 child.run(args.steps)
         for child in children.values():
             child.stop()
+    platforms = {child.platform for child in children.values() if child.platform}
+    if len(platforms) > 1:
+        told = ", ".join(f"{name} on {child.platform}" for name, child in children.items())
+        raise SystemExit(f"error: no comparison, {told}: install a PyTorch and a JAX that both see the accelerator")
     return children
 
 
 def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
-    """Prints and appends the table."""
+    """Prints and appends the table; ends with status 1 where a system failed."""
     import jax
 
     from benchmarks import record
@@ -267,27 +295,35 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
     matmul = children.pop("matmul")
     peak = matmul.answers[0]["bytes"] / matmul.seconds
     kind = jax.devices()[0].device_kind
-    sheet = next((value for name, value in DATA_SHEET.items() if name in kind), None)
+    sheet = next((value for name, value in DATA_SHEET.items() if name in kind and args.dtype == "bfloat16"), None)
     rows = []
     for name, child in children.items():
+        if child.failed:
+            rows.append([SYSTEMS[name], child.failed, *[""] * 5])
+            continue
         rate = flops / child.seconds
-        memory = max(answer["bytes"] for answer in child.answers)
         rows.append([
             SYSTEMS[name], f"{1000 * child.seconds:.0f}", f"{args.batch / child.seconds:.1f}", f"{100 * rate / peak:.1f}",
-            f"{100 * rate / sheet:.1f}" if sheet else "–", f"{memory / 2**30:.1f}" if memory else "–",
-            f"{child.started_s:.0f}",
+            f"{100 * rate / sheet:.1f}" if sheet else "–", child.memory_gib, f"{child.started_s:.0f}",
         ])  # fmt: skip
-    for ours, theirs in (("ours", "eager"), ("ours", "compiled"), ("ours_gradient", "eager"), ("ours_gradient", "compiled")):
-        if ours in children and theirs in children:
-            ratio = children[ours].seconds / children[theirs].seconds
-            rows.append([f"{SYSTEMS[ours]} / {SYSTEMS[theirs]}", f"{ratio:.2f}", "", "", "", "", ""])
+    # Like beside like: with the optimizer on both sides, or on neither.
+    own = "ours_gradient" if args.backward_only else "ours"
+    for other in ("eager", "compiled"):
+        if own in children and other in children:
+            ratio = children[own].seconds / children[other].seconds
+            rows.append([f"{SYSTEMS[own]} / {SYSTEMS[other]}", f"{ratio:.2f}", *[""] * 5])
     header = ["", "ms a step", "clips/s", "MFU, % of measured", "% of data sheet", "GiB at its peak", "s to the first step"]
+    layers = "one after the other" if args.unroll else "in a loop"
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     text = (
-        f"Batch {args.batch}, depth {args.depth}, {args.dtype}; {flops / 1e12:.2f} TFLOP a step; a matrix product gives "
-        f"{peak / 1e12:.2f} TFLOP/s; medians of {args.rounds} rounds of {args.steps}, "
-        f"{'one system after the other' if args.alone else 'in turn'}.\n\n" + record.markdown(header, rows)
+        f"Batch {args.batch}, depth {args.depth}, ours with blocks {layers}, remat {args.remat}, {args.dtype}; PyTorch "
+        f"{'without' if args.backward_only else 'with'} its optimizer; {flops / 1e12:.2f} TFLOP a step; a matrix product "
+        f"gives {peak / 1e12:.2f} TFLOP/s; medians of {args.rounds} rounds of {args.steps}, "
+        f"{'one system after the other' if args.alone else 'in turn'}; "
+        f"{'compilation cache of JAX in use' if cache else 'no compilation cache'}.\n\n" + record.markdown(header, rows)
     )
     record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)
+    sys.exit(1 if any(child.failed for child in children.values()) else 0)
 
 
 if __name__ == "__main__":

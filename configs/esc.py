@@ -47,7 +47,7 @@ def get_config(mode: str = "finetune") -> Config:
         # ESC fills up what is shorter than 5 s with silence, in which every class sounds alike.
         data=DataConfig(dir="data/esc10", split=ALL, folds=(1, 2, 3, 4), silence_db=20.0, batch_size=32, num_threads=2),
         phases=[phase],
-        # Every tenth of the run is kept, for the best epoch beside the last.
+        # All of them are kept, for the best epoch beside the last.
         save=SaveConfig(every_steps=100, keep=100),
         eval=EvalConfig(split=ALL, folds=(5,), hop_samples=8_000, batch_size=64),
     )

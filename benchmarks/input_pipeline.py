@@ -70,7 +70,7 @@ def make_clips(folder: pathlib.Path, num_clips: int) -> list[records.Clip]:
             )
         )  # fmt: skip
     name = "bench-train.array_record-00000-of-00001"
-    writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1")
+    writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1,uncompressed")  # as data_prep does
     for clip in clips:
         writer.write(records.encode(clip))
     writer.close()

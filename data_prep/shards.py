@@ -28,6 +28,9 @@ from mc3_jax.data import records
 
 _ATTEMPTS = 3  # at a shard whose pieces go away
 REPORTS, PLANS = "reports", "plan"  # folders inside the data set: one JSON file a shard
+# A record a group is what random access wants. JPEG does not compress: Zstandard makes the files of a video data set 0.6 %
+# smaller and reading take 1.4 times as long.
+_OPTIONS = "group_size:1,uncompressed"
 _SHARD_FILE = rf"(?P<name>\w+)-({'|'.join(records.SPLITS)})\.array_record-\d+-of-\d+"
 # Files that make a folder a data set; there only while all shards they name are.
 INDEX_FILES = (records.CLIPS_FILE, "dataset_info.json")
@@ -201,7 +204,7 @@ def _join(made: list[pieces.Piece], path: pathlib.Path) -> None:
         (*_place(clip), number, clip["start"], clip["length"])
         for number, piece in enumerate(made) for clip in piece.clips
     )  # fmt: skip
-    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer = ArrayRecordWriter(str(path), _OPTIONS)
     try:
         for number, part in itertools.groupby(order, key=lambda place: place[2]):
             with made[number].path.open("rb") as file:

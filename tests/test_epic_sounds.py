@@ -97,6 +97,7 @@ def test_public_rows_are_trained_on_by_the_recipe_and_measured_as_the_data_set_d
     assert (tmp_path / "finetune" / "report" / "index.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_probe_of_the_recipe_moves_the_classifier_alone(clips, tmp_path):
     config = small_config(clips, "probe")
     for phase in config.phases:

@@ -82,11 +82,13 @@ def small_config(clips, mode: str):
     config.model.num_classes = 3
     for tower in (config.model.audio, config.model.video, config.model.text):
         tower.width, tower.depth, tower.num_heads = 16, 1, 2
+    # Smaller ones learn the three classes on some seeds and not on others.
+    config.model.audio.width, config.model.audio.num_heads = 48, 4
     config.model.text.mlp_width, config.model.embed_dim = 32, 8
     config.model.audio.max_time_mask = config.model.audio.max_mel_mask = 0
     (phase,) = config.phases
-    phase.epochs, phase.optimizer.learning_rate, phase.optimizer.warmup_steps = 12, 1e-2, 3
-    config.save.every_steps, config.log.every_steps = 12, 1
+    phase.epochs, phase.optimizer.learning_rate, phase.optimizer.warmup_steps = 24, 5e-3, 3
+    config.save.every_steps, config.log.every_steps = 24, 1
     validation.validate(config)
     return config
 
@@ -103,7 +105,7 @@ def test_three_easy_classes_are_learned_and_every_checkpoint_is_measured(scratch
     _, workdir, _, results = scratch
     assert results["num_clips"] == 24
     assert results["num_trained_on"] == 48
-    assert [epoch["step"] for epoch in results["epochs"]] == [12, 24, 36] == checkpoint.steps_of(workdir)
+    assert [epoch["step"] for epoch in results["epochs"]] == [24, 48, 72] == checkpoint.steps_of(workdir)
     assert results["last"] == results["epochs"][-1]
     assert results["best"]["top1"] == max(epoch["top1"] for epoch in results["epochs"])
     assert results["last"]["mAP"] >= 0.95
@@ -162,7 +164,7 @@ def test_a_stretched_grid_hears_the_whole_sound(clips, scratch, tmp_path):
     config.model.audio.num_time_frames = 198
     config.phases[0].epochs = 1
     state = train.train(train.set_up(config, str(tmp_path / "stretched")))
-    assert state.params["audio"]["encoder"]["position_embedding"].shape == (2 + 4 * 12, 16)
+    assert state.params["audio"]["encoder"]["position_embedding"].shape == (2 + 4 * 12, 48)
     assert evaluate_sounds.evaluate(config, str(tmp_path / "stretched"))["num_clips"] == 24
 
 

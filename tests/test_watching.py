@@ -91,6 +91,7 @@ def test_a_step_that_does_not_count_leaves_every_bit_of_the_state(stepping, spoi
     assert np.isfinite(metrics["loss"]) == all(finite)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_before_the_update_and_says_all_about_it(finished, tmp_path):
     config, workdir = copy.deepcopy(finished[0]), str(tmp_path / "run")
     config.phases[0].optimizer.learning_rate, config.phases[0].optimizer.warmup_steps = 1e20, 0

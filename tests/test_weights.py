@@ -43,6 +43,7 @@ def test_a_run_starts_from_the_files_its_config_names_and_at_random_elsewhere(fi
     assert any((fresh[name] != trained[name]).any() for name in fresh)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_the_files_it_started_from(finished, exported, tmp_path):
     config = copy.deepcopy(finished[0])
     shutil.copy(exported, tmp_path / "gone.pth")

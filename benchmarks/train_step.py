@@ -40,7 +40,7 @@ def make_config(args: argparse.Namespace):
     config = mc3_ego4d.get_config()
     config.data.batch_size, config.model.dtype = args.batch, args.dtype
     config.model.remat, config.model.scan_layers, config.data.chunk_size = args.remat, not args.unroll, args.chunk_size
-    for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", args.depth // 2)):
+    for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", max(args.depth // 2, 1))):
         getattr(config.model, tower).depth = depth
     return config
 

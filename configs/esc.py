@@ -30,7 +30,7 @@ def get_config(mode: str = "finetune") -> Config:
             optimizer=optimizer,
         )  # fmt: skip
     elif mode in ("finetune", "scratch"):
-        # Each at the better of 5e-4 and 1e-3 for the demo's tower or a like one; benchmarks/RESULTS.md.
+        # Of the few rates that were tried, on folds 1 to 4; benchmarks/RESULTS.md.
         optimizer = OptimizerConfig(
             learning_rate=5e-4 if mode == "finetune" else 1e-3, weight_decay=0.05, clip_norm=1.0, schedule="cosine",
             warmup_steps=50,

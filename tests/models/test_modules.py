@@ -206,6 +206,22 @@ def test_gelu_is_pytorchs_exact_one(dtype):
     np.testing.assert_allclose(ours, expected, atol=1e-6, rtol=0 if dtype == "float32" else 2**-7)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_gelu_is_pytorchs(dtype):
+    x, gradient = np.linspace(-6, 6, 401, dtype=np.float32), np.linspace(2, -1, 401, dtype=np.float32)
+    asked = torch.tensor(x).to(getattr(torch, dtype)).requires_grad_()
+    torch.nn.functional.gelu(asked).backward(torch.tensor(gradient).to(getattr(torch, dtype)))
+    _, backward = jax.vjp(layers.gelu, jnp.asarray(x).astype(dtype))
+    (ours,) = backward(jnp.asarray(gradient).astype(dtype))
+    expected = asked.grad.float().numpy()
+    np.testing.assert_allclose(ours.astype(jnp.float32), expected, atol=1e-6, rtol=0 if dtype == "float32" else 2**-7)
+
+
+def test_a_gelu_keeps_its_input_alone_for_the_backward_pass():
+    _, backward = jax.vjp(layers.gelu, jnp.ones((3, 5), jnp.bfloat16))
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(backward)] == [((3, 5), jnp.bfloat16)]
+
+
 def count(module, *args, **kwargs):
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))["params"]
     return sum(x.size for x in jax.tree.leaves(shapes))

@@ -18,6 +18,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 _FREE = {
     "after-all", "bitcast", "constant", "get-tuple-element", "iota", "opt-barrier", "parameter", "partition-id", "tuple",
 }  # fmt: skip
+_SLICES = ("dynamic-slice", "gather", "slice")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 _BITS = re.compile(r"^[a-z]+(\d+)")
 _WINDOW = re.compile(r"\b(size|stride|pad|lhs_dilate|rhs_dilate)=([\d_x-]+)")
@@ -340,8 +341,10 @@ def _add_reduce_scatter(
 def _memory_bytes(computations: dict, computation: Computation, instruction: Instruction) -> int:
     """Returns the bytes of main memory an instruction reads and writes."""
     operands = [computation.shapes(name) for name in instruction.operands]
-    if instruction.opcode in ("dynamic-slice", "gather"):
-        return 2 * _main(instruction.shapes)
+    if instruction.opcode in (*_SLICES, "slice-start"):
+        # What begins a slice has its operand, what is sliced and a flag as its result.
+        sliced = instruction.shapes[1 if instruction.opcode == "slice-start" else 0]
+        return sliced.num_bytes * (operands[0][0].in_main_memory + sliced.in_main_memory)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _main(operands[-1 if instruction.opcode == "scatter" else 1])
     if instruction.opcode != "fusion":
@@ -366,7 +369,7 @@ def _read_of(fused: Computation, number: int, shapes: tuple[Shape, ...]) -> int:
     """Returns how much of an operand a fusion reads: the slices, where it takes nothing else of it."""
     name = fused.parameter(number).name
     users = [i for i in fused.instructions.values() if name in i.operands]
-    if users and all(i.opcode in ("dynamic-slice", "gather") and i.operands[0] == name for i in users):
+    if users and all(i.opcode in _SLICES and i.operands[0] == name for i in users):
         return min(_main(shapes), sum(_main(i.shapes) for i in users))
     if users and all(i.opcode == "dynamic-update-slice" and i.operands[0] == name for i in users):
         return 0

@@ -227,12 +227,18 @@ BODY
             "ROOT %d = f32[100,1000]{1,0:S(1)} copy-done(%s)",
             400_000,
         ),
+        ("ROOT %s = f32[10,1000]{1,0} slice(%a), slice={[0:10], [0:1000]}", 2 * 40_000),
+        (
+            "%s = ((f32[100,1000]{1,0}), f32[10,1000]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:10], [0:1000]}\n"
+            "ROOT %d = f32[10,1000]{1,0:S(1)} slice-done(%s)",
+            40_000,
+        ),
         (
             "ROOT %i = f32[100,1000]{1,0} conditional(%c, %a, %b), true_computation=%small, false_computation=%large",
             4 * 400_000,
         ),
     ],
-    ids=["updates in place", "a copy to scratch memory", "the dearest case"],
+    ids=["updates in place", "a copy to scratch memory", "a slice", "a slice to scratch memory", "the dearest case"],
 )
 def test_memory_traffic_of(body, num_bytes):
     assert hlo.count(IN_PLACE.replace("BODY", body)).memory_bytes == num_bytes

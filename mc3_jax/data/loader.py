@@ -5,10 +5,12 @@ shuffled anew each epoch (`epoch_order`). Processes read contiguous blocks of ro
 and the number of processes and threads may change.
 """
 
+import ctypes
 import functools
 import hashlib
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import grain.python as grain
@@ -310,10 +312,11 @@ def _read(
     if batch_size % process_count:
         raise ValueError(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
     local, info = batch_size // process_count, source.info
+    memory = _Memory((local, info.num_intervals, *info.canvas_px, 3))
 
     def load_batch(step: int) -> Batch:
         first = int(step) * batch_size + process_index * local
-        video = _empty_pictures((local, info.num_intervals, *info.canvas_px, 3)) if source.pictures else None
+        video = memory.take() if source.pictures else None
         samples = [load(first + i, None if video is None else video[i]) for i in range(local)]
         batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
         return batch if video is None else batch | {"video": video}
@@ -322,9 +325,26 @@ def _read(
     return iter(grain.MapDataset.range(steps.start, steps.stop).map(load_batch).to_iter_dataset(options))
 
 
-def _empty_pictures(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a uint8 array of whatever values that begins at a multiple of `_ALIGNMENT`."""
-    size = math.prod(shape)
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].reshape(shape)
+class _Memory:
+    """Memory for pictures of one shape after the other, each taken again once nobody holds what was in it.
+
+    A batch of its own pages each time costs a fifth of decoding: the kernel has to clear them.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+        self._free: list[np.ndarray] = []
+
+    def take(self) -> np.ndarray:
+        """Returns a uint8 array of whatever values that begins at a multiple of `_ALIGNMENT`."""
+        size = math.prod(self._shape)
+        try:
+            block = self._free.pop()
+        except IndexError:
+            block = np.empty(size + _ALIGNMENT, np.uint8)
+        address = block.ctypes.data
+        # Arrays know the array they are a part of only as far as its owner. This one's is `holder`, which so lives as long
+        # as any part of it, or as JAX, which takes it over on a CPU, needs it.
+        holder = (ctypes.c_uint8 * size).from_address(address + -address % _ALIGNMENT)
+        weakref.finalize(holder, self._free.append, block).atexit = False
+        return np.frombuffer(holder, np.uint8).reshape(self._shape)

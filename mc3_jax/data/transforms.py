@@ -35,20 +35,37 @@ def decode_frames(
     Raises:
       ValueError: A frame is no JPEG, or larger than the canvas.
     """
-    canvas_px, size = canvas.shape[1:3], (0, 0)
+    size = (0, 0)
     for i, jpeg in enumerate(jpegs):
         try:
-            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            if size[0] > canvas_px[0] or size[1] > canvas_px[1]:
-                raise ValueError(f"it has {size} px, more than the canvas {canvas_px}")
-            if size == canvas_px:
-                simplejpeg.decode_jpeg(jpeg, "RGB", buffer=canvas[i])
-            else:
-                canvas[i] = 0
-                canvas[i, : size[0], : size[1]] = simplejpeg.decode_jpeg(jpeg, "RGB")
+            size = _decode_onto(canvas[i], jpeg)
         except ValueError as error:
             raise ValueError(f"clip {clip_id}: frame {i} can't be decoded: {error}") from error
     return np.array(size, np.int32)
+
+
+def _decode_onto(canvas: UInt8[np.ndarray, "h w 3"], jpeg: bytes) -> tuple[int, int]:
+    """Decodes a frame to the top left of a canvas, zeros around it; returns its (height, width).
+
+    Nearly all frames fill their canvas, and are decoded to where they stay without a look at their header before.
+    """
+
+    def refuse_larger(size: tuple[int, int]) -> None:
+        if size[0] > canvas.shape[0] or size[1] > canvas.shape[1]:
+            raise ValueError(f"it has {size} px, more than the canvas {canvas.shape[:2]}")
+
+    try:
+        frame = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=canvas)
+    except ValueError:
+        refuse_larger(simplejpeg.decode_jpeg_header(jpeg)[:2])  # what simplejpeg says is that of bytes
+        raise
+    size = frame.shape[:2]
+    refuse_larger(size)
+    if size != canvas.shape[:2]:
+        frame = frame.copy()  # it lies in the first bytes of the canvas
+        canvas[:] = 0
+        canvas[: size[0], : size[1]] = frame
+    return size
 
 
 def crop_start(length: int, num_samples: int, rng: np.random.Generator | None) -> int:
@@ -86,7 +103,9 @@ def audio_windows(length: int, num_samples: int, hop_samples: int) -> Int[np.nda
 def crop_audio(audio: Int16[np.ndarray, " n"], start: int, num_samples: int) -> tuple[Int16[np.ndarray, " s"], int]:
     """Returns `num_samples` of a sound from `start` on, zeros behind its end, and how many of them are the sound's."""
     part = audio[start : start + num_samples]
-    return np.pad(part, (0, num_samples - len(part))), len(part)
+    out = np.zeros(num_samples, np.int16)
+    out[: len(part)] = part
+    return out, len(part)
 
 
 def loud_windows(

@@ -4,8 +4,9 @@
   * ours, loss and gradient: the same model from prepared inputs, without optimizer;
   * PyTorch eager: Hugging Face's AST and DistilBERT, EgoVLP's video blocks as EgoVLP writes them, Adam;
   * PyTorch compiled: torch.compile, scaled_dot_product_attention, fused Adam.
-Each is a process of its own; they take turns, so that what slows the machine slows all. PyTorch starts from prepared inputs,
-and with `--backward_only` neither side updates parameters. bfloat16 (PyTorch: autocast) on an accelerator, float32 on a CPU.
+Each is a process of its own; they take turns, so that what slows the machine slows all, and begin every turn with a step that
+is not timed. PyTorch starts from prepared inputs, and with `--backward_only` neither side updates parameters. bfloat16
+(PyTorch: autocast) on an accelerator, float32 on a CPU.
 
 Prints milliseconds, clips per second, MFU by the model's own FLOPs (`mc3_jax.compile.model_flops`, forward and twice that
 backward) against the matrix product measured beside them and, in bfloat16, against the data sheet, memory and seconds until
@@ -28,6 +29,12 @@ SYSTEMS = {
     "ours": "mc3_jax, whole step", "ours_gradient": "mc3_jax, loss and gradient", "eager": "PyTorch eager",
     "compiled": "PyTorch compiled",
 }  # fmt: skip
+# Told to every process: XLA and PyTorch take a step's memory from malloc, which else gives it back to a kernel that clears it
+# again for the next step; the Makefile's runs are told so as well.
+KEEP_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
+    "glibc.malloc.top_pad=67108864"
+}
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A40": 149.7e12}  # dense bfloat16
 # Options of a system's process.
 WORDS, SWITCHES = ("batch", "depth", "dtype", "remat", "chunk_size"), ("unroll", "backward_only")
@@ -73,10 +80,15 @@ def make_batch(config) -> dict[str, np.ndarray]:
 
 
 def _serve(step, memory, platform: str) -> None:
-    """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each."""
+    """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each.
+
+    Ahead of them goes one that is not timed: while others had their turn caches have gone cold, and virtual machines may
+    have been taken memory that lay idle.
+    """
     step()
     print(json.dumps({"platform": platform}), flush=True)
     for line in sys.stdin:
+        step()
         begin = time.perf_counter()
         for _ in range(int(line)):
             step()
@@ -187,7 +199,7 @@ class Child:
         """Starts it with the options of `args` and waits for its first step."""
         words = [f"--{word}={getattr(args, word)}" for word in WORDS]
         words += [f"--{switch}" for switch in SWITCHES if getattr(args, switch)]
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        environment = KEEP_MEMORY | os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.train_step", f"--serve={name}", *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

@@ -1,11 +1,17 @@
 """The PyTorch model that `benchmarks.train_step` is timed against computes what EgoVLP's own code did."""
 
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import torch_peers
-from mc3_jax.models import checkpoint_files
+from mc3_jax import checkpoint, train_step, weights
+from mc3_jax.losses import contrastive
+from mc3_jax.models import checkpoint_files, layouts
 from tests import golden_models
 
 # Of a block of ours → of EgoVLP's.
@@ -38,3 +44,56 @@ def test_the_video_peer_computes_what_egovlp_did(fused):
     with torch.no_grad():
         found = encoder(video).numpy()
     np.testing.assert_allclose(found, golden["video_features"], atol=2e-5)
+
+
+# Of a head of the peer → of the checkpoints whose layout its tower has.
+HEADS = {
+    "audio": {"0": "mlp_head.0", "1": "mlp_head.1"}, "video": {"": "vid_proj.0"}, "text": {"1": "txt_proj.1"},
+}  # fmt: skip
+
+
+def our_params(peer: torch_peers.ThreeTowers, folder: pathlib.Path) -> dict:
+    """Returns the peer's parameters as ours; what is Hugging Face's goes through files, where names are those of old."""
+    flat = {}
+    for tower, names in HEADS.items():
+        encoder = getattr(peer, tower)
+        if tower == "video":
+            tensors = {egovlp_name(name): value.numpy() for name, value in encoder.state_dict().items()}
+            source = layouts.Source("video", "egovlp", "head", tensors)
+        else:
+            encoder.save_pretrained(folder / tower)
+            source = dataclasses.replace(weights.read_sources(str(folder / tower))[tower], head="head")
+        heads = {}
+        for name, value in getattr(peer, f"{tower}_head").state_dict().items():
+            layer, _, kind = name.rpartition(".")
+            heads[f"{names[layer]}.{kind}"] = value.numpy()
+        source = dataclasses.replace(source, tensors=source.tensors | heads)
+        flat |= {f"{tower}/{name}": value for name, value in layouts.to_ours(source, tower, "peer").items()}
+    return checkpoint.unflatten(flat)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_towers_heads_and_loss_are_ours(fused, tmp_path):
+    config = golden_models.model_config()
+    torch.manual_seed(0)
+    peer = torch_peers.ThreeTowers(config, fused=fused).eval()
+    with torch.no_grad():  # what begins as zeros or ones would hide a mistake
+        for parameter in peer.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    rng = np.random.default_rng(0)
+    inputs = {
+        "audio": rng.standard_normal((3, config.audio.num_time_frames, config.audio.num_mel), np.float32),
+        "video": rng.standard_normal((3, config.video.num_frames, *2 * [config.video.image_size_px], 3), np.float32),
+        "text_ids": rng.integers(0, config.text.vocab_size, (3, 10)).astype(np.int32),
+        "text_mask": (np.arange(10) < np.array([[10], [4], [7]])).astype(np.int32),
+    }
+    theirs = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    theirs["video"] = theirs["video"].permute(0, 1, 4, 2, 3)
+    theirs |= {name: value.long() for name, value in theirs.items() if name.startswith("text")}
+    with torch.no_grad():
+        expected = float(peer(**theirs))
+    inputs = {name: jnp.asarray(value) for name, value in inputs.items()}
+    embeddings = train_step.make_model(config).apply({"params": our_params(peer, tmp_path)}, **inputs, train=False)
+    found, _ = contrastive.contrastive_loss(embeddings, 0.05)
+    assert expected > 1
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -422,10 +422,13 @@ def make_train_step(
         params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))
         grad_norms = jnp.stack([optax.tree.norm(leaf) for leaf in jax.tree.leaves(grads)])
         metrics |= {"grad_norm": optax.tree.norm(grad_norms), "learning_rate": rate}
-        for tower in config_lib.MODALITIES:
-            ratio = rate * optax.tree.norm(updates[tower]) / optax.tree.norm(state.params[tower])
-            metrics[f"update_ratio_{tower}"] = ratio
         taken = (state.step == step) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        for tower in config_lib.MODALITIES:
+            update_norm, param_norm = optax.tree.norm(updates[tower]), optax.tree.norm(state.params[tower])
+            metrics[f"update_ratio_{tower}"] = rate * update_norm / param_norm
+            # Nor is an update taken that is not finite. That of finite gradients is; but now all that reads the old state
+            # comes before anything of the new one, and XLA need not copy the whole state to keep it that long.
+            taken &= jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
         following = TrainState(state.step + 1, params, opt_state, memory)
         state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), following, state)
         return state, metrics, Health(taken, grad_norms, finite_rows)

@@ -30,7 +30,7 @@ SYSTEMS = {
     "compiled": "PyTorch compiled",
 }  # fmt: skip
 # Told to every process: XLA and PyTorch take a step's memory from malloc, which else gives it back to a kernel that clears it
-# again for the next step; the Makefile's runs are told so as well.
+# again for the next step; training on a CPU is told so by the Makefile as well.
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
     "glibc.malloc.top_pad=67108864"
@@ -82,8 +82,8 @@ def make_batch(config) -> dict[str, np.ndarray]:
 def _serve(step, memory, platform: str) -> None:
     """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each.
 
-    Ahead of them goes one that is not timed: while others had their turn caches have gone cold, and virtual machines may
-    have been taken memory that lay idle.
+    Ahead of them goes one that is not timed: while others had their turn caches have gone cold, and a hypervisor may have
+    reclaimed memory that lay idle.
     """
     step()
     print(json.dumps({"platform": platform}), flush=True)
@@ -199,7 +199,7 @@ class Child:
         """Starts it with the options of `args` and waits for its first step."""
         words = [f"--{word}={getattr(args, word)}" for word in WORDS]
         words += [f"--{switch}" for switch in SWITCHES if getattr(args, switch)]
-        environment = KEEP_MEMORY | os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        environment = os.environ | KEEP_MEMORY | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.train_step", f"--serve={name}", *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -330,8 +330,8 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
     text = (
         f"Batch {args.batch}, depth {args.depth}, ours with blocks {layers}, remat {args.remat}, {args.dtype}; PyTorch "
         f"{'without' if args.backward_only else 'with'} its optimizer; {flops / 1e12:.2f} TFLOP a step; a matrix product "
-        f"gives {peak / 1e12:.2f} TFLOP/s; medians of {args.rounds} rounds of {args.steps}, "
-        f"{'one system after the other' if args.alone else 'in turn'}; "
+        f"gives {peak / 1e12:.2f} TFLOP/s; medians of {args.rounds} rounds of {args.steps} behind one more, "
+        f"{'one system after the other' if args.alone else 'in turn'}; malloc keeps memory; "
         f"{'compilation cache of JAX in use' if cache else 'no compilation cache'}.\n\n" + record.markdown(header, rows)
     )
     record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)

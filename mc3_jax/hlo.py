@@ -341,9 +341,9 @@ def _add_reduce_scatter(
 def _memory_bytes(computations: dict, computation: Computation, instruction: Instruction) -> int:
     """Returns the bytes of main memory an instruction reads and writes."""
     operands = [computation.shapes(name) for name in instruction.operands]
-    if instruction.opcode in (*_SLICES, "slice-start"):
-        # What begins a slice has its operand, what is sliced and a flag as its result.
-        sliced = instruction.shapes[1 if instruction.opcode == "slice-start" else 0]
+    if instruction.opcode.removesuffix("-start") in _SLICES:
+        # What begins a slice has its operands, what is sliced and a flag as its result.
+        sliced = instruction.shapes[len(operands) if instruction.opcode.endswith("-start") else 0]
         return sliced.num_bytes * (operands[0][0].in_main_memory + sliced.in_main_memory)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _main(operands[-1 if instruction.opcode == "scatter" else 1])

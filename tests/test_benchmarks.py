@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import runs, sounds, supplementary, table_pages, tables
+from benchmarks import runs, sounds, supplementary, table_pages, tables, train_step
 from mc3_jax import phases as phases_lib, validation
 from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics, suite_report
+from tests import world
 
 RNG = np.random.default_rng(0)
 
@@ -374,3 +375,9 @@ def test_each_fold_is_held_out_once(monkeypatch, tmp_path):
         assert all(fold.strip("(,)") not in data for data, fold in held_out)
     assert "scratch, last epoch: +10.0 points (+10.0, +10.0, +10.0, +10.0, +10.0)" in sounds.render(found, 10)
     assert "untrained, last epoch: +5.0 points (+5.0, +5.0, +5.0, +5.0, +5.0)" in sounds.render(found, 10)
+
+
+def test_steps_are_timed_with_the_memory_settings_of_the_makefile():
+    makefile = (world.ROOT / "Makefile").read_text().replace("$\\\n\t", "")
+    (settings,) = train_step.KEEP_MEMORY.values()
+    assert f"KEEP_MEMORY = GLIBC_TUNABLES={settings}\n" in makefile

@@ -197,6 +197,12 @@ IN_PLACE = """HloModule m
   ROOT %both = (f32[100,1000]{1,0}, f32[100,1000]{1,0}) tuple(%one, %other)
 }
 
+%part (x: f32[100,1000]) -> f32[10,1000] {
+  %x = f32[100,1000]{1,0} parameter(0)
+  %s = f32[10,1000]{1,0} slice(%x), slice={[0:10], [0:1000]}
+  ROOT %n = f32[10,1000]{1,0} negate(%s)
+}
+
 %small (x: f32[100,1000]) -> f32[100,1000] {
   %x = f32[100,1000]{1,0} parameter(0)
   ROOT %n = f32[100,1000]{1,0} negate(%x)
@@ -228,6 +234,7 @@ BODY
             400_000,
         ),
         ("ROOT %s = f32[10,1000]{1,0} slice(%a), slice={[0:10], [0:1000]}", 2 * 40_000),
+        ("ROOT %f = f32[10,1000]{1,0} fusion(%a), kind=kLoop, calls=%part", 2 * 40_000),
         (
             "%s = ((f32[100,1000]{1,0}), f32[10,1000]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:10], [0:1000]}\n"
             "ROOT %d = f32[10,1000]{1,0:S(1)} slice-done(%s)",
@@ -238,7 +245,10 @@ BODY
             4 * 400_000,
         ),
     ],
-    ids=["updates in place", "a copy to scratch memory", "a slice", "a slice to scratch memory", "the dearest case"],
+    ids=[
+        "updates in place", "a copy to scratch memory", "a slice", "a fusion that slices", "a slice to scratch memory",
+        "the dearest case",
+    ],
 )
 def test_memory_traffic_of(body, num_bytes):
     assert hlo.count(IN_PLACE.replace("BODY", body)).memory_bytes == num_bytes

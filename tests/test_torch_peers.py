@@ -53,7 +53,7 @@ HEADS = {
 
 
 def our_params(peer: torch_peers.ThreeTowers, folder: pathlib.Path) -> dict:
-    """Returns the peer's parameters as ours; what is Hugging Face's goes through files, where names are those of old."""
+    """Returns the peer's parameters as ours; Hugging Face's names in files are those that `layouts` knows."""
     flat = {}
     for tower, names in HEADS.items():
         encoder = getattr(peer, tower)

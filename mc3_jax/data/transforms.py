@@ -47,7 +47,11 @@ def decode_frames(
 def _decode_onto(canvas: UInt8[np.ndarray, "h w 3"], jpeg: bytes) -> tuple[int, int]:
     """Decodes a frame to the top left of a canvas, zeros around it; returns its (height, width).
 
-    Nearly all frames fill their canvas, and are decoded to where they stay without a look at their header before.
+    Nearly all frames fill their canvas, and are decoded to where they stay without a look at their header before. What the
+    canvas holds after an error is undefined.
+
+    Raises:
+      ValueError: It is no JPEG, or larger than the canvas.
     """
 
     def refuse_larger(size: tuple[int, int]) -> None:
@@ -57,7 +61,7 @@ def _decode_onto(canvas: UInt8[np.ndarray, "h w 3"], jpeg: bytes) -> tuple[int, 
     try:
         frame = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=canvas)
     except ValueError:
-        refuse_larger(simplejpeg.decode_jpeg_header(jpeg)[:2])  # what simplejpeg says is that of bytes
+        refuse_larger(simplejpeg.decode_jpeg_header(jpeg)[:2])  # simplejpeg's message tells bytes
         raise
     size = frame.shape[:2]
     refuse_larger(size)

@@ -1,4 +1,4 @@
-"""What is known of a step whose loss or gradient is not finite, for whoever has to find out why."""
+"""What is known of a step whose loss, gradient or update is not finite, for whoever has to find out why."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class DivergedError(Exception):
-    """A step's loss or gradient is not finite, and training has stopped before it counted."""
+    """A step's loss, gradient or update is not finite, and training has stopped before it counted."""
 
 
 def describe(
@@ -61,6 +61,11 @@ def summarize(found: dict) -> str:
     bad = [name for name, norm in norms.items() if isinstance(norm["gradient"], str)]
     if bad and not count:
         parts.append(f"the gradients of {len(bad)} of {len(norms)} parameters have a norm that is not finite, {bad[0]} first")
+    if len(parts) == 1:
+        prefix = "update_ratio_"
+        bad = [name for name, value in metrics.items() if name.startswith(prefix) and isinstance(value, str)]
+        towers = [name.removeprefix(prefix) for name in bad]
+        parts += [f"the optimizer's update of {', '.join(towers)} is not finite"] if towers else []
     return "; ".join(parts)
 
 

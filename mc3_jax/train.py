@@ -171,7 +171,7 @@ def train(
     Raises:
       WorkdirError: Another run is at the workdir.
       CheckpointError: A checkpoint can't be written, or the one there isn't this model's.
-      DivergedError: A loss or a gradient is not finite.
+      DivergedError: A loss, a gradient or an update is not finite.
     """
     config, watchdog, began = run.config, watchdog or Watchdog(0), began or time.monotonic()
     stops = [phase.stop for phase in run.phases]

@@ -404,9 +404,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array], Health]]:
     """Returns `train_step(state, batch, step) -> (state, metrics, health)` of a phase; jit it with the state donated.
 
-    Where the loss or the gradient's norm is not finite, the state comes back as it was. So it does, too, where `step`, the
-    steps done as the caller counts them, is not the state's own: the caller reads `health` late, and no step that it has
-    begun meanwhile may count either.
+    Where the loss, the gradient's norm or that of an update is not finite, the state comes back as it was. So it does, too,
+    where `step`, the steps done as the caller counts them, is not the state's own: the caller reads `health` late, and no
+    step that it has begun meanwhile may count either.
 
     Metrics are float32 scalars: the loss and its terms, `grad_norm`, `learning_rate` and for each tower `update_ratio_audio`
     and so on, the norm of its update over that of its parameters.
@@ -426,8 +426,8 @@ def make_train_step(
         for tower in config_lib.MODALITIES:
             update_norm, param_norm = optax.tree.norm(updates[tower]), optax.tree.norm(state.params[tower])
             metrics[f"update_ratio_{tower}"] = rate * update_norm / param_norm
-            # Nor is an update taken that is not finite. That of finite gradients is; but now all that reads the old state
-            # comes before anything of the new one, and XLA need not copy the whole state to keep it that long.
+            # Beside what this finds: all that reads the old state now comes before anything of the new one, and XLA need not
+            # copy the whole state to keep it that long.
             taken &= jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
         following = TrainState(state.step + 1, params, opt_state, memory)
         state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), following, state)

@@ -16,6 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mc3_jax import (
@@ -47,9 +48,9 @@ def stepping():
         batch = mesh_lib.put_batch(mesh, test_fits.batch())
         step = step_lib.jit_train_step(model, config, phase, abstract).lower(abstract, batch, np.int32(0)).compile()
 
-    def state(spoil=lambda params: None):
+    def state(spoil=lambda state: None):
         made = jax.tree.map(np.array, fresh)
-        spoil(made.params)
+        spoil(made)
         return jax.device_put(made, jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
     return state, step, batch
@@ -71,15 +72,22 @@ def test_a_finite_step_counts_and_says_by_how_much_each_tower_changed(stepping):
     np.testing.assert_allclose(np.sqrt(np.sum(health.grad_norms**2)), metrics["grad_norm"], rtol=1e-6)
 
 
-def _spoil_text(params):
-    params["text"]["projection"]["kernel"][0, 0] = np.nan
+def _spoil_text(state):
+    state.params["text"]["projection"]["kernel"][0, 0] = np.nan
+
+
+def _spoil_moment(state):
+    optax.tree.get(state.opt_state, "mu")["video"]["projection"]["kernel"][0, 0] = np.nan
 
 
 
 @pytest.mark.parametrize(
     ("spoil", "count", "finite"),
-    [(_spoil_text, 0, [True, True, False]), (lambda params: None, 1, [True, True, True])],
-    ids=["not finite", "after one that did not count"],
+    [
+        (_spoil_text, 0, [True, True, False]), (_spoil_moment, 0, [True, True, True]),
+        (lambda state: None, 1, [True, True, True]),
+    ],
+    ids=["not finite", "an update that is not finite", "after one that did not count"],
 )
 def test_a_step_that_does_not_count_leaves_every_bit_of_the_state(stepping, spoil, count, finite):
     make_state, step, batch = stepping
@@ -89,6 +97,9 @@ def test_a_step_that_does_not_count_leaves_every_bit_of_the_state(stepping, spoi
     assert_equal_bits(after, before)
     assert health.finite_rows.all(axis=1).tolist() == finite
     assert np.isfinite(metrics["loss"]) == all(finite)
+    found = divergence.describe(1, "refine", {n: float(v) for n, v in metrics.items()}, {}, health.finite_rows, [{}] * 16)
+    told = "the optimizer's update of video is not finite"
+    assert (told in divergence.summarize(found)) == (spoil is _spoil_moment)
 
 
 @pytest.mark.slow

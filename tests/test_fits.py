@@ -122,7 +122,7 @@ def assert_equal(left, right):
 LARGE = [pytest.param(*case, marks=pytest.mark.large) for case in ((True, "dots"), (False, "full"))]
 
 
-@pytest.mark.parametrize(("scan_layers", "remat"), [(True, "full"), *LARGE])
+@pytest.mark.parametrize(("scan_layers", "remat"), [pytest.param(True, "full", marks=pytest.mark.slow), *LARGE])
 def test_layers_as_a_loop_and_rematerialisation_change_no_gradient(scan_layers, remat):
     assert_equal(model_gradients(scan_layers=scan_layers, remat=remat), model_gradients())
 

@@ -268,7 +268,7 @@ def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> flo
     Matrix products of the forward pass, three times of towers that learn and once of others; neither what is computed again
     to save memory nor the front end is in it.
     """
-    plain = dataclasses.replace(config.model, scan_layers=True, remat="none")
+    plain = dataclasses.replace(config.model, scan_layers=True, remat="none", attention="einsum")
     model, total = step_lib.make_model(plain), 0.0
     params = jax.eval_shape(lambda: step_lib.init_params(model, plain, 0))
     audio, video, text = plain.audio, plain.video, plain.text

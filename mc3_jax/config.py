@@ -101,6 +101,9 @@ class ModelConfig:
         for a copy of their parameters. Parameters keep their names and shapes.
       remat: What of a block stays in memory for the backward pass, the rest being computed again: "none" (nothing is
         computed again), "dots" keeps what Dense layers put out, "full" the block's input alone.
+      attention: Of audio and video: "einsum", matrix products that any machine does; "cudnn", bfloat16 on an NVIDIA GPU:
+        cuDNN's flash attention, and sums for frames and class tokens (`mc3_jax.models.attention`); "auto", the latter where
+        it can be had.
       num_classes: Of a classifier on the audio tower, AST's head; 0 is none.
     """
 
@@ -111,6 +114,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "auto"
     num_classes: int = 0
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from mc3_jax import config as config_lib, objective, phases as phases_lib
 from mc3_jax.losses import active
-from mc3_jax.models import frontend
+from mc3_jax.models import attention, frontend
 from mc3_jax.models.audio import AudioSpectrogramTransformer
 from mc3_jax.models.mc3 import MC3
 from mc3_jax.models.text import DistilBert
@@ -72,6 +72,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
     audio, video, text = config.audio, config.video, config.text
     dtype = jnp.dtype(config.dtype)
     blocks = {"scan_layers": config.scan_layers, "remat": config.remat}
+    form = {"form": attention.choose_form(config.attention, config.dtype)}
     return MC3(
         audio_tower=AudioSpectrogramTransformer(
             num_mel=audio.num_mel,
@@ -83,6 +84,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             num_heads=audio.num_heads,
             dtype=dtype,
             **blocks,
+            **form,
         ),
         video_tower=SpaceTimeTransformer(
             image_size_px=video.image_size_px,
@@ -94,6 +96,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             time_init=video.time_init,
             dtype=dtype,
             **blocks,
+            **form,
         ),
         text_tower=DistilBert(
             vocab_size=text.vocab_size,
@@ -449,7 +452,11 @@ def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phas
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())  # every process reads the numbers
     step = make_train_step(model, config, phase, tx)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere, everywhere))
+    # XLA would join each product of class tokens to that of the patches with the same kernel, and copy all patches for it.
+    options = {"xla_gpu_dot_merger_threshold_mb": 0} if model.video_tower.form == "cudnn" else None
+    return jax.jit(
+        step, donate_argnums=0, out_shardings=(shardings, everywhere, everywhere), compiler_options=options
+    )
 
 
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:

@@ -72,6 +72,10 @@ def validate_model(model: ModelConfig) -> None:
     """
     _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
     _require(model.remat in ("none", "dots", "full"), "model.remat", model.remat, "none, dots or full")
+    known = ("auto", "einsum", "cudnn")
+    _require(model.attention in known, "model.attention", model.attention, "auto, einsum or cudnn")
+    fits = model.attention != "cudnn" or model.dtype == "bfloat16"
+    _require(fits, "model.attention", model.attention, "cuDNN's is in bfloat16: set model.dtype to it, or auto here")
     _require(model.embed_dim >= 1, "model.embed_dim", model.embed_dim, "must be at least 1")
     fix = "must be at least 2, or 0 for no classifier"
     _require(model.num_classes == 0 or model.num_classes >= 2, "model.num_classes", model.num_classes, fix)

@@ -20,8 +20,8 @@ _WAIT_S = 120  # for the lock of another machine, which may be gone
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
-    "fsdp", "loss_block_rows", "heartbeat_timeout_s", "hang_timeout_s", "model.scan_layers", "model.remat", "data.chunk_size",
-    "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "save", "eval", "log",
+    "fsdp", "loss_block_rows", "heartbeat_timeout_s", "hang_timeout_s", "model.scan_layers", "model.remat", "model.attention",
+    "data.chunk_size", "data.dir", "data.tokenizer", "data.num_threads", "data.prefetch", "save", "eval", "log",
 )  # fmt: skip
 
 

@@ -15,9 +15,11 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from mc3_jax.models.attention import row_major
 from mc3_jax.models.layers import (
     TORCH_DEFAULT_INIT,
     Dense,
+    LayerNorm,
     Mlp,
     SelfAttention,
     apply_blocks,
@@ -33,21 +35,24 @@ class PreNormBlock(nn.Module):
       num_heads: Divides the width.
       mlp_ratio: Hidden width of the MLP over the width.
       dtype: Compute dtype.
+      form: Of attention, one of `attention.FORMS`.
     """
 
     num_heads: int
     mlp_ratio: float = 4.0
     dtype: DTypeLike = jnp.float32
+    form: str = "einsum"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n w"], *, num_outputs: int | None = None) -> Float[Array, "b m w"]:
         """Returns the first `num_outputs` tokens after the block, or all."""
         norm_attention, norm_mlp = (
-            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name=f"norm_{name}")
+            LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{name}")
             for name in ("attention", "mlp")
         )
-        attention = SelfAttention(self.num_heads, dtype=self.dtype, name="attention")
+        attention = SelfAttention(self.num_heads, dtype=self.dtype, form=self.form, name="attention")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
+        x = row_major(x) if self.form == "cudnn" else x
         x = x[:, :num_outputs] + attention(norm_attention(x), num_outputs=num_outputs)
         return x + mlp(norm_mlp(x))
 
@@ -65,6 +70,7 @@ class AudioSpectrogramTransformer(nn.Module):
       dtype: Compute dtype; parameters are float32.
       scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
       remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
+      form: Of attention, one of `attention.FORMS`.
     """
 
     num_mel: int = 128
@@ -78,6 +84,7 @@ class AudioSpectrogramTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
     remat: str = "none"
+    form: str = "einsum"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -110,12 +117,12 @@ class AudioSpectrogramTransformer(nn.Module):
         # Added before the cast, so that the gradients of tokens and positions are summed in float32.
         x = jnp.concatenate([special, embed(patches).astype(jnp.float32)], axis=1) + position
 
-        make_block = functools.partial(PreNormBlock, self.num_heads, self.mlp_ratio, self.dtype)
+        make_block = functools.partial(PreNormBlock, self.num_heads, self.mlp_ratio, self.dtype, self.form)
         x = apply_blocks(
             self, make_block, self.depth, x.astype(self.dtype), last={"num_outputs": num_special},
             scan_layers=self.scan_layers, remat=self.remat,
         )  # fmt: skip
-        norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")
+        norm = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")
         return jnp.mean(norm(x), axis=1)
 
     def _check(self, shape: tuple[int, ...]) -> None:

@@ -17,6 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from mc3_jax.models.attention import attend, attend_flash
+
 
 def _std(width: int) -> float:
     """ViT, DeiT and BERT draw all weights from a normal of 0.02; timm's "truncated" normal cuts at ±2, a hundred sigmas.
@@ -75,49 +77,6 @@ def l2_normalize(x: Float[Array, "... d"], epsilon: float = 1e-6) -> Float[Array
     return x / jnp.sqrt(jnp.maximum(square, epsilon**2))
 
 
-def attend(
-    query: Float[Array, "b *group q h d"],
-    key: Float[Array, "b *group k h d"],
-    value: Float[Array, "b *group k h d"],
-    *,
-    class_key: Float[Array, "b h d"] | None = None,
-    class_value: Float[Array, "b h d"] | None = None,
-    mask: Bool[Array, "b k"] | None = None,
-    dropout: Callable[[Array], Array] | None = None,
-) -> Float[Array, "b *group q h d"]:
-    """Returns softmax(q kᵀ / √d) v within each group, where every group may share one more key: the class token's.
-
-    The class key is one more column of logits, merged in the softmax and never copied into the groups.
-
-    Args:
-      query: Queries, heads apart.
-      key: Keys of the same groups.
-      value: Values of the same groups.
-      class_key: A key every group attends to as well.
-      class_value: Its value.
-      mask: True where a key counts, of ungrouped input. At least one key of a row must.
-      dropout: Applied to the attention weights.
-    """
-    assert class_key is None or dropout is None, "no source drops weights of grouped attention"
-    query = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("b...qhd,b...khd->b...hqk", query, key, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    if class_key is None:
-        weights = jax.nn.softmax(logits, axis=-1)
-        weights = weights if dropout is None else dropout(weights)
-        return jnp.einsum("b...hqk,b...khd->b...qhd", weights.astype(value.dtype), value)
-    class_logits = jnp.einsum("b...qhd,bhd->b...hq", query, class_key, preferred_element_type=jnp.float32)
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1), class_logits))
-    weights = jnp.exp(logits - largest[..., None])
-    class_weights = jnp.exp(class_logits - largest)
-    total = jnp.sum(weights, axis=-1) + class_weights
-    weights = (weights / total[..., None]).astype(value.dtype)
-    class_weights = (class_weights / total).astype(value.dtype)
-    out = jnp.einsum("b...hqk,b...khd->b...qhd", weights, value)
-    return out + jnp.einsum("b...hq,bhd->b...qhd", class_weights, class_value)
-
-
 def split_heads(qkv: Float[Array, "*n columns"], num_heads: int) -> list[Float[Array, "*n h d"]]:
     """Returns [query, key, value], heads apart, of one matmul's columns ordered (q, k, v), then heads, as in timm.
 
@@ -156,6 +115,60 @@ def _gelu_backward(x, gradient):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(
+    x: Float[Array, "n w"], scale: Float[Array, " w"], bias: Float[Array, " w"], epsilon: float
+) -> Float[Array, "n w"]:
+    return _normalize_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalize_forward(x, scale, bias, epsilon):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + epsilon)
+    return ((wide - mean) * (inverse * scale) + bias).astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _normalize_backward(epsilon, residuals, gradient):
+    del epsilon
+    x, mean, inverse, scale = residuals
+
+    def widen(x, gradient):
+        return (x.astype(jnp.float32) - mean) * inverse, gradient.astype(jnp.float32)
+
+    normal, wide = widen(x, gradient)
+    scaled = wide * scale
+    along, across = jnp.mean(scaled, axis=-1, keepdims=True), jnp.mean(scaled * normal, axis=-1, keepdims=True)
+    to_x = (inverse * (scaled - along - normal * across)).astype(x.dtype)
+    # Behind the barrier XLA computes these again, and so does not write them.
+    normal, wide = widen(*jax.lax.optimization_barrier((x, gradient)))
+    return to_x, jnp.sum(wide * normal, axis=0), jnp.sum(wide, axis=0)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class LayerNorm(nn.Module):
+    """flax's LayerNorm, in float32 whatever the dtype is, that keeps its input, a mean and a deviation to go back.
+
+    Left to itself, XLA's GPU compiler would write the normalised input in float32 once more on the way back.
+
+    Attributes:
+      epsilon: Added to the variance.
+      dtype: Of the result.
+    """
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n w"]) -> Float[Array, "*n w"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        out = _normalize(x.reshape(-1, x.shape[-1]), jnp.asarray(scale), jnp.asarray(bias), self.epsilon)
+        return out.astype(self.dtype).reshape(x.shape)
 
 
 DENSE_OUTPUT = "dense_output"  # the name that rematerialisation knows it by
@@ -308,11 +321,13 @@ class SelfAttention(nn.Module):
       num_heads: Divides the width.
       dropout: Of the attention weights, in training.
       dtype: Compute dtype.
+      form: One of `attention.FORMS`; "cudnn" takes neither mask nor dropout.
     """
 
     num_heads: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    form: str = "einsum"
 
     @nn.compact
     def __call__(
@@ -335,8 +350,13 @@ class SelfAttention(nn.Module):
         """
         qkv = Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
         query, key, value = split_heads(qkv, self.num_heads)
-        dropout = functools.partial(Dropout(self.dropout), row=row, train=train)
-        out = attend(query[:, :num_outputs], key, value, mask=mask, dropout=dropout)
+        if self.form == "cudnn":
+            assert mask is None
+            assert self.dropout == 0
+            out = attend_flash(query[:, :num_outputs], key, value)
+        else:
+            dropout = functools.partial(Dropout(self.dropout), row=row, train=train)
+            out = attend(query[:, :num_outputs], key, value, mask=mask, dropout=dropout)
         out = rearrange(out, "b n h d -> b n (h d)")
         return Dense(x.shape[-1], dtype=self.dtype, name="out")(out)
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mc3_jax.models.audio import AudioSpectrogramTransformer
-from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, l2_normalize
+from mc3_jax.models.layers import TORCH_DEFAULT_INIT, Dense, LayerNorm, l2_normalize
 from mc3_jax.models.text import DistilBert
 from mc3_jax.models.video import SpaceTimeTransformer
 
@@ -25,7 +25,7 @@ class AudioTower(nn.Module):
     @nn.compact
     def __call__(self, log_mel: Float[Array, "b time mel"]) -> tuple[Float[Array, "b d"], Float[Array, "b w"]]:
         features = self.encoder(log_mel)
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name="norm")(features)
+        x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(features)
         return l2_normalize(_projection(self)(x)), features
 
 
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "b w"]) -> Float[Array, "b c"]:
-        features = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name="norm")(features)
+        features = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(features)
         head = Dense(self.num_classes, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="head")
         return head(features).astype(jnp.float32)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mc3_jax.models.layers import Dropout, Mlp, SelfAttention, apply_blocks, table_init
+from mc3_jax.models.layers import Dropout, LayerNorm, Mlp, SelfAttention, apply_blocks, table_init
 
 
 class PostNormBlock(nn.Module):
@@ -40,7 +40,7 @@ class PostNormBlock(nn.Module):
     ) -> Float[Array, "b m w"]:
         """Returns the first `num_outputs` tokens after the block, or all."""
         norm_attention, norm_mlp = (
-            nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, use_fast_variance=False, name=f"norm_{name}")
+            LayerNorm(epsilon=1e-12, dtype=self.dtype, name=f"norm_{name}")
             for name in ("attention", "mlp")
         )
         attention = SelfAttention(self.num_heads, self.dropout, self.dtype, name="attention")
@@ -101,7 +101,7 @@ class DistilBert(nn.Module):
         # float32 up to the norm, so that the gradients of both tables are summed in float32.
         words = nn.Embed(self.vocab_size, self.width, embedding_init=table_init, name="word_embedding")
         position = self.param("position_embedding", table_init, (self.num_positions, self.width))
-        norm = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, use_fast_variance=False, name="norm_embedding")
+        norm = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_embedding")
         x = Dropout(self.dropout)(norm(words(text_ids) + position[:length]), row, train=train)
         make_block = functools.partial(PostNormBlock, self.num_heads, self.mlp_width, self.dropout, self.dtype)
         return apply_blocks(

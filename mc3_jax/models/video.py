@@ -18,12 +18,13 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from mc3_jax.models.attention import attend, attend_few, attend_flash, attend_once, row_major
 from mc3_jax.models.layers import (
     TORCH_DEFAULT_INIT,
     Dense,
+    LayerNorm,
     Mlp,
     apply_blocks,
-    attend,
     kernel_init,
     split_heads,
     table_init,
@@ -45,12 +46,14 @@ class DividedAttention(nn.Module):
       num_heads: Divides the width.
       zero_output: Start as the source starts its time attention: qkv 0, output weight 1, biases 0.
       dtype: Compute dtype.
+      form: One of `attention.FORMS`.
     """
 
     over: Literal["space", "time"]
     num_heads: int
     zero_output: bool = False
     dtype: DTypeLike = jnp.float32
+    form: str = "einsum"
 
     @nn.compact
     def __call__(self, tokens: Tokens, *, class_only: bool = False) -> Tokens:
@@ -64,16 +67,47 @@ class DividedAttention(nn.Module):
 
         class_query, class_key, class_value = split_heads(qkv(class_token), self.num_heads)
         grid = split_heads(qkv(patches), self.num_heads)
-        query, key, value = (rearrange(x, "b t p h d -> b p t h d") for x in grid) if self.over == "time" else grid
-        class_column = {"class_key": class_key[:, 0], "class_value": class_value[:, 0]}
-        # Softmax does not mind the order of its keys: the grid is flattened as it lies.
-        all_keys, all_values = (rearrange(x, "b g k h d -> b (g k) h d") for x in (key, value))
-        class_out = attend(class_query, all_keys, all_values, **class_column)
-        class_out = out(rearrange(class_out, "b n h d -> b n (h d)"))
+        attend_class, attend_patches = _FORMS[self.form]
+        class_out = attend_class(class_query[:, 0], *grid[1:], class_key[:, 0], class_value[:, 0])
+        class_out = out(rearrange(class_out, "b h d -> b 1 (h d)"))
         if class_only:
             return class_out, None
-        layout = "b p t h d -> b t p (h d)" if self.over == "time" else "b t p h d -> b t p (h d)"
-        return class_out, out(rearrange(attend(query, key, value, **class_column), layout))
+        patches = attend_patches[self.over](*grid, class_key[:, 0], class_value[:, 0])
+        return class_out, out(rearrange(patches, "b t p h d -> b t p (h d)"))
+
+
+def _class_to_all(query, key, value, class_key, class_value):
+    # Softmax does not mind the order of its keys: the grid is flattened as it lies.
+    key, value = (rearrange(x, "b t p h d -> b (t p) h d") for x in (key, value))
+    return attend(query[:, None], key, value, class_key=class_key, class_value=class_value)[:, 0]
+
+
+def _within_frames(query, key, value, class_key, class_value):
+    return attend(query, key, value, class_key=class_key, class_value=class_value)
+
+
+def _within_places(query, key, value, class_key, class_value):
+    query, key, value = (rearrange(x, "b t p h d -> b p t h d") for x in (query, key, value))
+    out = attend(query, key, value, class_key=class_key, class_value=class_value)
+    return rearrange(out, "b p t h d -> b t p h d")
+
+
+def _within_frames_flash(query, key, value, class_key, class_value):
+    shape = query.shape
+
+    def with_class(x, shared):
+        shared = jnp.broadcast_to(shared[:, None, None], (*x.shape[:2], 1, *x.shape[3:]))
+        return rearrange(jnp.concatenate([x, shared], axis=2), "b t k h d -> (b t) k h d")
+
+    query = rearrange(query, "b t p h d -> (b t) p h d")
+    return attend_flash(query, with_class(key, class_key), with_class(value, class_value)).reshape(shape)
+
+
+# How the class token attends, and how patches do, each a function of (query, key, value, class key, class value).
+_FORMS = {
+    "einsum": (_class_to_all, {"space": _within_frames, "time": _within_places}),
+    "cudnn": (attend_once, {"space": _within_frames_flash, "time": attend_few}),
+}
 
 
 class SpaceTimeBlock(nn.Module):
@@ -84,26 +118,28 @@ class SpaceTimeBlock(nn.Module):
       mlp_ratio: Hidden width of the MLP over the width.
       time_init: "zeros" as the source, or "random"; see `SpaceTimeTransformer`.
       dtype: Compute dtype.
+      form: Of attention, one of `attention.FORMS`.
     """
 
     num_heads: int
     mlp_ratio: float = 4.0
     time_init: Literal["zeros", "random"] = "zeros"
     dtype: DTypeLike = jnp.float32
+    form: str = "einsum"
 
     @nn.compact
     def __call__(self, tokens: Tokens, *, class_only: bool = False) -> Tokens:
         """Returns the tokens after the block, or the class token alone."""
         norm_time, norm_space, norm_mlp = (
-            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name=f"norm_{name}")
+            LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{name}")
             for name in ("time", "space", "mlp")
         )
-        time_attention = DividedAttention(
-            "time", self.num_heads, self.time_init == "zeros", self.dtype, name="time_attention"
-        )
-        space_attention = DividedAttention("space", self.num_heads, dtype=self.dtype, name="space_attention")
+        same = {"dtype": self.dtype, "form": self.form}
+        time_attention = DividedAttention("time", self.num_heads, self.time_init == "zeros", **same, name="time_attention")
+        space_attention = DividedAttention("space", self.num_heads, **same, name="space_attention")
         mlp = Mlp(int(tokens[0].shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
 
+        tokens = jax.tree.map(row_major, tokens) if self.form == "cudnn" else tokens
         time = time_attention(jax.tree.map(norm_time, tokens))
         space = space_attention(jax.tree.map(norm_space, _add(tokens, time)), class_only=class_only)
         tokens = _add((tokens[0], None) if class_only else tokens, space)
@@ -126,6 +162,7 @@ class SpaceTimeTransformer(nn.Module):
       dtype: Compute dtype; parameters are float32.
       scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
       remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
+      form: Of attention, one of `attention.FORMS`.
     """
 
     image_size_px: int = 224
@@ -139,6 +176,7 @@ class SpaceTimeTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     scan_layers: bool = False
     remat: str = "none"
+    form: str = "einsum"
 
     @nn.compact
     def __call__(self, video: Float[Array, "b t y x 3"]) -> Float[Array, "b w"]:
@@ -165,12 +203,12 @@ class SpaceTimeTransformer(nn.Module):
         patches = (embed(patches).astype(jnp.float32) + grid).astype(self.dtype)
         class_token = jnp.broadcast_to(class_token + position[0], (len(video), 1, self.width)).astype(self.dtype)
 
-        make_block = functools.partial(SpaceTimeBlock, self.num_heads, self.mlp_ratio, self.time_init, self.dtype)
+        make_block = functools.partial(SpaceTimeBlock, self.num_heads, self.mlp_ratio, self.time_init, self.dtype, self.form)
         tokens = apply_blocks(
             self, make_block, self.depth, (class_token, patches), last={"class_only": True},
             scan_layers=self.scan_layers, remat=self.remat,
         )  # fmt: skip
-        norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name="norm")
+        norm = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")
         return norm(tokens[0][:, 0])
 
     def _check(self, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,210 @@
+"""Attention: as matrix products for any machine, and in the forms that an NVIDIA GPU does fastest.
+
+All take heads apart, [..., tokens, h, d], and scale by 1 / √d; softmax is float32. The class token's key is in no group of
+patches and yet attended to by every one: it is one more column of logits. `attend` is the plain form, any machine's, and what
+tests compare the others with:
+
+  * `attend_flash` where groups are long: cuDNN's, by `jax.nn.dot_product_attention`;
+  * `attend_few` where a group is a clip's few frames, which a kernel for matrix products would fill up to 64 or 128;
+  * `attend_once` for the class token's one query.
+
+The last two multiply elementwise and sum, all in one order of dimensions, so that XLA can make them a few passes over memory
+without transposes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Bool, Float
+
+FORMS = ("einsum", "cudnn")  # of `model.attention`, beside "auto"
+
+
+def choose_form(form: str, dtype: str) -> str:
+    """Returns what "auto" stands for here: "cudnn" in bfloat16 on an NVIDIA GPU since Ampere, "einsum" elsewhere."""
+    if form != "auto":
+        return form
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", "")
+    is_nvidia = device.platform == "gpu" and str(capability).replace(".", "").isdecimal()
+    return "cudnn" if is_nvidia and float(capability) >= 8 and dtype == "bfloat16" else "einsum"
+
+
+def row_major(x: Array) -> Array:
+    """Returns `x`, and asks XLA to keep it and its gradient with the last dimension contiguous, then the one before.
+
+    Left to itself, XLA's GPU compiler chooses a layout for one sum, gives it to all that comes before, and transposes whole
+    arrays to get there.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def attend(
+    query: Float[Array, "b *group q h d"],
+    key: Float[Array, "b *group k h d"],
+    value: Float[Array, "b *group k h d"],
+    *,
+    class_key: Float[Array, "b h d"] | None = None,
+    class_value: Float[Array, "b h d"] | None = None,
+    mask: Bool[Array, "b k"] | None = None,
+    dropout: Callable[[Array], Array] | None = None,
+) -> Float[Array, "b *group q h d"]:
+    """Returns softmax(q kᵀ / √d) v within each group, where every group may share one more key: the class token's.
+
+    The class key is one more column of logits, merged in the softmax and never copied into the groups.
+
+    Args:
+      query: Queries, heads apart.
+      key: Keys of the same groups.
+      value: Values of the same groups.
+      class_key: A key every group attends to as well.
+      class_value: Its value.
+      mask: True where a key counts, of ungrouped input. At least one key of a row must.
+      dropout: Applied to the attention weights.
+    """
+    assert class_key is None or dropout is None, "no source drops weights of grouped attention"
+    query = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("b...qhd,b...khd->b...hqk", query, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    if class_key is None:
+        weights = jax.nn.softmax(logits, axis=-1)
+        weights = weights if dropout is None else dropout(weights)
+        return jnp.einsum("b...hqk,b...khd->b...qhd", weights.astype(value.dtype), value)
+    class_logits = jnp.einsum("b...qhd,bhd->b...hq", query, class_key, preferred_element_type=jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1), class_logits))
+    weights = jnp.exp(logits - largest[..., None])
+    class_weights = jnp.exp(class_logits - largest)
+    total = jnp.sum(weights, axis=-1) + class_weights
+    weights = (weights / total[..., None]).astype(value.dtype)
+    class_weights = (class_weights / total).astype(value.dtype)
+    out = jnp.einsum("b...hqk,b...khd->b...qhd", weights, value)
+    return out + jnp.einsum("b...hq,bhd->b...qhd", class_weights, class_value)
+
+
+def attend_flash(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    *,
+    implementation: str = "cudnn",
+) -> Float[Array, "b q h d"]:
+    """Returns softmax(q kᵀ / √d) v by cuDNN, whose weights never leave the chip; bfloat16.
+
+    Going back, cuDNN sums in no fixed order: two runs on a GPU may differ in the last bits.
+
+    Args:
+      query: Queries, an even number.
+      key: Keys.
+      value: Their values.
+      implementation: Of `jax.nn.dot_product_attention`.
+    """
+    lengths = {}
+    if key.shape[1] % 2:  # JAX refuses to go back through an odd number
+        lengths = {"key_value_seq_lengths": jnp.full(len(key), key.shape[1], jnp.int32)}
+        key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (key, value))
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
+
+
+@jax.checkpoint
+def attend_once(
+    query: Float[Array, "b h d"],
+    key: Float[Array, "b t p h d"],
+    value: Float[Array, "b t p h d"],
+    class_key: Float[Array, "b h d"],
+    class_value: Float[Array, "b h d"],
+) -> Float[Array, "b h d"]:
+    """Returns the attention of one query to the class token and to every patch; nothing but these is kept to go back."""
+
+    def spread(x):  # to every patch
+        return row_major(jnp.broadcast_to(x[:, None, None], key.shape).astype(jnp.float32))
+
+    query = query.astype(jnp.float32) * query.shape[-1] ** -0.5
+    logits = jnp.sum(spread(query) * key, axis=-1)
+    class_logit = jnp.sum(query * class_key, axis=-1)
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=(1, 2)), class_logit))
+    weights, class_weight = jnp.exp(logits - largest[:, None, None]), jnp.exp(class_logit - largest)
+    total = jnp.sum(weights, axis=(1, 2)) + class_weight
+    out = jnp.sum(row_major(weights[..., None] * value), axis=(1, 2)) + class_weight[..., None] * class_value
+    return (out / total[..., None]).astype(value.dtype)
+
+
+@jax.custom_vjp
+def attend_few(
+    query: Float[Array, "b t p h d"],
+    key: Float[Array, "b t p h d"],
+    value: Float[Array, "b t p h d"],
+    class_key: Float[Array, "b h d"],
+    class_value: Float[Array, "b h d"],
+) -> Float[Array, "b t p h d"]:
+    """Returns the attention of each patch to the frames of its own place and to the class token.
+
+    Sums over frames are written out: as a reduction XLA would bring the frames together by a transpose.
+    """
+    return _few_forward(query, key, value, class_key, class_value)[0]
+
+
+def _frames(x: Float[Array, "b t p *n"]) -> list[Float[Array, "b 1 p *n"]]:
+    return [x[:, i : i + 1] for i in range(x.shape[1])]
+
+
+def _dot(x: Float[Array, "b t p h d"], y: Float[Array, "b #t #p h d"]) -> Float[Array, "b t p h"]:
+    """Returns products of vectors, summed in float32."""
+    return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
+
+
+def _scaled(weight: Float[Array, "b #t p h"], x: Float[Array, "b #t #p h d"]) -> Float[Array, "b t p h d"]:
+    return weight[..., None] * x.astype(jnp.float32)
+
+
+def _few_forward(query, key, value, class_key, class_value):
+    scale = query.shape[-1] ** -0.5
+    shared_key, shared_value = class_key[:, None, None], class_value[:, None, None]
+    logits = [scale * _dot(query, frame) for frame in (*_frames(key), shared_key)]  # each [b, t, p, h]
+    largest = sum_by(jnp.maximum, logits)
+    weights = [jnp.exp(column - largest) for column in logits]
+    total = sum_by(jnp.add, weights)
+    weights = [column / total for column in weights]
+    out = sum_by(jnp.add, [_scaled(*pair) for pair in zip(weights, (*_frames(value), shared_value), strict=True)])
+    return out.astype(value.dtype), (query, key, value, class_key, class_value, weights)
+
+
+def sum_by(combine: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
+    """Returns combine(... combine(part 0, part 1) ..., last part)."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = combine(total, part)
+    return total
+
+
+def _few_backward(residuals, gradient):
+    query, key, value, class_key, class_value, weights = residuals
+    scale = query.shape[-1] ** -0.5
+    shared_key, shared_value = class_key[:, None, None], class_value[:, None, None]
+    to_weights = [_dot(gradient, frame) for frame in (*_frames(value), shared_value)]
+    mean = sum_by(jnp.add, [w * to_w for w, to_w in zip(weights, to_weights, strict=True)])
+    to_logits = [scale * w * (to_w - mean) for w, to_w in zip(weights, to_weights, strict=True)]
+    to_query = sum_by(jnp.add, [_scaled(*pair) for pair in zip(to_logits, (*_frames(key), shared_key), strict=True)])
+
+    def to_frames(columns, x):  # a frame's key or value is asked by all frames
+        asked = jnp.stack(columns, axis=2)  # [b, t, frames, p, h]
+        rows = [asked[:, i] for i in range(asked.shape[1])]
+        return sum_by(jnp.add, [_scaled(*pair) for pair in zip(rows, _frames(x), strict=True)])
+
+    def to_shared(column, x):
+        return jnp.sum(row_major(_scaled(column, x)), axis=(1, 2))
+
+    *to_key_logits, to_class_logits = to_logits
+    *value_weights, class_weights = weights
+    return (
+        to_query.astype(query.dtype),
+        to_frames(to_key_logits, query).astype(key.dtype),
+        to_frames(value_weights, gradient).astype(value.dtype),
+        to_shared(to_class_logits, query).astype(class_key.dtype),
+        to_shared(class_weights, gradient).astype(class_value.dtype),
+    )
+
+
+attend_few.defvjp(_few_forward, _few_backward)

@@ -1,0 +1,156 @@
+"""The forms of attention that a GPU is given are the plain one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mc3_jax import config as config_lib, validation
+from mc3_jax.models import attention, video
+from mc3_jax.models.layers import SelfAttention
+
+B, T, P, H, D = 2, 4, 5, 3, 8
+
+
+def draw(*shapes, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [3 * jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def grid_and_class(**kwargs):
+    return draw(*[(B, T, P, H, D)] * 3, *[(B, H, D)] * 2, **kwargs)
+
+
+def value_and_gradients(attend, inputs):
+    weight = jax.random.normal(jax.random.key(1), jax.eval_shape(attend, *inputs).shape)
+    scalar = jax.jit(jax.value_and_grad(lambda x: jnp.sum(weight * attend(*x)), argnums=0))
+    return jax.jit(attend)(*inputs), scalar(list(inputs))[1]
+
+
+def assert_same(one, other, tolerance=1e-5):
+    """Each array by its largest value: sums come in another order."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def test_few_frames_as_sums_are_the_products():
+    inputs = grid_and_class()
+    assert_same(value_and_gradients(attention.attend_few, inputs), value_and_gradients(video._within_places, inputs))
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 7])
+def test_any_number_of_frames_will_do(num_frames):
+    inputs = draw(*[(B, num_frames, P, H, D)] * 3, *[(B, H, D)] * 2)
+    assert_same(value_and_gradients(attention.attend_few, inputs), value_and_gradients(video._within_places, inputs))
+
+
+def test_one_query_as_sums_is_the_product():
+    _, *rest = grid_and_class()
+    inputs = [draw((B, H, D))[0], *rest]
+    assert_same(value_and_gradients(attention.attend_once, inputs), value_and_gradients(video._class_to_all, inputs))
+
+
+@pytest.mark.parametrize("attend", [attention.attend_few, attention.attend_once])
+def test_large_logits_do_not_overflow(attend):
+    inputs = [100 * x for x in grid_and_class()]
+    inputs[0] = inputs[0] if attend is attention.attend_few else inputs[0][:, 0, 0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(value_and_gradients(attend, inputs)))
+
+
+@pytest.mark.parametrize("attend", [attention.attend_few, attention.attend_once])
+def test_in_bfloat16_sums_are_at_least_as_near_as_products(attend):
+    plain = video._within_places if attend is attention.attend_few else video._class_to_all
+    narrow = grid_and_class(dtype=jnp.bfloat16)
+    narrow[0] = narrow[0] if attend is attention.attend_few else narrow[0][:, 0, 0]
+    wanted = value_and_gradients(plain, [x.astype(jnp.float32) for x in narrow])
+
+    def errors(form):
+        found = value_and_gradients(form, narrow)
+        return [float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in zip(
+            map(jnp.asarray, jax.tree.leaves(found)), jax.tree.leaves(wanted), strict=True)]  # fmt: skip
+
+    for ours, theirs in zip(errors(attend), errors(plain), strict=True):
+        assert ours <= 1.1 * theirs
+
+
+@pytest.fixture
+def flash_on_a_cpu(monkeypatch):
+    """cuDNN's place taken by XLA, with cuDNN's own refusal of odd numbers; what surrounds the call is ours."""
+
+    def flash(query, key, value, *, implementation, **lengths):
+        assert implementation == "cudnn"
+        assert query.shape[1] % 2 == key.shape[1] % 2 == 0
+        return plain(query, key, value, implementation="xla", **lengths)
+
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", flash)
+
+
+@pytest.mark.usefixtures("flash_on_a_cpu")
+@pytest.mark.parametrize("num_patches", [6, 8])  # one key more is the class token's
+def test_flash_attention_within_frames_is_the_plain_one(num_patches):
+    inputs = draw(*[(B, T, num_patches, H, D)] * 3, *[(B, H, D)] * 2)
+    assert_same(
+        value_and_gradients(video._within_frames_flash, inputs), value_and_gradients(video._within_frames, inputs)
+    )
+
+
+@pytest.mark.usefixtures("flash_on_a_cpu")
+@pytest.mark.parametrize("num_outputs", [None, 2])
+def test_self_attention_is_the_same_in_both_forms(num_outputs):
+    (x,) = draw((B, 6, H * D))
+    plain, flash = (SelfAttention(H, form=form) for form in attention.FORMS)
+    params = plain.init(jax.random.key(0), x)
+    apply = [functools.partial(module.apply, num_outputs=num_outputs) for module in (plain, flash)]
+    assert_same(*(value_and_gradients(lambda p, x, a=a: a({"params": p}, x), [params["params"], x]) for a in apply))
+
+
+@pytest.mark.usefixtures("flash_on_a_cpu")
+@pytest.mark.parametrize(("scan_layers", "remat"), [(False, "none"), (True, "full")])
+def test_a_whole_encoder_is_the_same_in_both_forms(scan_layers, remat):
+    frames = jax.random.normal(jax.random.key(2), (2, 4, 32, 32, 3))
+    sizes = {"image_size_px": 32, "num_positions": 4, "width": 48, "depth": 3, "num_heads": 4, "time_init": "random"}
+    encoders = [
+        video.SpaceTimeTransformer(**sizes, patch_px=8, scan_layers=scan_layers, remat=remat, form=form)
+        for form in attention.FORMS
+    ]
+    params = encoders[0].init(jax.random.key(0), frames)["params"]
+    assert_same(*(
+        value_and_gradients(lambda p, x, e=e: e.apply({"params": p}, x), [params, frames]) for e in encoders
+    ), tolerance=1e-4)  # fmt: skip
+
+
+def test_auto_is_einsum_where_there_is_no_gpu_and_what_is_asked_for_stays():
+    assert attention.choose_form("auto", "bfloat16") == "einsum"
+    assert attention.choose_form("cudnn", "bfloat16") == "cudnn"
+
+
+class FakeGpu:
+    def __init__(self, capability, platform="gpu"):
+        self.compute_capability, self.platform = capability, platform
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "form"),
+    [
+        (FakeGpu("9.0"), "bfloat16", "cudnn"),
+        (FakeGpu("8.0"), "bfloat16", "cudnn"),
+        (FakeGpu("9.0"), "float32", "einsum"),  # cuDNN has none
+        (FakeGpu("7.5"), "bfloat16", "einsum"),
+        (FakeGpu("gfx942"), "bfloat16", "einsum"),  # AMD's
+        (FakeGpu(None, "tpu"), "bfloat16", "einsum"),
+    ],
+)  # fmt: skip
+def test_auto_looks_at_the_device_and_the_dtype(monkeypatch, device, dtype, form):
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert attention.choose_form("auto", dtype) == form
+
+
+def test_what_a_form_can_not_do_is_refused_by_the_config():
+    with pytest.raises(ValueError, match=r"model\.attention = 'flash': auto, einsum or cudnn"):
+        validation.validate_model(config_lib.ModelConfig(attention="flash"))
+    with pytest.raises(ValueError, match=r"model\.attention = 'cudnn': .*bfloat16"):
+        validation.validate_model(config_lib.ModelConfig(attention="cudnn", dtype="float32"))

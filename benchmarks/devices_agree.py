@@ -32,7 +32,9 @@ def outputs(args: argparse.Namespace, params: dict, dtype: str, device: jax.Devi
         params = jax.device_put(params, device)
         batch = jax.device_put(train_step.make_batch(config), device)
         loss = step_lib.make_loss_fn(model, config, phase.config)
-        value, gradient = jax.jit(jax.value_and_grad(lambda p, b: loss(p, jnp.int32(0), b)[0]))(params, batch)
+        options = step_lib.GPU_OPTIONS if device.platform == "gpu" else None
+        step = jax.jit(jax.value_and_grad(lambda p, b: loss(p, jnp.int32(0), b)[0]), compiler_options=options)
+        value, gradient = step(params, batch)
     towers = {name: jax.tree.leaves(gradient[name]) for name in ("audio", "video", "text")}
     flat = {name: np.concatenate([np.ravel(np.asarray(leaf)) for leaf in leaves]) for name, leaves in towers.items()}
     return {"loss": np.asarray(value)} | {f"gradient, {name}": vector for name, vector in flat.items()}

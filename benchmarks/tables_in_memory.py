@@ -106,7 +106,7 @@ def train(config: Config, store: Store):
 
     with jax.set_mesh(mesh):
         init, abstract = plan(phases[0])
-        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+        state = step_lib.draw_state(init, abstract)
         metrics = {}
         for phase in phases:
             if phase.start:

@@ -16,6 +16,7 @@ go on.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -112,10 +113,9 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) if stats else 0
 
     with jax.set_mesh(mesh):
-        abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: step_lib.init_state(model, config, phase)))
-        places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        init = functools.partial(step_lib.init_state, model, config, phase)
+        state = step_lib.draw_state(init, mesh_lib.abstract_state(mesh, jax.eval_shape(init)))
         if whole:
-            state = jax.jit(lambda: step_lib.init_state(model, config, phase), out_shardings=places)()
             step_fn = step_lib.jit_train_step(model, config, phase, state)
             batch, held = mesh_lib.put_batch(mesh, make_batch(config)), {"state": state, "step": 0}
             del state
@@ -126,7 +126,8 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
                 jax.block_until_ready(metrics)
 
         else:
-            params = jax.jit(lambda: step_lib.init_params(model, config.model, 0), out_shardings=places.params)()
+            params = state.params
+            del state
             inputs = mesh_lib.put_batch(mesh, _inputs(config, rng))
             row = jnp.arange(args.batch)
             key = jax.random.key(0)

@@ -254,7 +254,7 @@ def _first_state(run: Run) -> tuple[int, step_lib.TrainState]:
             workdir_lib.check_workdir(run.workdir, run.config)  # what the towers start from counts again
             initial, _ = weights.read_initial(run.config)
     init, abstract = _plan_state(run, 0)
-    state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+    state = step_lib.draw_state(init, abstract)
     return 0, state.replace(params=mesh_lib.replace_leaves(state.params, checkpoint.unflatten(initial)))
 
 

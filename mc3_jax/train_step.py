@@ -12,6 +12,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
@@ -25,7 +26,11 @@ from mc3_jax.models.text import DistilBert
 from mc3_jax.models.video import SpaceTimeTransformer
 
 Batch = Mapping[str, Array]
+SMALL_LEAF = 2**14  # values
 INPUTS = ("audio", "video", "text_ids", "text_mask")  # of the model
+# Of XLA. It would join each product of class tokens to that of the patches with the same kernel, and copy all patches for it;
+# and try each product as a kernel of Triton's, for which it undoes what cuBLAS adds at no cost, such as biases.
+GPU_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_enable_triton_gemm": False}
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -136,6 +141,20 @@ def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -
     )
 
 
+def draw_state(init: Callable[[], TrainState], abstract: TrainState) -> TrainState:
+    """Returns `init()`, every leaf at its place in `abstract`.
+
+    A GPU is given random numbers by a kernel of JAX's own, bit for bit the same: as a part of other kernels they keep XLA
+    compiling for a minute.
+    """
+    before = jax.config.jax_threefry_gpu_kernel_lowering
+    jax.config.update("jax_threefry_gpu_kernel_lowering", True)
+    try:
+        return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+    finally:
+        jax.config.update("jax_threefry_gpu_kernel_lowering", before)
+
+
 def enter_phase(
     config: config_lib.Config, phase: phases_lib.Phase, state: TrainState, abstract: TrainState
 ) -> TrainState:
@@ -231,9 +250,12 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
         masks = {"max_time_mask": audio.max_time_mask, "max_mel_mask": audio.max_mel_mask}
         log_mel = frontend.mask_spectrogram(log_mel, keys, **masks)
     inputs = {"audio": log_mel, "text_ids": batch["text_ids"], "text_mask": batch["text_mask"]}
+    # TensorFloat-32 on a GPU, a tenth of a grey level off at most: bfloat16, which the patches are rounded to next, is worse.
+    precision = jax.lax.Precision.HIGH if config.dtype == "bfloat16" else jax.lax.Precision.HIGHEST
     if "video" in batch and key is None:
-        pixels, sizes = batch["video"], batch["video_size"]
-        inputs["video"] = frontend.center_video(pixels, sizes, video.image_size_px, video.resize_px)
+        inputs["video"] = frontend.center_video(
+            batch["video"], batch["video_size"], video.image_size_px, video.resize_px, precision=precision
+        )
     elif "video" in batch:
         inputs["video"] = frontend.augment_video(
             batch["video"],
@@ -242,6 +264,7 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
             video.image_size_px,
             scale=video.crop_scale,
             flip_probability=video.flip_probability,
+            precision=precision,
         )
     return inputs
 
@@ -402,6 +425,26 @@ def _num_devices() -> int:
     return 1 if mesh.empty else mesh.size
 
 
+def _leaf_norms(tree) -> Array:
+    """Returns the L2 norm of each leaf, float32 [leaves].
+
+    Those of small leaves of one size are one reduction: a GPU takes longer to start one than to do it. Leaves that are spread
+    over devices stay as they are.
+    """
+    leaves, groups = jax.tree.leaves(tree), {}
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = mesh.empty or mesh.shape["fsdp"] == 1
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.size if whole and leaf.size <= SMALL_LEAF else f"leaf {i}", []).append(i)
+    norms = []
+    for group in groups.values():
+        if len(group) == 1:
+            norms.append(optax.tree.norm(leaves[group[0]])[None])
+        else:
+            norms.append(jnp.linalg.norm(jnp.stack([leaves[i].ravel() for i in group]), axis=1))
+    return jnp.concatenate(norms)[np.argsort(np.concatenate(list(groups.values())))]
+
+
 def make_train_step(
     model: MC3, config: config_lib.Config, phase: phases_lib.Phase, tx: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array], Health]]:
@@ -423,11 +466,13 @@ def make_train_step(
         rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))
-        grad_norms = jnp.stack([optax.tree.norm(leaf) for leaf in jax.tree.leaves(grads)])
+        grad_norms, update_norms, param_norms = (_leaf_norms(tree) for tree in (grads, updates, state.params))
         metrics |= {"grad_norm": optax.tree.norm(grad_norms), "learning_rate": rate}
         taken = (state.step == step) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        places = jax.tree.unflatten(jax.tree.structure(grads), range(len(grad_norms)))
         for tower in config_lib.MODALITIES:
-            update_norm, param_norm = optax.tree.norm(updates[tower]), optax.tree.norm(state.params[tower])
+            of_tower = np.array(jax.tree.leaves(places[tower]))
+            update_norm, param_norm = (optax.tree.norm(norms[of_tower]) for norms in (update_norms, param_norms))
             metrics[f"update_ratio_{tower}"] = rate * update_norm / param_norm
             # Beside what this finds: all that reads the old state now comes before anything of the new one, and XLA need not
             # copy the whole state to keep it that long.
@@ -452,8 +497,7 @@ def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phas
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())  # every process reads the numbers
     step = make_train_step(model, config, phase, tx)
-    # XLA would join each product of class tokens to that of the patches with the same kernel, and copy all patches for it.
-    options = {"xla_gpu_dot_merger_threshold_mb": 0} if model.video_tower.form == "cudnn" else None
+    options = GPU_OPTIONS if model.video_tower.form == "cudnn" else None
     return jax.jit(
         step, donate_argnums=0, out_shardings=(shardings, everywhere, everywhere), compiler_options=options
     )

@@ -108,7 +108,7 @@ def attend_flash(
     return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def attend_once(
     query: Float[Array, "b h d"],
     key: Float[Array, "b t p h d"],
@@ -116,19 +116,51 @@ def attend_once(
     class_key: Float[Array, "b h d"],
     class_value: Float[Array, "b h d"],
 ) -> Float[Array, "b h d"]:
-    """Returns the attention of one query to the class token and to every patch; nothing but these is kept to go back."""
+    """Returns the attention of one query to the class token and to every patch."""
+    return _once_forward(query, key, value, class_key, class_value)[0]
 
-    def spread(x):  # to every patch
-        return row_major(jnp.broadcast_to(x[:, None, None], key.shape).astype(jnp.float32))
 
-    query = query.astype(jnp.float32) * query.shape[-1] ** -0.5
-    logits = jnp.sum(spread(query) * key, axis=-1)
-    class_logit = jnp.sum(query * class_key, axis=-1)
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=(1, 2)), class_logit))
+def _once_forward(query, key, value, class_key, class_value):
+    scale = query.shape[-1] ** -0.5
+    logits, class_logit = scale * _dot(key, query[:, None, None]), scale * _dot(class_key, query)
+    largest = jnp.maximum(jnp.max(logits, axis=(1, 2)), class_logit)
     weights, class_weight = jnp.exp(logits - largest[:, None, None]), jnp.exp(class_logit - largest)
     total = jnp.sum(weights, axis=(1, 2)) + class_weight
-    out = jnp.sum(row_major(weights[..., None] * value), axis=(1, 2)) + class_weight[..., None] * class_value
-    return (out / total[..., None]).astype(value.dtype)
+    weights, class_weight = weights / total[:, None, None], class_weight / total
+    out = _sum_patches(weights, value) + _scaled(class_weight, class_value)
+    return out.astype(value.dtype), (query, key, value, class_key, class_value, weights, class_weight, out)
+
+
+def _once_backward(residuals, gradient):
+    query, key, value, class_key, class_value, weights, class_weight, out = residuals
+    scale = query.shape[-1] ** -0.5
+    mean = _dot(out, gradient)
+    to_logits = scale * weights * (_dot(value, gradient[:, None, None]) - mean[:, None, None])
+    to_class_logit = scale * class_weight * (_dot(class_value, gradient) - mean)
+    to_query = _sum_patches(to_logits, key) + _scaled(to_class_logit, class_key)
+    return (
+        to_query.astype(query.dtype),
+        _scaled(to_logits, query[:, None, None]).astype(key.dtype),
+        _scaled(weights, gradient[:, None, None]).astype(value.dtype),
+        _scaled(to_class_logit, query).astype(class_key.dtype),
+        _scaled(class_weight, gradient).astype(class_value.dtype),
+    )
+
+
+attend_once.defvjp(_once_forward, _once_backward)
+
+
+def _dot(x: Float[Array, "b *n h d"], y: Float[Array, "b *#n h d"]) -> Float[Array, "b *n h"]:
+    """Returns products of vectors, summed in float32."""
+    return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
+
+
+def _scaled(weight: Float[Array, "b *#n h"], x: Float[Array, "b *#n h d"]) -> Float[Array, "b *n h d"]:
+    return weight[..., None] * x.astype(jnp.float32)
+
+
+def _sum_patches(weight: Float[Array, "b t p h"], x: Float[Array, "b t p h d"]) -> Float[Array, "b h d"]:
+    return jnp.sum(row_major(_scaled(weight, x)), axis=(1, 2))
 
 
 @jax.custom_vjp
@@ -150,28 +182,19 @@ def _frames(x: Float[Array, "b t p *n"]) -> list[Float[Array, "b 1 p *n"]]:
     return [x[:, i : i + 1] for i in range(x.shape[1])]
 
 
-def _dot(x: Float[Array, "b t p h d"], y: Float[Array, "b #t #p h d"]) -> Float[Array, "b t p h"]:
-    """Returns products of vectors, summed in float32."""
-    return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
-
-
-def _scaled(weight: Float[Array, "b #t p h"], x: Float[Array, "b #t #p h d"]) -> Float[Array, "b t p h d"]:
-    return weight[..., None] * x.astype(jnp.float32)
-
-
 def _few_forward(query, key, value, class_key, class_value):
     scale = query.shape[-1] ** -0.5
     shared_key, shared_value = class_key[:, None, None], class_value[:, None, None]
     logits = [scale * _dot(query, frame) for frame in (*_frames(key), shared_key)]  # each [b, t, p, h]
-    largest = sum_by(jnp.maximum, logits)
+    largest = _combine(jnp.maximum, logits)
     weights = [jnp.exp(column - largest) for column in logits]
-    total = sum_by(jnp.add, weights)
+    total = _combine(jnp.add, weights)
     weights = [column / total for column in weights]
-    out = sum_by(jnp.add, [_scaled(*pair) for pair in zip(weights, (*_frames(value), shared_value), strict=True)])
+    out = _combine(jnp.add, [_scaled(*pair) for pair in zip(weights, (*_frames(value), shared_value), strict=True)])
     return out.astype(value.dtype), (query, key, value, class_key, class_value, weights)
 
 
-def sum_by(combine: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
+def _combine(combine: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
     """Returns combine(... combine(part 0, part 1) ..., last part)."""
     total = parts[0]
     for part in parts[1:]:
@@ -184,26 +207,25 @@ def _few_backward(residuals, gradient):
     scale = query.shape[-1] ** -0.5
     shared_key, shared_value = class_key[:, None, None], class_value[:, None, None]
     to_weights = [_dot(gradient, frame) for frame in (*_frames(value), shared_value)]
-    mean = sum_by(jnp.add, [w * to_w for w, to_w in zip(weights, to_weights, strict=True)])
+    mean = _combine(jnp.add, [w * to_w for w, to_w in zip(weights, to_weights, strict=True)])
     to_logits = [scale * w * (to_w - mean) for w, to_w in zip(weights, to_weights, strict=True)]
-    to_query = sum_by(jnp.add, [_scaled(*pair) for pair in zip(to_logits, (*_frames(key), shared_key), strict=True)])
+    to_query = _combine(jnp.add, [_scaled(*pair) for pair in zip(to_logits, (*_frames(key), shared_key), strict=True)])
 
     def to_frames(columns, x):  # a frame's key or value is asked by all frames
         asked = jnp.stack(columns, axis=2)  # [b, t, frames, p, h]
         rows = [asked[:, i] for i in range(asked.shape[1])]
-        return sum_by(jnp.add, [_scaled(*pair) for pair in zip(rows, _frames(x), strict=True)])
+        return _combine(jnp.add, [_scaled(*pair) for pair in zip(rows, _frames(x), strict=True)])
 
-    def to_shared(column, x):
-        return jnp.sum(row_major(_scaled(column, x)), axis=(1, 2))
-
+    # Behind the barrier XLA reads these once more, and so need not write the others as arrays of their own.
+    seen_query, seen_gradient = jax.lax.optimization_barrier((query, gradient))
     *to_key_logits, to_class_logits = to_logits
     *value_weights, class_weights = weights
     return (
         to_query.astype(query.dtype),
         to_frames(to_key_logits, query).astype(key.dtype),
         to_frames(value_weights, gradient).astype(value.dtype),
-        to_shared(to_class_logits, query).astype(class_key.dtype),
-        to_shared(class_weights, gradient).astype(class_value.dtype),
+        _sum_patches(to_class_logits, seen_query).astype(class_key.dtype),
+        _sum_patches(class_weights, seen_gradient).astype(class_value.dtype),
     )
 
 

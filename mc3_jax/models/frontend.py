@@ -200,16 +200,24 @@ def _interpolation(
 
 
 def _resample(
-    video: UInt8[Array, "b t h w 3"], vertical: Float[Array, "b y h"], horizontal: Float[Array, "b x w"]
+    video: UInt8[Array, "b t h w 3"],
+    vertical: Float[Array, "b y h"],
+    horizontal: Float[Array, "b x w"],
+    precision: jax.lax.Precision,
 ) -> Float[Array, "b t y x 3"]:
     """Returns frames resampled by one matrix per clip and axis, normalised by ImageNet's mean and deviation."""
-    frames = jnp.einsum("byh,bthwc->btywc", vertical, video.astype(jnp.float32), precision=HIGHEST)
-    frames = jnp.einsum("bxw,btywc->btyxc", horizontal, frames, precision=HIGHEST)
+    frames = jnp.einsum("byh,bthwc->btywc", vertical, video.astype(jnp.float32), precision=precision)
+    frames = jnp.einsum("bxw,btywc->btyxc", horizontal, frames, precision=precision)
     return (frames / 255 - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
 
 
 def center_video(
-    video: UInt8[Array, "b t h w 3"], video_size: Int32[Array, "b 2"], image_size_px: int, resize_px: int
+    video: UInt8[Array, "b t h w 3"],
+    video_size: Int32[Array, "b 2"],
+    image_size_px: int,
+    resize_px: int,
+    *,
+    precision: jax.lax.Precision = HIGHEST,
 ) -> Float[Array, "b t y x 3"]:
     """Returns normalised frames: the short side resized to `resize_px`, then the central square of `image_size_px`.
 
@@ -221,6 +229,7 @@ def center_video(
       video_size: True height and width of each clip on the canvas.
       image_size_px: Height and width of the result.
       resize_px: Short side before the crop, at least `image_size_px`.
+      precision: Of the products that resample.
 
     Raises:
       ValueError: If `resize_px` is below `image_size_px`.
@@ -242,7 +251,7 @@ def center_video(
         )
         for axis in (0, 1)
     ]
-    return _resample(video, *matrices)
+    return _resample(video, *matrices, precision)
 
 
 def _random_crop(
@@ -279,6 +288,7 @@ def augment_video(
     scale: tuple[float, float],
     flip_probability: float,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    precision: jax.lax.Precision = HIGHEST,
 ) -> Float[Array, "b t y x 3"]:
     """Returns normalised frames, one random crop and one random horizontal flip per clip.
 
@@ -292,6 +302,7 @@ def augment_video(
       scale: Share of the frame's area a crop takes, (low, high).
       flip_probability: Of a horizontal flip.
       ratio: Width over height of a crop, (low, high).
+      precision: Of the products that resample.
     """
 
     def draw(key, size) -> tuple[Array, Array, Bool[Array, ""]]:
@@ -312,4 +323,4 @@ def augment_video(
     )
     # Flipping the matrix costs nothing; flipping the frames would copy them.
     horizontal = jnp.where(flip[:, None, None], horizontal[:, ::-1], horizontal)
-    return _resample(video, vertical, horizontal)
+    return _resample(video, vertical, horizontal, precision)

@@ -141,7 +141,7 @@ def _normalize_backward(epsilon, residuals, gradient):
     normal, wide = widen(x, gradient)
     scaled = wide * scale
     along, across = jnp.mean(scaled, axis=-1, keepdims=True), jnp.mean(scaled * normal, axis=-1, keepdims=True)
-    to_x = (inverse * (scaled - along - normal * across)).astype(x.dtype)
+    to_x = jax.lax.optimization_barrier((inverse * (scaled - along - normal * across)).astype(x.dtype))
     # Behind the barrier XLA computes these again, and so does not write them.
     normal, wide = widen(*jax.lax.optimization_barrier((x, gradient)))
     return to_x, jnp.sum(wide * normal, axis=0), jnp.sum(wide, axis=0)

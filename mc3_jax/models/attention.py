@@ -17,6 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 FORMS = ("einsum", "cudnn")  # of `model.attention`, beside "auto"
@@ -37,7 +38,19 @@ def row_major(x: Array) -> Array:
 
     Left to itself, XLA's GPU compiler chooses a layout for one sum, gives it to all that comes before, and transposes whole
     arrays to get there.
+
+    Args:
+      x: Any array whose first axis is the batch's. On a mesh each device keeps its rows: asked of the whole array, XLA would
+        bring all rows to every device.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and len(x) % mesh.size == 0:
+        rows = PartitionSpec(mesh.axis_names)
+        return jax.shard_map(_row_major, in_specs=rows, out_specs=rows)(x)
+    return _row_major(x)
+
+
+def _row_major(x: Array) -> Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 

@@ -22,6 +22,7 @@ def measure_work(args: argparse.Namespace) -> str:
     for batch in map(int, args.batches.split(",")):
         args.batch = batch
         child = train_step.Child("ours", args)
+        child.wait()
         for _ in range(args.rounds):
             child.run(args.steps)
         child.stop()

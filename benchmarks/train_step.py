@@ -28,7 +28,7 @@ import numpy as np
 
 SYSTEMS = {
     "ours": "mc3_jax, whole step", "ours_gradient": "mc3_jax, loss and gradient", "eager": "PyTorch eager",
-    "compiled": "PyTorch compiled",
+    "compiled": "PyTorch compiled", "again": "mc3_jax, whole step, started again",
 }  # fmt: skip
 # Told to every process: XLA and PyTorch take a step's memory from malloc, which else gives it back to a kernel that clears it
 # again for the next step; training on a CPU is told so by the Makefile as well.
@@ -87,7 +87,7 @@ def _serve(step, memory, platform: str) -> None:
     reclaimed memory that lay idle.
     """
     step()
-    print(json.dumps({"platform": platform}), flush=True)
+    print(json.dumps({"platform": platform, "ready": time.time()}), flush=True)
     for line in sys.stdin:
         step()
         begin = time.perf_counter()
@@ -197,7 +197,7 @@ class Child:
     """
 
     def __init__(self, name: str, args: argparse.Namespace):
-        """Starts it with the options of `args` and waits for its first step."""
+        """Starts it with the options of `args`; what else is asked of it comes after `wait`."""
         words = [f"--{word}={getattr(args, word)}" for word in WORDS]
         words += [f"--{switch}" for switch in SWITCHES if getattr(args, switch)]
         environment = os.environ | KEEP_MEMORY | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -205,10 +205,14 @@ class Child:
             [sys.executable, "-m", "benchmarks.train_step", f"--serve={name}", *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        self.answers, self.failed = [], ""
-        begin = time.perf_counter()
-        self.platform = self._read().get("platform", "")
-        self.started_s = time.perf_counter() - begin
+        self.answers, self.failed, self.platform, self.started_s = [], "", "", float("nan")
+        self._began = time.time()
+
+    def wait(self) -> None:
+        """Waits for its first step."""
+        answer = self._read()
+        if answer:
+            self.platform, self.started_s = answer["platform"], answer["ready"] - self._began
 
     def _read(self) -> dict:
         for line in self.process.stdout:
@@ -252,17 +256,20 @@ def main() -> None:
     parser.add_argument("--remat", default="none")
     parser.add_argument("--unroll", action="store_true", help="blocks one after the other instead of the config's loop")
     parser.add_argument("--chunk_size", type=int, default=0, help="of ours")
-    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--systems", default="ours,ours_gradient,eager,compiled", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="a round")
     parser.add_argument("--backward_only", action="store_true", help="PyTorch without its optimizer")
-    parser.add_argument("--alone", action="store_true", help="one after the other, where memory does not hold them together")
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--alone", action="store_true", help="one after the other, where memory does not hold them together")
+    order.add_argument("--together", action="store_true", help="start all at once: done sooner, but first steps take longer")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve = {
-            "ours": lambda: serve_ours(args, whole=True), "ours_gradient": lambda: serve_ours(args, whole=False),
+            "ours": lambda: serve_ours(args, whole=True), "again": lambda: serve_ours(args, whole=True),
+            "ours_gradient": lambda: serve_ours(args, whole=False),
             "eager": lambda: serve_torch(args, compiled=False), "compiled": lambda: serve_torch(args, compiled=True),
             "matmul": lambda: serve_matmul(args),
         }  # fmt: skip
@@ -274,15 +281,18 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Child]:
     """Returns name → system, each timed in every round."""
-    children = {}
-    for name in [*args.systems.split(","), "matmul"]:
-        child = children[name] = Child(name, args)
+    names = [*args.systems.split(","), "matmul"]
+    children = {name: Child(name, args) for name in names} if args.together else {}
+    for name in names:
+        child = children[name] = children.get(name) or Child(name, args)
+        child.wait()
         told = child.failed or f"on {child.platform}, first step after {child.started_s:.0f} s"
-        print(f"{name}: {told}", file=sys.stderr, flush=True)
         if args.alone:
             for _ in range(args.rounds):
                 child.run(args.steps)
             child.stop()
+            told += f", {1000 * child.seconds:.0f} ms a step"
+        print(f"{name}: {told}", file=sys.stderr, flush=True)
     if not args.alone:
         for _ in range(args.rounds):
             for child in children.values():
@@ -332,7 +342,8 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
         f"Batch {args.batch}, depth {args.depth}, ours with blocks {layers}, remat {args.remat}, {args.dtype}; PyTorch "
         f"{'without' if args.backward_only else 'with'} its optimizer; {flops / 1e12:.2f} TFLOP a step; a matrix product "
         f"gives {peak / 1e12:.2f} TFLOP/s; medians of {args.rounds} rounds of {args.steps} behind one more, "
-        f"{'one system after the other' if args.alone else 'in turn'}; malloc keeps memory; "
+        f"{'one system after the other' if args.alone else 'in turn'}{', started together' * args.together}; malloc keeps "
+        "memory; "
         f"{'compilation cache of JAX in use' if cache else 'no compilation cache'}.\n\n" + record.markdown(header, rows)
     )
     record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)

@@ -229,16 +229,14 @@ def _few_backward(residuals, gradient):
         rows = [asked[:, i] for i in range(asked.shape[1])]
         return _combine(jnp.add, [_scaled(*pair) for pair in zip(rows, _frames(x), strict=True)])
 
-    # Behind the barrier XLA reads these once more, and so need not write the others as arrays of their own.
-    seen_query, seen_gradient = jax.lax.optimization_barrier((query, gradient))
     *to_key_logits, to_class_logits = to_logits
     *value_weights, class_weights = weights
     return (
         to_query.astype(query.dtype),
         to_frames(to_key_logits, query).astype(key.dtype),
         to_frames(value_weights, gradient).astype(value.dtype),
-        _sum_patches(to_class_logits, seen_query).astype(class_key.dtype),
-        _sum_patches(class_weights, seen_gradient).astype(class_value.dtype),
+        _sum_patches(to_class_logits, query).astype(class_key.dtype),
+        _sum_patches(class_weights, gradient).astype(class_value.dtype),
     )
 
 

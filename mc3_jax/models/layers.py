@@ -91,16 +91,28 @@ def split_heads(qkv: Float[Array, "*n columns"], num_heads: int) -> list[Float[A
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Returns the exact GELU, x Φ(x), evaluated in float32 as PyTorch does for bfloat16; `erf` is cheaper than `erfc`.
+    """Returns the exact GELU, x Φ(x), evaluated in float32 as PyTorch does for bfloat16.
 
     The backward pass takes all from `x`. Left to itself, it would find three float32 arrays of the MLP's width kept for it.
     """
     wide = x.astype(jnp.float32)
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
+    return (wide * _normal(wide, x.dtype)[0]).astype(x.dtype)
 
 
-def _normal_cdf(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+def _normal(x: Float[Array, "*n"], dtype: DTypeLike) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """Returns the normal distribution's Φ(x) and its density, for what is rounded to `dtype` next.
+
+    In a narrower dtype than float32, Φ is Abramowitz and Stegun's formula 7.1.26, off by less than 3e-7, which has the
+    density's exponential in it: on a GPU `erf` is slower than reading and writing the array.
+    """
+    bell = jnp.exp(-0.5 * x * x)
+    density = bell * (2 * jnp.pi) ** -0.5
+    if jnp.finfo(dtype).bits >= 32:
+        return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5)), density  # cheaper than `erfc`
+    t = 1 / (1 + 0.3275911 * 0.5**0.5 * jnp.abs(x))
+    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * bell * tail
+    return jnp.where(x < 0, tail, 1 - tail), density
 
 
 def _gelu_forward(x):
@@ -110,8 +122,8 @@ def _gelu_forward(x):
 def _gelu_backward(x, gradient):
     # Behind the barrier XLA does not know that it has computed this before, and so does not keep it.
     wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
-    density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
-    return ((gradient.astype(jnp.float32) * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
+    cdf, density = _normal(wide, x.dtype)
+    return ((gradient.astype(jnp.float32) * (cdf + wide * density)).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -141,7 +153,7 @@ def _normalize_backward(epsilon, residuals, gradient):
     normal, wide = widen(x, gradient)
     scaled = wide * scale
     along, across = jnp.mean(scaled, axis=-1, keepdims=True), jnp.mean(scaled * normal, axis=-1, keepdims=True)
-    to_x = jax.lax.optimization_barrier((inverse * (scaled - along - normal * across)).astype(x.dtype))
+    to_x = (inverse * (scaled - along - normal * across)).astype(x.dtype)
     # Behind the barrier XLA computes these again, and so does not write them.
     normal, wide = widen(*jax.lax.optimization_barrier((x, gradient)))
     return to_x, jnp.sum(wide * normal, axis=0), jnp.sum(wide, axis=0)

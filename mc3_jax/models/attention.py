@@ -13,6 +13,7 @@ without transposes.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,14 @@ def row_major(x: Array) -> Array:
 
 def _row_major(x: Array) -> Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def apart(branch: Any) -> Any:
+    """Returns what a branch adds to the residual stream, and keeps XLA from adding it within the branch's last product.
+
+    cuBLAS adds in place, for which XLA copies the stream first.
+    """
+    return jax.tree.map(jax.lax.optimization_barrier, branch)
 
 
 def attend(

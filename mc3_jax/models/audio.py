@@ -15,7 +15,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.attention import row_major
+from mc3_jax.models.attention import apart, row_major
 from mc3_jax.models.layers import (
     TORCH_DEFAULT_INIT,
     Dense,
@@ -53,8 +53,9 @@ class PreNormBlock(nn.Module):
         attention = SelfAttention(self.num_heads, dtype=self.dtype, form=self.form, name="attention")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
         x = row_major(x) if self.form == "cudnn" else x
-        x = x[:, :num_outputs] + attention(norm_attention(x), num_outputs=num_outputs)
-        return x + mlp(norm_mlp(x))
+        branch = apart if self.form == "cudnn" else lambda x: x
+        x = x[:, :num_outputs] + branch(attention(norm_attention(x), num_outputs=num_outputs))
+        return x + branch(mlp(norm_mlp(x)))
 
 
 class AudioSpectrogramTransformer(nn.Module):

@@ -18,7 +18,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.attention import attend, attend_few, attend_flash, attend_once, row_major
+from mc3_jax.models.attention import apart, attend, attend_few, attend_flash, attend_once, row_major
 from mc3_jax.models.layers import (
     TORCH_DEFAULT_INIT,
     Dense,
@@ -140,10 +140,11 @@ class SpaceTimeBlock(nn.Module):
         mlp = Mlp(int(tokens[0].shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
 
         tokens = jax.tree.map(row_major, tokens) if self.form == "cudnn" else tokens
-        time = time_attention(jax.tree.map(norm_time, tokens))
-        space = space_attention(jax.tree.map(norm_space, _add(tokens, time)), class_only=class_only)
+        branch = apart if self.form == "cudnn" else lambda x: x
+        time = branch(time_attention(jax.tree.map(norm_time, tokens)))
+        space = branch(space_attention(jax.tree.map(norm_space, _add(tokens, time)), class_only=class_only))
         tokens = _add((tokens[0], None) if class_only else tokens, space)
-        return _add(tokens, jax.tree.map(lambda x: mlp(norm_mlp(x)), tokens))
+        return _add(tokens, branch(jax.tree.map(lambda x: mlp(norm_mlp(x)), tokens)))
 
 
 class SpaceTimeTransformer(nn.Module):

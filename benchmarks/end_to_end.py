@@ -32,7 +32,7 @@ def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathli
     config.data.dir, config.data.tokenizer, config.data.batch_size = str(clips), str(tokenizer), args.batch
     config.data.num_threads = config.data.prefetch = args.num_threads
     config.init = config_lib.InitConfig()
-    config.model.dtype, config.model.remat, config.model.video.num_positions = args.dtype, args.remat, 4
+    config.model.dtype, config.model.remat = args.dtype, args.remat
     config.model.scan_layers = not args.unroll
     for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", max(args.depth // 2, 1))):
         getattr(config.model, tower).depth = depth

@@ -3,7 +3,8 @@
 #
 #   IMAGE=us-docker.pkg.dev/MINE/mc3/tpu CLAIM=mc3 NAME=mc3-ego4d \
 #   ACCELERATOR=tpu-v5-lite-podslice TOPOLOGY=4x4 HOSTS=4 CHIPS=4 \
-#     launch/gke_jobset.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
+#     launch/gke_jobset.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d \
+#     --config.model.scan_layers=True
 #
 # IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed. CLAIM is a ReadWriteMany volume (Filestore),
 # mounted at /mnt/mc3: data, weights and --workdir lie there. HOSTS times CHIPS (of a host) is the TOPOLOGY.

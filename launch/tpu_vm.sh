@@ -4,7 +4,8 @@
 #
 #   TPU=mc3 ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite IMAGE=us-docker.pkg.dev/MINE/mc3/tpu \
 #   MOUNT=/mnt/mc3 SETUP="sudo mkdir -p /mnt/mc3; mountpoint -q /mnt/mc3 || sudo mount 10.0.0.2:/mc3 /mnt/mc3" \
-#     launch/tpu_vm.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
+#     launch/tpu_vm.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d \
+#     --config.model.scan_layers=True
 #
 # One process per worker (host) drives its chips. IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed.
 # MOUNT is a file system that all workers share and that outlives them (Filestore): data, weights and --workdir

@@ -97,8 +97,8 @@ class ModelConfig:
     Attributes:
       embed_dim: Of the joint space (EgoVLP's projections: 256).
       dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are float32 always.
-      scan_layers: Run a tower's blocks, all but the last, as one loop: compiling takes minutes less at the paper's sizes,
-        for a copy of their parameters. Parameters keep their names and shapes.
+      scan_layers: Run a tower's blocks, all but the last, as one loop: compiling for a TPU takes minutes less at the paper's
+        sizes, for a copy of their parameters; a GPU moves twice the memory. Parameters keep their names and shapes.
       remat: What of a block stays in memory for the backward pass, the rest being computed again: "none" (nothing is
         computed again), "dots" keeps what Dense layers put out, "full" the block's input alone.
       attention: Of audio and video: "einsum", matrix products that any machine does; "cudnn", bfloat16 on an NVIDIA GPU:

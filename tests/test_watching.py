@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import fcntl
+import functools
 import gzip
 import json
 import os
@@ -54,6 +55,34 @@ def stepping():
         return jax.device_put(made, jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
     return state, step, batch
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_norms_of_leaves_are_those_of_each_alone(fsdp):
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = {"a": (8,), "b": (200, 128), "c": (4, 2), "d": (8,), "e": (16,)}  # three of one size, one that is large
+    tree = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    with jax.set_mesh(mesh_lib.make_mesh(fsdp=fsdp)):
+        norms = jax.jit(step_lib._leaf_norms)(tree)
+    np.testing.assert_allclose(norms, [np.linalg.norm(leaf) for leaf in tree.values()], rtol=1e-6)
+
+
+def test_a_state_is_drawn_at_its_places_and_the_same_as_anywhere():
+    config = test_fits.small_config()
+    model, phase = step_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 100)
+    init = functools.partial(step_lib.init_state, model, config, phase)
+    abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(fsdp=4), jax.eval_shape(init))
+    before = jax.config.jax_threefry_gpu_kernel_lowering
+    drawn = step_lib.draw_state(init, abstract)
+    assert jax.config.jax_threefry_gpu_kernel_lowering == before
+    assert jax.tree.map(lambda leaf: leaf.sharding, drawn) == jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    assert_equal_bits(jax.device_get(drawn), jax.device_get(jax.jit(init)()))
+
+
+def test_xla_knows_the_options_that_a_gpu_is_given():
+    assert jax.jit(jnp.sin, compiler_options=step_lib.GPU_OPTIONS)(0.0) == 0
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        jax.jit(jnp.sin, compiler_options={"xla_gpu_no_such_option": 1})(0.0)
 
 
 def test_a_finite_step_counts_and_says_by_how_much_each_tower_changed(stepping):

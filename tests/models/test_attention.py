@@ -1,13 +1,15 @@
 """The forms of attention that a GPU is given are the plain one."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mc3_jax import config as config_lib, validation
+from mc3_jax import config as config_lib, mesh as mesh_lib, validation
 from mc3_jax.models import attention, video
 from mc3_jax.models.layers import SelfAttention
 
@@ -154,3 +156,17 @@ def test_what_a_form_can_not_do_is_refused_by_the_config():
         validation.validate_model(config_lib.ModelConfig(attention="flash"))
     with pytest.raises(ValueError, match=r"model\.attention = 'cudnn': .*bfloat16"):
         validation.validate_model(config_lib.ModelConfig(attention="cudnn", dtype="float32"))
+
+
+@pytest.mark.parametrize("attend", [attention.attend_few, attention.attend_once])
+def test_on_a_mesh_every_device_keeps_its_rows(attend):
+    mesh = mesh_lib.make_mesh(2, jax.devices()[:8])
+    rows = NamedSharding(mesh, PartitionSpec(mesh_lib.AXES))
+    inputs = draw(*[(8, T, P, H, D)] * 3, *[(8, H, D)] * 2)
+    inputs[0] = inputs[0] if attend is attention.attend_few else inputs[0][:, 0, 0]
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(attend(*x)))), in_shardings=rows)
+        compiled = gradient.lower(inputs).compile()
+        found = compiled(jax.device_put(inputs, rows))
+    assert not re.search(r"all-(gather|reduce|to-all)", compiled.as_text())
+    assert_same(found, jax.grad(lambda x: jnp.sum(jnp.sin(attend(*x))))(inputs))

@@ -2,12 +2,14 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from scipy import special, stats
 
 from mc3_jax.models import layers
 from mc3_jax.models.audio import AudioSpectrogramTransformer
@@ -234,6 +236,35 @@ def test_a_gelu_keeps_its_input_alone_for_the_backward_pass():
 
     # Of three layers, three arrays of the hidden layer's size less.
     assert temporaries(layers.gelu) <= temporaries(naive) - 2.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_norm_and_its_gradients_are_flaxs(dtype):
+    theirs = nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False)
+    ours = layers.LayerNorm(epsilon=1e-6, dtype=dtype)
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = (5 + 3 * jax.random.normal(keys[0], (2, 7, 48))).astype(dtype)
+    params = {"scale": 1 + jax.random.normal(keys[1], (48,)), "bias": jax.random.normal(keys[2], (48,))}
+    assert jax.tree.map(jnp.shape, ours.init(keys[3], x)["params"]) == jax.tree.map(jnp.shape, params)
+    weight = jax.random.normal(keys[3], x.shape)
+
+    def loss(module, params, x):
+        out = module.apply({"params": params}, x)
+        assert out.dtype == dtype
+        return jnp.sum(weight * out.astype(jnp.float32))
+
+    found, wanted = (jax.tree.leaves(jax.value_and_grad(loss, (1, 2))(module, params, x)) for module in (ours, theirs))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        tolerance = (1e-5 if dtype == "float32" else 2**-7) * np.abs(other).max()
+        np.testing.assert_allclose(np.asarray(one, np.float32), np.asarray(other, np.float32), rtol=0, atol=tolerance)
+
+
+def test_the_normal_distribution_for_bfloat16_is_near_the_exact_one():
+    x = jnp.linspace(-12, 12, 100_001)
+    cdf, density = layers._normal(x, jnp.bfloat16)
+    np.testing.assert_allclose(cdf, special.ndtr(np.asarray(x, np.float64)), rtol=0, atol=3e-7)
+    np.testing.assert_allclose(density, stats.norm.pdf(np.asarray(x, np.float64)), rtol=1e-4, atol=1e-7)
 
 
 def count(module, *args, **kwargs):

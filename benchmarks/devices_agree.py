@@ -32,7 +32,7 @@ def outputs(args: argparse.Namespace, params: dict, dtype: str, device: jax.Devi
         params = jax.device_put(params, device)
         batch = jax.device_put(train_step.make_batch(config), device)
         loss = step_lib.make_loss_fn(model, config, phase.config)
-        options = step_lib.GPU_OPTIONS if device.platform == "gpu" else None
+        options = step_lib.compiler_options(device)
         step = jax.jit(jax.value_and_grad(lambda p, b: loss(p, jnp.int32(0), b)[0]), compiler_options=options)
         value, gradient = step(params, batch)
     towers = {name: jax.tree.leaves(gradient[name]) for name in ("audio", "video", "text")}
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
     args = parser.parse_args()
-    args.remat, args.unroll, args.chunk_size, args.dtype = "none", True, 0, "float32"
+    args.remat, args.scan, args.chunk_size, args.dtype = "none", False, 0, "float32"
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     model = train_step.make_config(args).model
     with jax.default_device(cpu):  # outside of any mesh, whose devices would come first

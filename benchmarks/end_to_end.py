@@ -33,7 +33,7 @@ def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathli
     config.data.num_threads = config.data.prefetch = args.num_threads
     config.init = config_lib.InitConfig()
     config.model.dtype, config.model.remat = args.dtype, args.remat
-    config.model.scan_layers = not args.unroll
+    config.model.scan_layers = args.scan
     for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", max(args.depth // 2, 1))):
         getattr(config.model, tower).depth = depth
     config.phases = config.phases[1:]
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--unroll", action="store_true", help="blocks one after the other instead of the config's loop")
+    parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
     parser.add_argument("--steps", type=int, default=0, help="that are timed, if more than eight times the threads")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clips", type=int, default=512)

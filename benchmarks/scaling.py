@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--unroll", action="store_true", help="blocks one after the other instead of the config's loop")
+    parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="a round")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
@@ -82,7 +82,7 @@ def main() -> None:
     args.chunk_size, args.backward_only = 0, False
     cpus = [int(topology.partition(":")[2]) for topology in args.topologies.split(",") if topology.startswith("cpu:")]
     jax.config.update("jax_num_cpu_devices", max(cpus, default=1))
-    layers = "one after the other" if args.unroll else "in a loop"
+    layers = "in a loop" if args.scan else "one after the other"
     parts = [f"Depth {args.depth}, {args.dtype}, remat {args.remat}; blocks {layers}."]
     if args.batches:
         parts.append(f"Measured, medians of {args.rounds} rounds of {args.steps}:\n\n{measure_work(args)}")

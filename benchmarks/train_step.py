@@ -39,7 +39,7 @@ KEEP_MEMORY = {
 NUM_PRODUCTS = 8  # of matrices, whose rate is measured
 DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A40": 149.7e12}  # dense bfloat16
 # Options of a system's process.
-WORDS, SWITCHES = ("batch", "depth", "dtype", "remat", "chunk_size"), ("unroll", "backward_only")
+WORDS, SWITCHES = ("batch", "depth", "dtype", "remat", "chunk_size"), ("scan", "backward_only")
 
 
 def make_config(args: argparse.Namespace):
@@ -48,7 +48,7 @@ def make_config(args: argparse.Namespace):
 
     config = mc3_ego4d.get_config()
     config.data.batch_size, config.model.dtype = args.batch, args.dtype
-    config.model.remat, config.model.scan_layers, config.data.chunk_size = args.remat, not args.unroll, args.chunk_size
+    config.model.remat, config.model.scan_layers, config.data.chunk_size = args.remat, args.scan, args.chunk_size
     for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", max(args.depth // 2, 1))):
         getattr(config.model, tower).depth = depth
     return config
@@ -81,13 +81,14 @@ def make_batch(config) -> dict[str, np.ndarray]:
     return batch
 
 
-def _serve(step, memory, platform: str) -> None:
+def _serve(step, memory, platform: str, *, is_first_done: bool = False) -> None:
     """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each.
 
     Ahead of them goes one that is not timed: while others had their turn caches have gone cold, and a hypervisor may have
     reclaimed memory that lay idle.
     """
-    step()
+    if not is_first_done:
+        step()
     print(json.dumps({"platform": platform, "ready": time.time()}), flush=True)
     for line in sys.stdin:
         step()
@@ -137,7 +138,7 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
                 embeddings = model.apply({"params": params}, **inputs, row=row, train=True, rngs={"dropout": key})
                 return objective.phase_loss(embeddings, config.phases[0])[0]
 
-            gradient = jax.jit(jax.value_and_grad(loss))
+            gradient = jax.jit(jax.value_and_grad(loss), compiler_options=step_lib.compiler_options(jax.devices()[0]))
 
             def step():
                 jax.block_until_ready(gradient(params, inputs))
@@ -148,6 +149,8 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
 def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     """Is asked for steps of PyTorch's."""
     import torch
+    import torch._dynamo
+    import torch._inductor.config
 
     from benchmarks import torch_peers
 
@@ -174,15 +177,19 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    if compiled:
-        try:
-            step()
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            # torch 2.11's analysis of tiles fails an assertion of its own on the video blocks; without it they compile.
-            print(f"compiled again without coalesce_tiling_analysis: {' '.join(str(error).split())[:200]}", file=sys.stderr)
-            torch._inductor.config.triton.coalesce_tiling_analysis = False
-            torch._dynamo.reset()
-    _serve(step, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else 0, device.replace("cuda", "gpu"))
+    try:
+        step()
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        # torch 2.11's analysis of tiles fails an assertion of its own on the video blocks.
+        print(f"compiled again without coalesce_tiling_analysis: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        torch._inductor.config.triton.coalesce_tiling_analysis = False
+        torch._dynamo.reset()
+        step()
+
+    def memory() -> int:
+        return torch.cuda.max_memory_allocated() if device == "cuda" else 0
+
+    _serve(step, memory, device.replace("cuda", "gpu"), is_first_done=True)
 
 
 def serve_matmul(args: argparse.Namespace) -> None:
@@ -270,7 +277,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--unroll", action="store_true", help="blocks one after the other instead of the config's loop")
+    parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
     parser.add_argument("--chunk_size", type=int, default=0, help="of ours")
     parser.add_argument("--systems", default="ours,ours_gradient,eager,compiled", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, default=3)
@@ -307,7 +314,7 @@ def measure(args: argparse.Namespace) -> dict[str, Child]:
             for _ in range(args.rounds):
                 child.run(args.steps)
             child.stop()
-            told += f", {1000 * child.seconds:.0f} ms a step"
+            told += "" if child.failed else f", {1000 * child.seconds:.0f} ms a step"
         print(f"{name}: {told}", file=sys.stderr, flush=True)
     if not args.alone:
         for _ in range(args.rounds):
@@ -348,11 +355,11 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
     # Like beside like: with the optimizer on both sides, or on neither.
     own = "ours_gradient" if args.backward_only else "ours"
     for other in ("eager", "compiled"):
-        if own in children and other in children:
+        if own in children and other in children and not (children[own].failed or children[other].failed):
             ratio = children[own].seconds / children[other].seconds
             rows.append([f"{SYSTEMS[own]} / {SYSTEMS[other]}", f"{ratio:.2f}", *[""] * 5])
     header = ["", "ms a step", "clips/s", "MFU, % of measured", "% of data sheet", "GiB at its peak", "s to the first step"]
-    layers = "one after the other" if args.unroll else "in a loop"
+    layers = "in a loop" if args.scan else "one after the other"
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     text = (
         f"Batch {args.batch}, depth {args.depth}, ours with blocks {layers}, remat {args.remat}, {args.dtype}; PyTorch "

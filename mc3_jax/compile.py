@@ -1,6 +1,6 @@
 """Compiles a run's train step for a machine one need not have, and tells what it takes.
 
-    python -m mc3_jax.compile --config=configs/mc3_ego4d.py --topology=v5e:4x4
+    python -m mc3_jax.compile --config=configs/mc3_ego4d.py --topology=v5e:4x4 --config.model.scan_layers=True
 
 Topologies are a kind of TPU and its slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install 'libtpu==0.0.42.*'`
 compiles for them on any machine), or `cpu:8`. Fields of the config are overridden as in training. The step is the one

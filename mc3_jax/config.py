@@ -103,7 +103,7 @@ class ModelConfig:
         computed again), "dots" keeps what Dense layers put out, "full" the block's input alone.
       attention: Of audio and video: "einsum", matrix products that any machine does; "cudnn", bfloat16 on an NVIDIA GPU:
         cuDNN's flash attention, and sums for frames and class tokens (`mc3_jax.models.attention`); "auto", the latter where
-        it can be had.
+        it can be had. Where "cudnn" can't be had training refuses it; all else takes "einsum".
       num_classes: Of a classifier on the audio tower, AST's head; 0 is none.
     """
 

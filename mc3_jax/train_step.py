@@ -5,6 +5,7 @@ and its gradient are those of a single device. Every device gets all embeddings,
 all of the loss, so that going back needs no exchange; what is left to exchange are the parameters' gradients.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +27,7 @@ from mc3_jax.models.text import DistilBert
 from mc3_jax.models.video import SpaceTimeTransformer
 
 Batch = Mapping[str, Array]
-SMALL_LEAF = 2**14  # values
+SMALL_LEAF = 2**14  # values: of more, a GPU takes longer for the norm than to start it
 INPUTS = ("audio", "video", "text_ids", "text_mask")  # of the model
 # Of XLA. It would join each product of class tokens to that of the patches with the same kernel, and copy all patches for it;
 # and try each product as a kernel of Triton's, for which it undoes what cuBLAS adds at no cost, such as biases.
@@ -77,7 +78,7 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
     audio, video, text = config.audio, config.video, config.text
     dtype = jnp.dtype(config.dtype)
     blocks = {"scan_layers": config.scan_layers, "remat": config.remat}
-    form = {"form": attention.choose_form(config.attention, config.dtype)}
+    form = functools.partial(attention.choose_form, config.attention, config.dtype)
     return MC3(
         audio_tower=AudioSpectrogramTransformer(
             num_mel=audio.num_mel,
@@ -88,8 +89,8 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             depth=audio.depth,
             num_heads=audio.num_heads,
             dtype=dtype,
+            form=form(audio.width // audio.num_heads),
             **blocks,
-            **form,
         ),
         video_tower=SpaceTimeTransformer(
             image_size_px=video.image_size_px,
@@ -100,8 +101,8 @@ def make_model(config: config_lib.ModelConfig) -> MC3:
             num_heads=video.num_heads,
             time_init=video.time_init,
             dtype=dtype,
+            form=form(video.width // video.num_heads),
             **blocks,
-            **form,
         ),
         text_tower=DistilBert(
             vocab_size=text.vocab_size,
@@ -141,18 +142,24 @@ def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -
     )
 
 
-def draw_state(init: Callable[[], TrainState], abstract: TrainState) -> TrainState:
-    """Returns `init()`, every leaf at its place in `abstract`.
+@contextlib.contextmanager
+def fast_draws():
+    """Gives a GPU random numbers by a kernel of JAX's own, bit for bit the same, where something is jitted within.
 
-    A GPU is given random numbers by a kernel of JAX's own, bit for bit the same: as a part of other kernels they keep XLA
-    compiling for a minute.
+    As a part of other kernels they keep XLA compiling for a minute.
     """
     before = jax.config.jax_threefry_gpu_kernel_lowering
     jax.config.update("jax_threefry_gpu_kernel_lowering", True)
     try:
-        return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+        yield
     finally:
         jax.config.update("jax_threefry_gpu_kernel_lowering", before)
+
+
+def draw_state(init: Callable[[], TrainState], abstract: TrainState) -> TrainState:
+    """Returns `init()`, every leaf at its place in `abstract`."""
+    with fast_draws():
+        return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
 
 
 def enter_phase(
@@ -250,7 +257,8 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
         masks = {"max_time_mask": audio.max_time_mask, "max_mel_mask": audio.max_mel_mask}
         log_mel = frontend.mask_spectrogram(log_mel, keys, **masks)
     inputs = {"audio": log_mel, "text_ids": batch["text_ids"], "text_mask": batch["text_mask"]}
-    # TensorFloat-32 on a GPU, a tenth of a grey level off at most: bfloat16, which the patches are rounded to next, is worse.
+    # TensorFloat-32 on a GPU: three roundings of 2⁻¹¹, 0.4 grey levels at most. The patches are rounded to bfloat16 next,
+    # which is as much.
     precision = jax.lax.Precision.HIGH if config.dtype == "bfloat16" else jax.lax.Precision.HIGHEST
     if "video" in batch and key is None:
         inputs["video"] = frontend.center_video(
@@ -497,10 +505,15 @@ def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phas
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())  # every process reads the numbers
     step = make_train_step(model, config, phase, tx)
-    options = GPU_OPTIONS if model.video_tower.form == "cudnn" else None
+    options = compiler_options(state.step.sharding.mesh.devices.flat[0])
     return jax.jit(
         step, donate_argnums=0, out_shardings=(shardings, everywhere, everywhere), compiler_options=options
     )
+
+
+def compiler_options(device: jax.Device) -> dict[str, Any] | None:
+    """Returns XLA's options for a train step on such devices."""
+    return GPU_OPTIONS if device.platform in ("gpu", "cuda", "rocm") else None
 
 
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:

@@ -268,7 +268,8 @@ def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
     model = step_lib.make_model(config)
 
     def fresh():
-        drawn = checkpoint.flatten(step_lib.init_params(model, config, seed))
+        with step_lib.fast_draws():
+            drawn = checkpoint.flatten(step_lib.init_params(model, config, seed))
         return {name: drawn[name] for name in missing}  # what isn't returned is never computed
 
     return flat | ({name: np.asarray(value) for name, value in jax.jit(fresh)().items()} if missing else {})

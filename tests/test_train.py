@@ -235,6 +235,10 @@ def _shards_gone(config, tmp_path):
     config.data.dir = str(folder)
 
 
+def _cudnn(config, _):
+    config.model.attention, config.model.dtype = "cudnn", "bfloat16"
+
+
 BAD = {
     "missing data folder": (lambda c, t: setattr(c.data, "dir", str(t / "absent")), "no data folder .*absent"),
     "empty shard list": (_shards_gone, "shard list of split 'train' .* is empty"),
@@ -246,6 +250,7 @@ BAD = {
         lambda c, t: setattr(c.data, "batch_size", 12),
         "batch_size = 12 is not divisible by the 8",
     ),
+    "no GPU": (_cudnn, "model.attention = 'cudnn', but this is bfloat16 with heads 8 wide on cpu: .*set auto"),
     "no tokenizer": (lambda c, t: setattr(c.data, "tokenizer", str(t / "none")), "no tokenizer folder"),
     "vocabulary too large": (lambda c, t: setattr(c.model.text, "vocab_size", 50), "vocab_size is 50: raise it"),
 }

@@ -62,9 +62,13 @@ def test_norms_of_leaves_are_those_of_each_alone(fsdp):
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = {"a": (8,), "b": (200, 128), "c": (4, 2), "d": (8,), "e": (16,)}  # three of one size, one that is large
     tree = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
-    with jax.set_mesh(mesh_lib.make_mesh(fsdp=fsdp)):
-        norms = jax.jit(step_lib._leaf_norms)(tree)
-    np.testing.assert_allclose(norms, [np.linalg.norm(leaf) for leaf in tree.values()], rtol=1e-6)
+    wanted = [np.linalg.norm(leaf) for leaf in tree.values()]
+    mesh = mesh_lib.make_mesh(fsdp=fsdp)
+    tree = jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding, mesh_lib.abstract_state(mesh, tree)))
+    with jax.set_mesh(mesh):
+        norms = jax.jit(step_lib._leaf_norms).lower(tree).compile()
+    assert "all-gather" not in norms.as_text()
+    np.testing.assert_allclose(norms(tree), wanted, rtol=1e-6)
 
 
 def test_a_state_is_drawn_at_its_places_and_the_same_as_anywhere():
@@ -80,6 +84,7 @@ def test_a_state_is_drawn_at_its_places_and_the_same_as_anywhere():
 
 
 def test_xla_knows_the_options_that_a_gpu_is_given():
+    assert step_lib.compiler_options(jax.devices()[0]) is None
     assert jax.jit(jnp.sin, compiler_options=step_lib.GPU_OPTIONS)(0.0) == 0
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
         jax.jit(jnp.sin, compiler_options={"xla_gpu_no_such_option": 1})(0.0)

@@ -12,7 +12,8 @@ The last two multiply elementwise and sum, all in one order of dimensions, so th
 without transposes.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,16 +23,30 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 FORMS = ("einsum", "cudnn")  # of `model.attention`, beside "auto"
+MOST_FRAMES = 8  # of `attend_few`, which writes out every pair of them
 
 
-def choose_form(form: str, dtype: str) -> str:
-    """Returns what "auto" stands for here: "cudnn" in bfloat16 on an NVIDIA GPU since Ampere, "einsum" elsewhere."""
-    if form != "auto":
-        return form
+def choose_form(form: str, dtype: str, head_dim: int) -> str:
+    """Returns what `model.attention` is in a tower here: unless "einsum" is said, "cudnn" where cuDNN can do it.
+
+    That is in bfloat16, on an NVIDIA GPU since Ampere, for heads whose width is a multiple of 8 up to 128. "cudnn" elsewhere
+    is "einsum", so that a model trained on a GPU can be used anywhere; `check_form` is for who minds.
+    """
     device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", "")
-    is_nvidia = device.platform == "gpu" and str(capability).replace(".", "").isdecimal()
-    return "cudnn" if is_nvidia and float(capability) >= 8 and dtype == "bfloat16" else "einsum"
+    capability = str(getattr(device, "compute_capability", ""))  # AMD's is no number
+    is_able = device.platform == "gpu" and capability.replace(".", "").isdecimal() and float(capability) >= 8
+    fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if form != "einsum" and is_able and fits else "einsum"
+
+
+def check_form(form: str, dtype: str, head_dim: int) -> None:
+    """Raises ValueError where "cudnn" is asked for and can't be had here."""
+    if form == "cudnn" and choose_form(form, dtype, head_dim) != form:
+        raise ValueError(
+            f"config.model.attention = 'cudnn', but this is {dtype} with heads {head_dim} wide on "
+            f"{jax.devices()[0].device_kind}: it takes bfloat16, a multiple of 8 up to 128 and an NVIDIA GPU since Ampere; "
+            "set auto or einsum"
+        )
 
 
 def row_major(x: Array) -> Array:
@@ -118,16 +133,22 @@ def attend_flash(
     Going back, cuDNN sums in no fixed order: two runs on a GPU may differ in the last bits.
 
     Args:
-      query: Queries, an even number.
+      query: Queries.
       key: Keys.
       value: Their values.
       implementation: Of `jax.nn.dot_product_attention`.
     """
-    lengths = {}
-    if key.shape[1] % 2:  # JAX refuses to go back through an odd number
+    # JAX refuses to go back through odd numbers.
+    lengths, num_queries = {}, query.shape[1]
+    if key.shape[1] % 2:
         lengths = {"key_value_seq_lengths": jnp.full(len(key), key.shape[1], jnp.int32)}
-        key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (key, value))
-    return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
+        key, value = _pad_one(key), _pad_one(value)
+    query = _pad_one(query) if num_queries % 2 else query
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)[:, :num_queries]
+
+
+def _pad_one(x: Float[Array, "b n h d"]) -> Float[Array, "b n+1 h d"]:
+    return jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)))
 
 
 @jax.custom_vjp
@@ -204,24 +225,20 @@ def _frames(x: Float[Array, "b t p *n"]) -> list[Float[Array, "b 1 p *n"]]:
     return [x[:, i : i + 1] for i in range(x.shape[1])]
 
 
+def _weighted_sum(weights: Sequence[Array], frames: Sequence[Array]) -> Float[Array, "b t p h d"]:
+    return functools.reduce(jnp.add, [_scaled(*pair) for pair in zip(weights, frames, strict=True)])
+
+
 def _few_forward(query, key, value, class_key, class_value):
     scale = query.shape[-1] ** -0.5
     shared_key, shared_value = class_key[:, None, None], class_value[:, None, None]
     logits = [scale * _dot(query, frame) for frame in (*_frames(key), shared_key)]  # each [b, t, p, h]
-    largest = _combine(jnp.maximum, logits)
+    largest = functools.reduce(jnp.maximum, logits)
     weights = [jnp.exp(column - largest) for column in logits]
-    total = _combine(jnp.add, weights)
+    total = functools.reduce(jnp.add, weights)
     weights = [column / total for column in weights]
-    out = _combine(jnp.add, [_scaled(*pair) for pair in zip(weights, (*_frames(value), shared_value), strict=True)])
+    out = _weighted_sum(weights, (*_frames(value), shared_value))
     return out.astype(value.dtype), (query, key, value, class_key, class_value, weights)
-
-
-def _combine(combine: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
-    """Returns combine(... combine(part 0, part 1) ..., last part)."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = combine(total, part)
-    return total
 
 
 def _few_backward(residuals, gradient):
@@ -229,14 +246,13 @@ def _few_backward(residuals, gradient):
     scale = query.shape[-1] ** -0.5
     shared_key, shared_value = class_key[:, None, None], class_value[:, None, None]
     to_weights = [_dot(gradient, frame) for frame in (*_frames(value), shared_value)]
-    mean = _combine(jnp.add, [w * to_w for w, to_w in zip(weights, to_weights, strict=True)])
+    mean = functools.reduce(jnp.add, [w * to_w for w, to_w in zip(weights, to_weights, strict=True)])
     to_logits = [scale * w * (to_w - mean) for w, to_w in zip(weights, to_weights, strict=True)]
-    to_query = _combine(jnp.add, [_scaled(*pair) for pair in zip(to_logits, (*_frames(key), shared_key), strict=True)])
+    to_query = _weighted_sum(to_logits, (*_frames(key), shared_key))
 
     def to_frames(columns, x):  # a frame's key or value is asked by all frames
         asked = jnp.stack(columns, axis=2)  # [b, t, frames, p, h]
-        rows = [asked[:, i] for i in range(asked.shape[1])]
-        return _combine(jnp.add, [_scaled(*pair) for pair in zip(rows, _frames(x), strict=True)])
+        return _weighted_sum([asked[:, i] for i in range(asked.shape[1])], _frames(x))
 
     *to_key_logits, to_class_logits = to_logits
     *value_weights, class_weights = weights

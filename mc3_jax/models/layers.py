@@ -1,8 +1,8 @@
 """What the three encoders share: blocks one after the other, attention, the MLP, patches, dropout, L2 normalisation.
 
-Parameters are float32; `dtype` is the compute dtype. Softmax and LayerNorm are float32 whatever it is (flax's LayerNorm
-takes its statistics in float32 and casts afterwards). Gradients of parameters are summed over rows in float32, and so over
-devices too: nothing that is added to a parameter's gradient is rounded to the compute dtype first.
+Parameters are float32; `dtype` is the compute dtype. Softmax and LayerNorm are float32 whatever it is. Gradients of
+parameters are summed over rows in float32, and so over devices too: nothing that is added to a parameter's gradient is
+rounded to the compute dtype first.
 """
 
 import functools
@@ -129,22 +129,26 @@ def _gelu_backward(x, gradient):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalize(
-    x: Float[Array, "n w"], scale: Float[Array, " w"], bias: Float[Array, " w"], epsilon: float
+    x: Float[Array, "n w"], scale: Float[Array, " w"], bias: Float[Array, " w"], epsilon: float, dtype: DTypeLike
 ) -> Float[Array, "n w"]:
-    return _normalize_forward(x, scale, bias, epsilon)[0]
+    return _normalize_forward(x, scale, bias, epsilon, dtype)[0]
 
 
-def _normalize_forward(x, scale, bias, epsilon):
+def _normalize_forward(x, scale, bias, epsilon, dtype):
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + epsilon)
-    return ((wide - mean) * (inverse * scale) + bias).astype(x.dtype), (x, mean, inverse, scale)
+    return ((wide - mean) * (inverse * scale) + bias).astype(dtype), (x, mean, inverse, scale)
 
 
-def _normalize_backward(epsilon, residuals, gradient):
-    del epsilon
+def _barrier(*arrays: Array) -> tuple[Array, ...]:
+    return jax.lax.optimization_barrier(arrays)
+
+
+def _normalize_backward(epsilon, dtype, residuals, gradient):
+    del epsilon, dtype
     x, mean, inverse, scale = residuals
 
     def widen(x, gradient):
@@ -154,8 +158,9 @@ def _normalize_backward(epsilon, residuals, gradient):
     scaled = wide * scale
     along, across = jnp.mean(scaled, axis=-1, keepdims=True), jnp.mean(scaled * normal, axis=-1, keepdims=True)
     to_x = (inverse * (scaled - along - normal * across)).astype(x.dtype)
-    # Behind the barrier XLA computes these again, and so does not write them.
-    normal, wide = widen(*jax.lax.optimization_barrier((x, gradient)))
+    # Behind the barrier XLA computes these again, and so does not write them. For a TPU it knows better.
+    again = jax.lax.platform_dependent(x, gradient, tpu=lambda *pair: pair, default=_barrier)
+    normal, wide = widen(*again)
     return to_x, jnp.sum(wide * normal, axis=0), jnp.sum(wide, axis=0)
 
 
@@ -163,7 +168,7 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class LayerNorm(nn.Module):
-    """flax's LayerNorm, in float32 whatever the dtype is, that keeps its input, a mean and a deviation to go back.
+    """flax's LayerNorm, in float32 whatever the dtype is; to go back it keeps its input, mean and one over its deviation.
 
     Left to itself, XLA's GPU compiler would write the normalised input in float32 once more on the way back.
 
@@ -179,8 +184,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*n w"]) -> Float[Array, "*n w"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        out = _normalize(x.reshape(-1, x.shape[-1]), jnp.asarray(scale), jnp.asarray(bias), self.epsilon)
-        return out.astype(self.dtype).reshape(x.shape)
+        rows = x.reshape(-1, x.shape[-1])
+        return _normalize(rows, jnp.asarray(scale), jnp.asarray(bias), self.epsilon, self.dtype).reshape(x.shape)
 
 
 DENSE_OUTPUT = "dense_output"  # the name that rematerialisation knows it by

@@ -18,7 +18,15 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mc3_jax.models.attention import apart, attend, attend_few, attend_flash, attend_once, row_major
+from mc3_jax.models.attention import (
+    MOST_FRAMES,
+    apart,
+    attend,
+    attend_few,
+    attend_flash,
+    attend_once,
+    row_major,
+)
 from mc3_jax.models.layers import (
     TORCH_DEFAULT_INIT,
     Dense,
@@ -72,7 +80,9 @@ class DividedAttention(nn.Module):
         class_out = out(rearrange(class_out, "b h d -> b 1 (h d)"))
         if class_only:
             return class_out, None
-        patches = attend_patches[self.over](*grid, class_key[:, 0], class_value[:, 0])
+        is_few = patches.shape[1] <= MOST_FRAMES
+        attend_patches = attend_patches[self.over] if self.over == "space" or is_few else _within_places
+        patches = attend_patches(*grid, class_key[:, 0], class_value[:, 0])
         return class_out, out(rearrange(patches, "b t p h d -> b t p (h d)"))
 
 

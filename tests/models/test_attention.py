@@ -1,5 +1,6 @@
 """The forms of attention that a GPU is given are the plain one."""
 
+import contextlib
 import functools
 import re
 
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mc3_jax import config as config_lib, mesh as mesh_lib, validation
 from mc3_jax.models import attention, video
+from mc3_jax.models.audio import AudioSpectrogramTransformer
 from mc3_jax.models.layers import SelfAttention
 
 B, T, P, H, D = 2, 4, 5, 3, 8
@@ -92,7 +94,7 @@ def flash_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.usefixtures("flash_on_a_cpu")
-@pytest.mark.parametrize("num_patches", [6, 8])  # one key more is the class token's
+@pytest.mark.parametrize("num_patches", [6, 9])  # one key more is the class token's
 def test_flash_attention_within_frames_is_the_plain_one(num_patches):
     inputs = draw(*[(B, T, num_patches, H, D)] * 3, *[(B, H, D)] * 2)
     assert_same(
@@ -110,45 +112,77 @@ def test_self_attention_is_the_same_in_both_forms(num_outputs):
     assert_same(*(value_and_gradients(lambda p, x, a=a: a({"params": p}, x), [params["params"], x]) for a in apply))
 
 
+ENCODERS = {
+    "video": (
+        functools.partial(
+            video.SpaceTimeTransformer, image_size_px=24, patch_px=8, num_positions=12, width=48, depth=3, num_heads=4,
+            time_init="random",
+        ),
+        (8, 4, 24, 24, 3),
+    ),
+    "video of many frames": (
+        functools.partial(
+            video.SpaceTimeTransformer, image_size_px=16, patch_px=8, num_positions=12, width=48, depth=2, num_heads=4,
+            time_init="random",
+        ),
+        (8, attention.MOST_FRAMES + 1, 16, 16, 3),
+    ),
+    "audio": (
+        functools.partial(AudioSpectrogramTransformer, num_mel=32, num_time_frames=40, width=48, depth=3, num_heads=4),
+        (8, 40, 32),
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.usefixtures("flash_on_a_cpu")
-@pytest.mark.parametrize(("scan_layers", "remat"), [(False, "none"), (True, "full")])
-def test_a_whole_encoder_is_the_same_in_both_forms(scan_layers, remat):
-    frames = jax.random.normal(jax.random.key(2), (2, 4, 32, 32, 3))
-    sizes = {"image_size_px": 32, "num_positions": 4, "width": 48, "depth": 3, "num_heads": 4, "time_init": "random"}
-    encoders = [
-        video.SpaceTimeTransformer(**sizes, patch_px=8, scan_layers=scan_layers, remat=remat, form=form)
-        for form in attention.FORMS
-    ]
-    params = encoders[0].init(jax.random.key(0), frames)["params"]
-    assert_same(*(
-        value_and_gradients(lambda p, x, e=e: e.apply({"params": p}, x), [params, frames]) for e in encoders
-    ), tolerance=1e-4)  # fmt: skip
+@pytest.mark.parametrize(
+    ("scan_layers", "remat", "on_a_mesh"), [(False, "none", False), (False, "dots", True), (True, "full", True)]
+)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_whole_encoder_is_the_same_in_both_forms(name, scan_layers, remat, on_a_mesh):
+    make, shape = ENCODERS[name]
+    x = jax.random.normal(jax.random.key(2), shape)
+    plain, fast = make(), make(scan_layers=scan_layers, remat=remat, form="cudnn")
+    params = plain.init(jax.random.key(0), x)["params"]
+    wanted = value_and_gradients(lambda p, x: plain.apply({"params": p}, x), [params, x])
+    with contextlib.ExitStack() as stack:
+        if on_a_mesh:
+            mesh = mesh_lib.make_mesh(2, jax.devices()[:8])
+            stack.enter_context(jax.set_mesh(mesh))
+            x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh_lib.AXES)))
+        found = value_and_gradients(lambda p, x: fast.apply({"params": p}, x), [params, x])
+    assert_same(found, wanted, tolerance=1e-4)
 
 
-def test_auto_is_einsum_where_there_is_no_gpu_and_what_is_asked_for_stays():
-    assert attention.choose_form("auto", "bfloat16") == "einsum"
-    assert attention.choose_form("cudnn", "bfloat16") == "cudnn"
+def test_cudnn_where_it_can_not_be_had_is_einsum_but_for_training():
+    assert attention.choose_form("auto", "bfloat16", 64) == attention.choose_form("cudnn", "bfloat16", 64) == "einsum"
+    attention.check_form("auto", "bfloat16", 64)
+    with pytest.raises(ValueError, match=r"model\.attention = 'cudnn', but this is bfloat16 .* 64 wide on cpu: .*set auto"):
+        attention.check_form("cudnn", "bfloat16", 64)
 
 
 class FakeGpu:
     def __init__(self, capability, platform="gpu"):
-        self.compute_capability, self.platform = capability, platform
+        self.compute_capability, self.platform, self.device_kind = capability, platform, "fake"
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "form"),
+    ("device", "dtype", "head_dim", "form"),
     [
-        (FakeGpu("9.0"), "bfloat16", "cudnn"),
-        (FakeGpu("8.0"), "bfloat16", "cudnn"),
-        (FakeGpu("9.0"), "float32", "einsum"),  # cuDNN has none
-        (FakeGpu("7.5"), "bfloat16", "einsum"),
-        (FakeGpu("gfx942"), "bfloat16", "einsum"),  # AMD's
-        (FakeGpu(None, "tpu"), "bfloat16", "einsum"),
+        (FakeGpu("9.0"), "bfloat16", 64, "cudnn"),
+        (FakeGpu("8.0"), "bfloat16", 128, "cudnn"),
+        (FakeGpu("9.0"), "float32", 64, "einsum"),  # cuDNN has none
+        (FakeGpu("9.0"), "bfloat16", 12, "einsum"),
+        (FakeGpu("9.0"), "bfloat16", 136, "einsum"),
+        (FakeGpu("7.5"), "bfloat16", 64, "einsum"),
+        (FakeGpu("gfx942"), "bfloat16", 64, "einsum"),  # AMD's
+        (FakeGpu(None, "tpu"), "bfloat16", 64, "einsum"),
     ],
 )  # fmt: skip
-def test_auto_looks_at_the_device_and_the_dtype(monkeypatch, device, dtype, form):
+def test_auto_looks_at_the_device_the_dtype_and_the_heads(monkeypatch, device, dtype, head_dim, form):
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert attention.choose_form("auto", dtype) == form
+    assert attention.choose_form("auto", dtype, head_dim) == attention.choose_form("cudnn", dtype, head_dim) == form
+    assert attention.choose_form("einsum", dtype, head_dim) == "einsum"
 
 
 def test_what_a_form_can_not_do_is_refused_by_the_config():

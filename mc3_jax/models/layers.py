@@ -131,8 +131,8 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalize(
-    x: Float[Array, "n w"], scale: Float[Array, " w"], bias: Float[Array, " w"], epsilon: float, dtype: DTypeLike
-) -> Float[Array, "n w"]:
+    x: Float[Array, "*n w"], scale: Float[Array, " w"], bias: Float[Array, " w"], epsilon: float, dtype: DTypeLike
+) -> Float[Array, "*n w"]:
     return _normalize_forward(x, scale, bias, epsilon, dtype)[0]
 
 
@@ -141,10 +141,6 @@ def _normalize_forward(x, scale, bias, epsilon, dtype):
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True) + epsilon)
     return ((wide - mean) * (inverse * scale) + bias).astype(dtype), (x, mean, inverse, scale)
-
-
-def _barrier(*arrays: Array) -> tuple[Array, ...]:
-    return jax.lax.optimization_barrier(arrays)
 
 
 def _normalize_backward(epsilon, dtype, residuals, gradient):
@@ -158,10 +154,10 @@ def _normalize_backward(epsilon, dtype, residuals, gradient):
     scaled = wide * scale
     along, across = jnp.mean(scaled, axis=-1, keepdims=True), jnp.mean(scaled * normal, axis=-1, keepdims=True)
     to_x = (inverse * (scaled - along - normal * across)).astype(x.dtype)
-    # Behind the barrier XLA computes these again, and so does not write them. For a TPU it knows better.
-    again = jax.lax.platform_dependent(x, gradient, tpu=lambda *pair: pair, default=_barrier)
-    normal, wide = widen(*again)
-    return to_x, jnp.sum(wide * normal, axis=0), jnp.sum(wide, axis=0)
+    # Behind the barrier XLA computes these again, and so does not write them.
+    normal, wide = widen(*jax.lax.optimization_barrier((x, gradient)))
+    rows = tuple(range(x.ndim - 1))
+    return to_x, jnp.sum(wide * normal, axis=rows), jnp.sum(wide, axis=rows)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -184,8 +180,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*n w"]) -> Float[Array, "*n w"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        rows = x.reshape(-1, x.shape[-1])
-        return _normalize(rows, jnp.asarray(scale), jnp.asarray(bias), self.epsilon, self.dtype).reshape(x.shape)
+        return _normalize(x, jnp.asarray(scale), jnp.asarray(bias), self.epsilon, self.dtype)
 
 
 DENSE_OUTPUT = "dense_output"  # the name that rematerialisation knows it by

@@ -57,7 +57,8 @@ def test_stderr_has_what_others_say_and_nothing_of_beam(tmp_path, num_workers, m
     assert done.stdout == ""
     for words in said:
         assert words in done.stderr
-    told = [line for line in done.stderr.splitlines() if not any(words in line for words in SAID)]
+    # Two workers may write at once: a line's end then comes behind another's, and leaves an empty line.
+    told = [line for line in done.stderr.splitlines() if line and not any(words in line for words in SAID)]
     assert not told
 
 

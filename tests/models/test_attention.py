@@ -134,9 +134,6 @@ ENCODERS = {
 }  # fmt: skip
 
 
-LATER = pytest.mark.slow
-
-
 @pytest.mark.usefixtures("flash_on_a_cpu")
 @pytest.mark.parametrize(
     ("name", "scan_layers", "remat", "on_a_mesh"),
@@ -144,9 +141,7 @@ LATER = pytest.mark.slow
         ("audio", False, "none", False),
         ("video", True, "full", True),
         ("video of many frames", False, "none", False),
-        pytest.param("audio", True, "full", True, marks=LATER),
-        pytest.param("video", False, "none", False, marks=LATER),
-        pytest.param("video", False, "dots", True, marks=LATER),
+        pytest.param("video", False, "dots", True, marks=pytest.mark.slow),
     ],
 )
 def test_a_whole_encoder_is_the_same_in_both_forms(name, scan_layers, remat, on_a_mesh):

@@ -3,7 +3,8 @@
   * ours: the step that training runs, from decoded clips (uint8 frames, int16 sound) to updated parameters;
   * ours, loss and gradient: the same model from prepared inputs, without optimizer;
   * PyTorch eager: Hugging Face's AST and DistilBERT, EgoVLP's video blocks as EgoVLP writes them, Adam;
-  * PyTorch compiled: torch.compile, scaled_dot_product_attention, fused Adam.
+  * PyTorch compiled: torch.compile, scaled_dot_product_attention, fused Adam;
+  * with `--systems ours,again`, ours once more in a new process: what a warm JAX_COMPILATION_CACHE_DIR saves.
 Each is a process of its own; they take turns, so that what slows the machine slows all, and begin every turn with a step that
 is not timed. PyTorch starts from prepared inputs, and with `--backward_only` neither side updates parameters. bfloat16
 (PyTorch: autocast) on an accelerator, float32 on a CPU.
@@ -81,7 +82,7 @@ def make_batch(config) -> dict[str, np.ndarray]:
     return batch
 
 
-def _serve(step, memory, platform: str, *, is_first_done: bool = False) -> None:
+def _serve(step, memory, platform: str, *, is_first_done: bool = False, note: str = "") -> None:
     """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each.
 
     Ahead of them goes one that is not timed: while others had their turn caches have gone cold, and a hypervisor may have
@@ -89,7 +90,7 @@ def _serve(step, memory, platform: str, *, is_first_done: bool = False) -> None:
     """
     if not is_first_done:
         step()
-    print(json.dumps({"platform": platform, "ready": time.time()}), flush=True)
+    print(json.dumps({"platform": platform, "ready": time.time(), "note": note}), flush=True)
     for line in sys.stdin:
         step()
         begin = time.perf_counter()
@@ -177,11 +178,13 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
+    note = ""
     try:
         step()
     except torch._dynamo.exc.BackendCompilerFailed as error:
         # torch 2.11's analysis of tiles fails an assertion of its own on the video blocks.
-        print(f"compiled again without coalesce_tiling_analysis: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        note = "without coalesce_tiling_analysis"
+        print(f"compiled again {note}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
         torch._inductor.config.triton.coalesce_tiling_analysis = False
         torch._dynamo.reset()
         step()
@@ -189,7 +192,7 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     def memory() -> int:
         return torch.cuda.max_memory_allocated() if device == "cuda" else 0
 
-    _serve(step, memory, device.replace("cuda", "gpu"), is_first_done=True)
+    _serve(step, memory, device.replace("cuda", "gpu"), is_first_done=True, note=note)
 
 
 def serve_matmul(args: argparse.Namespace) -> None:
@@ -217,6 +220,7 @@ class Child:
       platform: "cpu", "gpu" or "tpu".
       started_s: From its start to the end of its first step.
       failed: Why it is no more, "" while it is.
+      note: What the table says beside its name.
     """
 
     def __init__(self, name: str, args: argparse.Namespace):
@@ -228,14 +232,15 @@ class Child:
             [sys.executable, "-m", "benchmarks.train_step", f"--serve={name}", *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        self.answers, self.failed, self.platform, self.started_s = [], "", "", float("nan")
+        self.answers, self.failed, self.note, self.platform, self.started_s = [], "", "", "", float("nan")
         self._began = time.time()
 
     def wait(self) -> None:
         """Waits for its first step."""
         answer = self._read()
         if answer:
-            self.platform, self.started_s = answer["platform"], answer["ready"] - self._began
+            self.platform, self.note = answer["platform"], answer["note"]
+            self.started_s = answer["ready"] - self._began
 
     def _read(self) -> dict:
         for line in self.process.stdout:
@@ -347,9 +352,9 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
         if child.failed:
             rows.append([SYSTEMS[name], child.failed, *[""] * 5])
             continue
-        rate = flops / child.seconds
+        rate, label = flops / child.seconds, ", ".join(filter(None, (SYSTEMS[name], child.note)))
         rows.append([
-            SYSTEMS[name], f"{1000 * child.seconds:.0f}", f"{args.batch / child.seconds:.1f}", f"{100 * rate / peak:.1f}",
+            label, f"{1000 * child.seconds:.0f}", f"{args.batch / child.seconds:.1f}", f"{100 * rate / peak:.1f}",
             f"{100 * rate / sheet:.1f}" if sheet else "–", child.memory_gib, f"{child.started_s:.0f}",
         ])  # fmt: skip
     # Like beside like: with the optimizer on both sides, or on neither.

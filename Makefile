@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 LIBTPU := $(VENV)/libtpu
+CUDA := $(VENV)/cuda_plugin
 SEED ?= 0
 WORK ?= runs/demo
 VIDEOS ?= 160
@@ -50,13 +51,19 @@ test-slow: install
 	$(PY) -m pytest -m 'slow and not large' $(SHARED)
 
 # Checkpoints, precision and compilation at the paper's sizes, gigabytes of clips, and more that CI has no time for.
-test-large: install $(LIBTPU)
-	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(PY) -m pytest -m large $(SHARED)
+test-large: install $(LIBTPU) $(CUDA)
+	TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so CUDA_PLUGIN_PATH=$(CURDIR)/$(CUDA) $(PY) -m pytest -m large $(SHARED)
 
-# The TPU's compiler, beside the environment and not in it: JAX would look for a TPU at every start.
+# The compilers for TPUs and GPUs, beside the environment and not in it: JAX would look for the devices at every start.
 $(LIBTPU): | install
 	rm -rf $@.part
 	$(PY) -m pip install --quiet --no-deps --target $@.part 'libtpu==0.0.42.*'
+	mv $@.part $@
+
+$(CUDA): | install
+	rm -rf $@.part
+	VERSION=$$($(PY) -c 'import jaxlib; print(jaxlib.__version__)') && $(PY) -m pip install --quiet --no-deps --target $@.part \
+		jax-cuda12-plugin==$$VERSION jax-cuda12-pjrt==$$VERSION nvidia-cuda-nvcc-cu12 nvidia-cuda-runtime-cu12
 	mv $@.part $@
 
 # The seeded tests of damage at full length: 200 damaged media files and 200 mutated annotation rows, 1,000 injured checkpoints,

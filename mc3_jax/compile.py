@@ -2,14 +2,16 @@
 
     python -m mc3_jax.compile --config=configs/mc3_ego4d.py --topology=v5e:4x4 --config.model.scan_layers=True
 
-Topologies are a kind of TPU and its slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install 'libtpu==0.0.42.*'`
-compiles for them on any machine), or `cpu:8`. Fields of the config are overridden as in training. The step is the one
-`mc3_jax.train` runs, on the mesh that it makes. What is printed is counted from the compiled program, loops multiplied out
+Topologies are the NVIDIA GPUs of a node (`h200:8`, `h100:8`, `a100:1`; `pip install '.[compile_gpu]'`), a kind of TPU and its
+slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install 'libtpu==0.0.42.*'`), or `cpu:8`. None need be at hand.
+Fields of the config are overridden as in training. The step is the one `mc3_jax.train` runs, on the mesh that it makes; for
+GPUs without autotuning, for which one is needed. What is printed is counted from the compiled program, loops multiplied out
 (`mc3_jax.hlo`); bounds on time assume that computing, memory and interconnect are each at their peak and hide each other.
 
 Status 1 means that the step does not fit the chip, 2 that something has to be mended in the command.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -18,6 +20,8 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +33,9 @@ from mc3_jax import cli, config as config_lib, hlo, mesh as mesh_lib, phases as 
 from mc3_jax.data import loader
 
 LIBTPU = "libtpu==0.0.42.*"  # what jax 0.10's extra `tpu` asks for
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+MAX_GPUS = 8  # of a node
+CUDNN_VERSION = 91000  # 9.10, that programs for GPUs are compiled for; what `jax[cuda12]` brings is no older
 DOES_NOT_FIT = 1
 MAX_CHIPS = 256
 GIB = 2**30
@@ -38,14 +45,18 @@ NUM_SAMPLES, CANVAS_PX, NUM_CLIPS = 24_000, (256, 456), 250_000
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peaks of a chip, from https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read in November 2026).
+    """Peaks of a chip.
+
+    TPUs' are from https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read in November 2026), GPUs' from NVIDIA's data
+    sheets of the SXM cards, without sparsity.
 
     Attributes:
       flops_per_s: Of bfloat16 matrix products.
       memory_gib: Of its HBM; what a program may use is a little less.
       memory_bytes_per_s: Of its HBM.
       link_bytes_per_s: Sent over all of its links to other chips: half of the "bidirectional" bandwidth of the tables.
-      dims: Of a slice.
+      dims: Of a slice; a node of GPUs has one.
+      gpu: What else XLA wants to know of a GPU.
     """
 
     flops_per_s: float
@@ -53,12 +64,57 @@ class Chip:
     memory_bytes_per_s: float
     link_bytes_per_s: float
     dims: int
+    gpu: "Gpu | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Of an NVIDIA GPU, from the CUDA C++ Programming Guide ("Compute Capabilities") and the architectures' white papers.
+
+    Attributes:
+      name: As JAX calls it.
+      capability: (major, minor).
+      num_cores: Streaming multiprocessors.
+      core_fpus: Float32 units of a core.
+      core_shared_bytes: Shared memory of a core; a block may have 1 KiB less.
+      l2_bytes: Of its cache.
+      clock_ghz: Highest.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    num_cores: int
+    core_fpus: int
+    core_shared_bytes: int
+    l2_bytes: int
+    clock_ghz: float
+
+    def describe(self, chip: Chip) -> str:
+        """Returns XLA's `GpuTargetConfigProto` as text (xla/stream_executor/device_description.proto)."""
+        major, minor = self.capability
+        return f"""
+            gpu_device_info {{
+              threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 registers_per_core_limit: 65536
+              registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+              shared_memory_per_block: 49152 shared_memory_per_core: {self.core_shared_bytes}
+              shared_memory_per_block_optin: {self.core_shared_bytes - 1024} l2_cache_size: {self.l2_bytes}
+              core_count: {self.num_cores} fpus_per_core: {self.core_fpus} clock_rate_ghz: {self.clock_ghz}
+              memory_bandwidth: {int(chip.memory_bytes_per_s)} device_memory_size: {int(chip.memory_gib * GIB)}
+              cuda_compute_capability {{ major: {major} minor: {minor} }}
+            }}
+            runtime_version {{ major: 12 minor: 8 patch: 0 }}
+            dnn_version_info {{ major: {CUDNN_VERSION // 10000} minor: {CUDNN_VERSION // 100 % 100} }}
+            platform_name: "CUDA" device_description_str: "{self.name}"
+        """
 
 
 CHIPS = {
     "v5e": Chip(197e12, 16, 819e9, 200e9, 2),
     "v5p": Chip(459e12, 95, 2765e9, 600e9, 3),
     "v6e": Chip(918e12, 32, 1638e9, 400e9, 2),
+    "a100": Chip(312e12, 79, 2039e9, 300e9, 1, Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 167_936, 40 * 2**20, 1.41)),
+    "h100": Chip(989e12, 79, 3350e9, 450e9, 1, Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 233_472, 50 * 2**20, 1.98)),
+    "h200": Chip(989e12, 139, 4800e9, 450e9, 1, Gpu("NVIDIA H200", (9, 0), 132, 128, 233_472, 50 * 2**20, 1.98)),
 }
 
 
@@ -154,18 +210,21 @@ def topology_devices(topology: str) -> list:
     """Returns the devices of a topology, of which only compiling asks.
 
     Raises:
-      ValueError: It is unknown or too large, or libtpu isn't installed.
+      ValueError: It is unknown or too large, or what compiles for it isn't installed.
     """
     kind, _, size = topology.partition(":")
     if kind == "cpu" and size.isdecimal() and 0 < int(size) <= MAX_CHIPS:
         return _cpu_devices(int(size))
-    known = "v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N, as v5e:4x4"
+    known = "h200:N, h100:N, a100:N, v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N, as h200:8"
     dims = [int(d) for d in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
     if kind not in CHIPS or len(dims) != CHIPS[kind].dims:
         raise ValueError(f"--topology={topology} is unknown: {known}")
     num_chips = functools.reduce(lambda a, b: a * b, dims)
-    if not 0 < num_chips <= MAX_CHIPS:
-        raise ValueError(f"--topology={topology} has {num_chips} chips: 1 to {MAX_CHIPS} are supported")
+    most = MAX_GPUS if CHIPS[kind].gpu else MAX_CHIPS
+    if not 0 < num_chips <= most:
+        raise ValueError(f"--topology={topology} has {num_chips} chips: 1 to {most} are supported")
+    if CHIPS[kind].gpu:
+        return _gpu_devices(topology, CHIPS[kind], num_chips)
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise ValueError(f"--topology={topology} needs libtpu, which is not installed: pip install '{LIBTPU}'")
     # No TPU is looked for, no other process minded, and nothing logged.
@@ -179,6 +238,38 @@ def topology_devices(topology: str) -> list:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **one).devices)
     except (RuntimeError, ValueError) as error:  # jax.errors.JaxRuntimeError is one
         raise ValueError(f"--topology={topology}: {' '.join(str(error).split())[:300]}; try {known}") from error
+
+
+def _gpu_devices(topology: str, chip: Chip, num_gpus: int) -> list:
+    if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
+        raise ValueError(f"--topology={topology} needs JAX's CUDA plug-in, not installed here: pip install '.[compile_gpu]'")
+    # No CUDA library's version is minded: none of them runs.
+    os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    try:
+        described = {"target_config": chip.gpu.describe(chip), "topology": f"1x1x{num_gpus}"}
+        return list(topologies.get_topology_desc(topology, "cuda", **described).devices)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--topology={topology}: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextlib.contextmanager
+def _cudnn_of(chip: Chip | None) -> Iterator[None]:
+    """Answers for a GPU that isn't here what JAX asks of its cuDNN where attention is left to it."""
+    if chip is None or chip.gpu is None:
+        yield
+        return
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    def parse(capability: str) -> tuple[int, ...]:
+        return tuple(map(int, capability.split(".")))
+
+    answers = {
+        "check_cudnn_version": lambda: CUDNN_VERSION,
+        "check_compute_capability": lambda least: chip.gpu.capability >= parse(least),
+        "is_cuda_compute_capability_equal": lambda wanted: chip.gpu.capability == parse(wanted),
+    }
+    with mock.patch.multiple(cudnn, **answers):
+        yield
 
 
 def _cpu_devices(num_devices: int) -> list:
@@ -210,13 +301,23 @@ def compile_step(
     names = [p.name for p in config.phases]
     if phase and phase not in names:
         raise ValueError(f"--phase={phase} is none of this config's: {', '.join(names)}")
-    mesh = mesh_lib.make_mesh(config.fsdp, topology_devices(topology))
+    devices = topology_devices(topology)
+    with _cudnn_of(CHIPS.get(topology.partition(":")[0])):
+        return _compile(config, topology, devices, phase or names[-1], num_samples, canvas_px, num_clips)
+
+
+def _compile(
+    config: config_lib.Config, topology: str, devices: list, phase: str, num_samples: int, canvas_px: tuple[int, int],
+    num_clips: int,
+) -> Report:  # fmt: skip
+    chip = CHIPS.get(topology.partition(":")[0])
+    mesh = mesh_lib.make_mesh(config.fsdp, devices)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
-    model = step_lib.make_model(config.model)
+    model = step_lib.make_model(config.model, mesh.devices.flat[0])
     placed = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
     step_lib.check_shapes(model, config, placed, num_samples, canvas_px)
-    chosen = placed[names.index(phase) if phase else -1]
+    chosen = next(p for p in placed if p.config.name == phase)
     init = functools.partial(step_lib.init_state, model, config, chosen)
     state = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
     rows = NamedSharding(mesh, PartitionSpec(mesh_lib.AXES))
@@ -225,11 +326,12 @@ def compile_step(
         for name, leaf in step_lib.batch_shapes(config, num_samples, canvas_px).items()
     }
     begin = time.monotonic()
-    with jax.set_mesh(mesh):
-        step = jax.ShapeDtypeStruct((), jnp.int32)
-        lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch, step)
+    options = {"xla_gpu_autotune_level": 0} if chip and chip.gpu else None
     try:
-        compiled = lowered.compile()
+        with jax.set_mesh(mesh):
+            step = jax.ShapeDtypeStruct((), jnp.int32)
+            lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch, step)
+            compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         raise _too_large(error, topology) from error
     memory, seconds = compiled.memory_analysis(), time.monotonic() - begin
@@ -287,7 +389,7 @@ def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> flo
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("topology", None, "v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N.")
+    flags.DEFINE_string("topology", None, "h200:N, h100:N, a100:N, v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N.")
     flags.DEFINE_string("phase", "", "Phase of the config whose step is compiled; the last if empty.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Audio samples of a clip, where config.data.dir isn't there.")
     flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, height x width, likewise.")
@@ -311,7 +413,7 @@ def main(config: config_lib.Config, _workdir: str) -> None:
     with cli.user_errors():
         topology = flags.FLAGS.topology
         if not topology:
-            raise ValueError("--topology is missing: as v5e:4x4")
+            raise ValueError("--topology is missing: as h200:8 or v5e:4x4")
         jax.config.update("jax_platforms", "cpu")  # nothing is run, whatever accelerator is here
         if re.fullmatch(r"cpu:\d{1,3}", topology):
             jax.config.update("jax_num_cpu_devices", int(topology.partition(":")[2]))

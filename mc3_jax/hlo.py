@@ -252,6 +252,8 @@ def _count(computations: dict, computation: Computation, times: int, counts: Cou
             counts.exchanges.append(_exchange(computation, instruction, kind, times))
         elif opcode == "dot":
             counts.flops += times * _dot_flops(computation, instruction)
+        elif opcode == "custom-call":
+            counts.flops += times * _library_flops(computation, instruction)
         elif opcode == "convolution":
             counts.flops += times * _convolution_flops(computation, instruction)
         elif opcode == "fusion":
@@ -274,6 +276,23 @@ def _dot_flops(computation: Computation, dot: Instruction) -> int:
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
     contracted = math.prod(left[int(d)] for d in found[1].split(",") if d) if found else 1
     return 2 * math.prod(dot.shapes[0].dims) * contracted
+
+
+def _library_flops(computation: Computation, call: Instruction) -> int:
+    """Returns the FLOPs of what a GPU program leaves to cuBLAS and cuDNN, 0 of another call."""
+    target = re.search(r'custom_call_target="([^"]*)"', call.attributes)[1]
+    if target.startswith("__cublas$"):
+        left = computation.shapes(call.operands[0])[0].dims
+        found = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', call.attributes)
+        contracted = math.prod(left[int(d)] for d in re.findall(r"\d+", found[1]))
+        return 2 * math.prod(call.shapes[0].dims) * contracted
+    if target.startswith("__cudnn$fmha"):
+        scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', call.attributes)[1]
+        width = computation.shapes(call.operands[0])[0].dims[-1]
+        # Scores and sums of values; going back, scores once more, theirs and three gradients.
+        products = 5 if target.endswith("Backward") else 2
+        return 2 * products * math.prod(int(d) for d in re.findall(r"\d+", scores)) * width
+    return 0
 
 
 def _convolution_flops(computation: Computation, convolution: Instruction) -> int:
@@ -350,7 +369,10 @@ def _memory_bytes(computations: dict, computation: Computation, instruction: Ins
     if instruction.opcode != "fusion":
         # What begins a copy or an all-gather has its operands among its results.
         repeats = instruction.opcode.endswith("-start") and len(instruction.shapes) > len(operands)
-        return (0 if repeats else sum(map(_main, operands))) + _main(instruction.shapes)
+        # cuBLAS and cuDNN are lent bytes to work in, which they rarely take.
+        is_library = instruction.opcode == "custom-call" and len(instruction.shapes) > 1
+        results = tuple(s for s in instruction.shapes if not (is_library and s.dtype in ("s8", "u8")))
+        return (0 if repeats else sum(map(_main, operands))) + _main(results)
     called = computations[instruction.called("calls")]
     total = sum(_read_of(called, number, shapes) for number, shapes in enumerate(operands))
     return total + _written_by(called, called.root)

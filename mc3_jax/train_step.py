@@ -73,12 +73,17 @@ class Health(flax.struct.PyTreeNode):
     finite_rows: Any
 
 
-def make_model(config: config_lib.ModelConfig) -> MC3:
-    """Returns the three towers with their projections, in the config's sizes."""
+def make_model(config: config_lib.ModelConfig, device: jax.Device | None = None) -> MC3:
+    """Returns the three towers with their projections, in the config's sizes.
+
+    Args:
+      config: Of the model.
+      device: Whose form of attention "auto" is; None is what JAX runs on here.
+    """
     audio, video, text = config.audio, config.video, config.text
     dtype = jnp.dtype(config.dtype)
     blocks = {"scan_layers": config.scan_layers, "remat": config.remat}
-    form = functools.partial(attention.choose_form, config.attention, config.dtype)
+    form = functools.partial(attention.choose_form, config.attention, config.dtype, device=device)
     return MC3(
         audio_tower=AudioSpectrogramTransformer(
             num_mel=audio.num_mel,

@@ -74,7 +74,9 @@ def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("v9:2x2", "--topology=v9:2x2 is unknown: v5e:AxB"),
+        ("v9:2x2", "--topology=v9:2x2 is unknown: h200:N, h100:N, a100:N, v5e:AxB"),
+        ("h100:2x8", "--topology=h100:2x8 is unknown"),
+        ("h100:9", "has 9 chips: 1 to 8 are supported"),
         ("v5e", "--topology=v5e is unknown"),
         ("v5p:4x4", "--topology=v5p:4x4 is unknown: .* v5p:AxBxC"),
         ("v5e:32x32", "has 1024 chips: 1 to 256 are supported"),
@@ -92,6 +94,29 @@ def test_without_libtpu_the_line_that_installs_it_is_told(monkeypatch):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(ValueError, match=r"needs libtpu, which is not installed: pip install 'libtpu==0\.0\.42\.\*'"):
         compile_lib.topology_devices("v5e:2x4")
+
+
+def test_without_the_cuda_plug_in_the_line_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs JAX's CUDA plug-in, not installed here: pip install '\.\[compile_gpu\]'"):
+        compile_lib.topology_devices("h200:8")
+
+
+def test_what_jax_asks_of_a_gpus_cudnn_is_answered_for_the_gpu_that_is_compiled_for():
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn  # the names are JAX's own: it may rename them
+
+    asked = cudnn.check_cudnn_version, cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal
+    for chip, is_hopper in (("a100", False), ("h100", True), ("h200", True)):
+        with compile_lib._cudnn_of(compile_lib.CHIPS[chip]):
+            assert cudnn.check_cudnn_version() == compile_lib.CUDNN_VERSION
+            assert cudnn.check_compute_capability("8.0")
+            assert cudnn.check_compute_capability("9.0") == is_hopper
+            assert cudnn.is_cuda_compute_capability_equal("9.0") == is_hopper
+            assert not cudnn.check_compute_capability("10.0")
+    for chip in (None, compile_lib.CHIPS["v5e"]):
+        with compile_lib._cudnn_of(chip):
+            assert cudnn.check_cudnn_version is asked[0]
+    assert asked == (cudnn.check_cudnn_version, cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal)
 
 
 def test_one_version_of_libtpu_is_named_everywhere():
@@ -169,3 +194,26 @@ def test_on_eight_chips_embeddings_are_replicated_once_and_gradients_reduced_in_
     assert payload["all-reduce", "f32"] == pytest.approx(4 * num_parameters, rel=0.02)
     assert "counted once" not in done.stdout
     assert set(hlo.COLLECTIVES) >= {kind for kind, _ in payload}
+
+
+@pytest.mark.skipif("CUDA_PLUGIN_PATH" not in os.environ, reason="make test-large installs it beside the environment")
+@pytest.mark.large
+@pytest.mark.timeout(900)
+def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
+    """The paper's widths, depth 3."""
+    depths = [f"--config.model.{tower}.depth={depth}" for tower, depth in (("audio", 3), ("video", 3), ("text", 1))]
+    path = os.pathsep.join([os.environ["CUDA_PLUGIN_PATH"], os.environ.get("PYTHONPATH", "")])
+    found = {}
+    for form in ("auto", "einsum"):
+        process = run("--topology=h100:8", f"--config.model.attention={form}", *depths, PYTHONPATH=path)
+        assert process.returncode == 0, process.stderr[-3000:]
+        sent = re.findall(r"^(\S+) +([\d.]+) MB of (\w+) per chip", process.stdout, re.MULTILINE)
+        payload = {(kind, dtype): float(megabytes) * 1e6 for kind, megabytes, dtype in sent}
+        assert payload["all-gather", "f32"] == pytest.approx(3 * 256 * 256 * 4, rel=0.02)
+        assert ("all-reduce", "f32") in payload
+        memory = float(re.search(r"memory per chip +([\d.]+) GiB of 79 GiB", process.stdout)[1])
+        flops, model = map(float, re.search(r"FLOPs +([\d.]+) T per chip .* ([\d.]+) T", process.stdout).groups())
+        assert flops == pytest.approx(model / 8, rel=0.05)
+        found[form] = memory, float(re.search(r"memory traffic +([\d.]+) GB", process.stdout)[1])
+    assert found["auto"][0] < found["einsum"][0]
+    assert found["auto"][1] < 0.6 * found["einsum"][1]  # scores never leave the chip

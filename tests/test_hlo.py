@@ -185,6 +185,32 @@ def test_a_tpus_program_is_read():
     assert counts.memory_bytes == scores + 4 * 768 * (64 + 8) + 4 * 768 * (8 + 64)
 
 
+GPU = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[96,64], k: bf16[64,32], q: bf16[2,10,3,8]) -> bf16[96,32] {
+  %x = bf16[96,64]{1,0} parameter(0)
+  %k = bf16[64,32]{1,0} parameter(1)
+  %q = bf16[2,10,3,8]{3,2,1,0} parameter(2)
+  %seen = (bf16[2,3,10,8]{3,1,2,0}, f32[2,3,10]{2,1,0}, u8[0]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "3", "10", "10"]}}}
+  %stats = f32[2,3,10]{2,1,0} get-tuple-element(%seen), index=1
+  %back = (bf16[2,3,10,8]{3,1,2,0}, bf16[2,3,10,8]{3,1,2,0}, bf16[2,3,10,8]{3,1,2,0}, u8[4096]{0}) custom-call(%q, %q, %q, %stats, %q, %q), custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "3", "10", "10"]}}}
+  %other = s8[64]{0} custom-call(%x), custom_call_target="a_kernel"
+  %product = (bf16[96,32]{1,0}, s8[33554432]{0}) custom-call(%x, %k), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
+  ROOT %out = bf16[96,32]{1,0} get-tuple-element(%product), index=0
+}
+"""  # noqa: E501
+
+
+def test_what_a_gpus_program_leaves_to_libraries_is_counted():
+    counts = hlo.count(GPU)
+    scores = 2 * 3 * 10 * 10 * 8
+    assert counts.flops == 2 * 96 * 64 * 32 + 2 * (2 + 5) * scores
+    patches, stats = 2 * 10 * 3 * 8 * 2, 2 * 3 * 10 * 4
+    attention = (3 + 1) * patches + stats + (5 + 3) * patches + stats
+    product = 2 * (96 * 64 + 64 * 32 + 96 * 32)  # and not what cuBLAS may use besides
+    assert counts.memory_bytes == attention + product + 2 * 96 * 64 + 64
+
+
 IN_PLACE = """HloModule m
 
 %two (p0: f32[100,1000], p1: f32[100,1000], r: f32[1,1000]) -> (f32[100,1000], f32[100,1000]) {

@@ -26,13 +26,19 @@ FORMS = ("einsum", "cudnn")  # of `model.attention`, beside "auto"
 MOST_FRAMES = 8  # of `attend_few`, which writes out every pair of them
 
 
-def choose_form(form: str, dtype: str, head_dim: int) -> str:
-    """Returns what `model.attention` is in a tower here: unless "einsum" is said, "cudnn" where cuDNN can do it.
+def choose_form(form: str, dtype: str, head_dim: int, device: jax.Device | None = None) -> str:
+    """Returns what `model.attention` is in a tower on a device: unless "einsum" is said, "cudnn" where cuDNN can do it.
 
     That is in bfloat16, on an NVIDIA GPU since Ampere, for heads whose width is a multiple of 8 up to 128. "cudnn" elsewhere
     is "einsum", so that a model trained on a GPU can be used anywhere; `check_form` is for who minds.
+
+    Args:
+      form: `model.attention`.
+      dtype: `model.dtype`.
+      head_dim: Of the tower.
+      device: The tower runs on; None is what JAX runs on here.
     """
-    device = jax.devices()[0]
+    device = device or jax.devices()[0]
     capability = str(getattr(device, "compute_capability", ""))  # AMD's is no number
     is_able = device.platform == "gpu" and capability.replace(".", "").isdecimal() and float(capability) >= 8
     fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128

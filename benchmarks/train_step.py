@@ -82,6 +82,45 @@ def make_batch(config) -> dict[str, np.ndarray]:
     return batch
 
 
+def _phase(config):
+    from mc3_jax import phases as phases_lib
+
+    return phases_lib.Phase(config.phases[1], 0, 1_000_000)
+
+
+def _draw(model, config, phase):
+    """Returns a new state on the mesh of the context."""
+    import jax
+
+    from mc3_jax import mesh as mesh_lib, train_step as step_lib
+
+    init = functools.partial(step_lib.init_state, model, config, phase)
+    return step_lib.draw_state(init, mesh_lib.abstract_state(mesh_lib.make_mesh(), jax.eval_shape(init)))
+
+
+def make_step(config) -> tuple:
+    """Returns (compiled, run): training's own step of refine, and what does one of a new state and returns its metrics.
+
+    Within the mesh of `mc3_jax.mesh.make_mesh`; the same batch is used again and again.
+    """
+    import jax.numpy as jnp
+
+    from mc3_jax import mesh as mesh_lib, train_step as step_lib
+
+    model, phase = step_lib.make_model(config.model), _phase(config)
+    state = _draw(model, config, phase)
+    batch, step = mesh_lib.put_batch(mesh_lib.make_mesh(), make_batch(config)), 0
+    compiled = step_lib.jit_train_step(model, config, phase, state).lower(state, batch, jnp.int32(0)).compile()
+
+    def run():
+        nonlocal state, step
+        state, metrics, _ = compiled(state, batch, jnp.int32(step))
+        step += 1
+        return metrics
+
+    return compiled, run
+
+
 def _serve(step, memory, platform: str, *, is_first_done: bool = False, note: str = "") -> None:
     """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each.
 
@@ -104,34 +143,26 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
     import jax
     import jax.numpy as jnp
 
-    from mc3_jax import mesh as mesh_lib, objective, phases as phases_lib, train_step as step_lib
+    from mc3_jax import mesh as mesh_lib, objective, train_step as step_lib
 
     config = make_config(args)
-    rng = np.random.default_rng(0)
-    phase = phases_lib.Phase(config.phases[1], 0, 1_000_000)
-    model, mesh = step_lib.make_model(config.model), mesh_lib.make_mesh()
+    mesh = mesh_lib.make_mesh()
     stats = jax.devices()[0].memory_stats() or {}
 
     def memory() -> int:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) if stats else 0
 
     with jax.set_mesh(mesh):
-        init = functools.partial(step_lib.init_state, model, config, phase)
-        state = step_lib.draw_state(init, mesh_lib.abstract_state(mesh, jax.eval_shape(init)))
         if whole:
-            step_fn = step_lib.jit_train_step(model, config, phase, state)
-            batch, held = mesh_lib.put_batch(mesh, make_batch(config)), {"state": state, "step": 0}
-            del state
+            _, run = make_step(config)
 
             def step():
-                held["state"], metrics, _ = step_fn(held["state"], batch, jnp.int32(held["step"]))
-                held["step"] += 1
-                jax.block_until_ready(metrics)
+                jax.block_until_ready(run())
 
         else:
-            params = state.params
-            del state
-            inputs = mesh_lib.put_batch(mesh, _inputs(config, rng))
+            model = step_lib.make_model(config.model)
+            params = _draw(model, config, _phase(config)).params
+            inputs = mesh_lib.put_batch(mesh, _inputs(config, np.random.default_rng(0)))
             row = jnp.arange(args.batch)
             key = jax.random.key(0)
 

@@ -211,6 +211,19 @@ def count(text: str) -> Counts:
     return counts
 
 
+def count_instruction(computations: dict[str, Computation], computation: Computation, instruction: Instruction) -> Counts:
+    """Returns what an instruction outside of fusions does in one run.
+
+    Args:
+      computations: Of the program, see `parse`.
+      computation: That it stands in.
+      instruction: Of it.
+    """
+    counts = Counts()
+    _count_one(computations, computation, instruction, 1, counts, top=True)
+    return counts
+
+
 def _count(computations: dict, computation: Computation, times: int, counts: Counts, *, top: bool) -> None:
     """Adds what a computation does, run `times` times.
 
@@ -221,47 +234,55 @@ def _count(computations: dict, computation: Computation, times: int, counts: Cou
       counts: Added to.
       top: Whether its instructions go through memory; those of a fusion don't.
     """
+    carries_on = _carries_on(computation)
+    for instruction in computation.instructions.values():
+        _count_one(computations, computation, instruction, times, counts, top=top, carries_on=carries_on)
+
+
+def _count_one(
+    computations: dict, computation: Computation, instruction: Instruction, times: int, counts: Counts, *, top: bool,
+    carries_on: bool = False,
+) -> None:  # fmt: skip
+    """Adds what an instruction does; `carries_on` as of its computation, the rest as of `_count`."""
 
     def enter(name: str | None, rounds: int = 1, *, inside_top: bool = top) -> None:
         if name is not None:
             _count(computations, computations[name], times * rounds, counts, top=inside_top)
 
-    carries_on = _carries_on(computation)
-    for instruction in computation.instructions.values():
-        opcode = instruction.opcode
-        kind = opcode.removesuffix("-start")
-        if opcode == "while":
-            rounds = trip_count(computations, computation, instruction)
-            if rounds is None:
-                counts.unknown_loops.append(instruction.name)
-            enter(instruction.called("body"), 1 if rounds is None else rounds)
-            continue
-        if opcode == "conditional":
-            branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-            either = [instruction.called(f"{case}_computation") for case in ("true", "false")]
-            names = [name.strip().lstrip("%") for name in branches[1].split(",")] if branches else either
-            cases = [Counts() for _ in names]
-            for name, case in zip(names, cases, strict=True):
-                _count(computations, computations[name], times, case, top=top)
-            counts.add(max(cases, key=lambda case: (case.flops, case.memory_bytes)))
-            continue
-        if opcode in ("call", "async-start"):
-            enter(instruction.called("to_apply") or instruction.called("calls"))
-            continue
-        if kind in COLLECTIVES and not carries_on:
-            counts.exchanges.append(_exchange(computation, instruction, kind, times))
-        elif opcode == "dot":
-            counts.flops += times * _dot_flops(computation, instruction)
-        elif opcode == "custom-call":
-            counts.flops += times * _library_flops(computation, instruction)
-        elif opcode == "convolution":
-            counts.flops += times * _convolution_flops(computation, instruction)
-        elif opcode == "fusion":
-            called = computations[instruction.called("calls")]
-            if not _add_reduce_scatter(computation, instruction, called, times, counts):
-                enter(called.name, inside_top=False)
-        if top and opcode not in _FREE and not opcode.endswith("-done"):
-            counts.memory_bytes += times * _memory_bytes(computations, computation, instruction)
+    opcode = instruction.opcode
+    kind = opcode.removesuffix("-start")
+    if opcode == "while":
+        rounds = trip_count(computations, computation, instruction)
+        if rounds is None:
+            counts.unknown_loops.append(instruction.name)
+        enter(instruction.called("body"), 1 if rounds is None else rounds)
+        return
+    if opcode == "conditional":
+        branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+        either = [instruction.called(f"{case}_computation") for case in ("true", "false")]
+        names = [name.strip().lstrip("%") for name in branches[1].split(",")] if branches else either
+        cases = [Counts() for _ in names]
+        for name, case in zip(names, cases, strict=True):
+            _count(computations, computations[name], times, case, top=top)
+        counts.add(max(cases, key=lambda case: (case.flops, case.memory_bytes)))
+        return
+    if opcode in ("call", "async-start"):
+        enter(instruction.called("to_apply") or instruction.called("calls"))
+        return
+    if kind in COLLECTIVES and not carries_on:
+        counts.exchanges.append(_exchange(computation, instruction, kind, times))
+    elif opcode == "dot":
+        counts.flops += times * _dot_flops(computation, instruction)
+    elif opcode == "custom-call":
+        counts.flops += times * _library_flops(computation, instruction)
+    elif opcode == "convolution":
+        counts.flops += times * _convolution_flops(computation, instruction)
+    elif opcode == "fusion":
+        called = computations[instruction.called("calls")]
+        if not _add_reduce_scatter(computation, instruction, called, times, counts):
+            enter(called.name, inside_top=False)
+    if top and opcode not in _FREE and not opcode.endswith("-done"):
+        counts.memory_bytes += times * _memory_bytes(computations, computation, instruction)
 
 
 def _carries_on(computation: Computation) -> bool:

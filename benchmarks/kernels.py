@@ -1,0 +1,128 @@
+"""Where the time of a training step goes: `python -m benchmarks.kernels`.
+
+Compiles training's own step, traces some steps with JAX's profiler, and looks up what ran in the compiled program: matrix
+products, cuDNN's attention, and what else XLA made, by the part of the model it belongs to. Milliseconds are sums over
+kernels, which on a CPU may run beside each other; bytes are what they read and write by `mc3_jax.hlo`'s count.
+"""
+
+import argparse
+import collections
+import pathlib
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+
+from benchmarks import record, train_step
+from mc3_jax import compile as compile_lib, hlo, mesh as mesh_lib
+
+PRODUCTS, ATTENTION, COPIES = "matrix products", "attention by cuDNN", "copies"
+# Names of kernels that XLA did not make itself.
+LIBRARIES = {PRODUCTS: r"nvjet|gemm|cutlass|splitK", ATTENTION: r"cudnn|sdpa", COPIES: r"^mem(cpy|set)"}
+
+
+def find_events(folder: str) -> Iterator[tuple[str, float]]:
+    """Yields (name, milliseconds) of each kernel in a trace; on a CPU each instruction of the program."""
+    path = max(pathlib.Path(folder).rglob("*.xplane.pb"))
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        is_gpu = plane.name.startswith("/device:GPU")
+        for line in plane.lines:
+            if is_gpu and not line.name.startswith("Stream"):
+                continue  # the same once more, by module and by step
+            for event in line.events:
+                name = event.name if is_gpu else dict(event.stats).get("hlo_op")
+                if name:
+                    yield name, event.duration_ns / 1e6
+
+
+def part_of(op_name: str) -> str:
+    """Returns the part of the model that an operation comes from, and whether it belongs to the way back."""
+    *path, _ = op_name.split("/")
+    modules = [name for name in path if re.fullmatch(r"[A-Za-z]\w*", name) and name not in ("encoder", "while", "body")]
+    modules = [re.sub(r"_\d+$", "", name) for name in modules if not name.endswith("Block")]
+    back = ", back" if "transpose(" in op_name else ""
+    return (" ".join(dict.fromkeys(modules)) or "front end, loss, optimizer") + back
+
+
+def sort_events(events: Iterator[tuple[str, float]], text: str) -> dict[str, list[float]]:
+    """Returns part → [milliseconds, launches, bytes] of a program's events, the longest first; of libraries no bytes.
+
+    Args:
+      events: (name, milliseconds).
+      text: The compiled program's.
+    """
+    computations, _ = hlo.parse(text)
+    # GPU kernels have an instruction's name with underscores.
+    found = {
+        re.sub(r"[.-]", "_", instruction.name): (computation, instruction)
+        for computation in computations.values() for instruction in computation.instructions.values()
+    }  # fmt: skip
+    parts = collections.defaultdict(lambda: [0.0, 0, 0])
+    for name, milliseconds in events:
+        where = found.get(re.sub(r"[.-]", "_", name))
+        library = next((part for part, pattern in LIBRARIES.items() if re.search(pattern, name)), None)
+        if where is None:
+            part = library or "not in the program"
+        elif hlo.count_instruction(computations, *where).flops:
+            part = PRODUCTS
+        else:
+            op_name = re.search(r'op_name="([^"]*)"', where[1].attributes)
+            part = part_of(op_name[1]) if op_name else COPIES if "copy" in name else "of no name"
+        parts[part][0] += milliseconds
+        parts[part][1] += 1
+        if where is not None:
+            parts[part][2] += hlo.count_instruction(computations, *where).memory_bytes
+    return dict(sorted(parts.items(), key=lambda item: -item[1][0]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", default="none")
+    parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
+    parser.add_argument("--steps", type=int, default=2, help="that are traced")
+    parser.add_argument("--parts", type=int, default=30, help="the longest, that are printed")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    args = parser.parse_args()
+    args.chunk_size = 0
+    config = train_step.make_config(args)
+    with jax.set_mesh(mesh_lib.make_mesh()):
+        compiled, run = train_step.make_step(config)
+        jax.block_until_ready(run())
+        times = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            times.append(time.perf_counter() - begin)
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                for _ in range(args.steps):
+                    jax.block_until_ready(run())
+            parts = sort_events(find_events(folder), compiled.as_text())
+    seconds, flops = statistics.median(times), args.batch * compile_lib.model_flops(config, config.phases[1])
+    total = sum(milliseconds for milliseconds, _, _ in parts.values()) / args.steps
+    rows = []
+    for part, (milliseconds, launches, num_bytes) in list(parts.items())[: args.parts]:
+        each = [milliseconds / args.steps, launches / args.steps, num_bytes / args.steps / 1e9]
+        rate = f"{each[2] / each[0]:.2f}" if num_bytes and each[0] else ""
+        rows.append([part, f"{each[0]:.2f}", f"{each[1]:.0f}", f"{each[2]:.1f}" if num_bytes else "", rate])
+    layers = "in a loop" if args.scan else "one after the other"
+    told = (
+        f"Batch {args.batch}, depth {args.depth}, {args.dtype}, blocks {layers}, remat {args.remat}: {1000 * seconds:.1f} ms "
+        f"a step that is not traced, {flops / seconds / 1e12:.2f} TFLOP/s of the model's FLOPs. Of {args.steps} that are, "
+        f"kernels take {total:.1f} ms a step; the {len(rows)} longest of {len(parts)} parts:\n\n"
+    )
+    table = record.markdown(["part", "ms", "launches", "GB", "TB/s"], rows)
+    record.append("Kernels of a step", told + table, "jaxlib", "flax", path=args.results)
+    if not rows:
+        sys.exit("the trace holds no kernel")
+
+
+if __name__ == "__main__":
+    main()

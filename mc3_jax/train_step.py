@@ -477,8 +477,7 @@ def make_train_step(
         grads, (metrics, memory) = grad_fn(state.params, state.step, batch, state.memory)
         finite_rows = metrics.pop("finite_rows")
         rate = schedule(state.step)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))
+        updates, _ = tx.update(grads, state.opt_state, state.params)
         grad_norms, update_norms, param_norms = (_leaf_norms(tree) for tree in (grads, updates, state.params))
         metrics |= {"grad_norm": optax.tree.norm(grad_norms), "learning_rate": rate}
         taken = (state.step == step) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -490,6 +489,10 @@ def make_train_step(
             # Beside what this finds: all that reads the old state now comes before anything of the new one, and XLA need not
             # copy the whole state to keep it that long.
             taken &= jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
+        # Behind the barrier the updates are computed again: kept, they would be written, read and as large as the parameters.
+        grads, state = jax.lax.optimization_barrier((grads, state))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))
         following = TrainState(state.step + 1, params, opt_state, memory)
         state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), following, state)
         return state, metrics, Health(taken, grad_norms, finite_rows)

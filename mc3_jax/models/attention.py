@@ -65,15 +65,16 @@ def row_major(x: Array) -> Array:
       x: Any array whose first axis is the batch's. On a mesh each device keeps its rows: asked of the whole array, XLA would
         bring all rows to every device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and len(x) % mesh.size == 0:
+    return _by_rows(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), x)
+
+
+def _by_rows(function: Callable[..., Array], *arguments: Array) -> Array:
+    """Returns what a function makes of arrays whose rows don't mind each other; on a mesh each device has its own."""
+    mesh, num_rows = jax.sharding.get_abstract_mesh(), len(arguments[0])
+    if mesh.size > 1 and num_rows % mesh.size == 0:
         rows = PartitionSpec(mesh.axis_names)
-        return jax.shard_map(_row_major, in_specs=rows, out_specs=rows)(x)
-    return _row_major(x)
-
-
-def _row_major(x: Array) -> Array:
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+        return jax.shard_map(function, in_specs=rows, out_specs=rows)(*arguments)
+    return function(*arguments)
 
 
 def apart(branch: Any) -> Any:
@@ -136,7 +137,8 @@ def attend_flash(
 ) -> Float[Array, "b q h d"]:
     """Returns softmax(q kᵀ / √d) v by cuDNN, whose weights never leave the chip; bfloat16.
 
-    Going back, cuDNN sums in no fixed order: two runs on a GPU may differ in the last bits.
+    Going back, cuDNN sums in no fixed order: two runs on a GPU may differ in the last bits. On a mesh each device has its
+    rows: where parameters are spread over devices, XLA would else split heads, which JAX can't always do with cuDNN's work.
 
     Args:
       query: Queries.
@@ -145,12 +147,15 @@ def attend_flash(
       implementation: Of `jax.nn.dot_product_attention`.
     """
     # JAX refuses to go back through odd numbers.
-    lengths, num_queries = {}, query.shape[1]
-    if key.shape[1] % 2:
-        lengths = {"key_value_seq_lengths": jnp.full(len(key), key.shape[1], jnp.int32)}
-        key, value = _pad_one(key), _pad_one(value)
+    num_queries, num_keys = query.shape[1], key.shape[1]
     query = _pad_one(query) if num_queries % 2 else query
-    return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)[:, :num_queries]
+    key, value = (_pad_one(key), _pad_one(value)) if num_keys % 2 else (key, value)
+
+    def attend_rows(query, key, value):
+        lengths = {"key_value_seq_lengths": jnp.full(len(key), num_keys, jnp.int32)} if num_keys % 2 else {}
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **lengths)
+
+    return _by_rows(attend_rows, query, key, value)[:, :num_queries]
 
 
 def _pad_one(x: Float[Array, "b n h d"]) -> Float[Array, "b n+1 h d"]:

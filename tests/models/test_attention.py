@@ -82,15 +82,21 @@ def test_in_bfloat16_sums_are_at_least_as_near_as_products(attend):
 
 @pytest.fixture
 def flash_on_a_cpu(monkeypatch):
-    """cuDNN's place taken by XLA, with cuDNN's own refusal of odd numbers; what surrounds the call is ours."""
+    """cuDNN's place taken by XLA, with cuDNN's own refusal of odd numbers; what surrounds the call is ours.
+
+    Returns the numbers of rows that it was called with.
+    """
+    called = []
 
     def flash(query, key, value, *, implementation, **lengths):
+        called.append(len(query))
         assert implementation == "cudnn"
         assert query.shape[1] % 2 == key.shape[1] % 2 == 0
         return plain(query, key, value, implementation="xla", **lengths)
 
     plain = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", flash)
+    return called
 
 
 @pytest.mark.usefixtures("flash_on_a_cpu")
@@ -199,6 +205,20 @@ def test_what_a_form_can_not_do_is_refused_by_the_config():
         validation.validate_model(config_lib.ModelConfig(attention="flash"))
     with pytest.raises(ValueError, match=r"model\.attention = 'cudnn': .*bfloat16"):
         validation.validate_model(config_lib.ModelConfig(attention="cudnn", dtype="float32"))
+
+
+@pytest.mark.parametrize("num_keys", [6, 7])
+def test_cudnn_is_given_whole_heads_of_a_devices_rows_where_parameters_are_spread(flash_on_a_cpu, num_keys):
+    mesh = mesh_lib.make_mesh(8, jax.devices()[:8])
+    heads = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))  # as XLA would have them behind a split kernel
+    inputs = draw(*[(16, num_keys, 8, D)] * 3)
+    wanted = attention.attend(*inputs)
+    with jax.set_mesh(mesh):
+        found = jax.jit(attention.attend_flash)(*(jax.device_put(x, heads) for x in inputs))
+        odd = jax.jit(attention.attend_flash)(*(x[:9] for x in inputs))  # rows that can't be spread
+    assert set(flash_on_a_cpu) == {2, 9}
+    assert_same(found, wanted)
+    assert_same(odd, wanted[:9])
 
 
 @pytest.mark.parametrize("attend", [attention.attend_few, attention.attend_once])

@@ -18,15 +18,21 @@ from collections.abc import Iterator
 import jax
 
 from benchmarks import record, train_step
-from mc3_jax import compile as compile_lib, hlo, mesh as mesh_lib
+from mc3_jax import compile as compile_lib, config as config_lib, hlo, mesh as mesh_lib
+from mc3_jax.models import layers
 
-PRODUCTS, ATTENTION, COPIES = "matrix products", "attention by cuDNN", "copies"
+PRODUCTS, ATTENTION, COPIES = "matrix products by cuBLAS", "attention by cuDNN", "copies"
+XLA_PRODUCTS = "matrix products by XLA"
 # Names of kernels that XLA did not make itself.
-LIBRARIES = {PRODUCTS: r"nvjet|gemm|cutlass|splitK", ATTENTION: r"cudnn|sdpa", COPIES: r"^mem(cpy|set)"}
+LIBRARIES = {PRODUCTS: r"nvjet|gemm|cutlass|splitK", ATTENTION: r"cudnn|sdpa", COPIES: r"(?i)^mem(cpy|set)"}
+REST = "front end, loss, optimizer"
+# In an operation's path, JAX's own and what all have.
+_NO_MODULES = r"encoder|block_\d+|while|body|cond|branch_\d+_fun|checkpoint|rematted_computation|closed_call|shard_map"
+_CALLERS = ("while", "conditional", "call", "async-start")  # their bodies' instructions are events as well
 
 
 def find_events(folder: str) -> Iterator[tuple[str, float]]:
-    """Yields (name, milliseconds) of each kernel in a trace; on a CPU each instruction of the program."""
+    """Yields (name, milliseconds) of each kernel in a trace; on a CPU of each instruction of the program."""
     path = max(pathlib.Path(folder).rglob("*.xplane.pb"))
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         is_gpu = plane.name.startswith("/device:GPU")
@@ -40,16 +46,21 @@ def find_events(folder: str) -> Iterator[tuple[str, float]]:
 
 
 def part_of(op_name: str) -> str:
-    """Returns the part of the model that an operation comes from, and whether it belongs to the way back."""
+    """Returns the part of the model that an operation comes from; of the way back, or computed again for it, it says so."""
     *path, _ = op_name.split("/")
-    modules = [name for name in path if re.fullmatch(r"[A-Za-z]\w*", name) and name not in ("encoder", "while", "body")]
-    modules = [re.sub(r"_\d+$", "", name) for name in modules if not name.endswith("Block")]
-    back = ", back" if "transpose(" in op_name else ""
-    return (" ".join(dict.fromkeys(modules)) or "front end, loss, optimizer") + back
+    start = next((i for i, name in enumerate(path) if name in config_lib.MODALITIES), None)
+    if start is None:
+        return REST
+    modules = [name for name in path[start:] if re.fullmatch(r"[a-z]\w*", name) and not re.fullmatch(_NO_MODULES, name)]
+    again = ", again" if "rematted_computation" in path else ", back" if "transpose(" in op_name else ""
+    return " ".join(dict.fromkeys(modules)) + again
 
 
 def sort_events(events: Iterator[tuple[str, float]], text: str) -> dict[str, list[float]]:
-    """Returns part → [milliseconds, launches, bytes] of a program's events, the longest first; of libraries no bytes.
+    """Returns part → [milliseconds, launches, bytes] of a program's events, the longest first.
+
+    A kernel that XLA uses for several instructions alike counts as the one that it is named after. What libraries' kernels
+    and unknown ones move is not known: 0 bytes.
 
     Args:
       events: (name, milliseconds).
@@ -64,14 +75,16 @@ def sort_events(events: Iterator[tuple[str, float]], text: str) -> dict[str, lis
     parts = collections.defaultdict(lambda: [0.0, 0, 0])
     for name, milliseconds in events:
         where = found.get(re.sub(r"[.-]", "_", name))
+        if where is not None and where[1].opcode in _CALLERS:
+            continue
         library = next((part for part, pattern in LIBRARIES.items() if re.search(pattern, name)), None)
         if where is None:
             part = library or "not in the program"
         elif hlo.count_instruction(computations, *where).flops:
-            part = PRODUCTS
+            part = XLA_PRODUCTS
         else:
             op_name = re.search(r'op_name="([^"]*)"', where[1].attributes)
-            part = part_of(op_name[1]) if op_name else COPIES if "copy" in name else "of no name"
+            part = part_of(op_name[1]) if op_name else COPIES if "copy" in name else REST
         parts[part][0] += milliseconds
         parts[part][1] += 1
         if where is not None:
@@ -84,12 +97,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", default="none")
+    parser.add_argument("--remat", default="none", choices=tuple(layers.REMAT_POLICIES))
     parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
     parser.add_argument("--steps", type=int, default=2, help="that are traced")
     parser.add_argument("--parts", type=int, default=30, help="the longest, that are printed")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
     args = parser.parse_args()
+    if min(args.batch, args.depth, args.steps) < 1:
+        parser.error("--batch, --depth and --steps must be at least 1")
     args.chunk_size = 0
     config = train_step.make_config(args)
     with jax.set_mesh(mesh_lib.make_mesh()):
@@ -112,9 +127,9 @@ def main() -> None:
         each = [milliseconds / args.steps, launches / args.steps, num_bytes / args.steps / 1e9]
         rate = f"{each[2] / each[0]:.2f}" if num_bytes and each[0] else ""
         rows.append([part, f"{each[0]:.2f}", f"{each[1]:.0f}", f"{each[2]:.1f}" if num_bytes else "", rate])
-    layers = "in a loop" if args.scan else "one after the other"
+    blocks = "in a loop" if args.scan else "one after the other"
     told = (
-        f"Batch {args.batch}, depth {args.depth}, {args.dtype}, blocks {layers}, remat {args.remat}: {1000 * seconds:.1f} ms "
+        f"Batch {args.batch}, depth {args.depth}, {args.dtype}, blocks {blocks}, remat {args.remat}: {1000 * seconds:.1f} ms "
         f"a step that is not traced, {flops / seconds / 1e12:.2f} TFLOP/s of the model's FLOPs. Of {args.steps} that are, "
         f"kernels take {total:.1f} ms a step; the {len(rows)} longest of {len(parts)} parts:\n\n"
     )

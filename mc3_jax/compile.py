@@ -4,9 +4,10 @@
 
 Topologies are the NVIDIA GPUs of a node (`h200:8`, `h100:8`, `a100:1`; `pip install '.[compile_gpu]'`), a kind of TPU and its
 slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install 'libtpu==0.0.42.*'`), or `cpu:8`. None need be at hand.
-Fields of the config are overridden as in training. The step is the one `mc3_jax.train` runs, on the mesh that it makes; for
-GPUs without autotuning, for which one is needed. What is printed is counted from the compiled program, loops multiplied out
-(`mc3_jax.hlo`); bounds on time assume that computing, memory and interconnect are each at their peak and hide each other.
+Fields of the config are overridden as in training. The step is the one `mc3_jax.train` runs, on the mesh that it makes. What
+is printed is counted from the compiled program, loops multiplied out (`mc3_jax.hlo`); bounds on time assume that computing,
+memory and interconnect are each at their peak and hide each other. Programs for GPUs are compiled without autotuning, which
+needs one: with it, kernels differ a little.
 
 Status 1 means that the step does not fit the chip, 2 that something has to be mended in the command.
 """
@@ -35,7 +36,8 @@ from mc3_jax.data import loader
 LIBTPU = "libtpu==0.0.42.*"  # what jax 0.10's extra `tpu` asks for
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 MAX_GPUS = 8  # of a node
-CUDNN_VERSION = 91000  # 9.10, that programs for GPUs are compiled for; what `jax[cuda12]` brings is no older
+CUDNN_VERSION = 91000  # 9.10, that programs for GPUs are compiled for
+TOPOLOGIES = "h200:N, h100:N, a100:N, v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N"
 DOES_NOT_FIT = 1
 MAX_CHIPS = 256
 GIB = 2**30
@@ -52,7 +54,7 @@ class Chip:
 
     Attributes:
       flops_per_s: Of bfloat16 matrix products.
-      memory_gib: Of its HBM; what a program may use is a little less.
+      memory_gib: Of its HBM; see `usable_gib`.
       memory_bytes_per_s: Of its HBM.
       link_bytes_per_s: Sent over all of its links to other chips: half of the "bidirectional" bandwidth of the tables.
       dims: Of a slice; a node of GPUs has one.
@@ -66,10 +68,16 @@ class Chip:
     dims: int
     gpu: "Gpu | None" = None
 
+    @property
+    def usable_gib(self) -> float:
+        """What a program may use: of a GPU the share that JAX takes, of a TPU a little less than this."""
+        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if self.gpu else 1.0
+        return share * self.memory_gib
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Of an NVIDIA GPU, from the CUDA C++ Programming Guide ("Compute Capabilities") and the architectures' white papers.
+    """Of an NVIDIA GPU, as CUDA reports it; the rest is alike for all of them.
 
     Attributes:
       name: As JAX calls it.
@@ -114,7 +122,7 @@ CHIPS = {
     "v6e": Chip(918e12, 32, 1638e9, 400e9, 2),
     "a100": Chip(312e12, 79, 2039e9, 300e9, 1, Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 167_936, 40 * 2**20, 1.41)),
     "h100": Chip(989e12, 79, 3350e9, 450e9, 1, Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 233_472, 50 * 2**20, 1.98)),
-    "h200": Chip(989e12, 139, 4800e9, 450e9, 1, Gpu("NVIDIA H200", (9, 0), 132, 128, 233_472, 50 * 2**20, 1.98)),
+    "h200": Chip(989e12, 139, 4800e9, 450e9, 1, Gpu("NVIDIA H200", (9, 0), 132, 128, 233_472, 60 * 2**20, 1.98)),
 }
 
 
@@ -175,6 +183,7 @@ class Report:
         """Returns the report as lines of text."""
         counts, chip = self.counts, self.chip
         capacity = f" of {chip.memory_gib} GiB" if chip else ""
+        capacity += f", of which JAX takes {chip.usable_gib:.2f}" if chip and chip.gpu else ""
         lines = [
             f"{self.topology}: {self.num_chips} chips, mesh data {self.mesh_shape[0]} x fsdp {self.mesh_shape[1]}, batch "
             f"{self.batch_size}, phase {self.phase!r}, compiled in {self.compile_s:.0f} s",
@@ -215,7 +224,7 @@ def topology_devices(topology: str) -> list:
     kind, _, size = topology.partition(":")
     if kind == "cpu" and size.isdecimal() and 0 < int(size) <= MAX_CHIPS:
         return _cpu_devices(int(size))
-    known = "h200:N, h100:N, a100:N, v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N, as h200:8"
+    known = f"{TOPOLOGIES}, as h200:8"
     dims = [int(d) for d in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
     if kind not in CHIPS or len(dims) != CHIPS[kind].dims:
         raise ValueError(f"--topology={topology} is unknown: {known}")
@@ -249,7 +258,8 @@ def _gpu_devices(topology: str, chip: Chip, num_gpus: int) -> list:
         described = {"target_config": chip.gpu.describe(chip), "topology": f"1x1x{num_gpus}"}
         return list(topologies.get_topology_desc(topology, "cuda", **described).devices)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--topology={topology}: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--topology={topology}: {reason}: pip install '.[compile_gpu]' in a new environment") from error
 
 
 @contextlib.contextmanager
@@ -268,6 +278,9 @@ def _cudnn_of(chip: Chip | None) -> Iterator[None]:
         "check_compute_capability": lambda least: chip.gpu.capability >= parse(least),
         "is_cuda_compute_capability_equal": lambda wanted: chip.gpu.capability == parse(wanted),
     }
+    missing = [name for name in answers if not hasattr(cudnn, name)]
+    if missing:
+        raise ValueError(f"--topology: JAX {jax.__version__} no longer asks {', '.join(missing)}: use JAX 0.10 or 0.11")
     with mock.patch.multiple(cudnn, **answers):
         yield
 
@@ -314,7 +327,9 @@ def _compile(
     mesh = mesh_lib.make_mesh(config.fsdp, devices)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
-    model = step_lib.make_model(config.model, mesh.devices.flat[0])
+    device = mesh.devices.flat[0]
+    step_lib.check_attention(config.model, device)
+    model = step_lib.make_model(config.model, device)
     placed = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
     step_lib.check_shapes(model, config, placed, num_samples, canvas_px)
     chosen = next(p for p in placed if p.config.name == phase)
@@ -333,6 +348,9 @@ def _compile(
             lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch, step)
             compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
+        if re.search("ptxas|libdevice|nvvm|nvlink", str(error), re.IGNORECASE):
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"--topology={topology}: no assembler: pip install '.[compile_gpu]': {reason}") from error
         raise _too_large(error, topology) from error
     memory, seconds = compiled.memory_analysis(), time.monotonic() - begin
     report = Report(
@@ -341,8 +359,8 @@ def _compile(
         memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, hlo.count(compiled.as_text()),
         config.data.batch_size * model_flops(config, chosen.config), seconds,
     )  # fmt: skip
-    if report.chip and report.peak_bytes > report.chip.memory_gib * GIB:
-        raise MemoryError(_advice(topology, report.peak_bytes / GIB, report.chip.memory_gib))
+    if report.chip and report.peak_bytes > report.chip.usable_gib * GIB:
+        raise MemoryError(_advice(topology, report.peak_bytes / GIB, report.chip.usable_gib))
     return report
 
 
@@ -357,10 +375,12 @@ def _too_large(error: Exception, topology: str) -> Exception:
 
 
 def _advice(topology: str, needed_gib: float, there_gib: float) -> str:
+    chip = CHIPS.get(topology.partition(":")[0])
+    gpu = "; JAX takes three quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION is set" if chip and chip.gpu else ""
     return (
         f"does not fit {topology}: needs {needed_gib:.2f} GiB per chip, {there_gib:.2f} GiB are there, "
         f"{needed_gib - there_gib:.2f} GiB too much; try --config.model.remat=dots or full, --config.data.chunk_size, "
-        "--config.fsdp, or more chips"
+        f"--config.fsdp, or more chips{gpu}"
     )
 
 
@@ -389,7 +409,7 @@ def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> flo
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("topology", None, "h200:N, h100:N, a100:N, v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N.")
+    flags.DEFINE_string("topology", None, f"{TOPOLOGIES}.")
     flags.DEFINE_string("phase", "", "Phase of the config whose step is compiled; the last if empty.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Audio samples of a clip, where config.data.dir isn't there.")
     flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, height x width, likewise.")

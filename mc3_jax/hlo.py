@@ -1,8 +1,8 @@
 """What a compiled program does, counted from XLA's text of it: FLOPs, bytes of memory and bytes of collectives.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs; here it counts as often as the loop goes round.
-Counts are for one device of an SPMD program. Formats are those of `jax.stages.Compiled.as_text()` for CPU and TPU; the
-meaning of instructions is that of https://openxla.org/xla/operation_semantics.
+Counts are for one device of an SPMD program. Formats are those of `jax.stages.Compiled.as_text()` for CPU, TPU and
+NVIDIA GPU; the meaning of instructions is that of https://openxla.org/xla/operation_semantics.
 """
 
 import dataclasses
@@ -300,11 +300,11 @@ def _dot_flops(computation: Computation, dot: Instruction) -> int:
 
 
 def _library_flops(computation: Computation, call: Instruction) -> int:
-    """Returns the FLOPs of what a GPU program leaves to cuBLAS and cuDNN, 0 of another call."""
-    target = re.search(r'custom_call_target="([^"]*)"', call.attributes)[1]
-    if target.startswith("__cublas$"):
+    """Returns the FLOPs of cuBLAS's matrix products and cuDNN's attention in a GPU program, 0 of another call."""
+    target = _target(call)
+    found = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', call.attributes)
+    if target.startswith("__cublas$") and found:
         left = computation.shapes(call.operands[0])[0].dims
-        found = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', call.attributes)
         contracted = math.prod(left[int(d)] for d in re.findall(r"\d+", found[1]))
         return 2 * math.prod(call.shapes[0].dims) * contracted
     if target.startswith("__cudnn$fmha"):
@@ -314,6 +314,11 @@ def _library_flops(computation: Computation, call: Instruction) -> int:
         products = 5 if target.endswith("Backward") else 2
         return 2 * products * math.prod(int(d) for d in re.findall(r"\d+", scores)) * width
     return 0
+
+
+def _target(call: Instruction) -> str:
+    found = re.search(r'custom_call_target="([^"]*)"', call.attributes)
+    return found[1] if found else ""
 
 
 def _convolution_flops(computation: Computation, convolution: Instruction) -> int:
@@ -391,7 +396,7 @@ def _memory_bytes(computations: dict, computation: Computation, instruction: Ins
         # What begins a copy or an all-gather has its operands among its results.
         repeats = instruction.opcode.endswith("-start") and len(instruction.shapes) > len(operands)
         # cuBLAS and cuDNN are lent bytes to work in, which they rarely take.
-        is_library = instruction.opcode == "custom-call" and len(instruction.shapes) > 1
+        is_library = instruction.opcode == "custom-call" and _target(instruction).startswith(("__cublas$", "__cudnn$"))
         results = tuple(s for s in instruction.shapes if not (is_library and s.dtype in ("s8", "u8")))
         return (0 if repeats else sum(map(_main, operands))) + _main(results)
     called = computations[instruction.called("calls")]

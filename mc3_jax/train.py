@@ -36,7 +36,6 @@ from mc3_jax import (
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
-from mc3_jax.models import attention
 from mc3_jax.models.mc3 import MC3
 from mc3_jax.stopwatch import Stopwatch
 from mc3_jax.watchdog import Watchdog
@@ -83,8 +82,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
             "config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start"
         )
     workdir_lib.check_workdir(workdir, config)
-    for tower in (config.model.audio, config.model.video):
-        attention.check_form(config.model.attention, config.model.dtype, tower.width // tower.num_heads)
+    step_lib.check_attention(config.model)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")

@@ -73,6 +73,12 @@ class Health(flax.struct.PyTreeNode):
     finite_rows: Any
 
 
+def check_attention(config: config_lib.ModelConfig, device: jax.Device | None = None) -> None:
+    """Raises ValueError where `model.attention` can't be had on a device; None is what JAX runs on here."""
+    for tower in (config.audio, config.video):
+        attention.check_form(config.attention, config.dtype, tower.width // tower.num_heads, device)
+
+
 def make_model(config: config_lib.ModelConfig, device: jax.Device | None = None) -> MC3:
     """Returns the three towers with their projections, in the config's sizes.
 

@@ -119,6 +119,23 @@ def test_what_jax_asks_of_a_gpus_cudnn_is_answered_for_the_gpu_that_is_compiled_
     assert asked == (cudnn.check_cudnn_version, cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal)
 
 
+def test_of_a_gpu_the_share_counts_that_jax_takes(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert compile_lib.CHIPS["h100"].usable_gib == 0.75 * 79
+    assert compile_lib.CHIPS["v5e"].usable_gib == 16
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in compile_lib._advice("h100:8", 70, 59.25)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in compile_lib._advice("v5e:2x4", 17, 16)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert compile_lib.CHIPS["h100"].usable_gib == 0.9 * 79
+
+
+def test_attention_that_a_topology_can_not_have_is_refused():
+    config = small_config()
+    config.model.attention, config.model.dtype = "cudnn", "bfloat16"
+    with pytest.raises(ValueError, match=r"model\.attention = 'cudnn', but this is bfloat16 .* on cpu"):
+        small_report(config)
+
+
 def test_one_version_of_libtpu_is_named_everywhere():
     for name in ("setup.py", "Makefile"):
         assert re.findall(r"libtpu==[^'\"]+", (world.ROOT / name).read_text()) == [compile_lib.LIBTPU]
@@ -203,6 +220,8 @@ def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
     """The paper's widths, depth 3."""
     depths = [f"--config.model.{tower}.depth={depth}" for tower, depth in (("audio", 3), ("video", 3), ("text", 1))]
     path = os.pathsep.join([os.environ["CUDA_PLUGIN_PATH"], os.environ.get("PYTHONPATH", "")])
+    spread = run("--topology=h100:8", "--config.fsdp=8", *depths, PYTHONPATH=path)  # cuDNN's heads can't be spread with them
+    assert spread.returncode == 0, spread.stderr[-3000:]
     found = {}
     for form in ("auto", "einsum"):
         process = run("--topology=h100:8", f"--config.model.attention={form}", *depths, PYTHONPATH=path)
@@ -211,7 +230,7 @@ def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
         payload = {(kind, dtype): float(megabytes) * 1e6 for kind, megabytes, dtype in sent}
         assert payload["all-gather", "f32"] == pytest.approx(3 * 256 * 256 * 4, rel=0.02)
         assert ("all-reduce", "f32") in payload
-        memory = float(re.search(r"memory per chip +([\d.]+) GiB of 79 GiB", process.stdout)[1])
+        memory = float(re.search(r"memory per chip +([\d.]+) GiB of 79 GiB, of which JAX takes 59.25:", process.stdout)[1])
         flops, model = map(float, re.search(r"FLOPs +([\d.]+) T per chip .* ([\d.]+) T", process.stdout).groups())
         assert flops == pytest.approx(model / 8, rel=0.05)
         found[form] = memory, float(re.search(r"memory traffic +([\d.]+) GB", process.stdout)[1])

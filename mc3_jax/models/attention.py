@@ -45,12 +45,13 @@ def choose_form(form: str, dtype: str, head_dim: int, device: jax.Device | None 
     return "cudnn" if form != "einsum" and is_able and fits else "einsum"
 
 
-def check_form(form: str, dtype: str, head_dim: int) -> None:
-    """Raises ValueError where "cudnn" is asked for and can't be had here."""
-    if form == "cudnn" and choose_form(form, dtype, head_dim) != form:
+def check_form(form: str, dtype: str, head_dim: int, device: jax.Device | None = None) -> None:
+    """Raises ValueError where "cudnn" is asked for and can't be had; arguments as of `choose_form`."""
+    device = device or jax.devices()[0]
+    if form == "cudnn" and choose_form(form, dtype, head_dim, device) != form:
         raise ValueError(
             f"config.model.attention = 'cudnn', but this is {dtype} with heads {head_dim} wide on "
-            f"{jax.devices()[0].device_kind}: it takes bfloat16, a multiple of 8 up to 128 and an NVIDIA GPU since Ampere; "
+            f"{device.device_kind}: it takes bfloat16, a multiple of 8 up to 128 and an NVIDIA GPU since Ampere; "
             "set auto or einsum"
         )
 

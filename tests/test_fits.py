@@ -127,7 +127,7 @@ def test_layers_as_a_loop_and_rematerialisation_change_no_gradient(scan_layers, 
     assert_equal(model_gradients(scan_layers=scan_layers, remat=remat), model_gradients())
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [False, pytest.param(True, marks=pytest.mark.large)])
 def test_dots_computes_again_what_is_not_dense_and_full_what_is(scan_layers):
     def flops(remat):
         step = jax.jit(jax.grad(weighted_sum(scan_layers=scan_layers, remat=remat))).lower(initial())
@@ -166,6 +166,7 @@ def test_what_dropout_takes_of_a_row_does_not_depend_on_its_neighbours():
     np.testing.assert_array_equal(layers.Dropout(0.5).apply({}, x, train=False), x)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_with_float32_parameters_gradients_and_moments():
     grads, value = model_gradients(dtype="bfloat16", scan_layers=True)
     assert {g.dtype for g in jax.tree.leaves(grads)} == {np.dtype("float32")}

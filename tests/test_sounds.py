@@ -158,6 +158,7 @@ def test_a_probe_starts_from_a_runs_tower_and_leaves_its_bits(clips, scratch, tm
     assert evaluate_sounds.evaluate(config, str(tmp_path / "probe"))["last"]["top1"] >= 60
 
 
+@pytest.mark.slow
 def test_a_stretched_grid_hears_the_whole_sound(clips, scratch, tmp_path):
     config = small_config(clips, "finetune")
     config.init.audio, config.data.num_samples, config.eval.hop_samples = scratch[1], 32_000, 0

@@ -31,7 +31,13 @@ def assert_equal_bits(left, right):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("where", ["within align", "at the switch", pytest.param("within refine", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("within align", marks=pytest.mark.large), "at the switch",
+        pytest.param("within refine", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, where):
     config, workdir, state = finished
     stops = [int(p.stop) for p in train.set_up(config, workdir).phases]
@@ -52,6 +58,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     assert [json.loads(line)["step"] for line in starts] == [0, step]
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(data):
     config = world.small_config(data)
     source = loader.open_split(config.data.dir, "train", 4)

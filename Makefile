@@ -63,7 +63,7 @@ $(LIBTPU): | install
 $(CUDA): | install
 	rm -rf $@.part
 	VERSION=$$($(PY) -c 'import jaxlib; print(jaxlib.__version__)') && $(PY) -m pip install --quiet --no-deps --target $@.part \
-		jax-cuda12-plugin==$$VERSION jax-cuda12-pjrt==$$VERSION nvidia-cuda-nvcc-cu12 nvidia-cuda-runtime-cu12
+		jax-cuda12-plugin==$$VERSION jax-cuda12-pjrt==$$VERSION
 	mv $@.part $@
 
 # The seeded tests of damage at full length: 200 damaged media files and 200 mutated annotation rows, 1,000 injured checkpoints,

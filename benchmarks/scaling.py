@@ -13,7 +13,7 @@ import sys
 import jax
 
 from benchmarks import record, train_step
-from mc3_jax import compile as compile_lib
+from mc3_jax import compile as compile_lib, topology as topology_lib
 
 
 def measure_work(args: argparse.Namespace) -> str:
@@ -48,7 +48,7 @@ def count_devices(args: argparse.Namespace) -> str:
     topologies = args.topologies.split(",")
     rows = []
     for topology in topologies:
-        args.batch = args.batch_per_device * len(compile_lib.topology_devices(topology))
+        args.batch = args.batch_per_device * len(topology_lib.find_devices(topology))
         report = compile_lib.compile_step(train_step.make_config(args), topology)
         wire = sum(exchange.wire_bytes for exchange in report.counts.exchanges)
         excess = report.counts.flops * report.num_chips / report.model_flops

@@ -38,7 +38,6 @@ KEEP_MEMORY = {
     "glibc.malloc.top_pad=67108864"
 }
 NUM_PRODUCTS = 8  # of matrices, whose rate is measured
-DATA_SHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A40": 149.7e12}  # dense bfloat16
 # Options of a system's process.
 WORDS, SWITCHES = ("batch", "depth", "dtype", "remat", "chunk_size"), ("scan", "backward_only")
 
@@ -370,14 +369,15 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
     import jax
 
     from benchmarks import record
-    from mc3_jax import compile as compile_lib
+    from mc3_jax import compile as compile_lib, topology
 
     config = make_config(args)
     flops = args.batch * compile_lib.model_flops(config, config.phases[1])
     matmul = children.pop("matmul")
     peak = matmul.answers[0]["bytes"] / matmul.seconds
     kind = jax.devices()[0].device_kind
-    sheet = next((value for name, value in DATA_SHEET.items() if name in kind and args.dtype == "bfloat16"), None)
+    sheets = {name.upper(): chip.flops_per_s for name, chip in topology.CHIPS.items()} | {"A40": 149.7e12}  # bfloat16
+    sheet = next((rate for name, rate in sheets.items() if name in kind and args.dtype == "bfloat16"), None)
     rows = []
     for name, child in children.items():
         if child.failed:

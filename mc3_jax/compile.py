@@ -12,118 +12,32 @@ needs one: with it, kernels differ a little.
 Status 1 means that the step does not fit the chip, 2 that something has to be mended in the command.
 """
 
-import contextlib
 import dataclasses
 import functools
-import importlib.util
-import os
 import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterator
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mc3_jax import cli, config as config_lib, hlo, mesh as mesh_lib, phases as phases_lib, train_step as step_lib
+from mc3_jax import (
+    cli,
+    config as config_lib,
+    hlo,
+    mesh as mesh_lib,
+    phases as phases_lib,
+    topology as topology_lib,
+    train_step as step_lib,
+)
 from mc3_jax.data import loader
 
-LIBTPU = "libtpu==0.0.42.*"  # what jax 0.10's extra `tpu` asks for
-CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-MAX_GPUS = 8  # of a node
-CUDNN_VERSION = 91000  # 9.10, that programs for GPUs are compiled for
-TOPOLOGIES = "h200:N, h100:N, a100:N, v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N"
 DOES_NOT_FIT = 1
-MAX_CHIPS = 256
-GIB = 2**30
 # Clips of `python -m data_prep.ego4d`: 1.5 s at 16 kHz, 16:9 video of 256 px; the paper's number of them.
 NUM_SAMPLES, CANVAS_PX, NUM_CLIPS = 24_000, (256, 456), 250_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peaks of a chip.
-
-    TPUs' are from https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read in November 2026), GPUs' from NVIDIA's data
-    sheets of the SXM cards, without sparsity.
-
-    Attributes:
-      flops_per_s: Of bfloat16 matrix products.
-      memory_gib: Of its HBM; see `usable_gib`.
-      memory_bytes_per_s: Of its HBM.
-      link_bytes_per_s: Sent over all of its links to other chips: half of the "bidirectional" bandwidth of the tables.
-      dims: Of a slice; a node of GPUs has one.
-      gpu: What else XLA wants to know of a GPU.
-    """
-
-    flops_per_s: float
-    memory_gib: float
-    memory_bytes_per_s: float
-    link_bytes_per_s: float
-    dims: int
-    gpu: "Gpu | None" = None
-
-    @property
-    def usable_gib(self) -> float:
-        """What a program may use: of a GPU the share that JAX takes, of a TPU a little less than this."""
-        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if self.gpu else 1.0
-        return share * self.memory_gib
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """Of an NVIDIA GPU, as CUDA reports it; the rest is alike for all of them.
-
-    Attributes:
-      name: As JAX calls it.
-      capability: (major, minor).
-      num_cores: Streaming multiprocessors.
-      core_fpus: Float32 units of a core.
-      core_shared_bytes: Shared memory of a core; a block may have 1 KiB less.
-      l2_bytes: Of its cache.
-      clock_ghz: Highest.
-    """
-
-    name: str
-    capability: tuple[int, int]
-    num_cores: int
-    core_fpus: int
-    core_shared_bytes: int
-    l2_bytes: int
-    clock_ghz: float
-
-    def describe(self, chip: Chip) -> str:
-        """Returns XLA's `GpuTargetConfigProto` as text (xla/stream_executor/device_description.proto)."""
-        major, minor = self.capability
-        return f"""
-            gpu_device_info {{
-              threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 registers_per_core_limit: 65536
-              registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-              shared_memory_per_block: 49152 shared_memory_per_core: {self.core_shared_bytes}
-              shared_memory_per_block_optin: {self.core_shared_bytes - 1024} l2_cache_size: {self.l2_bytes}
-              core_count: {self.num_cores} fpus_per_core: {self.core_fpus} clock_rate_ghz: {self.clock_ghz}
-              memory_bandwidth: {int(chip.memory_bytes_per_s)} device_memory_size: {int(chip.memory_gib * GIB)}
-              cuda_compute_capability {{ major: {major} minor: {minor} }}
-            }}
-            runtime_version {{ major: 12 minor: 8 patch: 0 }}
-            dnn_version_info {{ major: {CUDNN_VERSION // 10000} minor: {CUDNN_VERSION // 100 % 100} }}
-            platform_name: "CUDA" device_description_str: "{self.name}"
-        """
-
-
-CHIPS = {
-    "v5e": Chip(197e12, 16, 819e9, 200e9, 2),
-    "v5p": Chip(459e12, 95, 2765e9, 600e9, 3),
-    "v6e": Chip(918e12, 32, 1638e9, 400e9, 2),
-    "a100": Chip(312e12, 79, 2039e9, 300e9, 1, Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 167_936, 40 * 2**20, 1.41)),
-    "h100": Chip(989e12, 79, 3350e9, 450e9, 1, Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 233_472, 50 * 2**20, 1.98)),
-    "h200": Chip(989e12, 139, 4800e9, 450e9, 1, Gpu("NVIDIA H200", (9, 0), 132, 128, 233_472, 60 * 2**20, 1.98)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +72,9 @@ class Report:
         return self.arguments + self.output - self.aliased + self.temporaries + self.code
 
     @property
-    def chip(self) -> Chip | None:
+    def chip(self) -> topology_lib.Chip | None:
         """Peaks of the topology's chips, None of a CPU."""
-        return CHIPS.get(self.topology.partition(":")[0])
+        return topology_lib.find_chip(self.topology)
 
     @property
     def bounds_s(self) -> dict[str, float]:
@@ -212,85 +126,7 @@ class Report:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"
-
-
-def topology_devices(topology: str) -> list:
-    """Returns the devices of a topology, of which only compiling asks.
-
-    Raises:
-      ValueError: It is unknown or too large, or what compiles for it isn't installed.
-    """
-    kind, _, size = topology.partition(":")
-    if kind == "cpu" and size.isdecimal() and 0 < int(size) <= MAX_CHIPS:
-        return _cpu_devices(int(size))
-    known = f"{TOPOLOGIES}, as h200:8"
-    dims = [int(d) for d in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
-    if kind not in CHIPS or len(dims) != CHIPS[kind].dims:
-        raise ValueError(f"--topology={topology} is unknown: {known}")
-    num_chips = functools.reduce(lambda a, b: a * b, dims)
-    most = MAX_GPUS if CHIPS[kind].gpu else MAX_CHIPS
-    if not 0 < num_chips <= most:
-        raise ValueError(f"--topology={topology} has {num_chips} chips: 1 to {most} are supported")
-    if CHIPS[kind].gpu:
-        return _gpu_devices(topology, CHIPS[kind], num_chips)
-    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
-        raise ValueError(f"--topology={topology} needs libtpu, which is not installed: pip install '{LIBTPU}'")
-    # No TPU is looked for, no other process minded, and nothing logged.
-    os.environ |= {
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_HOST_BOUNDS": "1,1,1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_LOG_DIR": "disabled",
-        "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
-    }  # fmt: skip
-    one = {"chips_per_host_bounds": (1, 1, 1)} if num_chips == 1 else {}
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **one).devices)
-    except (RuntimeError, ValueError) as error:  # jax.errors.JaxRuntimeError is one
-        raise ValueError(f"--topology={topology}: {' '.join(str(error).split())[:300]}; try {known}") from error
-
-
-def _gpu_devices(topology: str, chip: Chip, num_gpus: int) -> list:
-    if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
-        raise ValueError(f"--topology={topology} needs JAX's CUDA plug-in, not installed here: pip install '.[compile_gpu]'")
-    # No CUDA library's version is minded: none of them runs.
-    os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    try:
-        described = {"target_config": chip.gpu.describe(chip), "topology": f"1x1x{num_gpus}"}
-        return list(topologies.get_topology_desc(topology, "cuda", **described).devices)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"--topology={topology}: {reason}: pip install '.[compile_gpu]' in a new environment") from error
-
-
-@contextlib.contextmanager
-def _cudnn_of(chip: Chip | None) -> Iterator[None]:
-    """Answers for a GPU that isn't here what JAX asks of its cuDNN where attention is left to it."""
-    if chip is None or chip.gpu is None:
-        yield
-        return
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    def parse(capability: str) -> tuple[int, ...]:
-        return tuple(map(int, capability.split(".")))
-
-    answers = {
-        "check_cudnn_version": lambda: CUDNN_VERSION,
-        "check_compute_capability": lambda least: chip.gpu.capability >= parse(least),
-        "is_cuda_compute_capability_equal": lambda wanted: chip.gpu.capability == parse(wanted),
-    }
-    missing = [name for name in answers if not hasattr(cudnn, name)]
-    if missing:
-        raise ValueError(f"--topology: JAX {jax.__version__} no longer asks {', '.join(missing)}: use JAX 0.10 or 0.11")
-    with mock.patch.multiple(cudnn, **answers):
-        yield
-
-
-def _cpu_devices(num_devices: int) -> list:
-    if num_devices > len(jax.devices("cpu")):
-        raise ValueError(
-            f"--topology=cpu:{num_devices}: JAX has been started with {len(jax.devices('cpu'))} CPU devices"
-        )
-    return jax.devices("cpu")[:num_devices]
+    return f"{num_bytes / topology_lib.GIB:.2f} GiB"
 
 
 def compile_step(
@@ -314,8 +150,8 @@ def compile_step(
     names = [p.name for p in config.phases]
     if phase and phase not in names:
         raise ValueError(f"--phase={phase} is none of this config's: {', '.join(names)}")
-    devices = topology_devices(topology)
-    with _cudnn_of(CHIPS.get(topology.partition(":")[0])):
+    devices = topology_lib.find_devices(topology)
+    with topology_lib.cudnn_of(topology_lib.find_chip(topology)):
         return _compile(config, topology, devices, phase or names[-1], num_samples, canvas_px, num_clips)
 
 
@@ -323,7 +159,7 @@ def _compile(
     config: config_lib.Config, topology: str, devices: list, phase: str, num_samples: int, canvas_px: tuple[int, int],
     num_clips: int,
 ) -> Report:  # fmt: skip
-    chip = CHIPS.get(topology.partition(":")[0])
+    chip = topology_lib.find_chip(topology)
     mesh = mesh_lib.make_mesh(config.fsdp, devices)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
@@ -348,9 +184,6 @@ def _compile(
             lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch, step)
             compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if re.search("ptxas|libdevice|nvvm|nvlink", str(error), re.IGNORECASE):
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"--topology={topology}: no assembler: pip install '.[compile_gpu]': {reason}") from error
         raise _too_large(error, topology) from error
     memory, seconds = compiled.memory_analysis(), time.monotonic() - begin
     report = Report(
@@ -359,8 +192,8 @@ def _compile(
         memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, hlo.count(compiled.as_text()),
         config.data.batch_size * model_flops(config, chosen.config), seconds,
     )  # fmt: skip
-    if report.chip and report.peak_bytes > report.chip.usable_gib * GIB:
-        raise MemoryError(_advice(topology, report.peak_bytes / GIB, report.chip.usable_gib))
+    if report.chip and report.peak_bytes > report.chip.usable_gib * topology_lib.GIB:
+        raise MemoryError(_advice(topology, report.peak_bytes / topology_lib.GIB, report.chip.usable_gib))
     return report
 
 
@@ -368,14 +201,14 @@ def _too_large(error: Exception, topology: str) -> Exception:
     """Returns what to raise where XLA refuses to compile: what is missing, or the error itself where it is another."""
     text = " ".join(str(error).split())
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    sizes = [float(n) * units[u] / GIB for n, u in re.findall(r"([\d.]+)([KMGT])i?B?\b", text)]
+    sizes = [float(n) * units[u] / topology_lib.GIB for n, u in re.findall(r"([\d.]+)([KMGT])i?B?\b", text)]
     if "RESOURCE_EXHAUSTED" not in text or len(sizes) < 2:
         return error
     return MemoryError(_advice(topology, sizes[0], sizes[1]))
 
 
 def _advice(topology: str, needed_gib: float, there_gib: float) -> str:
-    chip = CHIPS.get(topology.partition(":")[0])
+    chip = topology_lib.find_chip(topology)
     gpu = "; JAX takes three quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION is set" if chip and chip.gpu else ""
     return (
         f"does not fit {topology}: needs {needed_gib:.2f} GiB per chip, {there_gib:.2f} GiB are there, "
@@ -409,7 +242,7 @@ def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> flo
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("topology", None, f"{TOPOLOGIES}.")
+    flags.DEFINE_string("topology", None, f"{topology_lib.TOPOLOGIES}.")
     flags.DEFINE_string("phase", "", "Phase of the config whose step is compiled; the last if empty.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Audio samples of a clip, where config.data.dir isn't there.")
     flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, height x width, likewise.")

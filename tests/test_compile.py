@@ -9,12 +9,12 @@ import sys
 import jax
 import pytest
 
-from mc3_jax import compile as compile_lib, config as config_lib, hlo, weights
+from mc3_jax import compile as compile_lib, config as config_lib, hlo, topology as topology_lib, weights
 from tests import world
 from tests.test_fits import CANVAS_PX, small_config
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
-needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason=f"pip install '{compile_lib.LIBTPU}'")
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason=f"pip install '{topology_lib.LIBTPU}'")
 
 
 def small_report(config, topology="cpu:8"):
@@ -86,20 +86,20 @@ def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():
 )
 def test_unknown_topologies_are_refused(topology, message):
     with pytest.raises(ValueError, match=message):
-        compile_lib.topology_devices(topology)
+        topology_lib.find_devices(topology)
 
 
 def test_without_libtpu_the_line_that_installs_it_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(ValueError, match=r"needs libtpu, which is not installed: pip install 'libtpu==0\.0\.42\.\*'"):
-        compile_lib.topology_devices("v5e:2x4")
+        topology_lib.find_devices("v5e:2x4")
 
 
 def test_without_the_cuda_plug_in_the_line_that_installs_it_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs JAX's CUDA plug-in, not installed here: pip install '\.\[compile_gpu\]'"):
-        compile_lib.topology_devices("h200:8")
+        topology_lib.find_devices("h200:8")
 
 
 def test_what_jax_asks_of_a_gpus_cudnn_is_answered_for_the_gpu_that_is_compiled_for():
@@ -107,26 +107,26 @@ def test_what_jax_asks_of_a_gpus_cudnn_is_answered_for_the_gpu_that_is_compiled_
 
     asked = cudnn.check_cudnn_version, cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal
     for chip, is_hopper in (("a100", False), ("h100", True), ("h200", True)):
-        with compile_lib._cudnn_of(compile_lib.CHIPS[chip]):
-            assert cudnn.check_cudnn_version() == compile_lib.CUDNN_VERSION
+        with topology_lib.cudnn_of(topology_lib.CHIPS[chip]):
+            assert cudnn.check_cudnn_version() == topology_lib.CUDNN_VERSION
             assert cudnn.check_compute_capability("8.0")
             assert cudnn.check_compute_capability("9.0") == is_hopper
             assert cudnn.is_cuda_compute_capability_equal("9.0") == is_hopper
             assert not cudnn.check_compute_capability("10.0")
-    for chip in (None, compile_lib.CHIPS["v5e"]):
-        with compile_lib._cudnn_of(chip):
+    for chip in (None, topology_lib.CHIPS["v5e"]):
+        with topology_lib.cudnn_of(chip):
             assert cudnn.check_cudnn_version is asked[0]
     assert asked == (cudnn.check_cudnn_version, cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal)
 
 
 def test_of_a_gpu_the_share_counts_that_jax_takes(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    assert compile_lib.CHIPS["h100"].usable_gib == 0.75 * 79
-    assert compile_lib.CHIPS["v5e"].usable_gib == 16
+    assert topology_lib.CHIPS["h100"].usable_gib == 0.75 * 79
+    assert topology_lib.CHIPS["v5e"].usable_gib == 16
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in compile_lib._advice("h100:8", 70, 59.25)
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in compile_lib._advice("v5e:2x4", 17, 16)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
-    assert compile_lib.CHIPS["h100"].usable_gib == 0.9 * 79
+    assert topology_lib.CHIPS["h100"].usable_gib == 0.9 * 79
 
 
 def test_attention_that_a_topology_can_not_have_is_refused():
@@ -138,7 +138,7 @@ def test_attention_that_a_topology_can_not_have_is_refused():
 
 def test_one_version_of_libtpu_is_named_everywhere():
     for name in ("setup.py", "Makefile"):
-        assert re.findall(r"libtpu==[^'\"]+", (world.ROOT / name).read_text()) == [compile_lib.LIBTPU]
+        assert re.findall(r"libtpu==[^'\"]+", (world.ROOT / name).read_text()) == [topology_lib.LIBTPU]
 
 
 def test_what_does_not_divide_is_refused():

@@ -41,8 +41,8 @@ demo: install
 demo-ci:
 	$(MAKE) demo WORK=runs/demo-ci VIDEOS=24 DEMO_FLAGS="--config.phases[0].epochs=2 --config.phases[1].epochs=1"
 
-# Two processes; tests that share worlds and runs stay together, in the order of tests/conftest.py.
-SHARED = -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes; a file's tests stay together, for the worlds and runs they share, in the order of tests/conftest.py.
+SHARED = -n 2 --dist loadfile --no-loadscope-reorder
 test: install
 	$(PY) -m pytest $(SHARED)
 

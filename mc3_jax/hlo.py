@@ -245,17 +245,13 @@ def _count_one(
 ) -> None:  # fmt: skip
     """Adds what an instruction does; `carries_on` as of its computation, the rest as of `_count`."""
 
-    def enter(name: str | None, rounds: int = 1, *, inside_top: bool = top) -> None:
-        if name is not None:
-            _count(computations, computations[name], times * rounds, counts, top=inside_top)
-
     opcode = instruction.opcode
     kind = opcode.removesuffix("-start")
     if opcode == "while":
         rounds = trip_count(computations, computation, instruction)
         if rounds is None:
             counts.unknown_loops.append(instruction.name)
-        enter(instruction.called("body"), 1 if rounds is None else rounds)
+        _count(computations, computations[instruction.called("body")], times * (rounds or 1), counts, top=top)
         return
     if opcode == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
@@ -267,7 +263,8 @@ def _count_one(
         counts.add(max(cases, key=lambda case: (case.flops, case.memory_bytes)))
         return
     if opcode in ("call", "async-start"):
-        enter(instruction.called("to_apply") or instruction.called("calls"))
+        called = instruction.called("to_apply") or instruction.called("calls")
+        _count(computations, computations[called], times, counts, top=top)
         return
     if kind in COLLECTIVES and not carries_on:
         counts.exchanges.append(_exchange(computation, instruction, kind, times))
@@ -280,7 +277,7 @@ def _count_one(
     elif opcode == "fusion":
         called = computations[instruction.called("calls")]
         if not _add_reduce_scatter(computation, instruction, called, times, counts):
-            enter(called.name, inside_top=False)
+            _count(computations, called, times, counts, top=False)
     if top and opcode not in _FREE and not opcode.endswith("-done"):
         counts.memory_bytes += times * _memory_bytes(computations, computation, instruction)
 

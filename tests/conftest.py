@@ -25,18 +25,9 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="seeded mutations, injuries and kills at full length")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    """Files that train come first, so that no process is left alone with them at the end.
-
-    A file's tests go to one process, and those fast files that look at the finished run to the same one: it is trained once.
-    """
+    """Files that train come first, so that no process is left alone with them at the end."""
     items.sort(key=lambda item: item.path.parent != world.ROOT / "tests")
-    fast = [item for item in items if not any(map(item.get_closest_marker, ("slow", "large")))]
-    of_the_run = {item.path for item in fast if "finished" in item.fixturenames}
-    together = {id(item) for item in fast if item.path in of_the_run}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("run" if id(item) in together else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture

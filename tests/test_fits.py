@@ -127,7 +127,8 @@ def test_layers_as_a_loop_and_rematerialisation_change_no_gradient(scan_layers, 
     assert_equal(model_gradients(scan_layers=scan_layers, remat=remat), model_gradients())
 
 
-@pytest.mark.parametrize("scan_layers", [False, pytest.param(True, marks=pytest.mark.large)])
+@pytest.mark.large
+@pytest.mark.parametrize("scan_layers", [False, True])
 def test_dots_computes_again_what_is_not_dense_and_full_what_is(scan_layers):
     def flops(remat):
         step = jax.jit(jax.grad(weighted_sum(scan_layers=scan_layers, remat=remat))).lower(initial())

@@ -145,6 +145,7 @@ def test_scores_are_the_mean_over_all_windows_on_any_number_of_devices(scratch):
     np.testing.assert_allclose(alone, scores["probabilities"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_probe_starts_from_a_runs_tower_and_leaves_its_bits(clips, scratch, tmp_path):
     config = small_config(clips, "probe")
     config.init.audio = scratch[1]

@@ -173,6 +173,7 @@ def flagged(path: pathlib.Path) -> list[tuple[int, int]]:
     return json.loads(done.stdout) if done.returncode == 0 else []
 
 
+@pytest.mark.slow
 def test_damaged_videos_lose_their_own_clips_alone_and_every_clip_is_told(tmp_path, num_mutations):
     sources, videos = originals(tmp_path / "originals"), tmp_path / "videos"
     videos.mkdir()

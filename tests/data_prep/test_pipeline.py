@@ -139,6 +139,7 @@ def pipeline_run(tasks, folder):
     return pipeline.run(tasks, str(folder), "clips", make_small, {}, 1, [])
 
 
+@pytest.mark.slow
 def test_rejects_stand_in_the_file_in_an_order_that_no_run_changes(tmp_path):
     tasks = small_tasks()
     early = [shards.Reject(f"c{i}", "v", "no text") for i in (2, 1)]

@@ -60,8 +60,8 @@ def two_steps(row):
     return before, jax.device_get(state), seen
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", [pytest.param(row, marks=[pytest.mark.large] * (row == "CM-ACC")) for row in ROWS])
+@pytest.mark.large
+@pytest.mark.parametrize("row", ROWS)
 def test_what_a_row_does_not_train_stays_and_what_it_trains_moves(row):
     before, after, metrics = two_steps(row)
     learning = {"CLAP": {"audio", "text", "loss"}, "CM-ACC": {"audio", "video"}, "ImageBind": {"audio"}}[row]

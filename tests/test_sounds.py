@@ -145,7 +145,7 @@ def test_scores_are_the_mean_over_all_windows_on_any_number_of_devices(scratch):
     np.testing.assert_allclose(alone, scores["probabilities"], atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_a_probe_starts_from_a_runs_tower_and_leaves_its_bits(clips, scratch, tmp_path):
     config = small_config(clips, "probe")
     config.init.audio = scratch[1]
@@ -159,7 +159,7 @@ def test_a_probe_starts_from_a_runs_tower_and_leaves_its_bits(clips, scratch, tm
     assert evaluate_sounds.evaluate(config, str(tmp_path / "probe"))["last"]["top1"] >= 60
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_a_stretched_grid_hears_the_whole_sound(clips, scratch, tmp_path):
     config = small_config(clips, "finetune")
     config.init.audio, config.data.num_samples, config.eval.hop_samples = scratch[1], 32_000, 0

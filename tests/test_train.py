@@ -32,12 +32,8 @@ def assert_equal_bits(left, right):
 
 
 @pytest.mark.parametrize(
-    "where",
-    [
-        pytest.param("within align", marks=pytest.mark.large), "at the switch",
-        pytest.param("within refine", marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+    "where", ["at the switch", *(pytest.param(f"within {p}", marks=pytest.mark.large) for p in ("align", "refine"))]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, where):
     config, workdir, state = finished
     stops = [int(p.stop) for p in train.set_up(config, workdir).phases]

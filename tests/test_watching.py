@@ -308,7 +308,7 @@ def test_a_range_of_steps_that_is_none_is_refused(text):
         profiler.parse_range(text)
 
 
-@pytest.mark.slow  # waits
+@pytest.mark.large  # waits
 def test_a_process_that_hangs_ends_where_nobody_reads_its_log_any_more():
     reader, writer = os.pipe()
     os.close(reader)

@@ -167,7 +167,7 @@ def start(root: pathlib.Path, folder: pathlib.Path, num_workers: int, mark: str)
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("all_at_once", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("all_at_once", [True, pytest.param(False, marks=pytest.mark.large)])
 def test_killed_workers_leave_nothing_and_another_number_of_them_goes_on(root, whole, tmp_path, all_at_once):
     folder, rng, mark = tmp_path / "out", random.Random(1), f"workers-{all_at_once}"
     for num_workers in (2, 3):

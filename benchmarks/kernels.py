@@ -125,7 +125,7 @@ def main() -> None:
     rows = []
     for part, (milliseconds, launches, num_bytes) in list(parts.items())[: args.parts]:
         each = [milliseconds / args.steps, launches / args.steps, num_bytes / args.steps / 1e9]
-        rate = f"{each[2] / each[0]:.2f}" if num_bytes and each[0] else ""
+        rate = f"{1000 * each[2] / each[0]:.0f}" if num_bytes and each[0] else ""
         rows.append([part, f"{each[0]:.2f}", f"{each[1]:.0f}", f"{each[2]:.1f}" if num_bytes else "", rate])
     blocks = "in a loop" if args.scan else "one after the other"
     told = (
@@ -133,7 +133,7 @@ def main() -> None:
         f"a step that is not traced, {flops / seconds / 1e12:.2f} TFLOP/s of the model's FLOPs. Of {args.steps} that are, "
         f"kernels take {total:.1f} ms a step; the {len(rows)} longest of {len(parts)} parts:\n\n"
     )
-    table = record.markdown(["part", "ms", "launches", "GB", "TB/s"], rows)
+    table = record.markdown(["part", "ms", "launches", "GB", "GB/s"], rows)
     record.append("Kernels of a step", told + table, "jaxlib", "flax", path=args.results)
     if not rows:
         sys.exit("the trace holds no kernel")

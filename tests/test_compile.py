@@ -53,6 +53,7 @@ def test_model_flops_of_the_papers_video_tower_are_those_counted_by_hand():
     qkv, out, transform = 3 * width**2, width**2, 2 * width * mlp
     products = patches * 16 * 16 * 3 * width + width * 256  # patch embedding, projection
     products += depth * tokens * (qkv + out) + depth * tokens * qkv  # over time, and space's queries, keys and values
+    products -= patches * width**2  # but in the last block the class token alone asks
     products += ((depth - 1) * tokens + 1) * (out + transform)  # the last block goes on with the class token alone
     over_time = patches * (frames + 1) + tokens  # scores: a place over time with the class token, the class token over all
     over_space = patches * (places + 1)

@@ -86,6 +86,11 @@ def apart(branch: Any) -> Any:
     return jax.tree.map(jax.lax.optimization_barrier, branch)
 
 
+def written_once(x: Array) -> Array:
+    """Returns `x`, and keeps XLA from making it or its gradient anew for each of their uses: they are written and read."""
+    return jax.lax.optimization_barrier(x)
+
+
 def attend(
     query: Float[Array, "b *group q h d"],
     key: Float[Array, "b *group k h d"],

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from mc3_jax.models.attention import attend, attend_flash
+from mc3_jax.models.attention import attend, attend_flash, written_once
 
 
 def _std(width: int) -> float:
@@ -77,16 +77,21 @@ def l2_normalize(x: Float[Array, "... d"], epsilon: float = 1e-6) -> Float[Array
     return x / jnp.sqrt(jnp.maximum(square, epsilon**2))
 
 
-def split_heads(qkv: Float[Array, "*n columns"], num_heads: int) -> list[Float[Array, "*n h d"]]:
+def split_heads(qkv: Float[Array, "*n columns"], num_heads: int, num_parts: int = 3) -> list[Float[Array, "*n h d"]]:
     """Returns [query, key, value], heads apart, of one matmul's columns ordered (q, k, v), then heads, as in timm.
+
+    Args:
+      qkv: The columns.
+      num_heads: Divides the width.
+      num_parts: 2 where the columns are keys and values alone.
 
     Raises:
       ValueError: If the width is not a multiple of the number of heads.
     """
-    width = qkv.shape[-1] // 3
+    width = qkv.shape[-1] // num_parts
     if width % num_heads:
         raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
-    return [rearrange(part, "... (h d) -> ... h d", h=num_heads) for part in jnp.split(qkv, 3, axis=-1)]
+    return [rearrange(part, "... (h d) -> ... h d", h=num_heads) for part in jnp.split(qkv, num_parts, axis=-1)]
 
 
 @jax.custom_vjp
@@ -224,12 +229,14 @@ class Dense(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+    def __call__(self, x: Float[Array, "*n i"], columns: slice = slice(None)) -> Float[Array, "*n o"]:
+        """Returns the output, or some columns of it alone."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # Parameters read from a file are numpy's where nobody compiles.
-        out = _affine(x.reshape(-1, x.shape[-1]).astype(self.dtype), jnp.asarray(kernel), jnp.asarray(bias))
-        return checkpoint_name(out, DENSE_OUTPUT).reshape(*x.shape[:-1], self.features)
+        kernel, bias = jnp.asarray(kernel)[:, columns], jnp.asarray(bias)[columns]
+        out = _affine(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, bias)
+        return checkpoint_name(out, DENSE_OUTPUT).reshape(*x.shape[:-1], len(bias))
 
 
 class Dropout(nn.Module):
@@ -360,17 +367,23 @@ class SelfAttention(nn.Module):
           row: Index of each row in the batch, for dropout.
           train: Whether to drop weights.
         """
-        qkv = Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
-        query, key, value = split_heads(qkv, self.num_heads)
+        width = x.shape[-1]
+        qkv = Dense(3 * width, dtype=self.dtype, name="qkv")
+        once = written_once if self.form == "cudnn" else lambda x: x
+        if num_outputs is None:
+            query, key, value = split_heads(once(qkv(x)), self.num_heads)
+        else:  # the others' queries are asked nowhere
+            [query] = split_heads(qkv(x[:, :num_outputs], slice(width)), self.num_heads, 1)
+            key, value = split_heads(once(qkv(x, slice(width, None))), self.num_heads, 2)
         if self.form == "cudnn":
             assert mask is None
             assert self.dropout == 0
-            out = attend_flash(query[:, :num_outputs], key, value)
+            out = attend_flash(query, key, value)
         else:
             dropout = functools.partial(Dropout(self.dropout), row=row, train=train)
-            out = attend(query[:, :num_outputs], key, value, mask=mask, dropout=dropout)
+            out = attend(query, key, value, mask=mask, dropout=dropout)
         out = rearrange(out, "b n h d -> b n (h d)")
-        return Dense(x.shape[-1], dtype=self.dtype, name="out")(out)
+        return Dense(width, dtype=self.dtype, name="out")(out)
 
 
 class Mlp(nn.Module):

@@ -26,6 +26,7 @@ from mc3_jax.models.attention import (
     attend_flash,
     attend_once,
     row_major,
+    written_once,
 )
 from mc3_jax.models.layers import (
     TORCH_DEFAULT_INIT,
@@ -74,15 +75,17 @@ class DividedAttention(nn.Module):
         out = Dense(width, kernel_init=out_init, dtype=self.dtype, name="out")
 
         class_query, class_key, class_value = split_heads(qkv(class_token), self.num_heads)
-        grid = split_heads(qkv(patches), self.num_heads)
+        columns = qkv(patches, slice(width, None) if class_only else slice(None))  # no patch asks where none is put out
+        columns = written_once(columns) if self.form == "cudnn" else columns
+        *query, key, value = split_heads(columns, self.num_heads, 2 if class_only else 3)
         attend_class, attend_patches = _FORMS[self.form]
-        class_out = attend_class(class_query[:, 0], *grid[1:], class_key[:, 0], class_value[:, 0])
+        class_out = attend_class(class_query[:, 0], key, value, class_key[:, 0], class_value[:, 0])
         class_out = out(rearrange(class_out, "b h d -> b 1 (h d)"))
         if class_only:
             return class_out, None
         is_few = patches.shape[1] <= MOST_FRAMES
         attend_patches = attend_patches[self.over] if self.over == "space" or is_few else _within_places
-        patches = attend_patches(*grid, class_key[:, 0], class_value[:, 0])
+        patches = attend_patches(*query, key, value, class_key[:, 0], class_value[:, 0])
         return class_out, out(rearrange(patches, "b t p h d -> b t p (h d)"))
 
 

@@ -180,7 +180,6 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
 def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     """Is asked for steps of PyTorch's."""
     import torch
-    import torch._dynamo
     import torch._inductor.config
 
     from benchmarks import torch_peers
@@ -209,15 +208,10 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
             torch.cuda.synchronize()
 
     note = ""
-    try:
-        step()
-    except torch._dynamo.exc.BackendCompilerFailed as error:
-        # torch 2.11's analysis of tiles fails an assertion of its own on the video blocks.
-        note = "without coalesce_tiling_analysis"
-        print(f"compiled again {note}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+    if compiled and torch.__version__.startswith("2.11."):
+        note = "without coalesce_tiling_analysis"  # it fails an assertion of its own on the video blocks
         torch._inductor.config.triton.coalesce_tiling_analysis = False
-        torch._dynamo.reset()
-        step()
+    step()
 
     def memory() -> int:
         return torch.cuda.max_memory_allocated() if device == "cuda" else 0

@@ -100,20 +100,19 @@ def _draw(model, config, phase):
 def make_step(config) -> tuple:
     """Returns (compiled, run): training's own step of refine, and what does one of a new state and returns its metrics.
 
-    Within the mesh of `mc3_jax.mesh.make_mesh`; the same batch is used again and again.
+    Within the mesh of `mc3_jax.mesh.make_mesh`; the same batch is used again and again. It is called as training calls it, so
+    that a compilation cache knows it for training's.
     """
-    import jax.numpy as jnp
-
     from mc3_jax import mesh as mesh_lib, train_step as step_lib
 
     model, phase = step_lib.make_model(config.model), _phase(config)
     state = _draw(model, config, phase)
     batch, step = mesh_lib.put_batch(mesh_lib.make_mesh(), make_batch(config)), 0
-    compiled = step_lib.jit_train_step(model, config, phase, state).lower(state, batch, jnp.int32(0)).compile()
+    compiled = step_lib.jit_train_step(model, config, phase, state).lower(state, batch, np.int32(0)).compile()
 
     def run():
         nonlocal state, step
-        state, metrics, _ = compiled(state, batch, jnp.int32(step))
+        state, metrics, _ = compiled(state, batch, np.int32(step))
         step += 1
         return metrics
 

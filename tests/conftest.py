@@ -1,6 +1,10 @@
 """Tests run on the CPU, as eight devices, with every annotated shape checked."""
 
+import contextlib
+import fcntl
 import os
+import pathlib
+import shutil
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,6 +19,8 @@ jaxtyping.install_import_hook(
     ["mc3_jax", "data_prep"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
+import jax
+import numpy as np
 import pytest
 
 from mc3_jax import train
@@ -26,8 +32,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Files that train come first, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: item.path.parent != world.ROOT / "tests")
+    """Files that train come first, the longest before all, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: (item.path.parent != world.ROOT / "tests", item.path.name != "test_survival.py"))
 
 
 @pytest.fixture
@@ -60,14 +66,41 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@contextlib.contextmanager
+def made_once(tmp_path_factory, name: str):
+    """Yields a folder and whether it has to be filled: by one of the processes that share the tests, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed at it
+            folder.mkdir()
+        yield folder, not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A little SoundWorld's folder: clips and vocabulary."""
-    return world.make(tmp_path_factory.mktemp("world"))
+def data(tmp_path_factory) -> pathlib.Path:
+    """A little SoundWorld's folder, which tests only read: clips and vocabulary."""
+    with made_once(tmp_path_factory, "shared_world") as (folder, is_empty):
+        if is_empty:
+            world.make(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def finished(data, tmp_path_factory):
-    """A run that was never interrupted: (config, workdir, final state)."""
-    config, workdir = world.small_config(data), str(tmp_path_factory.mktemp("run") / "full")
-    return config, workdir, train.train(train.set_up(config, workdir))
+    """A run that was never interrupted: (config, workdir, final state on the host)."""
+    config, workdir = world.small_config(data), tmp_path_factory.mktemp("run") / "full"
+    with made_once(tmp_path_factory, "shared_run") as (folder, is_empty):
+        if is_empty:
+            state = train.train(train.set_up(config, str(folder / "full")))
+            np.savez(folder / "state.npz", *jax.tree.leaves(jax.device_get(state)))
+        shutil.copytree(folder / "full", workdir)  # each process has its own, since it evaluates in it
+    run = train.set_up(config, str(workdir))
+    with np.load(folder / "state.npz") as arrays:
+        leaves = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+    state = jax.tree.unflatten(jax.tree.structure(train._plan_state(run, run.phases[-1].stop)[1]), leaves)
+    return config, str(workdir), state

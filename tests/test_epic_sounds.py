@@ -64,7 +64,7 @@ def small_config(clips, mode: str):
     for phase in config.phases:
         phase.epochs, phase.optimizer.warmup_steps = phase.epochs * 2, min(phase.optimizer.warmup_steps, 10)
         phase.optimizer.learning_rate *= 50
-    config.save.every_steps = 40
+    config.save.every_steps = 120
     validation.validate(config)
     return config
 

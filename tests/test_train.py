@@ -54,7 +54,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     assert [json.loads(line)["step"] for line in starts] == [0, step]
 
 
-@pytest.mark.slow
+@pytest.mark.large  # of a small model, test_survival and test_fits compare such meshes with one device
 def test_one_device_equals_eight(data):
     config = world.small_config(data)
     source = loader.open_split(config.data.dir, "train", 4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -48,14 +49,51 @@ def test_rows_of_the_table_differ_in_their_phases_alone_and_have_one_budget():
     assert terms["cmc"] == [(1, 0)]
 
 
-def test_rows_take_another_suite_by_the_config_files_argument(tmp_path):
-    command = [sys.executable, "-m", "mc3_jax.train", "--config=configs/tables/mc3.py:{}", f"--workdir={tmp_path}/w"]
+# Trains by command lines read from standard input, with variables of their own. A fork for each saves the imports.
+FORKS = """
+import json, os, sys
+from absl import flags
+from mc3_jax import cli, train
+for line in sys.stdin:
+    words, variables, log = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.environ.update(variables)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(log, os.O_WRONLY), 2)
+        sys.argv = ["train.py", *words]
+        flags.DEFINE_string("profile", "", "")
+        cli.run(train.main)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def train_by(tmp_path_factory):
+    """A function that trains by a command line and returns (status, what stands in standard error)."""
+    log = tmp_path_factory.mktemp("forks") / "log"
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # no thread that a fork would lack
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=alone, text=True
+    ) as parent:
+
+        def train_by(*words: str, **variables: str) -> tuple[int, str]:
+            log.write_text("")
+            print(json.dumps([words, variables, str(log)]), file=parent.stdin, flush=True)
+            return int(parent.stdout.readline()), log.read_text()
+
+        yield train_by
+        parent.stdin.close()
+
+
+def test_rows_take_another_suite_by_the_config_files_argument(train_by, tmp_path):
     for suite, message in (("ego4d", "no data folder data/ego4d"), ("moon", "suite 'moon' is neither soundworld nor ego4d")):
-        flags = [word.format(suite) for word in command] + (["--config.data.dir=data/ego4d"] if suite == "ego4d" else [])
-        done = subprocess.run(flags, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        words = [f"--config=configs/tables/mc3.py:{suite}", f"--workdir={tmp_path}/w"]
+        status, said = train_by(*words, *(["--config.data.dir=data/ego4d"] if suite == "ego4d" else []))
+        assert status == 2
+        assert message in said
+        assert "Traceback" not in said
 
 
 def test_the_papers_numbers_stand_in_its_config():
@@ -131,15 +169,13 @@ def test_to_dict_holds_every_field():
         (["--workdir={tmp}/w", "--config.data.dir={tmp}/absent"], "absent"),
     ],
 )
-def test_bad_command_lines_end_with_one_line_and_status_2(flags, message, tmp_path):
-    flags = [flag.format(tmp=tmp_path) for flag in flags]
-    command = [sys.executable, "-m", "mc3_jax.train", "--config=configs/mc3_ego4d.py", *flags]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+def test_bad_command_lines_end_with_one_line_and_status_2(flags, message, train_by, tmp_path):
+    status, said = train_by("--config=configs/mc3_ego4d.py", *(flag.format(tmp=tmp_path) for flag in flags))
+    assert status == 2, said
+    lines = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert message in lines[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -149,10 +185,16 @@ def test_bad_command_lines_end_with_one_line_and_status_2(flags, message, tmp_pa
         ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "must be numbers, got two, 0"),
     ],
 )
-def test_a_job_that_is_half_described_is_one_line_and_no_run_of_its_own(job, message, tmp_path):
-    command = [sys.executable, "-m", "mc3_jax.train", "--config=configs/demo.py", f"--workdir={tmp_path}/w"]
-    environment = os.environ | {"JAX_COORDINATOR_ADDRESS": "localhost:1"} | job
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 2, result.stderr
-    assert message in result.stderr.splitlines()[-1]
+def test_a_job_that_is_half_described_is_one_line_and_no_run_of_its_own(job, message, train_by, tmp_path):
+    job = {"JAX_COORDINATOR_ADDRESS": "localhost:1"} | job
+    status, said = train_by("--config=configs/demo.py", f"--workdir={tmp_path}/w", **job)
+    assert status == 2, said
+    assert message in said.splitlines()[-1]
     assert not (tmp_path / "w").exists()
+
+
+def test_the_command_itself_ends_with_one_line_and_status_2():
+    command = [sys.executable, "-m", "mc3_jax.train", "--config=configs/mc3_ego4d.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines() if line] == ["error"]

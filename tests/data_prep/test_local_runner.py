@@ -45,7 +45,7 @@ def make_too_large(item: dict, settings: dict):
 
 # A process of its own, for what is said at import and for a log that no test framework has set up.
 @pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("make", [make_small, make_and_speak])
+@pytest.mark.parametrize("make", [pytest.param(make_small, marks=pytest.mark.large), make_and_speak])
 def test_stderr_has_what_others_say_and_nothing_of_beam(tmp_path, num_workers, make):
     program = (
         "import pathlib, sys; from tests.data_prep import test_local_runner as here; _, folder, num, make = sys.argv; "
@@ -68,7 +68,7 @@ def test_help_is_all_that_is_told_when_help_is_asked_for():
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("number", [0, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.large), signal.SIGKILL])
 def test_a_worker_that_is_no_more_ends_the_run(tmp_path, capfd, number):
     words = "was killed, perhaps because memory ran out" if number else "ended with status 3"
     with pytest.raises(local_runner.WorkerError, match=f"^a worker {words}"):

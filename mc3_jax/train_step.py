@@ -478,13 +478,15 @@ def make_train_step(
     """
     grad_fn = make_grad_fn(model, config, phase.config)
     schedule = phases_lib.learning_rate(phase)
+    # Within one step both are traced once for all their calls; XLA sees them written out.
+    update, leaf_norms = jax.jit(tx.update), jax.jit(_leaf_norms)
 
     def train_step(state: TrainState, batch: Batch, step: Array):
         grads, (metrics, memory) = grad_fn(state.params, state.step, batch, state.memory)
         finite_rows = metrics.pop("finite_rows")
         rate = schedule(state.step)
-        updates, _ = tx.update(grads, state.opt_state, state.params)
-        grad_norms, update_norms, param_norms = (_leaf_norms(tree) for tree in (grads, updates, state.params))
+        updates, _ = update(grads, state.opt_state, state.params)
+        grad_norms, update_norms, param_norms = (leaf_norms(tree) for tree in (grads, updates, state.params))
         metrics |= {"grad_norm": optax.tree.norm(grad_norms), "learning_rate": rate}
         taken = (state.step == step) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         places = jax.tree.unflatten(jax.tree.structure(grads), range(len(grad_norms)))
@@ -497,7 +499,7 @@ def make_train_step(
             taken &= jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
         # Behind the barrier the updates are computed again: kept, they would be written, read and as large as the parameters.
         grads, state = jax.lax.optimization_barrier((grads, state))
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params)
         params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))
         following = TrainState(state.step + 1, params, opt_state, memory)
         state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), following, state)

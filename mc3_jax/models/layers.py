@@ -320,7 +320,7 @@ def apply_blocks(
         return make_block(parent=None).apply({"params": layer[0]}, x, rngs=layer[1], **options, **last)
 
     wrap, scanned = REMAT_POLICIES[remat], scan_layers and depth > 2
-    block = wrap(apply, scanned)
+    block = jax.jit(wrap(apply, scanned))  # traced once for all; XLA sees them written out one by one
     if scanned:
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, jax.tree.map(_stack, *layers[:-1]))
     else:

@@ -157,7 +157,9 @@ class DataConfig:
         the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1, the paper's,
         shuffles single clips.
       num_threads: Threads that read and decode, per process.
-      prefetch: Batches read ahead, per process; at least one a thread, since each makes a batch of its own.
+      num_workers: Processes that read and decode instead of threads, per process; 0 is none. For a host of many cores:
+        Python's lock lets threads keep some five of them busy.
+      prefetch: Batches read ahead, per process; at least one a thread or worker, since each makes a batch of its own.
     """
 
     dir: str = ""
@@ -171,6 +173,7 @@ class DataConfig:
     accumulate_steps: int = 1
     clips_per_video: int = 1
     num_threads: int = 16
+    num_workers: int = 0
     prefetch: int = 4
 
 

@@ -161,7 +161,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     loaded = _load_run(config, workdir, mesh) if has_run else load_other(config, mesh)
     batches = loader.eval_batches(
         source, tokenize, batch_size=config.eval.batch_size, process_index=jax.process_index(),
-        process_count=jax.process_count(), num_threads=config.data.num_threads, prefetch=config.data.prefetch,
+        process_count=jax.process_count(), num_threads=config.data.num_threads, num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
     )  # fmt: skip
     embed = jax.jit(step_lib.make_embed_fn(model, config.model))
     with jax.set_mesh(mesh):

@@ -96,7 +96,7 @@ def _scores(
             source, tokenizer_lib.blank(config.model.text.num_tokens), batch_size=config.eval.batch_size,
             num_samples=data.num_samples or None, hop_samples=config.eval.hop_samples or None,
             silence_db=data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
-            num_threads=data.num_threads, prefetch=data.prefetch,
+            num_threads=data.num_threads, num_workers=data.num_workers, prefetch=data.prefetch,
         )  # fmt: skip
         with jax.set_mesh(mesh):
             params = checkpoint.restore_params(workdir, step, abstract)

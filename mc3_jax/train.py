@@ -194,7 +194,7 @@ def train(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
             clips_per_video=config.data.clips_per_video, num_samples=config.data.num_samples or None,
             silence_db=config.data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
-            num_threads=config.data.num_threads, prefetch=config.data.prefetch,
+            num_threads=config.data.num_threads, num_workers=config.data.num_workers, prefetch=config.data.prefetch,
         )  # fmt: skip
         stopwatch = stack.enter_context(_start_stopwatch(run, step, began))
         writer = stack.enter_context(

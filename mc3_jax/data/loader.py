@@ -1,20 +1,26 @@
-"""Batches of clips from ArrayRecord shards, by Grain's threads.
+"""Batches of clips from ArrayRecord shards, by Grain's threads or worker processes.
 
 A training batch is a pure function of (seed, step): row r of step t is sample t * B + r of an endless stream that is
 shuffled anew each epoch (`epoch_order`). Processes read contiguous blocks of rows. So a resumed run needs the step alone,
-and the number of processes and threads may change.
+and the number of processes, threads and workers may change.
 """
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import math
 import os
+import re
+import signal
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
+from absl import flags
 from jaxtyping import Int
 
 from mc3_jax.data import records, transforms
@@ -164,6 +170,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 16,
+    num_workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
     """Yields this process's rows of step `start_step`, `start_step + 1`, ... without end.
@@ -179,7 +186,8 @@ def train_batches(
       start_step: First step.
       process_index, process_count: Which rows.
       num_threads: That read and decode.
-      prefetch: Batches read ahead; at least one a thread, since each makes a batch of its own.
+      num_workers: Processes that do it instead, if more than 0. Python's lock lets threads keep some five cores busy.
+      prefetch: Batches read ahead; at least one a thread or worker, since each makes a batch of its own.
 
     Yields:
       `audio` int16 [b, samples], of which `audio_length` int32 [b] from sample `audio_start` int32 [b] of the clip on are
@@ -191,24 +199,36 @@ def train_batches(
       ValueError: The batch does not spread evenly over the processes.
     """
 
-    @functools.lru_cache(maxsize=2)  # reading ahead crosses from one epoch to the next
-    def order(epoch: int) -> np.ndarray:
-        return epoch_order(source.video_clips, clips_per_video, seed, epoch)
+    order = functools.partial(epoch_order, source.video_clips, clips_per_video, seed)
+    rows = _TrainRows(source, tokenize, batch_size, seed, num_samples, silence_db, _Remember(order, 2))
+    steps = range(start_step, _ENDLESS)
+    return _read(rows, source, steps, batch_size, process_index, process_count, num_threads, num_workers, prefetch)
 
-    def load(number: int, video: np.ndarray | None) -> Batch:
-        epoch, place = divmod(number, len(source))
-        index = int(order(epoch)[place])
-        clip = source[index]
-        rng = np.random.default_rng([seed, epoch, 1 + place])  # a 0 at the end would be the stream of the epoch's order
+
+@dataclasses.dataclass(frozen=True)
+class _TrainRows:
+    """Makes row `number` of all batches in a line; see `_read`. `order` is that of an epoch: reading ahead crosses two."""
+
+    source: ClipSource
+    tokenize: Tokenize
+    batch_size: int
+    seed: int
+    num_samples: int | None
+    silence_db: float
+    order: Callable[[int], np.ndarray]
+
+    def __call__(self, number: int, video: np.ndarray | None) -> Batch:
+        epoch, place = divmod(number, len(self.source))
+        index = int(self.order(epoch)[place])
+        clip = self.source[index]
+        # A 0 at the end would be the stream of the epoch's order.
+        rng = np.random.default_rng([self.seed, epoch, 1 + place])
         sample = transforms.make_sample(
-            clip, source.info, tokenize, rng, video=video, num_samples=num_samples, silence_db=silence_db
-        )
-        sample |= {"index": np.int32(index), "row": np.int32(number % batch_size)}
-        return sample | ({"class_id": np.int32(clip.class_id)} if source.info.classes else {})
-
-    return _read(
-        load, source, range(start_step, _ENDLESS), batch_size, process_index, process_count, num_threads, prefetch
-    )
+            clip, self.source.info, self.tokenize, rng,
+            video=video, num_samples=self.num_samples, silence_db=self.silence_db,
+        )  # fmt: skip
+        sample |= {"index": np.int32(index), "row": np.int32(number % self.batch_size)}
+        return sample | ({"class_id": np.int32(clip.class_id)} if self.source.info.classes else {})
 
 
 def eval_batches(
@@ -222,6 +242,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 16,
+    num_workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
     """Yields this process's rows of every clip in order, once; the last batch is filled up with rows not `valid`.
@@ -231,7 +252,7 @@ def eval_batches(
       num_samples: Of the audio, the middle of a longer one; None is the data set's `num_samples`.
       hop_samples: Instead of the middle, all windows of `transforms.audio_windows` with this hop, a row each.
       silence_db: Where above 0, those of these windows that `transforms.loud_windows` calls silent are not `valid` either.
-      tokenize, batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
+      tokenize, batch_size, process_index, process_count, num_threads, num_workers, prefetch: As for `train_batches`.
 
     Yields:
       As `train_batches`, and `label`, `verb_id`, `noun_id`, `class_id`, `fold` int32 [b],
@@ -246,83 +267,169 @@ def eval_batches(
     windows = np.ones(len(source), np.int64)
     if hop_samples is not None:
         windows = transforms.num_windows(source.clip_samples, size, hop_samples)
-    ends = np.cumsum(windows)
-    num_rows = int(windows.sum())
-    num_batches = -(-num_rows // batch_size)
-    # The windows of a clip come one after the other.
-    @functools.lru_cache(maxsize=max(num_threads, 1) if hop_samples else 0)
-    def read(index: int) -> tuple[records.Clip, np.ndarray, np.ndarray]:
-        """Returns (clip, where its windows start, whether they count)."""
-        clip = source[index]
-        if hop_samples is None:
-            return clip, np.zeros(1, np.int64), np.ones(1, bool)
-        if len(clip.audio) != source.clip_samples[index]:
-            raise ValueError(
-                f"clip {clip.clip_id} holds {len(clip.audio)} samples, {records.CLIPS_FILE} counts "
-                f"{source.clip_samples[index]}: convert again"
-            )
-        starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
-        if silence_db > 0:
-            return clip, starts, transforms.loud_windows(clip.audio, size, starts, silence_db)
-        return clip, starts, np.ones(len(starts), bool)
+    read = functools.partial(_read_windows, source, size, hop_samples, silence_db)
+    # A clip's windows come one after the other.
+    read = read if hop_samples is None else _Remember(read, max(num_threads, 1))
+    rows = _EvalRows(source, tokenize, batch_size, size, hop_samples, windows, np.cumsum(windows), read)
+    steps = range(-(-int(windows.sum()) // batch_size))
+    return _read(rows, source, steps, batch_size, process_index, process_count, num_threads, num_workers, prefetch)
 
-    def load(number: int, video: np.ndarray | None) -> Batch:
+
+def _read_windows(
+    source: ClipSource, size: int, hop_samples: int | None, silence_db: float, index: int
+) -> tuple[records.Clip, np.ndarray, np.ndarray]:
+    """Returns (clip, where its windows start, whether they count)."""
+    clip = source[index]
+    if hop_samples is None:
+        return clip, np.zeros(1, np.int64), np.ones(1, bool)
+    if len(clip.audio) != source.clip_samples[index]:
+        raise ValueError(
+            f"clip {clip.clip_id} holds {len(clip.audio)} samples, {records.CLIPS_FILE} counts "
+            f"{source.clip_samples[index]}: convert again"
+        )
+    starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
+    if silence_db > 0:
+        return clip, starts, transforms.loud_windows(clip.audio, size, starts, silence_db)
+    return clip, starts, np.ones(len(starts), bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalRows:
+    """Makes row `number` of all batches in a line, beyond the last again the last; see `_read`.
+
+    Attributes:
+      windows: Rows of each clip.
+      ends: Row behind each clip's last.
+      read: `_read_windows` of a clip.
+    """
+
+    source: ClipSource
+    tokenize: Tokenize
+    batch_size: int
+    size: int
+    hop_samples: int | None
+    windows: np.ndarray
+    ends: np.ndarray
+    read: Callable[[int], tuple]
+
+    def __call__(self, number: int, video: np.ndarray | None) -> Batch:
+        num_rows = int(self.ends[-1])
         place = min(number, num_rows - 1)
-        index = int(np.searchsorted(ends, place, side="right"))
-        clip, starts, counted = read(index)
-        window = place - ends[index] + windows[index]
-        start = None if hop_samples is None else int(starts[window])
+        index = int(np.searchsorted(self.ends, place, side="right"))
+        clip, starts, counted = self.read(index)
+        window = place - self.ends[index] + self.windows[index]
+        start = None if self.hop_samples is None else int(starts[window])
         sample = transforms.make_sample(
-            clip, source.info, tokenize, None, video=video, num_samples=size, audio_start=start
+            clip, self.source.info, self.tokenize, None, video=video, num_samples=self.size, audio_start=start
         )
         numbers = {"index": index} | {name: getattr(clip, name) for name in _NUMBERS}
         sample |= {name: np.int32(value) for name, value in numbers.items()}
-        return sample | {"row": np.int32(number % batch_size), "valid": np.bool_(number < num_rows and counted[window])}
-
-    return _read(
-        load, source, range(num_batches), batch_size, process_index, process_count, num_threads, prefetch
-    )
+        valid = np.bool_(number < num_rows and counted[window])
+        return sample | {"row": np.int32(number % self.batch_size), "valid": valid}
 
 
 def _read(
-    load: Callable[[int, np.ndarray | None], Batch],
+    rows: Callable[[int, np.ndarray | None], Batch],
     source: ClipSource,
     steps: range,
     batch_size: int,
     process_index: int,
     process_count: int,
     num_threads: int,
+    num_workers: int,
     prefetch: int,
 ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of `steps`.
 
     A thread makes a batch and decodes its pictures to where they stay: they are copied nowhere on a CPU, and once, to the
-    device, elsewhere.
+    device, elsewhere. What a worker has made is copied to shared memory.
 
     Args:
-      load: Makes row `number` of all batches in a line, without its pictures, and decodes those into the array; it is None
+      rows: Makes row `number` of all batches in a line, without its pictures, and decodes those into the array; it is None
         where none are wanted.
       source: Of the clips.
       steps: Numbers of the batches.
-      batch_size, process_index, process_count, num_threads, prefetch: As for `train_batches`.
+      batch_size, process_index, process_count, num_threads, num_workers, prefetch: As for `train_batches`.
 
     Raises:
       ValueError: The batch does not spread evenly over the processes.
     """
     if batch_size % process_count:
         raise ValueError(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
-    local, info = batch_size // process_count, source.info
-    memory = _Memory((local, info.num_intervals, *info.canvas_px, 3))
+    info, local = source.info, batch_size // process_count
+    memory = _Memory((local, info.num_intervals, *info.canvas_px, 3)) if source.pictures else None
+    make = _MakeBatch(rows, batch_size, process_index * local, local, memory)
+    batches = grain.MapDataset.range(steps.start, steps.stop).map(make)
+    if not num_workers:
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+        return iter(batches.to_iter_dataset(options))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # where no command has; Grain asks flags of its own
+    each = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=max(prefetch // num_workers, 1))
+    one_by_one = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return _of_workers(iter(one_by_one.mp_prefetch(each, worker_init_fn=_begin_worker)))
 
-    def load_batch(step: int) -> Batch:
-        first = int(step) * batch_size + process_index * local
-        video = memory.take() if source.pictures else None
-        samples = [load(first + i, None if video is None else video[i]) for i in range(local)]
+
+def _of_workers(batches: grain.DatasetIterator) -> Iterator[Batch]:
+    """Yields the batches, and ends the workers with them."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        status = re.search(r"exit code (-?\d+)", str(error))
+        how = f" ({'status' if int(status[1]) >= 0 else 'signal'} {abs(int(status[1]))})" if status else ""
+        raise ChildProcessError(
+            f"a worker that reads clips died{how}: where memory ran out, take fewer --config.data.num_workers"
+        ) from None
+    finally:
+        batches.close()
+
+
+def _begin_worker(_index: int, _count: int) -> None:
+    """Has a worker leave signals, which a whole job gets, to its parent, and end when that ends, however it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeBatch:
+    """Makes the `local` rows of a step from row `first` on."""
+
+    rows: Callable[[int, np.ndarray | None], Batch]
+    batch_size: int
+    first: int
+    local: int
+    memory: "_Memory | None"
+
+    def __call__(self, step: int) -> Batch:
+        first = int(step) * self.batch_size + self.first
+        video = self.memory.take() if self.memory else None
+        samples = [self.rows(first + i, None if video is None else video[i]) for i in range(self.local)]
         batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
         return batch if video is None else batch | {"video": video}
 
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-    return iter(grain.MapDataset.range(steps.start, steps.stop).map(load_batch).to_iter_dataset(options))
+
+class _Remember:
+    """`functools.lru_cache`, which unlike that can be sent to a worker."""
+
+    def __init__(self, function: Callable, maxsize: int):
+        self._made_of = function, maxsize
+        self._remember = functools.lru_cache(maxsize)(function)
+
+    def __call__(self, *arguments):
+        return self._remember(*arguments)
+
+    def __reduce__(self):
+        return _Remember, self._made_of
 
 
 class _Memory:
@@ -334,6 +441,9 @@ class _Memory:
     def __init__(self, shape: tuple[int, ...]):
         self._shape = shape
         self._free: list[np.ndarray] = []
+
+    def __reduce__(self):
+        return _Memory, (self._shape,)  # a worker has memory of its own
 
     def take(self) -> np.ndarray:
         """Returns a uint8 array of whatever values that begins at a multiple of `_ALIGNMENT`."""

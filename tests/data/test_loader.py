@@ -1,6 +1,14 @@
 """The order of training clips, and the canvas their pictures come onto."""
 
+import contextlib
 import gc
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from unittest import mock
 
 import jax
@@ -9,6 +17,7 @@ import pytest
 import simplejpeg
 
 from mc3_jax.data import loader, transforms
+from tests import world
 from tests.data import test_sounds
 
 VIDEO_CLIPS = [7, 1, 12, 4, 0, 9]
@@ -96,10 +105,11 @@ def test_memory_is_taken_again_once_nobody_holds_a_part_of_it():
     assert second.ctypes.data % 64 == place % 64 == 0
 
 
+@pytest.mark.parametrize("readers", [{"num_threads": 2}, {"num_workers": 2}], ids=["threads", "workers"])
 @pytest.mark.parametrize("keep", [lambda video: video[1:], jax.device_put], ids=["a part", "on the device"])
-def test_batches_that_are_kept_keep_what_they_hold(tmp_path, keep):
+def test_batches_that_are_kept_keep_what_they_hold(tmp_path, keep, readers):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
-    batches = loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, num_threads=2)
+    batches = loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers)
     kept, copies = [], []
     for _ in range(12):
         video = next(batches)["video"]
@@ -119,3 +129,71 @@ def test_pictures_come_onto_a_cpu_without_a_copy(tmp_path):
     for batch in (*(next(batches[0]) for _ in range(5)), *batches[1]):
         placed = jax.device_put(batch["video"], jax.devices("cpu")[0])
         assert placed.unsafe_buffer_pointer() == batch["video"].ctypes.data
+
+
+def assert_equal(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+def test_workers_read_what_threads_read(tmp_path):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    options = dict(batch_size=4, process_index=1, process_count=2)
+    for kind, more in ((loader.train_batches, {"seed": 3, "start_step": 5}), (loader.eval_batches, {"hop_samples": 50})):
+        threads, workers = (
+            kind(source, test_sounds.tokenize, **options, **more, **readers)
+            for readers in ({"num_threads": 2}, {"num_workers": 2, "prefetch": 3})
+        )
+        with contextlib.closing(workers):
+            assert_equal(itertools.islice(threads, 9), itertools.islice(workers, 9))
+
+
+def refuse(_):
+    raise ValueError("no such word")
+
+
+def test_what_is_wrong_with_a_clip_is_said_by_its_worker(tmp_path):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = loader.train_batches(source, refuse, batch_size=4, seed=0, num_workers=1)
+    with pytest.raises(ValueError, match=r"^no such word"):
+        next(batches)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_its_signal(tmp_path):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = loader.train_batches(source, test_sounds.tokenize, batch_size=4, seed=0, num_workers=2)
+    next(batches)
+    first, _ = (child for child in multiprocessing.active_children() if "grain" in child.name)
+    os.kill(first.pid, signal.SIGTERM)  # meant for the whole job: its parent decides
+    next(batches)
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(ChildProcessError, match=r"died \(signal 9\)"):
+        list(itertools.islice(batches, 50))
+    assert not [child for child in multiprocessing.active_children() if "grain" in child.name]
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    folder = test_sounds.write(tmp_path, pictures=True)
+    script = tmp_path / "read.py"
+    script.write_text(
+        f"""import multiprocessing, time
+from mc3_jax.data import loader, tokenizer
+
+if __name__ == "__main__":
+    source = loader.open_split({str(folder)!r}, "train", 2)
+    batches = loader.train_batches(source, tokenizer.blank(8), batch_size=4, seed=0, num_workers=2)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(100)
+"""
+    )
+    with subprocess.Popen([sys.executable, str(script)], cwd=world.ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]

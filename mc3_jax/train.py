@@ -196,6 +196,7 @@ def train(
             silence_db=config.data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=config.data.num_threads, num_workers=config.data.num_workers, prefetch=config.data.prefetch,
         )  # fmt: skip
+        stack.enter_context(contextlib.closing(batches))
         stopwatch = stack.enter_context(_start_stopwatch(run, step, began))
         writer = stack.enter_context(
             metric_writer.MetricWriter(

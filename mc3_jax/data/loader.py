@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -18,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
+import grain.experimental as grain_experimental
 import grain.python as grain
 import numpy as np
 from absl import flags
@@ -30,6 +32,7 @@ Batch = dict[str, np.ndarray]
 
 _ENDLESS = 1 << 48  # more steps than any run has; grain's indices are 64 bit
 _ALIGNMENT = 64  # JAX takes over an array on a CPU without copying it where it begins at a multiple of this
+_LARGE = 1 << 16  # bytes of an array that a worker hands over in shared memory: to map a smaller one takes longer than a pipe
 _NUMBERS = ("label", "verb_id", "noun_id", "class_id", "fold")  # of a clip, handed along in evaluation
 
 
@@ -342,7 +345,7 @@ def _read(
     """Yields this process's rows of the batches of `steps`.
 
     A thread makes a batch and decodes its pictures to where they stay: they are copied nowhere on a CPU, and once, to the
-    device, elsewhere. What a worker has made is copied to shared memory.
+    device, elsewhere. What a worker has made is copied to shared memory and out of it.
 
     Args:
       rows: Makes row `number` of all batches in a line, without its pictures, and decodes those into the array; it is None
@@ -359,21 +362,30 @@ def _read(
     info, local = source.info, batch_size // process_count
     memory = _Memory((local, info.num_intervals, *info.canvas_px, 3)) if source.pictures else None
     make = _MakeBatch(rows, batch_size, process_index * local, local, memory)
-    batches = grain.MapDataset.range(steps.start, steps.stop).map(make)
     if not num_workers:
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-        return iter(batches.to_iter_dataset(options))
+        return iter(grain.MapDataset.range(steps.start, steps.stop).map(make).to_iter_dataset(options))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # where no command has; Grain asks flags of its own
     each = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=max(prefetch // num_workers, 1))
+    # Without an end: of the last batch before one, Grain would leave the shared memory to the end of the process.
+    batches = grain.MapDataset.range(steps.start, _ENDLESS).map(make)
     one_by_one = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    return _of_workers(iter(one_by_one.mp_prefetch(each, worker_init_fn=_begin_worker)))
+    large = grain_experimental.DatasetOptions(min_shm_size=_LARGE)
+    one_by_one = grain_experimental.WithOptionsIterDataset(one_by_one, large)
+    return _of_workers(iter(one_by_one.mp_prefetch(each, worker_init_fn=_begin_worker)), len(steps), memory)
 
 
-def _of_workers(batches: grain.DatasetIterator) -> Iterator[Batch]:
-    """Yields the batches, and ends the workers with them."""
+def _of_workers(batches: grain.DatasetIterator, number: int, memory: "_Memory | None") -> Iterator[Batch]:
+    """Yields copies of so many batches, whose shared memory is free at once, and ends the workers with them."""
     try:
-        yield from batches
+        for batch in itertools.islice(batches, number):
+            own = {name: values.copy() for name, values in batch.items() if name != "video"}
+            if memory:
+                own["video"] = memory.take()
+                own["video"][:] = batch["video"]
+            del batch
+            yield own
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise

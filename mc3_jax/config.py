@@ -156,7 +156,7 @@ class DataConfig:
       clips_per_video: Clips come in groups of up to this many of one video, shuffled, so that a batch holds negatives of
         the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1, the paper's,
         shuffles single clips.
-      num_threads: Threads that read and decode, per process.
+      num_threads: Threads that read and decode, per process, where there are no workers.
       num_workers: Processes that read and decode instead of threads, per process; 0 is none. For a host of many cores:
         Python's lock lets threads keep some five of them busy.
       prefetch: Batches read ahead, per process; at least one a thread or worker, since each makes a batch of its own.

@@ -6,6 +6,7 @@ Weights from elsewhere are evaluated without a run: `python -m mc3_jax.evaluate 
 --config.checkpoint=FILE`. So are the towers as they start, where the config has no phases.
 """
 
+import contextlib
 import json
 import pathlib
 
@@ -165,7 +166,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         prefetch=config.data.prefetch,
     )  # fmt: skip
     embed = jax.jit(step_lib.make_embed_fn(model, config.model))
-    with jax.set_mesh(mesh):
+    with contextlib.closing(batches), jax.set_mesh(mesh):
         params = {name: value for name, (_, value) in loaded.items()}
         embeddings, known = embed_split(embed, params, batches, mesh)
     labelled = known["label"] >= 0

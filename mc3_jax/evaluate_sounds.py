@@ -4,6 +4,7 @@ Every checkpoint the run has kept is measured, so that the last and the best epo
 baseline reports the best, by top-1 on the very clips that are reported.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -98,7 +99,7 @@ def _scores(
             silence_db=data.silence_db, process_index=jax.process_index(), process_count=jax.process_count(),
             num_threads=data.num_threads, num_workers=data.num_workers, prefetch=data.prefetch,
         )  # fmt: skip
-        with jax.set_mesh(mesh):
+        with contextlib.closing(batches), jax.set_mesh(mesh):
             params = checkpoint.restore_params(workdir, step, abstract)
             found = class_scores(classify, params, batches, len(source), config.model.num_classes, mesh)
         yield step, *found

@@ -27,7 +27,8 @@ def validate(config: Config) -> None:
     _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
     for field, value in (
         ("data.num_samples", config.data.num_samples), ("data.silence_db", config.data.silence_db),
-        ("eval.hop_samples", config.eval.hop_samples),
+        ("eval.hop_samples", config.eval.hop_samples), ("data.num_threads", config.data.num_threads),
+        ("data.num_workers", config.data.num_workers), ("data.prefetch", config.data.prefetch),
     ):  # fmt: skip
         _require(value >= 0, field, value, "must not be negative")
     for field in ("batch_size", "num_bootstrap", "num_clusters", "num_cluster_examples"):

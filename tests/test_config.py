@@ -118,6 +118,7 @@ def test_the_papers_numbers_stand_in_its_config():
         (lambda c: setattr(c.model.audio, "max_time_mask", 150), "model.audio.max_time_mask = 150: must be at most 149"),
         (lambda c: setattr(c, "seed", -1), "config.seed = -1: must not be negative"),
         (lambda c: setattr(c.data, "clips_per_video", 0), "data.clips_per_video = 0: must be at least 1"),
+        (lambda c: setattr(c.data, "num_workers", -1), "data.num_workers = -1: must not be negative"),
         (lambda c: setattr(c.eval, "num_clusters", 0), "eval.num_clusters = 0: must be at least 1"),
         (lambda c: setattr(c.eval, "num_cluster_examples", 0), "eval.num_cluster_examples = 0: must be at least 1"),
         (lambda c: setattr(c.model.audio, "num_time_frames", 9), "num_time_frames = 9: must be at least patch_px = 16"),

@@ -5,19 +5,20 @@ shuffled anew each epoch (`epoch_order`). Processes read contiguous blocks of ro
 and the number of processes, threads and workers may change.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
 import hashlib
-import itertools
 import math
+import multiprocessing
 import os
 import re
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 
 import grain.experimental as grain_experimental
 import grain.python as grain
@@ -272,7 +273,7 @@ def eval_batches(
         windows = transforms.num_windows(source.clip_samples, size, hop_samples)
     read = functools.partial(_read_windows, source, size, hop_samples, silence_db)
     # A clip's windows come one after the other.
-    read = read if hop_samples is None else _Remember(read, max(num_threads, 1))
+    read = read if hop_samples is None else _Remember(read, 1 if num_workers else max(num_threads, 1))
     rows = _EvalRows(source, tokenize, batch_size, size, hop_samples, windows, np.cumsum(windows), read)
     steps = range(-(-int(windows.sum()) // batch_size))
     return _read(rows, source, steps, batch_size, process_index, process_count, num_threads, num_workers, prefetch)
@@ -366,21 +367,25 @@ def _read(
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
         return iter(grain.MapDataset.range(steps.start, steps.stop).map(make).to_iter_dataset(options))
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # where no command has; Grain asks flags of its own
+        flags.FLAGS.mark_as_parsed()  # no command has, and Grain asks flags of its own: they keep their defaults
     each = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=max(prefetch // num_workers, 1))
     # Without an end: of the last batch before one, Grain would leave the shared memory to the end of the process.
     batches = grain.MapDataset.range(steps.start, _ENDLESS).map(make)
     one_by_one = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     large = grain_experimental.DatasetOptions(min_shm_size=_LARGE)
     one_by_one = grain_experimental.WithOptionsIterDataset(one_by_one, large)
-    return _of_workers(iter(one_by_one.mp_prefetch(each, worker_init_fn=_begin_worker)), len(steps), memory)
+    return _of_workers(one_by_one.mp_prefetch(each, worker_init_fn=_begin_worker), len(steps), memory)
 
 
-def _of_workers(batches: grain.DatasetIterator, number: int, memory: "_Memory | None") -> Iterator[Batch]:
+def _of_workers(dataset: grain.IterDataset, number: int, memory: "_Memory | None") -> Iterator[Batch]:
     """Yields copies of so many batches, whose shared memory is free at once, and ends the workers with them."""
+    batches = None
     try:
-        for batch in itertools.islice(batches, number):
-            own = {name: values.copy() for name, values in batch.items() if name != "video"}
+        for i in range(number):
+            with _signals_wait() if i == 0 else contextlib.nullcontext():  # workers begin here
+                batches = batches or iter(dataset)
+                batch = next(batches)
+            own = {name: np.array(values) for name, values in batch.items() if name != "video"}
             if memory:
                 own["video"] = memory.take()
                 own["video"][:] = batch["video"]
@@ -389,24 +394,32 @@ def _of_workers(batches: grain.DatasetIterator, number: int, memory: "_Memory | 
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
-        status = re.search(r"exit code (-?\d+)", str(error))
-        how = f" ({'status' if int(status[1]) >= 0 else 'signal'} {abs(int(status[1]))})" if status else ""
-        raise ChildProcessError(
-            f"a worker that reads clips died{how}: where memory ran out, take fewer --config.data.num_workers"
-        ) from None
+        status = int(re.search(r"exit code (-?\d+)", str(error))[1])
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        fix = {-signal.SIGKILL: "of memory", -signal.SIGBUS: "of shared memory, /dev/shm"}.get(status)
+        fix = f": if there is too little {fix}, take fewer --config.data.num_workers" if fix else ""
+        raise ChildProcessError(f"a worker that reads clips died ({how}){fix}") from None
     finally:
-        batches.close()
+        if batches is not None:
+            batches.close()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Has signals to end wait. Processes begun meanwhile never get them: a whole job is sent them, and its parent decides."""
+    resource_tracker.ensure_running()  # as it starts it has these signals come through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(_index: int, _count: int) -> None:
-    """Has a worker leave signals, which a whole job gets, to its parent, and end when that ends, however it does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
+    """Has a worker end when its parent ends, however it does."""
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

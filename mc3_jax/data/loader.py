@@ -396,7 +396,7 @@ def _of_workers(dataset: grain.IterDataset, number: int, memory: "_Memory | None
             raise
         status = int(re.search(r"exit code (-?\d+)", str(error))[1])
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        fix = {-signal.SIGKILL: "of memory", -signal.SIGBUS: "of shared memory, /dev/shm"}.get(status)
+        fix = {-signal.SIGKILL: "memory", -signal.SIGBUS: "shared memory in /dev/shm"}.get(status)
         fix = f": if there is too little {fix}, take fewer --config.data.num_workers" if fix else ""
         raise ChildProcessError(f"a worker that reads clips died ({how}){fix}") from None
     finally:

@@ -190,7 +190,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_its_signal(tmp_path):
     next(batches)
     first, _ = find_workers()
     os.kill(first.pid, signal.SIGKILL)
-    with pytest.raises(ChildProcessError, match=r"died \(signal 9\): if there is too little of memory"):
+    with pytest.raises(ChildProcessError, match=r"died \(signal 9\): if there is too little memory, take fewer"):
         list(itertools.islice(batches, 50))
     assert not find_workers()
 

@@ -182,7 +182,7 @@ def main() -> None:
         rates: dict[str, list[float]] = {name: [] for name in streams}
         for _ in range(args.rounds):
             for label, stream in streams.items():
-                clips_per_second(stream, 1.0)  # what was read ahead while the others ran
+                clips_per_second(stream, 2.0)  # what was read ahead while the others ran, and what they read ahead meanwhile
                 rates[label].append(clips_per_second(stream, args.seconds) / cores)
     medians = {label: float(np.median(values)) for label, values in rates.items()}
     decoding, own = medians[DECODING], max(rate for label, rate in medians.items() if label not in (DECODING, PEER))

@@ -1,39 +1,25 @@
-"""Batches of clips from ArrayRecord shards, by Grain's threads or worker processes.
+"""Clips in ArrayRecord shards, and which of them are in which batch.
 
 A training batch is a pure function of (seed, step): row r of step t is sample t * B + r of an endless stream that is
 shuffled anew each epoch (`epoch_order`). Processes read contiguous blocks of rows. So a resumed run needs the step alone,
 and the number of processes, threads and workers may change.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
-import math
-import multiprocessing
 import os
-import re
-import signal
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import resource_tracker
 
-import grain.experimental as grain_experimental
 import grain.python as grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
-from mc3_jax.data import records, transforms
+from mc3_jax.data import readers, records, transforms
+from mc3_jax.data.readers import Batch
 from mc3_jax.data.transforms import Tokenize
 
-Batch = dict[str, np.ndarray]
-
 _ENDLESS = 1 << 48  # more steps than any run has; grain's indices are 64 bit
-_ALIGNMENT = 64  # JAX takes over an array on a CPU without copying it where it begins at a multiple of this
-_LARGE = 1 << 16  # bytes of an array that a worker hands over in shared memory: to map a smaller one takes longer than a pipe
 _NUMBERS = ("label", "verb_id", "noun_id", "class_id", "fold")  # of a clip, handed along in evaluation
 
 
@@ -97,6 +83,11 @@ class ClipSource:
         """SHA-256 over those of the shards, and of which of their clips count."""
         shards = [shard.sha256 for name in self.split.split("+") for shard in self.info.splits[name].shards]
         return hashlib.sha256("\n".join(shards).encode() + self._places.astype("<i8").tobytes()).hexdigest()
+
+    @property
+    def video_shape(self) -> tuple[int, ...] | None:
+        """(t, h, w, 3) of a clip's pictures in a batch; None where they are not wanted."""
+        return (self.info.num_intervals, *self.info.canvas_px, 3) if self.pictures else None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -206,12 +197,15 @@ def train_batches(
     order = functools.partial(epoch_order, source.video_clips, clips_per_video, seed)
     rows = _TrainRows(source, tokenize, batch_size, seed, num_samples, silence_db, _Remember(order, 2))
     steps = range(start_step, _ENDLESS)
-    return _read(rows, source, steps, batch_size, process_index, process_count, num_threads, num_workers, prefetch)
+    return readers.read(
+        rows, source.video_shape, steps, batch_size=batch_size, process_index=process_index,
+        process_count=process_count, num_threads=num_threads, num_workers=num_workers, prefetch=prefetch,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainRows:
-    """Makes row `number` of all batches in a line; see `_read`. `order` is that of an epoch: reading ahead crosses two."""
+    """Makes row `number` of all batches in a line; see `readers.read`. `order` is an epoch's: reading ahead crosses two."""
 
     source: ClipSource
     tokenize: Tokenize
@@ -221,7 +215,7 @@ class _TrainRows:
     silence_db: float
     order: Callable[[int], np.ndarray]
 
-    def __call__(self, number: int, video: np.ndarray | None) -> Batch:
+    def __call__(self, number: int) -> transforms.Sample:
         epoch, place = divmod(number, len(self.source))
         index = int(self.order(epoch)[place])
         clip = self.source[index]
@@ -229,10 +223,12 @@ class _TrainRows:
         rng = np.random.default_rng([self.seed, epoch, 1 + place])
         sample = transforms.make_sample(
             clip, self.source.info, self.tokenize, rng,
-            video=video, num_samples=self.num_samples, silence_db=self.silence_db,
+            pictures=self.source.pictures, num_samples=self.num_samples, silence_db=self.silence_db,
         )  # fmt: skip
-        sample |= {"index": np.int32(index), "row": np.int32(number % self.batch_size)}
-        return sample | ({"class_id": np.int32(clip.class_id)} if self.source.info.classes else {})
+        sample.arrays.update(index=np.int32(index), row=np.int32(number % self.batch_size))
+        if self.source.info.classes:
+            sample.arrays["class_id"] = np.int32(clip.class_id)
+        return sample
 
 
 def eval_batches(
@@ -276,7 +272,10 @@ def eval_batches(
     read = read if hop_samples is None else _Remember(read, 1 if num_workers else max(num_threads, 1))
     rows = _EvalRows(source, tokenize, batch_size, size, hop_samples, windows, np.cumsum(windows), read)
     steps = range(-(-int(windows.sum()) // batch_size))
-    return _read(rows, source, steps, batch_size, process_index, process_count, num_threads, num_workers, prefetch)
+    return readers.read(
+        rows, source.video_shape, steps, batch_size=batch_size, process_index=process_index,
+        process_count=process_count, num_threads=num_threads, num_workers=num_workers, prefetch=prefetch,
+    )  # fmt: skip
 
 
 def _read_windows(
@@ -299,7 +298,7 @@ def _read_windows(
 
 @dataclasses.dataclass(frozen=True)
 class _EvalRows:
-    """Makes row `number` of all batches in a line, beyond the last again the last; see `_read`.
+    """Makes row `number` of all batches in a line, beyond the last again the last; see `readers.read`.
 
     Attributes:
       windows: Rows of each clip.
@@ -316,7 +315,7 @@ class _EvalRows:
     ends: np.ndarray
     read: Callable[[int], tuple]
 
-    def __call__(self, number: int, video: np.ndarray | None) -> Batch:
+    def __call__(self, number: int) -> transforms.Sample:
         num_rows = int(self.ends[-1])
         place = min(number, num_rows - 1)
         index = int(np.searchsorted(self.ends, place, side="right"))
@@ -324,123 +323,13 @@ class _EvalRows:
         window = place - self.ends[index] + self.windows[index]
         start = None if self.hop_samples is None else int(starts[window])
         sample = transforms.make_sample(
-            clip, self.source.info, self.tokenize, None, video=video, num_samples=self.size, audio_start=start
-        )
-        numbers = {"index": index} | {name: getattr(clip, name) for name in _NUMBERS}
-        sample |= {name: np.int32(value) for name, value in numbers.items()}
-        valid = np.bool_(number < num_rows and counted[window])
-        return sample | {"row": np.int32(number % self.batch_size), "valid": valid}
-
-
-def _read(
-    rows: Callable[[int, np.ndarray | None], Batch],
-    source: ClipSource,
-    steps: range,
-    batch_size: int,
-    process_index: int,
-    process_count: int,
-    num_threads: int,
-    num_workers: int,
-    prefetch: int,
-) -> Iterator[Batch]:
-    """Yields this process's rows of the batches of `steps`.
-
-    A thread makes a batch and decodes its pictures to where they stay: they are copied nowhere on a CPU, and once, to the
-    device, elsewhere. What a worker has made is copied to shared memory and out of it.
-
-    Args:
-      rows: Makes row `number` of all batches in a line, without its pictures, and decodes those into the array; it is None
-        where none are wanted.
-      source: Of the clips.
-      steps: Numbers of the batches.
-      batch_size, process_index, process_count, num_threads, num_workers, prefetch: As for `train_batches`.
-
-    Raises:
-      ValueError: The batch does not spread evenly over the processes.
-    """
-    if batch_size % process_count:
-        raise ValueError(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
-    info, local = source.info, batch_size // process_count
-    memory = _Memory((local, info.num_intervals, *info.canvas_px, 3)) if source.pictures else None
-    make = _MakeBatch(rows, batch_size, process_index * local, local, memory)
-    if not num_workers:
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-        return iter(grain.MapDataset.range(steps.start, steps.stop).map(make).to_iter_dataset(options))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # no command has, and Grain asks flags of its own: they keep their defaults
-    each = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=max(prefetch // num_workers, 1))
-    # Without an end: of the last batch before one, Grain would leave the shared memory to the end of the process.
-    batches = grain.MapDataset.range(steps.start, _ENDLESS).map(make)
-    one_by_one = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    large = grain_experimental.DatasetOptions(min_shm_size=_LARGE)
-    one_by_one = grain_experimental.WithOptionsIterDataset(one_by_one, large)
-    return _of_workers(one_by_one.mp_prefetch(each, worker_init_fn=_begin_worker), len(steps), memory)
-
-
-def _of_workers(dataset: grain.IterDataset, number: int, memory: "_Memory | None") -> Iterator[Batch]:
-    """Yields copies of so many batches, whose shared memory is free at once, and ends the workers with them."""
-    batches = None
-    try:
-        for i in range(number):
-            with _signals_wait() if i == 0 else contextlib.nullcontext():  # workers begin here
-                batches = batches or iter(dataset)
-                batch = next(batches)
-            own = {name: np.array(values) for name, values in batch.items() if name != "video"}
-            if memory:
-                own["video"] = memory.take()
-                own["video"][:] = batch["video"]
-            del batch
-            yield own
-    except RuntimeError as error:
-        if "terminated unexpectedly" not in str(error):
-            raise
-        status = int(re.search(r"exit code (-?\d+)", str(error))[1])
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        fix = {-signal.SIGKILL: "memory", -signal.SIGBUS: "shared memory in /dev/shm"}.get(status)
-        fix = f": if there is too little {fix}, take fewer --config.data.num_workers" if fix else ""
-        raise ChildProcessError(f"a worker that reads clips died ({how}){fix}") from None
-    finally:
-        if batches is not None:
-            batches.close()
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Has signals to end wait. Processes begun meanwhile never get them: a whole job is sent them, and its parent decides."""
-    resource_tracker.ensure_running()  # as it starts it has these signals come through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker(_index: int, _count: int) -> None:
-    """Has a worker end when its parent ends, however it does."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@dataclasses.dataclass(frozen=True)
-class _MakeBatch:
-    """Makes the `local` rows of a step from row `first` on."""
-
-    rows: Callable[[int, np.ndarray | None], Batch]
-    batch_size: int
-    first: int
-    local: int
-    memory: "_Memory | None"
-
-    def __call__(self, step: int) -> Batch:
-        first = int(step) * self.batch_size + self.first
-        video = self.memory.take() if self.memory else None
-        samples = [self.rows(first + i, None if video is None else video[i]) for i in range(self.local)]
-        batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-        return batch if video is None else batch | {"video": video}
+            clip, self.source.info, self.tokenize, None,
+            pictures=self.source.pictures, num_samples=self.size, audio_start=start,
+        )  # fmt: skip
+        numbers = {"index": index, "row": number % self.batch_size} | {name: getattr(clip, name) for name in _NUMBERS}
+        sample.arrays.update({name: np.int32(value) for name, value in numbers.items()})
+        sample.arrays["valid"] = np.bool_(number < num_rows and counted[window])
+        return sample
 
 
 class _Remember:
@@ -455,35 +344,3 @@ class _Remember:
 
     def __reduce__(self):
         return _Remember, self._made_of
-
-
-class _Memory:
-    """Memory for pictures of one shape after the other, each taken again once nobody holds what was in it.
-
-    Pages of its own for every batch would have to be cleared by the kernel, which takes a tenth of the time of decoding.
-    """
-
-    def __init__(self, shape: tuple[int, ...]):
-        self._shape = shape
-        self._free: list[np.ndarray] = []
-
-    def __reduce__(self):
-        return _Memory, (self._shape,)  # a worker has memory of its own
-
-    def take(self) -> np.ndarray:
-        """Returns a uint8 array of whatever values that begins at a multiple of `_ALIGNMENT`."""
-        size = math.prod(self._shape)
-        try:
-            block = self._free.pop()
-        except IndexError:
-            block = np.empty(size + _ALIGNMENT, np.uint8)
-        # A part of an array refers to the array's owner, not to the array: what tells that all parts are gone is the end of
-        # an owner that is no array. JAX, which takes an array over on a CPU, holds it as well.
-        owner = (ctypes.c_uint8 * size).from_buffer(block, -block.ctypes.data % _ALIGNMENT)
-        weakref.finalize(owner, _give_back, weakref.ref(self), block).atexit = False
-        return np.frombuffer(owner, np.uint8).reshape(self._shape)
-
-
-def _give_back(memory: weakref.ref, block: np.ndarray) -> None:
-    if (there := memory()) is not None:
-        there._free.append(block)

@@ -1,6 +1,7 @@
 """From a record to the arrays of a sample: frames chosen and decoded onto the canvas, audio cut out, tokens. numpy only."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -11,6 +12,14 @@ from mc3_jax.data import records
 _CROP_STEPS = 100  # a window: where crops may begin whose level is looked at
 # text -> (ids, mask), both int32 [num_tokens]
 Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+
+class Sample(NamedTuple):
+    """What comes of a clip: its arrays, and the JPEG files of its pictures, which are decoded to where a batch stays."""
+
+    clip_id: str
+    arrays: dict[str, np.ndarray]
+    jpegs: list[bytes]
 
 
 def choose_frames(num_intervals: int, num_candidates: int, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
@@ -134,20 +143,19 @@ def loud_windows(
 
 def make_sample(
     clip: records.Clip, info: records.ClipsInfo, tokenize: Tokenize, rng: np.random.Generator | None, *,
-    video: UInt8[np.ndarray, "t h w 3"] | None, num_samples: int | None = None, audio_start: int | None = None,
-    silence_db: float = 0.0,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """Returns a clip as arrays.
+    pictures: bool, num_samples: int | None = None, audio_start: int | None = None, silence_db: float = 0.0,
+) -> Sample:  # fmt: skip
+    """Returns what a batch holds of a clip.
 
-    `audio` int16 [num_samples], `audio_start` and `audio_length` int32 []: the first of them in the clip's sound, and how
-    many are the sound's, the others are zeros; `text_ids`, `text_mask` [l]; with pictures, `video_size` int32 [2].
+    Arrays are `audio` int16 [num_samples], `audio_start` and `audio_length` int32 []: the first of them in the clip's sound,
+    and how many are the sound's, the others are zeros; `text_ids`, `text_mask` [l].
 
     Args:
       clip: Decoded record.
       info: Of its data set.
       tokenize: Text to ids and mask.
       rng: Chooses frames and crop; None takes the middle of every interval, and of the sound.
-      video: What the pictures are decoded into, on the data set's canvas; None where none are wanted.
+      pictures: Whether they are wanted, a frame of every interval.
       num_samples: Of the audio; None is the data set's `num_samples`.
       audio_start: Where the audio begins; None crops.
       silence_db: Where above 0, a random crop is none that `loud_windows` calls silent.
@@ -156,10 +164,7 @@ def make_sample(
       ValueError: The clip is not what its data set promises.
     """
     records.check(clip, info)
-    sample: dict[str, np.ndarray] = {}
-    if video is not None:
-        chosen = choose_frames(info.num_intervals, info.num_candidates, rng)
-        sample["video_size"] = decode_frames([clip.frames[i] for i in chosen], video, clip.clip_id)
+    chosen = choose_frames(info.num_intervals, info.num_candidates, rng) if pictures else ()
     num = info.num_samples if num_samples is None else num_samples
     start = audio_start
     if start is None and rng is not None and silence_db > 0:
@@ -167,7 +172,7 @@ def make_sample(
         start = int(rng.choice(starts[loud_windows(clip.audio, num, starts, silence_db)]))
     elif start is None:
         start = crop_start(len(clip.audio), num, rng)
-    sample["audio"], length = crop_audio(clip.audio, start, num)
-    sample |= {"audio_start": np.int32(start), "audio_length": np.int32(length)}
-    sample["text_ids"], sample["text_mask"] = tokenize(clip.narration)
-    return sample
+    audio, length = crop_audio(clip.audio, start, num)
+    ids, mask = tokenize(clip.narration)
+    arrays = {"audio": audio, "audio_start": np.int32(start), "audio_length": np.int32(length)}
+    return Sample(clip.clip_id, arrays | {"text_ids": ids, "text_mask": mask}, [clip.frames[i] for i in chosen])

@@ -177,9 +177,10 @@ def test_sounds_of_nothing_or_less_than_a_window_are_cropped_as_ever_where_silen
     source = loader.open_split(folder, "train", 0)
     for clip in (source[5], source[0], source[3]):  # of 1, 30 and 250 samples
         clip.audio = np.zeros_like(clip.audio)
-        sample = transforms.make_sample(clip, source.info, tokenize, np.random.default_rng(0), video=None, silence_db=20.0)
-        assert sample["audio"].shape == (WINDOW,)
-        assert sample["audio_length"] == min(len(clip.audio), WINDOW)
+        rng = np.random.default_rng(0)
+        arrays = transforms.make_sample(clip, source.info, tokenize, rng, pictures=False, silence_db=20.0).arrays
+        assert arrays["audio"].shape == (WINDOW,)
+        assert arrays["audio_length"] == min(len(clip.audio), WINDOW)
 
 
 def test_silence_is_neither_trained_on_nor_counted(folder, monkeypatch):

@@ -1,0 +1,112 @@
+"""Memory that is taken again, in a process and between two."""
+
+import gc
+import multiprocessing
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from mc3_jax.data import memory as memory_lib
+
+SHAPE = (3, 5, 7)
+
+
+def test_memory_is_taken_again_once_nobody_holds_a_part_of_it():
+    memory = memory_lib.Memory()
+    first = memory.take(SHAPE, np.uint8)
+    place, part = first.ctypes.data, first[1, 2:]
+    part[:] = 7
+    del first
+    gc.collect()
+    second = memory.take(SHAPE, np.uint8)
+    second[:] = 1
+    assert (part == 7).all()
+    del part
+    gc.collect()
+    with mock.patch.object(np, "empty", side_effect=AssertionError("new memory")):
+        third = memory.take(SHAPE, np.uint8)
+    assert third.ctypes.data == place
+    assert second.shape == third.shape == SHAPE
+    assert second.ctypes.data % 64 == place % 64 == 0
+
+
+@pytest.mark.parametrize("make", [memory_lib.Memory, memory_lib.SharedMemory])
+def test_memory_holds_arrays_of_several_sizes_at_once(make):
+    memory = make()
+    wanted = [((2, 3), np.int16), ((4,), np.float32), ((2, 3), np.int16), ((12,), np.uint8)]
+    arrays = [memory.take(shape, dtype) for shape, dtype in wanted]
+    for i, array in enumerate(arrays):
+        array[:] = i
+    for i, (array, (shape, dtype)) in enumerate(zip(arrays, wanted, strict=True)):
+        assert (array.shape, array.dtype) == (shape, dtype)
+        assert (array == i).all()
+        assert array.ctypes.data % 64 == 0
+
+
+def test_what_is_handed_over_is_the_same_memory_and_free_once_nobody_holds_a_part_of_it():
+    shared, borrowed = memory_lib.SharedMemory(), memory_lib.Borrowed()
+    own = shared.take(SHAPE, np.int16)
+    own[:] = np.arange(105).reshape(SHAPE)
+    small = np.arange(3)
+    handed = shared.hand_over({"own": own, "small": small})
+    assert isinstance(handed["own"], memory_lib.Place)
+    assert handed["small"] is small
+    there = borrowed.take_over(handed)
+    np.testing.assert_array_equal(there["own"], own)
+    assert there["own"].ctypes.data % 64 == 0
+    own[0, 0, 0] = -1
+    assert there["own"][0, 0, 0] == -1
+
+    part = there["own"][2]
+    del there
+    gc.collect()
+    other = shared.take(SHAPE, np.int16)
+    other[:] = 5
+    assert part[0, 0] == 70
+    del part
+    gc.collect()
+    assert shared.take(SHAPE, np.int16).ctypes.data == own.ctypes.data
+    assert shared.take(SHAPE, np.int16).ctypes.data not in (own.ctypes.data, other.ctypes.data)
+
+
+def test_what_jax_holds_is_not_free():
+    shared, borrowed = memory_lib.SharedMemory(), memory_lib.Borrowed()
+    own = shared.take((1000,), np.int32)
+    own[:] = 3
+    held = jax.device_put(borrowed.take_over(shared.hand_over({"own": own}))["own"], jax.devices("cpu")[0])
+    gc.collect()
+    assert shared.take((1000,), np.int32).ctypes.data != own.ctypes.data
+    assert (np.asarray(held) == 3).all()
+    del held
+    gc.collect()
+    assert shared.take((1000,), np.int32).ctypes.data == own.ctypes.data
+
+
+def hand_over(pipe) -> None:
+    shared = memory_lib.SharedMemory()
+    for value in range(3):
+        array = shared.take((1 << 16,), np.uint8)
+        array[:] = value
+        pipe.send(shared.hand_over({"array": array}))
+        pipe.recv()
+
+
+def test_memory_of_another_process_outlives_it_where_it_is_mapped_and_is_gone_where_it_is_not():
+    pipe, other = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=hand_over, args=(other,))
+    process.start()
+    borrowed = memory_lib.Borrowed()
+    first = borrowed.take_over(pipe.recv())["array"]
+    pipe.send(None)
+    second = pipe.recv()
+    pipe.send(None)
+    third = pipe.recv()
+    assert len({handed["array"].descriptor for handed in (second, third)}) == 2
+    process.kill()
+    process.join()
+    assert (first == 0).all()
+    for handed in (second, third):
+        with pytest.raises(FileNotFoundError):
+            borrowed.take_over(handed)

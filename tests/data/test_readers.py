@@ -1,0 +1,182 @@
+"""Threads and worker processes that make batches."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mc3_jax.data import loader, readers as readers_lib, transforms
+from tests import world
+from tests.data import test_sounds
+
+
+@pytest.mark.parametrize("readers", [{"num_threads": 2}, {"num_workers": 2}], ids=["threads", "workers"])
+@pytest.mark.parametrize("keep", [lambda video: video[1:], jax.device_put], ids=["a part", "on the device"])
+def test_batches_that_are_kept_keep_what_they_hold(tmp_path, keep, readers):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers)
+    kept, copies = [], []
+    for _ in range(12):
+        video = next(batches)["video"]
+        kept.append(keep(video))
+        copies.append(video[-len(kept[-1]) :].copy())
+        del video
+    for part, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(part, copy)
+
+
+@pytest.mark.parametrize("readers", [{"num_threads": 2}, {"num_workers": 2}], ids=["threads", "workers"])
+def test_pictures_come_onto_a_cpu_without_a_copy(tmp_path, readers):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = (
+        loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers),
+        loader.eval_batches(source, test_sounds.tokenize, batch_size=3, **readers),
+    )
+    for batch in (*(next(batches[0]) for _ in range(5)), *batches[1]):
+        placed = jax.device_put(batch["video"], jax.devices("cpu")[0])
+        assert placed.unsafe_buffer_pointer() == batch["video"].ctypes.data
+
+
+def make_row(number):
+    return transforms.Sample("c", {"audio": np.full(40_000, number, np.int16), "row": np.int32(number)}, [])
+
+
+def test_large_arrays_come_into_memory_that_is_taken_again():
+    steps, how = range(1, 7), dict(batch_size=4, process_index=1, process_count=2, num_threads=1, num_workers=0, prefetch=1)
+    places = []
+    for step, batch in zip(steps, readers_lib.read(make_row, None, steps, **how), strict=True):
+        assert batch["row"].tolist() == [4 * step + 2, 4 * step + 3]
+        np.testing.assert_array_equal(batch["audio"], np.repeat(batch["row"][:, None], 40_000, 1))
+        places.append(batch["audio"].ctypes.data)
+        del batch
+    assert len(set(places)) < len(places)
+
+
+def find_workers():
+    return [child for child in multiprocessing.active_children() if "grain" in child.name]
+
+
+def assert_equal(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name, values in batch.items():
+            assert type(values) is type(other[name]) is np.ndarray
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+def list_shared():
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def test_workers_take_nothing_of_what_containers_keep_small(tmp_path):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    before = list_shared()
+    batches = loader.train_batches(source, test_sounds.tokenize, batch_size=4, seed=0, num_workers=1)
+    held = [next(batches) for _ in range(3)]
+    assert len(held) == 3
+    assert list_shared() <= before
+    batches.close()
+
+
+@pytest.mark.parametrize(("kind", "num_workers"), [("train", 2), ("eval", 1), ("eval", 5)])
+def test_workers_read_what_threads_read(tmp_path, kind, num_workers):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    options = dict(batch_size=4, process_index=1, process_count=2)
+    read, more = {"train": (loader.train_batches, {"seed": 3, "start_step": 5}), "eval": (loader.eval_batches, {})}[kind]
+    threads, workers = (
+        read(source, test_sounds.tokenize, **options, **more, **readers)
+        for readers in ({"num_threads": 2}, {"num_workers": num_workers, "prefetch": 3})
+    )
+    if kind == "train":
+        assert_equal(itertools.islice(threads, 7), itertools.islice(workers, 7))
+        workers.close()
+    else:
+        assert_equal(threads, workers)
+    assert not find_workers()
+
+
+def refuse(_):
+    raise ValueError("no such word")
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_what_is_wrong_with_a_clip_is_said_by_its_worker(tmp_path, num_workers):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = loader.train_batches(source, refuse, batch_size=4, seed=0, num_workers=num_workers)
+    with pytest.raises(ValueError, match=r"^no such word"):
+        next(batches)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_its_signal(tmp_path):
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = loader.train_batches(source, test_sounds.tokenize, batch_size=4, seed=0, num_workers=2)
+    next(batches)
+    first, _ = find_workers()
+    os.kill(first.pid, signal.SIGKILL)
+    how = r"signal 9|with a batch that it had made"
+    with pytest.raises(ChildProcessError, match=rf"died \(({how})\): if there is too little memory, take fewer"):
+        list(itertools.islice(batches, 50))
+    assert not find_workers()
+
+
+READ = """import multiprocessing, threading, time
+from mc3_jax.data import loader, tokenizer
+
+def tell():
+    while not multiprocessing.active_children():
+        time.sleep(0.01)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+if __name__ == "__main__":
+    source = loader.open_split({folder!r}, "train", 2)
+    batches = loader.train_batches(source, tokenizer.blank(8), batch_size=4, seed=0, num_workers=1)
+    threading.Thread(target=tell).start()
+    next(batches)
+    print("read", flush=True)
+    time.sleep(100)
+else:
+    time.sleep(1)  # a worker that starts
+"""
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """A process that tells its worker's number as soon as there is one, and that it has read a batch."""
+    script = tmp_path / "read.py"
+    script.write_text(READ.format(folder=str(test_sounds.write(tmp_path, pictures=True))))
+    # A script's folder is on the path in place of the working directory.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(world.ROOT), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_ready", [False, True], ids=["while it starts", "while it reads"])
+def test_a_worker_ends_with_a_parent_that_is_killed(reader, is_ready):
+    worker = int(reader.stdout.readline())
+    assert not is_ready or reader.stdout.readline() == "read\n"
+    reader.kill()
+    reader.wait()
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{worker}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_end_leaves_that_to_the_parent(reader):
+    worker = int(reader.stdout.readline())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker, number)  # it is starting
+    assert reader.stdout.readline() == "read\n"
+    os.kill(worker, signal.SIGTERM)
+    time.sleep(0.5)
+    assert os.path.exists(f"/proc/{worker}")

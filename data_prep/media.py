@@ -121,7 +121,8 @@ def _pictures(
 ) -> Iterator[tuple[float, _Picture | str]]:
     """Yields (time, the picture shown then or why there is none), every time once; a frame is encoded once."""
     origin_s, reformatter = streams.origin_s(container), VideoReformatter()
-    aspect = streams.choose(container, "video").sample_aspect_ratio or Fraction(1)
+    ratio = streams.choose(container, "video").sample_aspect_ratio
+    aspect = Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(1)  # from PyAV 19 on it is no Fraction
     last, picture = None, ""
     orientations: dict[int, tuple[bool, bool, bool] | None] = {}  # by rotation, which is read in a fortieth of the time
     for time_s, frame in frames.shown(container, times_s):

@@ -57,7 +57,8 @@ test-large: install $(LIBTPU) $(CUDA)
 # The compilers for TPUs and GPUs, beside the environment and not in it: JAX would look for the devices at every start.
 $(LIBTPU): | install
 	rm -rf $@.part
-	$(PY) -m pip install --quiet --no-deps --target $@.part 'libtpu==0.0.42.*'
+	WANTED=$$($(PY) -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("jax") if "libtpu" in r))') \
+		&& $(PY) -m pip install --quiet --no-deps --target $@.part "$$WANTED"
 	mv $@.part $@
 
 $(CUDA): | install

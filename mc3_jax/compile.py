@@ -3,7 +3,7 @@
     python -m mc3_jax.compile --config=configs/mc3_ego4d.py --topology=v5e:4x4 --config.model.scan_layers=True
 
 Topologies are the NVIDIA GPUs of a node (`h200:8`, `h100:8`, `a100:1`; `pip install '.[compile_gpu]'`), a kind of TPU and its
-slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install 'libtpu==0.0.42.*'`), or `cpu:8`. None need be at hand.
+slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install '.[compile]'`), or `cpu:8`. None need be at hand.
 Fields of the config are overridden as in training. The step is the one `mc3_jax.train` runs, on the mesh that it makes. What
 is printed is counted from the compiled program, loops multiplied out (`mc3_jax.hlo`); bounds on time assume that computing,
 memory and interconnect are each at their peak and hide each other. Programs for GPUs are compiled without autotuning, which

@@ -12,7 +12,6 @@ from unittest import mock
 import jax
 from jax.experimental import topologies
 
-LIBTPU = "libtpu==0.0.42.*"  # what jax 0.10's extra `tpu` asks for
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 MAX_GPUS = 8  # of a node
 CUDNN_VERSION = 91000  # 9.10, that programs for GPUs are compiled for
@@ -127,7 +126,7 @@ def find_devices(topology: str) -> list:
     if CHIPS[kind].gpu:
         return _gpu_devices(topology, CHIPS[kind], num_chips)
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
-        raise ValueError(f"--topology={topology} needs libtpu, which is not installed: pip install '{LIBTPU}'")
+        raise ValueError(f"--topology={topology} needs libtpu, which is not installed: pip install '.[compile]'")
     # No TPU is looked for, no other process minded, and nothing logged.
     os.environ |= {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -172,7 +171,7 @@ def cudnn_of(chip: Chip | None) -> Iterator[None]:
     }
     missing = [name for name in answers if not hasattr(cudnn, name)]
     if missing:
-        raise ValueError(f"--topology: JAX {jax.__version__} no longer asks {', '.join(missing)}: use JAX 0.10 or 0.11")
+        raise ValueError(f"--topology: JAX {jax.__version__} no longer asks {', '.join(missing)}: use JAX 0.10 to 0.12")
     with mock.patch.multiple(cudnn, **answers):
         yield
 

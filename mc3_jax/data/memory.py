@@ -40,21 +40,12 @@ class Memory:
         return _lend(block, -block.ctypes.data % ALIGNMENT, shape, dtype, lambda: free.append(block))
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a process finds an array in the `SharedMemory` of another, which has the file of the block open."""
-
-    process: int
-    descriptor: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
 class SharedMemory:
     """Of a worker process, whose arrays another process gets without a copy, as `Borrowed`.
 
     Each block is a file in memory that has no name (Linux's `memfd_create`): of these nothing is left however the processes
-    end, and they are not in /dev/shm, which containers keep small. A block is lent until the other process frees it.
+    end, and they are not in /dev/shm, which containers keep small. A block is lent until the other process frees it, and
+    stays open as long as this one lives.
     """
 
     def __init__(self):
@@ -79,37 +70,78 @@ class SharedMemory:
         self._descriptors[_address(np.frombuffer(block, np.uint8, offset=ALIGNMENT))] = descriptor
         return block
 
-    def hand_over(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray | Place]:
-        """Returns the batch with places instead of those arrays that were taken here."""
+    def hand_over(self, batch: dict[str, np.ndarray]) -> "dict[str, np.ndarray | Place]":
+        """Returns the batch with places instead of those arrays that were taken here, to be pickled."""
 
-        def place(array: np.ndarray) -> np.ndarray | Place:
+        def place(array: np.ndarray) -> "np.ndarray | Place":
             descriptor = self._descriptors.get(_address(array))
             return array if descriptor is None else Place(os.getpid(), descriptor, array.shape, array.dtype)
 
         return {name: place(array) for name, array in batch.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an array lies in the `SharedMemory` of a process, which has the file of the block open."""
+
+    process: int
+    descriptor: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __reduce__(self):
+        return Arrival.of, (self.process, self.descriptor, self.shape, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+    """What a `Place` becomes where it is unpickled: at once, since the process that sent it may end as soon as it is read.
+
+    Attributes:
+      process: That sent it.
+      inode: Of the file of the block.
+      block: Or why the file can't be opened, which is said to who wants the array, not to who reads the message.
+    """
+
+    process: int
+    inode: int
+    block: mmap.mmap | OSError
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, process: int, descriptor: int, shape: tuple[int, ...], dtype: np.dtype) -> "Arrival":
+        try:
+            with open(f"/proc/{process}/fd/{descriptor}", "r+b") as file:
+                return cls(process, os.fstat(file.fileno()).st_ino, mmap.mmap(file.fileno(), 0), shape, dtype)
+        except OSError as error:
+            return cls(process, 0, error, shape, dtype)
+
+
 class Borrowed:
     """What other processes have in their `SharedMemory`."""
 
     def __init__(self):
-        self._blocks: dict[tuple[int, int], mmap.mmap] = {}
+        self._blocks: dict[int, mmap.mmap] = {}  # by their inodes: the pages of a new mapping have to be found again
 
-    def take_over(self, batch: dict[str, np.ndarray | Place]) -> dict[str, np.ndarray]:
+    def take_over(self, batch: dict[str, np.ndarray | Arrival]) -> dict[str, np.ndarray]:
         """Returns what was handed over, as arrays that are freed once nobody holds a part of them.
 
         Raises:
-          OSError: The other process has ended, or its files must not be opened.
+          OSError: The other process had ended before its message was read, or its files must not be opened.
         """
-        return {name: self._find(value) if isinstance(value, Place) else value for name, value in batch.items()}
+        return {name: self._find(value) if isinstance(value, Arrival) else value for name, value in batch.items()}
 
-    def _find(self, place: Place) -> np.ndarray:
-        key = place.process, place.descriptor
-        if key not in self._blocks:
-            with open(f"/proc/{place.process}/fd/{place.descriptor}", "r+b") as file:
-                self._blocks[key] = mmap.mmap(file.fileno(), 0)
-        block = self._blocks[key]
-        return _lend(block, ALIGNMENT, place.shape, place.dtype, lambda: block.__setitem__(0, _FREE))
+    def _find(self, arrival: Arrival) -> np.ndarray:
+        if isinstance(arrival.block, OSError):
+            raise arrival.block
+        block, own = self._blocks.setdefault(arrival.inode, arrival.block), os.getpid()
+
+        def free() -> None:
+            if os.getpid() == own:  # not in a fork, which holds what its parent does
+                block[0] = _FREE
+
+        return _lend(block, ALIGNMENT, arrival.shape, arrival.dtype, free)
 
 
 def _lend(

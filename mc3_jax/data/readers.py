@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 
 import grain.experimental as grain_experimental
 import grain.python as grain
@@ -119,35 +120,38 @@ def _of_workers(dataset: grain.IterDataset) -> Iterator[Batch]:
         with _signals_wait():  # workers begin here
             batches = iter(dataset)
             batch = next(batches, None)
+        workers = {child.pid: child for child in multiprocessing.active_children()}
         while batch is not None:
-            yield _take_over(borrowed, batch)
+            yield _take_over(borrowed, batch, workers)
             batch = next(batches, None)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
-        status = int(re.search(r"exit code (-?\d+)", str(error))[1])
-        raise _died(f"signal {-status}" if status < 0 else f"status {status}") from None
+        raise _died(int(re.search(r"exit code (-?\d+)", str(error))[1])) from None
     finally:
         if batches is not None:
             batches.close()
 
 
-def _take_over(borrowed: memory_lib.Borrowed, batch: dict[str, np.ndarray | memory_lib.Place]) -> Batch:
+def _take_over(
+    borrowed: memory_lib.Borrowed, batch: dict[str, np.ndarray | memory_lib.Arrival], workers: dict[int, BaseProcess]
+) -> Batch:
     try:
         return borrowed.take_over(batch)
-    except (FileNotFoundError, PermissionError) as error:  # either, where a process has just ended
-        there = {f"/proc/{child.pid}/" for child in multiprocessing.active_children()}
-        if not error.filename.startswith(tuple(there)):
-            raise _died("with a batch that it had made") from None
+    except OSError as error:
+        process = next(value.process for value in batch.values() if isinstance(value, memory_lib.Arrival))
+        workers[process].join(timeout=1)  # where it is about to end
+        if (status := workers[process].exitcode) is not None:
+            raise _died(status) from None
         raise ChildProcessError(
             f"the memory of a worker that reads clips can't be opened ({error}): set --config.data.num_workers=0"
         ) from None
 
 
-def _died(how: str) -> ChildProcessError:
-    return ChildProcessError(
-        f"a worker that reads clips died ({how}): if there is too little memory, take fewer --config.data.num_workers"
-    )
+def _died(status: int) -> ChildProcessError:
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    fix = ": if there is too little memory, take fewer --config.data.num_workers" if status == -signal.SIGKILL else ""
+    return ChildProcessError(f"a worker that reads clips died ({how}){fix}")
 
 
 @contextlib.contextmanager

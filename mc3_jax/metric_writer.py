@@ -7,13 +7,14 @@ import io
 import json
 import os
 import pathlib
+import socket
 import sys
 import time
 
 import jax
 import numpy as np
 from jaxtyping import Int
-from tensorboardX import event_file_writer, summary
+from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
@@ -155,12 +156,13 @@ class _EventFile:
     def __init__(self, folder: pathlib.Path, purge_step: int):
         """Begins a file; TensorBoard forgets what earlier ones hold from `purge_step` on."""
         folder.mkdir(exist_ok=True)
-        self._folder, self._file = folder, event_file_writer.EventsWriter(str(folder / "events"))
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._folder, self._file = folder, record_writer.RecordWriter(str(folder / name))
         self._write(step=purge_step, file_version="brain.Event:2")
         self._write(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def _write(self, **fields) -> None:
-        self._file.write_event(event_pb2.Event(wall_time=time.time(), **fields))
+        self._file.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one row."""
@@ -169,7 +171,13 @@ class _EventFile:
                 self._write(step=step, summary=summary.scalar(name, value))
             self._file.flush()
         except OSError as error:
+            self.close()
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+    def close(self) -> None:
+        """Ends the file; what a full disk has refused is given up, or Python would speak of it as the process ends."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class MetricWriter:
@@ -220,6 +228,8 @@ class MetricWriter:
         with contextlib.ExitStack() as stack:  # each is closed, whatever becomes of the others
             if self._wandb:
                 stack.callback(self._wandb.finish)
+            if self._tensorboard:
+                stack.callback(self._tensorboard.close)
             stack.callback(self._jsonl.close)
             stack.callback(self._bar.close)
 

@@ -1,4 +1,4 @@
-"""Evaluation on any number of devices and processes: the same embeddings, every clip once, one report."""
+"""Evaluation on any number of devices, processes and workers: the same embeddings, every clip once, one report."""
 
 import copy
 import json
@@ -28,16 +28,17 @@ def evaluate_in(arguments, folder, num_processes: int, num_devices: int) -> list
     return [log.read_text()]
 
 
-def test_results_do_not_depend_on_devices_and_processes(finished, tmp_path):
+def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_path):
     config, workdir = copy.deepcopy(finished[0]), finished[1]
     config.eval.batch_size = 40
     config_file = test_survival.write_config(tmp_path, config)
     found = []
-    for num_processes, num_devices in ((1, 1), (2, 4)):
+    for num_processes, num_devices, num_workers in ((1, 1, 0), (2, 4, 1)):  # 0 is threads
         place = tmp_path / f"{num_processes}-{num_devices}"
         shutil.copytree(workdir, place)
         shutil.rmtree(place / "report", ignore_errors=True)
-        words = ["-m", "mc3_jax.evaluate", f"--config={config_file}", f"--workdir={place}"]
+        words = ["-m", "mc3_jax.evaluate", f"--config={config_file}", f"--workdir={place}",
+                 f"--config.data.num_workers={num_workers}"]  # fmt: skip
         logs = evaluate_in(words, tmp_path, num_processes, num_devices)
         assert sum("results.json" in log for log in logs) == 1  # one process writes and prints
         assert (place / "report" / "index.html").is_file()

@@ -45,6 +45,8 @@ def payloads(folder) -> dict[str, tuple[str, bytes]]:
     def opens(case: str) -> bytes:
         return literal(f"open({f'{folder}/{case}'!r}, 'w')")
 
+    system_of_pathlib = "os.system" if hasattr(pathlib, "os") else "_local.os.system"  # Python 3.13 has made it a package
+
     cases = {
         "os": ("os.system", run("os", system)),
         "posix": ("posix.system", run("posix", name("posix", "system"))),
@@ -58,7 +60,7 @@ def payloads(folder) -> dict[str, tuple[str, bytes]]:
         "inst": ("os.system", b"(" + literal(f"touch {folder}/inst") + b"ios\nsystem\n"),
         "obj": ("os.system", b"(" + system + literal(f"touch {folder}/obj") + b"o"),
         "dotted": ("shutil.os.system", run("dotted", dotted("shutil", "os.system"))),
-        "inert_dotted": ("pathlib.os.system", run("inert_dotted", dotted("pathlib", "os.system"))),
+        "inert_dotted": (f"pathlib.{system_of_pathlib}", run("inert_dotted", dotted("pathlib", system_of_pathlib))),
         "main_dotted": ("__main__.os.system", run("main_dotted", dotted("__main__", "os.system"))),
         "extension": ("opcode EXT1", run("extension", b"\x82\xf0")),
         "type_v2": (

@@ -21,7 +21,7 @@ import orbax.checkpoint
 from orbax.checkpoint import v1 as ocp
 
 from configs import mc3_ego4d
-from mc3_jax import checkpoint, mesh as mesh_lib, phases as phases_lib, train_step as step_lib
+from mc3_jax import checkpoint, mesh as mesh_lib, model as model_lib, phases as phases_lib, train_step as step_lib
 
 WANTED_S = 30
 
@@ -30,7 +30,7 @@ def make_state(mesh):
     """Returns (random state, its shapes with their places)."""
     config = mc3_ego4d.get_config()
     phase = phases_lib.plan_phases(config.phases, 1000, config.data.batch_size)[0]
-    model = step_lib.make_model(config.model)
+    model = model_lib.make_model(config.model)
     abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: step_lib.init_state(model, config, phase)))
 
     rng = np.random.default_rng(0)

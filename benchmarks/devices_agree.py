@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import record, train_step
-from mc3_jax import phases as phases_lib, train_step as step_lib
+from mc3_jax import model as model_lib, phases as phases_lib, train_step as step_lib
 
 MOST = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -26,7 +26,7 @@ def outputs(args: argparse.Namespace, params: dict, dtype: str, device: jax.Devi
     config = train_step.make_config(args)
     for phase in config.phases:
         phase.temperature = 0.5  # embeddings of an untrained model are alike: a small one would magnify rounding
-    model, phase = step_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 1_000)
+    model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 1_000)
     mesh = jax.sharding.Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.default_device(device), jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
         params = jax.device_put(params, device)
@@ -50,7 +50,7 @@ def main() -> None:
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     model = train_step.make_config(args).model
     with jax.default_device(cpu):  # outside of any mesh, whose devices would come first
-        params = jax.tree.map(np.asarray, step_lib.init_params(step_lib.make_model(model), model, 0))
+        params = jax.tree.map(np.asarray, model_lib.init_params(model_lib.make_model(model), model, 0))
     wanted, rows, missed = outputs(args, params, "float32", cpu), [], []
     for dtype, most in MOST.items():
         found = outputs(args, params, dtype, device)

@@ -24,7 +24,14 @@ import numpy as np
 
 from benchmarks import rendered_world, runs, tables
 from data_prep import vocabulary
-from mc3_jax import config as config_lib, mesh as mesh_lib, phases as phases_lib, train_step as step_lib, validation
+from mc3_jax import (
+    config as config_lib,
+    mesh as mesh_lib,
+    model as model_lib,
+    phases as phases_lib,
+    train_step as step_lib,
+    validation,
+)
 from mc3_jax.config import AudioConfig, Config, ModelConfig, TextConfig, VideoConfig
 from mc3_jax.data import loader, tokenizer as tokenizer_lib, transforms
 from mc3_jax.evals import discovery, retrieval
@@ -94,7 +101,7 @@ def train(config: Config, store: Store):
     """Returns the parameters after all phases of a run, and the last step's metrics."""
     clips, batch_size = store.clips, config.data.batch_size
     phases = phases_lib.plan_phases(config.phases, len(clips), batch_size)
-    model, mesh = step_lib.make_model(config.model), mesh_lib.make_mesh(devices=jax.devices()[:1])
+    model, mesh = model_lib.make_model(config.model), mesh_lib.make_mesh(devices=jax.devices()[:1])
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
@@ -125,7 +132,7 @@ def train(config: Config, store: Store):
 
 def embed(config: Config, params, store: Store) -> dict[str, np.ndarray]:
     """Returns the embeddings of every clip."""
-    fn = jax.jit(step_lib.make_embed_fn(step_lib.make_model(config.model), config.model))
+    fn = jax.jit(model_lib.make_embed_fn(model_lib.make_model(config.model), config.model))
     parts, size, num = [], config.data.batch_size, len(store.clips)
     for start in range(0, num, size):
         index = np.minimum(np.arange(start, start + size), num - 1)
@@ -201,7 +208,7 @@ def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size:
         if config.phases:
             params, last = train(config, stores["train"])
         else:
-            params = step_lib.init_params(step_lib.make_model(config.model), config.model, config.seed)
+            params = model_lib.init_params(model_lib.make_model(config.model), config.model, config.seed)
             last = {}
         trained_s = time.monotonic() - begin
         results = measure(embed(config, params, stores["test"]), world["test"])

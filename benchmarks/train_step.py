@@ -103,9 +103,9 @@ def make_step(config) -> tuple:
     Within the mesh of `mc3_jax.mesh.make_mesh`; the same batch is used again and again. It is called as training calls it, so
     that a compilation cache knows it for training's.
     """
-    from mc3_jax import mesh as mesh_lib, train_step as step_lib
+    from mc3_jax import mesh as mesh_lib, model as model_lib, train_step as step_lib
 
-    model, phase = step_lib.make_model(config.model), _phase(config)
+    model, phase = model_lib.make_model(config.model), _phase(config)
     state = _draw(model, config, phase)
     batch, step = mesh_lib.put_batch(mesh_lib.make_mesh(), make_batch(config)), 0
     compiled = step_lib.jit_train_step(model, config, phase, state).lower(state, batch, np.int32(0)).compile()
@@ -141,7 +141,7 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
     import jax
     import jax.numpy as jnp
 
-    from mc3_jax import mesh as mesh_lib, objective, train_step as step_lib
+    from mc3_jax import mesh as mesh_lib, model as model_lib, objective, train_step as step_lib
 
     config = make_config(args)
     mesh = mesh_lib.make_mesh()
@@ -158,7 +158,7 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
                 jax.block_until_ready(run())
 
         else:
-            model = step_lib.make_model(config.model)
+            model = model_lib.make_model(config.model)
             params = _draw(model, config, _phase(config)).params
             inputs = mesh_lib.put_batch(mesh, _inputs(config, np.random.default_rng(0)))
             row = jnp.arange(args.batch)

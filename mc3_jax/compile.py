@@ -29,6 +29,7 @@ from mc3_jax import (
     config as config_lib,
     hlo,
     mesh as mesh_lib,
+    model as model_lib,
     phases as phases_lib,
     topology as topology_lib,
     train_step as step_lib,
@@ -164,8 +165,8 @@ def _compile(
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
     device = mesh.devices.flat[0]
-    step_lib.check_attention(config.model, device)
-    model = step_lib.make_model(config.model, device)
+    model_lib.check_attention(config.model, device)
+    model = model_lib.make_model(config.model, device)
     placed = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
     step_lib.check_shapes(model, config, placed, num_samples, canvas_px)
     chosen = next(p for p in placed if p.config.name == phase)
@@ -224,8 +225,8 @@ def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> flo
     to save memory nor the front end is in it.
     """
     plain = dataclasses.replace(config.model, scan_layers=True, remat="none", attention="einsum")
-    model, total = step_lib.make_model(plain), 0.0
-    params = jax.eval_shape(lambda: step_lib.init_params(model, plain, 0))
+    model, total = model_lib.make_model(plain), 0.0
+    params = jax.eval_shape(lambda: model_lib.init_params(model, plain, 0))
     audio, video, text = plain.audio, plain.video, plain.text
     size = video.image_size_px
     ids = jax.ShapeDtypeStruct((1, text.num_tokens), jnp.int32)

@@ -14,7 +14,7 @@ import librosa
 import numpy as np
 from jaxtyping import Float, Num
 
-from mc3_jax import checkpoint, config as config_lib, train_step as step_lib, weights
+from mc3_jax import checkpoint, config as config_lib, model as model_lib, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import frontend
 
@@ -45,7 +45,7 @@ class Embedder:
           ValueError: The tokenizer's folder holds none, or one with more tokens than the model.
         """
         self.config, self.batch_size = config, batch_size
-        model = step_lib.make_model(config)
+        model = model_lib.make_model(config)
         checkpoint.check_shapes(params, weights.param_shapes(config), "params")
         self._params = jax.device_put(checkpoint.unflatten(params))
         text = config.text

@@ -21,8 +21,8 @@ from mc3_jax import (
     evaluate_sounds,
     mesh as mesh_lib,
     metric_writer,
+    model as model_lib,
     phases as phases_lib,
-    train_step as step_lib,
     weights,
     workdir as workdir_lib,
 )
@@ -34,7 +34,7 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
     """Returns the embeddings of every clip under each set of parameters, and what is known of each, in order.
 
     Args:
-      embed: Jitted `train_step.make_embed_fn`.
+      embed: Jitted `model.make_embed_fn`.
       checkpoints_params: Name → parameters on the mesh.
       batches: `loader.eval_batches`: this process's part of each batch, `valid` marks real rows.
       mesh: Of the devices.
@@ -157,7 +157,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
     if has_run:
         _check_tokenizer(config, workdir)
-    model = step_lib.make_model(config.model)
+    model = model_lib.make_model(config.model)
     load_other = _load_file if config.checkpoint else _load_untrained
     loaded = _load_run(config, workdir, mesh) if has_run else load_other(config, mesh)
     batches = loader.eval_batches(
@@ -165,7 +165,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         process_count=jax.process_count(), num_threads=config.data.num_threads, num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
     )  # fmt: skip
-    embed = jax.jit(step_lib.make_embed_fn(model, config.model))
+    embed = jax.jit(model_lib.make_embed_fn(model, config.model))
     with contextlib.closing(batches), jax.set_mesh(mesh):
         params = {name: value for name, (_, value) in loaded.items()}
         embeddings, known = embed_split(embed, params, batches, mesh)

@@ -18,8 +18,8 @@ from mc3_jax import (
     checkpoint,
     config as config_lib,
     mesh as mesh_lib,
+    model as model_lib,
     phases as phases_lib,
-    train_step as step_lib,
     weights,
     workdir as workdir_lib,
 )
@@ -85,8 +85,8 @@ def _scores(
     config: config_lib.Config, workdir: str, source: loader.ClipSource, mesh
 ) -> Iterator[tuple[int, Float[np.ndarray, "n c"], Int[np.ndarray, " n"]]]:
     """Yields (step, probabilities, class) of all clips at every checkpoint of the run."""
-    data, model = config.data, step_lib.make_model(config.model)
-    embed = step_lib.make_embed_fn(model, config.model)
+    data, model = config.data, model_lib.make_model(config.model)
+    embed = model_lib.make_embed_fn(model, config.model)
     classify = jax.jit(lambda params, batch: jax.nn.softmax(embed(params, batch)["logits"]))
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
     steps = checkpoint.steps_of(workdir)

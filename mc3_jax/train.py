@@ -29,6 +29,7 @@ from mc3_jax import (
     divergence,
     mesh as mesh_lib,
     metric_writer,
+    model as model_lib,
     phases as phases_lib,
     profiler,
     train_step as step_lib,
@@ -82,7 +83,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
             "config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start"
         )
     workdir_lib.check_workdir(workdir, config)
-    step_lib.check_attention(config.model)
+    model_lib.check_attention(config.model)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
@@ -96,7 +97,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
         tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
         digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(config.data.tokenizer)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
-    model = step_lib.make_model(config.model)
+    model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
     shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
     metric_writer.check_wandb(config.log.wandb_project)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, train_step as step_lib, validation
+from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, model as model_lib, validation
 from mc3_jax.models import checkpoint_files, fitting, layouts
 
 FORMAT = "mc3_jax"
@@ -32,7 +32,7 @@ _NOT_IN_IMAGES = ("encoder/temporal_embedding", "/norm_time/", "/time_attention/
 
 def param_shapes(config: config_lib.ModelConfig) -> Shapes:
     """Returns the flat shapes of a model's parameters, computing nothing."""
-    return checkpoint.flatten(jax.eval_shape(lambda: step_lib.init_params(step_lib.make_model(config), config, 0)))
+    return checkpoint.flatten(jax.eval_shape(lambda: model_lib.init_params(model_lib.make_model(config), config, 0)))
 
 
 def is_own_folder(path: str) -> bool:
@@ -208,7 +208,7 @@ def _fit_audio(params: Flat, config: config_lib.ModelConfig, image: bool, path: 
             params[token] = params["encoder/class_token"].copy()
             position = np.concatenate([position[:1], position])
             notes.append("distillation token copied from the class token")
-    grid = step_lib.make_model(config).audio_tower.grid
+    grid = model_lib.make_model(config).audio_tower.grid
     position, note = fitting.fit_audio_positions(position, grid, from_image=image, path=path)
     return params | {"encoder/position_embedding": position}, notes + ([note] if note else [])
 
@@ -265,11 +265,11 @@ def read_initial(config: config_lib.Config) -> tuple[Flat, list[str]]:
 def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
     """Returns all parameters: those given, the rest freshly initialised from the seed, as `init_params` does."""
     missing = [name for name in param_shapes(config) if name not in flat]
-    model = step_lib.make_model(config)
+    model = model_lib.make_model(config)
 
     def fresh():
-        with step_lib.fast_draws():
-            drawn = checkpoint.flatten(step_lib.init_params(model, config, seed))
+        with model_lib.fast_draws():
+            drawn = checkpoint.flatten(model_lib.init_params(model, config, seed))
         return {name: drawn[name] for name in missing}  # what isn't returned is never computed
 
     return flat | ({name: np.asarray(value) for name, value in jax.jit(fresh)().items()} if missing else {})

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import mc3_jax
-from mc3_jax import checkpoint, config as config_lib, convert, train_step, weights
+from mc3_jax import checkpoint, config as config_lib, convert, model as model_lib, weights
 from mc3_jax.models import checkpoint_files
 from tests import golden_models, world
 from tests.models import torch_models
@@ -53,7 +53,7 @@ def flat(folder):
 
 def test_what_is_imported_computes_what_the_originals_computed(folder):
     params, sizes = flat(folder), golden_models.model_config()
-    model = train_step.make_model(sizes)
+    model = model_lib.make_model(sizes)
     golden = golden_models.egovlp_outputs()
     inputs = {"video": golden["video"]}
     out = jax.jit(model.apply)({"params": checkpoint.unflatten(params)}, **inputs)["video"]
@@ -173,7 +173,7 @@ def test_a_folder_of_ours_holds_sizes_weights_and_a_card_and_copies_bit_for_bit(
 
 def test_what_no_file_holds_is_what_training_would_start_from(folder):
     sizes = golden_models.model_config()
-    fresh, params = checkpoint.flatten(train_step.init_params(train_step.make_model(sizes), sizes, 0)), flat(folder)
+    fresh, params = checkpoint.flatten(model_lib.init_params(model_lib.make_model(sizes), sizes, 0)), flat(folder)
     for name in ("audio/norm/scale", "audio/projection/kernel"):
         np.testing.assert_array_equal(params[name], fresh[name])
 

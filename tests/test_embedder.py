@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import mc3_jax
-from mc3_jax import convert, train_step, weights
+from mc3_jax import convert, model as model_lib, weights
 from mc3_jax.data import loader, tokenizer, transforms
 from tests import golden_models
 
@@ -41,7 +41,7 @@ def test_a_loaded_run_embeds_clips_as_evaluation_does(finished, model, clips):
     tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
     source = loader.open_split(config.data.dir, "test", 4)
     batch = next(loader.eval_batches(source, tokenize, batch_size=16, num_threads=1))
-    embed = jax.jit(train_step.make_embed_fn(train_step.make_model(config.model), config.model))
+    embed = jax.jit(model_lib.make_embed_fn(model_lib.make_model(config.model), config.model))
     inputs = ("audio", "video", "video_size", "text_ids", "text_mask")
     expected = embed(state.params, {name: batch[name] for name in inputs})
     audio = model.embed_audio(np.stack([clip.audio for clip in picked]), 16_000)

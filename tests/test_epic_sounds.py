@@ -13,7 +13,7 @@ import pytest
 
 from configs import epic_sounds
 from data_prep import epic_sounds as convert
-from mc3_jax import checkpoint, evaluate_sounds, train, train_step as step_lib, validation
+from mc3_jax import checkpoint, evaluate_sounds, model as model_lib, train, validation
 from mc3_jax.config import CLASSIFIER
 from mc3_jax.evals import classification
 
@@ -103,7 +103,7 @@ def test_a_probe_of_the_recipe_moves_the_classifier_alone(clips, tmp_path):
     for phase in config.phases:
         phase.epochs = 1
     run = train.set_up(config, str(tmp_path / "probe"))
-    init = functools.partial(step_lib.init_params, run.model, config.model, config.seed)
+    init = functools.partial(model_lib.init_params, run.model, config.model, config.seed)
     before = checkpoint.flatten(jax.device_get(jax.jit(init)()))
     after = checkpoint.flatten(jax.device_get(train.train(run).params))
     changed = {name.split("/")[0] for name, value in before.items() if not np.array_equal(value, after[name])}

@@ -15,6 +15,7 @@ from mc3_jax import (
     config as config_lib,
     hlo,
     mesh as mesh_lib,
+    model as model_lib,
     phases as phases_lib,
     train_step as step_lib,
     validation,
@@ -69,7 +70,7 @@ def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1), *, mes
     params = jax.device_get(initial())
     abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: params))
     placed = mesh_lib.replace_leaves(abstract, params)
-    grad_fn = step_lib.make_grad_fn(step_lib.make_model(config.model), config, config.phases[1])
+    grad_fn = step_lib.make_grad_fn(model_lib.make_model(config.model), config, config.phases[1])
     whole = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
         grads, (terms, _) = jax.jit(grad_fn)(placed, np.int32(3), mesh_lib.put_batch(mesh, batch() if rows is None else rows))
@@ -80,13 +81,13 @@ def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1), *, mes
 @functools.cache
 def initial():
     config = small_config()
-    return step_lib.init_params(step_lib.make_model(config.model), config.model, 0)
+    return model_lib.init_params(model_lib.make_model(config.model), config.model, 0)
 
 
 def weighted_sum(**model):
     """Returns a weighted sum of the embeddings of four clips, dropout included, as a function of the parameters."""
     config = small_config(**model).model
-    rng, module = np.random.default_rng(1), step_lib.make_model(config)
+    rng, module = np.random.default_rng(1), model_lib.make_model(config)
     inputs = {
         "audio": rng.normal(size=(4, 32, 32)).astype(np.float32),
         "video": rng.normal(size=(4, 4, 24, 24, 3)).astype(np.float32),
@@ -143,7 +144,7 @@ def test_dots_computes_again_what_is_not_dense_and_full_what_is(scan_layers):
 
 def test_parameters_have_the_same_names_shapes_and_values_scanned_or_not():
     loop, lines = (small_config(scan_layers=scanned).model for scanned in (True, False))
-    one, other = (checkpoint.flatten(step_lib.init_params(step_lib.make_model(c), c, 0)) for c in (loop, lines))
+    one, other = (checkpoint.flatten(model_lib.init_params(model_lib.make_model(c), c, 0)) for c in (loop, lines))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -174,7 +175,7 @@ def test_bfloat16_computes_with_float32_parameters_gradients_and_moments():
     assert 0 < abs(value - model_gradients()[1]) < 0.5
     config = small_config(dtype="bfloat16")
     phase = phases_lib.plan_phases(config.phases, 1000, 16)[1]
-    state = jax.eval_shape(lambda: step_lib.init_state(step_lib.make_model(config.model), config, phase))
+    state = jax.eval_shape(lambda: step_lib.init_state(model_lib.make_model(config.model), config, phase))
     assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.opt_state))} <= {"float32", "int32"}
     # A kernel's gradient keeps the digits that bfloat16, of 8 bits, would cut.
     for name, gradient in checkpoint.flatten(grads).items():
@@ -186,7 +187,7 @@ def test_bfloat16_computes_with_float32_parameters_gradients_and_moments():
 def test_parameters_and_both_moments_are_spread_over_fsdp():
     config = small_config()
     mesh = jax.make_mesh((2, 4), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 2)
-    model = step_lib.make_model(config.model)
+    model = model_lib.make_model(config.model)
     phase = phases_lib.plan_phases(config.phases, 1000, 16)[1]
     shapes = jax.eval_shape(functools.partial(step_lib.init_state, model, config, phase))
     state = mesh_lib.abstract_state(mesh, shapes)

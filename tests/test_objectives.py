@@ -10,6 +10,7 @@ import pytest
 from mc3_jax import (
     checkpoint,
     mesh as mesh_lib,
+    model as model_lib,
     objective,
     phases as phases_lib,
     train,
@@ -44,7 +45,7 @@ def two_steps(row):
     config = test_fits.small_config()
     ROWS[row](config.phases[1])
     validation.validate(config)
-    mesh, model = mesh_lib.make_mesh(), step_lib.make_model(config.model)
+    mesh, model = mesh_lib.make_mesh(), model_lib.make_model(config.model)
     phase = phases_lib.Phase(config.phases[1], 0, 100)
     init = functools.partial(step_lib.init_state, model, config, phase)
     abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
@@ -107,7 +108,7 @@ def gradients(row, *, fsdp=1, chunk_size=0):
     ROWS[row](config.phases[1])
     config.phases = config.phases[1:]
     config.data.chunk_size = chunk_size
-    mesh, model = mesh_lib.make_mesh(fsdp=fsdp), step_lib.make_model(config.model)
+    mesh, model = mesh_lib.make_mesh(fsdp=fsdp), model_lib.make_model(config.model)
     phase = phases_lib.Phase(config.phases[0], 0, 100)
     init = functools.partial(step_lib.init_state, model, config, phase)
     places = jax.tree.map(lambda leaf: leaf.sharding, mesh_lib.abstract_state(mesh, jax.eval_shape(init)))

@@ -23,6 +23,7 @@ from mc3_jax import (
     evaluate_sounds,
     mesh as mesh_lib,
     metric_writer,
+    model as model_lib,
     phases as phases_lib,
     train,
     train_step as step_lib,
@@ -119,7 +120,7 @@ def test_three_easy_classes_are_learned_and_every_checkpoint_is_measured(scratch
 def test_scores_are_the_mean_over_all_windows_on_any_number_of_devices(scratch):
     config, workdir, state, results = scratch
     source = loader.open_split(config.data.dir, config.eval.split, 0, config.eval.folds)
-    model, size = step_lib.make_model(config.model), source.info.num_samples
+    model, size = model_lib.make_model(config.model), source.info.num_samples
     params = jax.device_get(state.params)
     means, classes = [], []
     for i in range(len(source)):
@@ -135,7 +136,7 @@ def test_scores_are_the_mean_over_all_windows_on_any_number_of_devices(scratch):
     np.testing.assert_array_equal(scores["class_id"], classes)
     again = classification.classify(np.array(means), np.array(classes))
     assert {name: results["last"][name] for name in again} == pytest.approx(again, abs=1e-4)
-    mesh, embed = mesh_lib.make_mesh(devices=jax.devices()[:1]), step_lib.make_embed_fn(model, config.model)
+    mesh, embed = mesh_lib.make_mesh(devices=jax.devices()[:1]), model_lib.make_embed_fn(model, config.model)
     batches = loader.eval_batches(
         source, tokenizer.blank(config.model.text.num_tokens), batch_size=7, hop_samples=config.eval.hop_samples
     )
@@ -287,9 +288,9 @@ def test_classifying_in_chunks_has_the_gradient_of_the_whole_batch(clips):
     config.phases[0].mixup = 0.0
     source = loader.open_split(config.data.dir, config.data.split, 0, config.data.folds)
     batch = next(loader.train_batches(source, tokenizer.blank(16), batch_size=16, seed=0))
-    model, mesh = step_lib.make_model(config.model), mesh_lib.make_mesh()
+    model, mesh = model_lib.make_model(config.model), mesh_lib.make_mesh()
     phase = phases_lib.Phase(config.phases[0], 0, 100)
-    params = jax.jit(functools.partial(step_lib.init_params, model, config.model, 0))()
+    params = jax.jit(functools.partial(model_lib.init_params, model, config.model, 0))()
     found = []
     for chunk_size in (0, 8):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, chunk_size=chunk_size))

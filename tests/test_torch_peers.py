@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import torch_peers
-from mc3_jax import checkpoint, train_step, weights
+from mc3_jax import checkpoint, model as model_lib, weights
 from mc3_jax.losses import contrastive
 from mc3_jax.models import checkpoint_files, layouts
 from tests import golden_models
@@ -93,7 +93,7 @@ def test_towers_heads_and_loss_are_ours(fused, tmp_path):
     theirs |= {name: value.long() for name, value in theirs.items() if name.startswith("text")}
     with torch.no_grad():
         expected = float(peer(**theirs))
-    embed = jax.jit(functools.partial(train_step.make_model(config).apply, train=False))
+    embed = jax.jit(functools.partial(model_lib.make_model(config).apply, train=False))
     embeddings = embed({"params": our_params(peer, tmp_path)}, **inputs)
     found, _ = contrastive.contrastive_loss(embeddings, 0.05)
     assert expected > 1

@@ -17,6 +17,7 @@ from mc3_jax import (
     evaluate,
     mesh as mesh_lib,
     metric_writer,
+    model as model_lib,
     phases as phases_lib,
     train,
     train_step as step_lib,
@@ -60,8 +61,8 @@ def test_one_device_equals_eight(data):
     source = loader.open_split(config.data.dir, "train", 4)
     tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
     batch = next(loader.train_batches(source, tokenize, batch_size=16, seed=0, num_threads=1))
-    model = step_lib.make_model(config.model)
-    params = step_lib.init_params(model, config.model, 0)
+    model = model_lib.make_model(config.model)
+    params = model_lib.init_params(model, config.model, 0)
     loss_fn = step_lib.make_loss_fn(model, config, config.phases[1])
     outcome = {}
     for shape in ((1, 1), (8, 1), (2, 4)):
@@ -124,14 +125,14 @@ def test_masks_are_for_training_alone():
         "text_ids": np.zeros((2, 16), np.int32), "text_mask": np.ones((2, 16), np.int32), "row": np.arange(2, dtype=np.int32),
     }  # fmt: skip
     batch, key = jax.tree.map(jax.numpy.asarray, batch), jax.random.key(0)
-    masked = step_lib.prepare(batch, config, key)["audio"]
-    whole = step_lib.prepare(batch, config, None)["audio"]
+    masked = model_lib.prepare(batch, config, key)["audio"]
+    whole = model_lib.prepare(batch, config, None)["audio"]
     assert np.mean(masked == whole) > 0.3
     lost = np.asarray(masked != whole)
     assert lost.any()
     assert not np.asarray(masked)[lost].any()
     config.audio.max_time_mask = config.audio.max_mel_mask = 0
-    np.testing.assert_array_equal(step_lib.prepare(batch, config, key)["audio"], whole)
+    np.testing.assert_array_equal(model_lib.prepare(batch, config, key)["audio"], whole)
 
 
 def test_training_reads_the_groups_that_the_config_names(finished, monkeypatch, tmp_path):

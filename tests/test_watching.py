@@ -25,6 +25,7 @@ from mc3_jax import (
     divergence,
     mesh as mesh_lib,
     metric_writer,
+    model as model_lib,
     phases as phases_lib,
     profiler,
     train,
@@ -41,7 +42,7 @@ from tests.test_train import assert_equal_bits
 def stepping():
     """A refine step on a mesh of 2 x 4: (function that makes its state, of which it takes the memory; step; batch)."""
     config = test_fits.small_config()
-    mesh, model = mesh_lib.make_mesh(fsdp=4), step_lib.make_model(config.model)
+    mesh, model = mesh_lib.make_mesh(fsdp=4), model_lib.make_model(config.model)
     phase = phases_lib.Phase(config.phases[1], 0, 100)
     abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: step_lib.init_state(model, config, phase)))
     fresh = jax.device_get(step_lib.init_state(model, config, phase))
@@ -73,7 +74,7 @@ def test_norms_of_leaves_are_those_of_each_alone(fsdp):
 
 def test_a_state_is_drawn_at_its_places_and_the_same_as_anywhere(stepping):
     config = test_fits.small_config()
-    model, phase = step_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 100)
+    model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 100)
     init = functools.partial(step_lib.init_state, model, config, phase)
     abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(fsdp=4), jax.eval_shape(init))
     before = jax.config.jax_threefry_gpu_kernel_lowering

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import demo
-from mc3_jax import mesh as mesh_lib, objective, train_step as step_lib
+from mc3_jax import mesh as mesh_lib, model as model_lib, objective, train_step as step_lib
 from mc3_jax.config import PhaseConfig
 from mc3_jax.losses import contrastive
 
@@ -107,8 +107,8 @@ def test_the_train_step_has_the_runs_blocks(block_rows):
     config.loss_block_rows, config.data.batch_size = block_rows, 24
     for tower in (config.model.audio, config.model.video, config.model.text):
         tower.width, tower.depth, tower.num_heads = 16, 1, 2
-    model = step_lib.make_model(config.model)
-    shapes = jax.eval_shape(lambda: step_lib.init_params(model, config.model, 0))
+    model = model_lib.make_model(config.model)
+    shapes = jax.eval_shape(lambda: model_lib.init_params(model, config.model, 0))
     batch = step_lib.batch_shapes(config, 24_000, (72, 96))
     text = str(jax.make_jaxpr(step_lib.make_loss_fn(model, config, config.phases[0]))(shapes, jnp.int32(0), batch))
     assert ("f32[5,24]" in text) == (block_rows == 5)  # a block of similarities

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mc3_jax import checkpoint, train_step, weights
+from mc3_jax import checkpoint, model as model_lib, weights
 from tests import golden_models
 from tests.golden_models import GOLDEN, normalize
 
@@ -15,14 +15,14 @@ EGOVLP_FILES = ("egovlp_tiny.pth", "egovlp_config.pth")
 
 def encoder(params, config, tower):
     """Returns a function of the encoder's inputs, before the projection."""
-    module = getattr(train_step.make_model(config), f"{tower}_tower")
+    module = getattr(model_lib.make_model(config), f"{tower}_tower")
     own = checkpoint.unflatten(params)[tower]["encoder"]
     return jax.jit(lambda *inputs: module.apply({"params": own}, *inputs))
 
 
 def embed(params, config, **inputs):
     """Returns the L2-normalised embedding of the one modality given."""
-    model = train_step.make_model(config)
+    model = model_lib.make_model(config)
     (embedding,) = jax.jit(model.apply)({"params": checkpoint.unflatten(params)}, **inputs).values()
     return embedding
 

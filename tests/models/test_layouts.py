@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from mc3_jax import checkpoint, train_step, weights
+from mc3_jax import checkpoint, model as model_lib, weights
 from mc3_jax.models import checkpoint_files, layouts
 from mc3_jax.models.audio import PreNormBlock
 from mc3_jax.models.text import PostNormBlock
@@ -56,7 +56,7 @@ def config():
 
 def encode(tower, params, sizes, x, *rest):
     """Returns the encoder's features, before the projection, with flat parameters."""
-    module = getattr(train_step.make_model(sizes), f"{tower}_tower")
+    module = getattr(model_lib.make_model(sizes), f"{tower}_tower")
     own = {
         name.removeprefix(f"{tower}/encoder/"): value
         for name, value in params.items()

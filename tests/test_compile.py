@@ -209,26 +209,54 @@ def test_on_eight_chips_embeddings_are_replicated_once_and_gradients_reduced_in_
     assert set(hlo.COLLECTIVES) >= {kind for kind, _ in payload}
 
 
-@pytest.mark.skipif("CUDA_PLUGIN_PATH" not in os.environ, reason="make test-large installs it beside the environment")
+DEPTHS = [f"--config.model.{tower}.depth={depth}" for tower, depth in (("audio", 3), ("video", 3), ("text", 1))]
+needs_cuda = pytest.mark.skipif("CUDA_PLUGIN_PATH" not in os.environ, reason="make test-large installs it apart")
+
+
+def run_for_gpus(*flags: str, patch: str = "") -> str:
+    """Returns what the command prints for the paper's widths, with some Python run before it."""
+    path = os.pathsep.join([os.environ["CUDA_PLUGIN_PATH"], os.environ.get("PYTHONPATH", "")])
+    program = f"{patch}\nimport runpy\nrunpy.run_module('mc3_jax.compile', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program, "--config=configs/mc3_ego4d.py", *DEPTHS, *flags]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, cwd=world.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def memory_and_traffic(report: str) -> tuple[float, float]:
+    """Returns GiB and GB of a chip."""
+    memory = re.search(r"memory per chip +([\d.]+) GiB", report)[1]
+    return float(memory), float(re.search(r"memory traffic +([\d.]+) GB", report)[1])
+
+
+@needs_cuda
+@pytest.mark.large
+@pytest.mark.timeout(900)
+def test_on_a_gpu_gradients_of_queries_keys_and_values_are_written_once():
+    anew = "from mc3_jax.models import layers, video\nlayers.written_once = video.written_once = lambda x: x"
+    flags = ("--topology=h200:1", "--config.data.batch_size=64")
+    (memory, traffic), (more_memory, more_traffic) = (memory_and_traffic(run_for_gpus(*flags, patch=p)) for p in ("", anew))
+    assert memory <= more_memory
+    assert traffic < 0.97 * more_traffic
+
+
+@needs_cuda
 @pytest.mark.large
 @pytest.mark.timeout(900)
 def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
     """The paper's widths, depth 3."""
-    depths = [f"--config.model.{tower}.depth={depth}" for tower, depth in (("audio", 3), ("video", 3), ("text", 1))]
-    path = os.pathsep.join([os.environ["CUDA_PLUGIN_PATH"], os.environ.get("PYTHONPATH", "")])
-    spread = run("--topology=h100:8", "--config.fsdp=8", *depths, PYTHONPATH=path)  # cuDNN's heads can't be spread with them
-    assert spread.returncode == 0, spread.stderr[-3000:]
+    run_for_gpus("--topology=h100:8", "--config.fsdp=8")  # cuDNN's heads can't be spread with them
     found = {}
     for form in ("auto", "einsum"):
-        process = run("--topology=h100:8", f"--config.model.attention={form}", *depths, PYTHONPATH=path)
-        assert process.returncode == 0, process.stderr[-3000:]
-        sent = re.findall(r"^(\S+) +([\d.]+) MB of (\w+) per chip", process.stdout, re.MULTILINE)
+        report = run_for_gpus("--topology=h100:8", f"--config.model.attention={form}")
+        sent = re.findall(r"^(\S+) +([\d.]+) MB of (\w+) per chip", report, re.MULTILINE)
         payload = {(kind, dtype): float(megabytes) * 1e6 for kind, megabytes, dtype in sent}
         assert payload["all-gather", "f32"] == pytest.approx(3 * 256 * 256 * 4, rel=0.02)
         assert ("all-reduce", "f32") in payload
-        memory = float(re.search(r"memory per chip +([\d.]+) GiB of 79 GiB, of which JAX takes 59.25:", process.stdout)[1])
-        flops, model = map(float, re.search(r"FLOPs +([\d.]+) T per chip .* ([\d.]+) T", process.stdout).groups())
+        assert " GiB of 79 GiB, of which JAX takes 59.25:" in report
+        flops, model = map(float, re.search(r"FLOPs +([\d.]+) T per chip .* ([\d.]+) T", report).groups())
         assert flops == pytest.approx(model / 8, rel=0.05)
-        found[form] = memory, float(re.search(r"memory traffic +([\d.]+) GB", process.stdout)[1])
+        found[form] = memory_and_traffic(report)
     assert found["auto"][0] < found["einsum"][0]
     assert found["auto"][1] < 0.6 * found["einsum"][1]  # scores never leave the chip

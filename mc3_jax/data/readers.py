@@ -144,7 +144,8 @@ def _take_over(
         if (status := workers[process].exitcode) is not None:
             raise _died(status) from None
         raise ChildProcessError(
-            f"the memory of a worker that reads clips can't be opened ({error}): set --config.data.num_workers=0"
+            f"the memory of a worker that reads clips can't be opened ({error}): take fewer --config.data.num_workers, 0 for "
+            "threads"
         ) from None
 
 

@@ -107,6 +107,17 @@ def test_batches_before_one_that_can_not_be_made_are_not_lost():
     assert_batches_are_of_steps(made, range(1, 4))
 
 
+def test_memory_that_can_not_be_opened_is_told(monkeypatch):
+    def refuse(process, _, shape, dtype):
+        return memory_lib.Arrival(process, 0, PermissionError(13, "Permission denied"), shape, dtype)
+
+    monkeypatch.setattr(memory_lib.Arrival, "of", refuse)
+    batches = readers_lib.read(make_row, None, range(1, 9), num_workers=1, **ROWS)
+    with pytest.raises(ChildProcessError, match=r"opened \(.*Permission denied\): take fewer .*num_workers, 0 for threads$"):
+        next(batches)
+    assert not find_workers()
+
+
 def find_workers():
     return [child for child in multiprocessing.active_children() if "grain" in child.name]
 

@@ -89,6 +89,7 @@ def slowly(batches):
         yield batch
 
 
+@pytest.mark.slow
 def test_batches_outlive_the_workers_that_made_them():
     batches = readers_lib.read(make_row, None, range(1, 5), num_workers=3, **ROWS)
     assert_batches_are_of_steps(slowly(batches), range(1, 5))
@@ -100,6 +101,7 @@ def make_row_or_refuse(number):
     return make_row(number)
 
 
+@pytest.mark.slow
 def test_batches_before_one_that_can_not_be_made_are_not_lost():
     batches, made = slowly(readers_lib.read(make_row_or_refuse, None, range(1, 9), num_workers=2, **ROWS)), []
     with pytest.raises(ValueError, match=r"^clip c is no good"):

@@ -157,8 +157,8 @@ class DataConfig:
         the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1, the paper's,
         shuffles single clips.
       num_threads: Threads that read and decode, per process, where there are no workers.
-      num_workers: Processes that read and decode instead of threads, per process; 0 is none. For a host of many cores:
-        Python's lock lets threads keep some five of them busy.
+      num_workers: Processes that read and decode instead of threads, per process, on Linux; 0 is none. For a host of many
+        cores: Python's lock lets threads keep some five of them busy.
       prefetch: Batches read ahead, per process; at least one a thread or worker, since each makes a batch of its own.
     """
 

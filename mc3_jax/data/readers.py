@@ -23,7 +23,7 @@ Rows = Callable[[int], transforms.Sample]  # of the number of a row in all batch
 
 _LARGE = 1 << 16  # bytes from which on an array comes into memory that is taken again
 # Rows that a worker reads before it decodes their pictures: each kind of work finds its code in the processor's cache.
-# Threads would wait for each other's reading, which holds Python's lock.
+# Threads gain nothing by it: reading holds Python's lock.
 _AT_ONCE = 64
 
 
@@ -140,18 +140,21 @@ def _take_over(
         return borrowed.take_over(batch)
     except OSError as error:
         process = next(value.process for value in batch.values() if isinstance(value, memory_lib.Arrival))
-        workers[process].join(timeout=1)  # where it is about to end
-        if (status := workers[process].exitcode) is not None:
-            raise _died(status) from None
+        worker = workers.get(process)
+        if worker is None:  # it ended while the first batch was made
+            raise _died(None) from None
+        worker.join(timeout=1)  # where it is about to end
+        if worker.exitcode is not None:
+            raise _died(worker.exitcode) from None
         raise ChildProcessError(
             f"the memory of a worker that reads clips can't be opened ({error}): take fewer --config.data.num_workers, 0 for "
             "threads"
         ) from None
 
 
-def _died(status: int) -> ChildProcessError:
-    how = f"signal {-status}" if status < 0 else f"status {status}"
-    fix = ": if there is too little memory, take fewer --config.data.num_workers" if status == -signal.SIGKILL else ""
+def _died(status: int | None) -> ChildProcessError:
+    how = "how is not known" if status is None else f"signal {-status}" if status < 0 else f"status {status}"
+    fix = ": if there is too little memory, take fewer --config.data.num_workers" if status in (None, -signal.SIGKILL) else ""
     return ChildProcessError(f"a worker that reads clips died ({how}){fix}")
 
 

@@ -61,8 +61,9 @@ def test_large_arrays_come_into_memory_that_is_taken_again(monkeypatch):
     taken = []
 
     def take(memory, shape, dtype, real=memory_lib.Memory.take):
-        taken.append(real(memory, shape, dtype).ctypes.data)
-        return real(memory, shape, dtype)
+        array = real(memory, shape, dtype)
+        taken.append(array.ctypes.data)
+        return array
 
     monkeypatch.setattr(memory_lib.Memory, "take", take)
     for batch in readers_lib.read(make_row, None, range(1, 7), num_workers=0, **ROWS):
@@ -109,13 +110,20 @@ def test_batches_before_one_that_can_not_be_made_are_not_lost():
     assert_batches_are_of_steps(made, range(1, 4))
 
 
-def test_memory_that_can_not_be_opened_is_told(monkeypatch):
+@pytest.mark.parametrize(
+    ("is_known", "message"),
+    [
+        (True, r"opened \(.*Permission denied\): take fewer .*num_workers, 0 for threads$"),
+        (False, r"died \(how is not known\): if there is too little memory, take fewer"),
+    ],
+)
+def test_memory_that_can_not_be_opened_is_told(monkeypatch, is_known, message):
     def refuse(process, _, shape, dtype):
-        return memory_lib.Arrival(process, 0, PermissionError(13, "Permission denied"), shape, dtype)
+        return memory_lib.Arrival(process if is_known else 0, 0, PermissionError(13, "Permission denied"), shape, dtype)
 
     monkeypatch.setattr(memory_lib.Arrival, "of", refuse)
     batches = readers_lib.read(make_row, None, range(1, 9), num_workers=1, **ROWS)
-    with pytest.raises(ChildProcessError, match=r"opened \(.*Permission denied\): take fewer .*num_workers, 0 for threads$"):
+    with pytest.raises(ChildProcessError, match=message):
         next(batches)
     assert not find_workers()
 

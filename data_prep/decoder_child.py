@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 
-from data_prep import media
+from data_prep import media, streams
 
 OUT_OF_MEMORY = 77  # exit status
 # FFmpeg takes what the kernel refuses for damage or a busy machine, so the kernel's limit is the one behind: for what grows
@@ -62,7 +62,9 @@ def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
     path = pathlib.Path(request["path"])
     if request["probe"]:
-        _reply(replies, {"reason": media.probe_streams(path, tuple(request["probe"]))})
+        kinds = tuple(request["probe"])
+        reason = media.probe_streams(path, kinds)
+        _reply(replies, {"reason": reason, "length_s": None if reason else streams.length_s(path, kinds)})
         return
     windows = [media.Window(start, stop, tuple(times), open_end) for start, stop, times, open_end in request["windows"]]
     if request["hdf5"]:

@@ -134,6 +134,15 @@ def probe(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = Lim
     Raises:
       ChildProcessError: No child starts.
     """
+    found = length_s(path, kinds, limits)
+    return found if isinstance(found, str) else None
+
+
+def length_s(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = Limits()) -> float | str | None:
+    """Returns until when a file has these kinds of streams, seconds, as it says itself; None where it doesn't say.
+
+    A file that can't give clips at all gives the reason. Arguments and errors are those of `probe`.
+    """
     try:
         with _child() as decoder:
             return decoder.probe(path, kinds, limits)
@@ -269,20 +278,23 @@ class Decoder:
             times_us = np.array(answer["times_us"], np.int64)
             yield answer["index"], media.Cut(jpegs, times_us, answer["height"], answer["width"], audio)
 
-    def probe(self, path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits) -> str | None:
-        """Returns why a file can't give clips, or None.
+    def probe(self, path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits) -> float | str | None:
+        """Returns the length of a file, seconds, None where it does not say; or why it can't give clips.
 
         Raises:
           DecoderError: The child died, took too long or answered what can't be.
         """
         self._send({"path": str(path), "probe": kinds}, limits, 0)
         try:
-            reason = _object(self._line()).get("reason", "")
+            answer = _object(self._line())
+            reason, length = answer.get("reason", ""), answer.get("length_s")
             if reason is not None and not _printable(str(reason)):
                 raise ValueError("an empty reason")
+            if reason is None and not (length is None or (type(length) is float and math.isfinite(length))):
+                raise ValueError(f"a length of {length!r:.40}")
         except ValueError as error:
             raise DecoderError(f"decoder's answer makes no sense: {error}") from None
-        return None if reason is None else _printable(str(reason))
+        return length if reason is None else _printable(str(reason))
 
     def _send(self, request: dict, limits: Limits, num_clips: int) -> None:
         """Sends a request; from now on its limits count."""

@@ -1,21 +1,28 @@
 """Your own videos to clips: `python -m data_prep.own_videos --videos FOLDER --narrations MINE.csv --out CLIPS`.
 
+With `--every_s SECONDS` in place of narrations, all of every video is cut into windows, for `mc3_jax.search` to look through.
+They have no text, so all are clips of the test split.
+
 The CSV has the columns video, time_s, text and, if there are labels, label; see `data_prep.sources.own_csv`. All its rows are
 taken. Videos are split by the hash of their name or as `--splits` says. Without taxonomies, no verb and noun is told.
 """
 
 import argparse
 
-from data_prep import command, narrated, narrations, storage
-from data_prep.sources import own_csv
+from data_prep import command, guard, narrated, narrations, shards, storage
+from data_prep.sources import grid, own_csv
 from mc3_jax.data import records
+
+_MIN_EVERY_S, _MAX_EVERY_S = 0.05, 3600.0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("own_videos", __doc__.split("\n")[0])
     add = parser.add_argument
     add("--videos", required=True, type=storage.parse, help="folder of video files, of any kind that FFmpeg knows")
-    add("--narrations", required=True, type=storage.parse, help="CSV with columns video, time_s, text and maybe label")
+    moments = parser.add_mutually_exclusive_group(required=True)
+    moments.add_argument("--narrations", type=storage.parse, help="CSV with columns video, time_s, text and maybe label")
+    moments.add_argument("--every_s", type=float, help="seconds from one window to the next, without narrations")
     narrated.add_options(parser, "own_clips")
     add("--splits", type=storage.parse, help="CSV video_uid,split, videos named as in --narrations; default by hash")
     add("--verbs", type=storage.parse, help="taxonomy CSV label,group, as Ego4D's; default none")
@@ -35,11 +42,35 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     verbs, nouns = (
         narrations.read_taxonomy(path) if path else narrations.Taxonomy([], {}) for path in (args.verbs, args.nouns)
     )
+    if args.every_s is not None:
+        moments, rejects = _read_grid(args)
+        chosen = {name: moments if name == "test" else [] for name in records.SPLITS}
+        num_in = len(moments) + len(rejects)
+        return narrated.write_clips(args, beam_args, storage.absolute(args.videos), chosen, rejects, num_in, verbs, nouns)
     rows = own_csv.read(args.narrations, args.videos)
     splits = own_csv.read_own_splits(args.splits, args.videos) if args.splits else {}
     # As a label list, for that is taken whole.
     chosen, rejects = narrated.choose([], rows, splits, clean_text=args.clean_text)
     return narrated.write_clips(args, beam_args, storage.absolute(args.videos), chosen, rejects, len(rows), verbs, nouns)
+
+
+def _read_grid(args: argparse.Namespace) -> tuple[list[narrations.Narration], list[shards.Reject]]:
+    """Returns the moments of `--every_s` and the videos that have none.
+
+    Raises:
+      ValueError: Options that make no sense together, or no videos.
+    """
+    if not _MIN_EVERY_S <= args.every_s <= _MAX_EVERY_S:
+        raise ValueError(f"--every_s must be from {_MIN_EVERY_S:g} to {_MAX_EVERY_S:g} seconds, got {args.every_s:g}")
+    if args.splits:
+        raise ValueError("--splits is for --narrations: windows of --every_s are all of the test split")
+    if storage.is_remote(args.videos):
+        raise ValueError(f"--every_s reads a local folder, {args.videos} is in a bucket: copy or mount it")
+    limits = guard.Limits(*args.cpu_limit, args.memory_limit)
+    moments, rejects = grid.read(args.videos, args.every_s, tuple(args.window), limits)
+    if not moments and not rejects:
+        raise ValueError(f"no video files in {args.videos}: looked for {' '.join(sorted(grid.SUFFIXES))}")
+    return moments, rejects
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -61,6 +61,26 @@ def probe(path: pathlib.Path, kinds: tuple[str, ...]) -> str | None:
     return None
 
 
+def length_s(path: pathlib.Path, kinds: tuple[str, ...]) -> float | None:
+    """Returns until when a file has all of these kinds of streams, in seconds of the video, as its container says.
+
+    None where it doesn't say. `probe` must have found nothing against the file.
+    """
+    try:
+        with av.open(str(path)) as container:
+            ends = [_end_s(container, choose(container, kind)) for kind in kinds]
+            return None if None in ends else min(ends) - origin_s(container)
+    except (*DAMAGE, OSError):
+        return None
+
+
+def _end_s(container, stream) -> float | None:
+    """Returns the stream time at which a stream ends, the container's end where the stream names none; None without."""
+    if stream.duration is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    return None if container.duration is None else ((container.start_time or 0) + container.duration) / av.time_base
+
+
 def take(container, kind: str):
     """Returns the stream that is taken of a kind, of which alone packets will come; its decoder says what is damaged."""
     stream = choose(container, kind)

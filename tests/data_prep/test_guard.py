@@ -232,7 +232,9 @@ def test_a_file_is_probed_in_a_child_too(folder, odd_child, monkeypatch):
         link(folder, f"{name}.mp4", "short.mp4")
     limits = guard.Limits(video_cpu_s=2.0, memory_mb=300)
     assert {name: guard.probe(folder / f"{name}.mp4", KINDS, limits) for name in reasons} == reasons
-    for word in ("b'[]\\n'", "b'{}\\n'", "b'{\"reason\": \"\"}\\n'"):
+    assert guard.length_s(folder / "short.mp4", KINDS, limits) == pytest.approx(3.0, abs=0.1)
+    odd = [f'{{"reason": null, "length_s": {value}}}' for value in ("NaN", "Infinity", "[1]", '"long"', "true", "7")]
+    for word in ("b'[]\\n'", "b'{}\\n'", "b'{\"reason\": \"\"}\\n'", *(repr(f"{line}\n".encode()) for line in odd)):
         guard.stop()
         monkeypatch.setattr(guard, "COMMAND", liar(word))
         assert guard.probe(folder / "short.mp4", KINDS).startswith(NONSENSE)

@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from data_prep import narrated, own_videos, verify, video_files
-from data_prep.sources import own_csv
+from data_prep import guard, narrated, own_videos, storage, verify, video_files
+from data_prep.sources import grid, own_csv
 from mc3_jax import evaluate
 from mc3_jax.config import EvalConfig
 from mc3_jax.data import loader, records
@@ -240,6 +240,67 @@ def test_clips_of_any_container_show_and_sound_what_their_moment_does(videos, tm
     assert (reasons["no audio stream"], reasons.total()) == (1, 3)
     assert made.reasons("broken.mp4") == {"video file can't be opened": 1}
     assert not (pathlib.Path.cwd() / "g").exists()
+
+
+def test_without_narrations_every_video_is_cut_from_its_beginning_to_its_end(videos, tmp_path):
+    own_videos.main(["--videos", str(videos), "--every_s", "1", "--out", str(tmp_path), "--num_workers", "1",
+                     "--num_shards", "2"])  # fmt: skip
+    made = Converted(videos, tmp_path)
+    assert {split: len(clips) for split, clips in made.splits.items()} == {"train": 0, "validation": 0, "test": 15}
+    places = collections.defaultdict(list)
+    for clip in made.splits["test"]:
+        records.check(clip, made.info)
+        places[clip.video_uid].append(clip.start_us)
+        assert (clip.time_us - clip.start_us, clip.stop_us - clip.start_us) == (500_000, 1_500_000)
+        assert (clip.narration, clip.source, clip.label) == ("", "grid", -1)
+        lag, correlation = test_media.lag_of(clip.audio, clip.start_us / 1e6)
+        assert abs(lag) < 20, clip.clip_id
+        assert correlation > 0.7, clip.clip_id
+    uids = ["$(touch g); g.flv", "-f.webm", "a.mp4", "b c.MKV", "monday/d.e.mov"]  # each once, whatever links to it
+    assert places == {uid: [0, 1_000_000, 2_000_000] for uid in uids}
+    assert made.reasons() == {
+        "no audio stream": 1, "video file can't be opened": 1, "video file is a link that leads out of the folder": 1,
+    }  # fmt: skip
+    assert verify.verify(tmp_path, 1)[0] == []
+
+
+def test_a_grid_ends_where_the_video_does_and_believes_no_absurd_length(tmp_path, monkeypatch):
+    for name in ("a.mp4", "b.MOV", "c.txt", ".hidden.mp4", "short.mkv", "endless.ts", "silent.webm"):
+        (tmp_path / name).write_bytes(b"")
+    lengths = {"a.mp4": 3.0, "b.MOV": 2.4999, "short.mkv": 1.49, "endless.ts": 1e9, "silent.webm": None}
+    monkeypatch.setattr(guard, "length_s", lambda path, kinds, limits: lengths[path.name])
+    moments, rejects = grid.read(tmp_path, 0.5, (0.5, 1.0), guard.Limits())
+    found = [(moment.video_uid, moment.time_s) for moment in moments]
+    assert found == [("a.mp4", 0.5), ("a.mp4", 1.0), ("a.mp4", 1.5), ("a.mp4", 2.0), ("b.MOV", 0.5), ("b.MOV", 1.0)]
+    assert [(r.video_uid, r.reason, r.detail) for r in rejects] == [
+        ("endless.ts", "video is too long to be true", "1000000000.000 s"),
+        ("short.mkv", "video is shorter than a window", "1.490 s"),
+        ("silent.webm", "container does not say how long the video is", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--every_s", "0"], "--every_s must be from 0.05 to 3600 seconds, got 0"),
+        (["--every_s", "nan"], "--every_s must be from 0.05 to 3600 seconds, got nan"),
+        (["--every_s", "1"], "no video files in"),
+        (["--every_s", "1", "--splits", "s.csv"], "--splits is for --narrations"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_one_line_and_status_2(tmp_path, capsys, options, words):
+    with pytest.raises(SystemExit) as ended:
+        own_videos.main(["--videos", str(tmp_path), "--out", str(tmp_path / "out"), *options])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {words}")
+
+
+def test_a_grid_over_a_bucket_is_refused(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "is_remote", lambda path: path == videos)
+    args = own_videos._parser().parse_args(["--videos", str(videos), "--every_s", "1", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="--every_s reads a local folder"):
+        own_videos._read_grid(args)
 
 
 def test_videos_held_upright_make_a_data_set_that_is_sound_and_can_be_read(tmp_path):

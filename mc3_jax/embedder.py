@@ -28,6 +28,7 @@ class Embedder:
     Attributes:
       config: Sizes of the model.
       batch_size: Rows computed at a time.
+      params: All parameters, as the model's modules nest them, on the default device.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Embedder:
         self.config, self.batch_size = config, batch_size
         model = model_lib.make_model(config)
         checkpoint.check_shapes(params, weights.param_shapes(config), "params")
-        self._params = jax.device_put(checkpoint.unflatten(params))
+        self.params = jax.device_put(checkpoint.unflatten(params))
         text = config.text
         self._tokenize = (
             tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size) if tokenizer else None
@@ -75,7 +76,7 @@ class Embedder:
         for start in range(0, num, self.batch_size):
             size = min(1 << (num - start - 1).bit_length(), self.batch_size)
             rows = np.minimum(np.arange(start, start + size), num - 1)
-            out.append(np.asarray(embed(self._params, *(x[rows] for x in inputs))))
+            out.append(np.asarray(embed(self.params, *(x[rows] for x in inputs))))
         return np.concatenate(out)[:num] if out else np.zeros((0, self.config.embed_dim), np.float32)
 
     def embed_audio(self, waveform: Num[np.ndarray, "*batch n"], sample_rate: float) -> Float[np.ndarray, "*batch d"]:

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from mc3_jax.data import records
-from mc3_jax.evals import discovery, metrics, report, sound_report, suite_report
+from mc3_jax.evals import discovery, metrics, moments, report, sound_report, suite_report
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>&amp;\"'{{ 7 * 7 }}%{x}\u2028"
 NUM_FRAMES, NUM_CANDIDATES = 4, 2
@@ -138,3 +138,16 @@ def sound_page(folder: pathlib.Path, pictures: bool = False) -> pathlib.Path:
         folder, content, probabilities.astype(np.float32), classes, source.info.classes, source=source,
         indices=2 * np.arange(40),
     )  # fmt: skip
+
+
+def moments_page(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the page of moments found in made-up videos by two texts, and returns its path."""
+    rng, num = np.random.default_rng(0), 20
+    audio, video = (rng.normal(size=(num, 8)).astype(np.float32) for _ in range(2))
+    starts = 1_500_000 * np.arange(num)
+    names = np.array([f"{i} {HOSTILE}" for i in range(num)])
+    made = moments.Moments(audio, video, names, names, starts, starts + 1_500_000)
+    found = {text: moments.find(made, audio[i], "both", 5) for i, text in enumerate((f"#C C says {HOSTILE}", "#C C cuts"))}
+    return moments.write_page(
+        folder, made, found, title=f"found {HOSTILE}", facts=f"facts {HOSTILE}", by="both", source=Source(num)
+    )

@@ -16,6 +16,7 @@ ALLOWED = {
     "compile": {"cli", "config", "data", "hlo", "mesh", "model", "phases", "topology", "train_step"},
     "convert": LIBRARY,
     "embedder": LIBRARY,
+    "search": LIBRARY | {"embedder", "evals"},
     "weights": {"checkpoint", "config", "mesh", "model", "models", "validation"},
     "train_step": {"config", "losses", "model", "models", "objective", "phases"},
     "model": {"config", "models"},

@@ -137,7 +137,9 @@ def write(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    scripts = [get_plotlyjs().replace("\r\n", "\n"), (_HERE / "page.js").read_text()]
+    scripts = [(_HERE / "page.js").read_text()]
+    if plots:
+        scripts = [get_plotlyjs().replace("\r\n", "\n"), *scripts]
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     page = environment.get_template(template).render(
         title=title, facts=facts, scripts=[Markup(script) for script in scripts], digests=digests,

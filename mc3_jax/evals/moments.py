@@ -1,0 +1,168 @@
+"""Moments of videos ranked by what is asked for, and the page that shows the best of them."""
+
+import csv
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mc3_jax.evals import media, page
+
+FILE = "moments.npz"
+SCORES = ("audio", "video", "both")  # what a query may be compared with
+AGREEMENT = "sound and sight agree"  # what moments are ranked by where nothing is asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Clips and their embeddings, in the order of the data set.
+
+    Attributes:
+      audio, video: L2-normalised.
+      clip_id, video_uid: Of each.
+      start_us, stop_us: Of each in its video.
+    """
+
+    audio: Float[np.ndarray, "n d"]
+    video: Float[np.ndarray, "n d"]
+    clip_id: np.ndarray
+    video_uid: np.ndarray
+    start_us: Int[np.ndarray, " n"]
+    stop_us: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.clip_id)
+
+    @property
+    def agreement(self) -> Float[np.ndarray, " n"]:
+        """Cosine of sound and pictures: the score by which discovery ranks clips (SoundingActions, Sec. 3)."""
+        return np.sum(self.audio * self.video, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A moment found.
+
+    Attributes:
+      rank: From 1.
+      row: Of the moment.
+      score: It was ranked by.
+      audio, video: Cosines of the query with the moment's sound and pictures; None without a query.
+      agreement: Cosine of its sound and pictures.
+    """
+
+    rank: int
+    row: int
+    score: float
+    audio: float | None
+    video: float | None
+    agreement: float
+
+
+def find(moments: Moments, query: Float[np.ndarray, " d"] | None, by: str, top: int) -> list[Hit]:
+    """Returns the best moments, the best first; of those that overlap in time the best one alone.
+
+    Args:
+      moments: To look through.
+      query: Embedding of a text or a sound; None ranks by `Moments.agreement`.
+      by: Of `SCORES`: the query's cosine with the sound, with the pictures, or the mean of both.
+      top: How many at most.
+    """
+    audio, video = (None, None) if query is None else (moments.audio @ query, moments.video @ query)
+    agreement = moments.agreement
+    # A question decides by what it is compared with, else the moment by itself.
+    score = agreement if query is None else {"audio": audio, "video": video, "both": (audio + video) / 2}[by]
+    hits: list[Hit] = []
+    taken: dict[str, list[tuple[int, int]]] = {}
+    for row in np.argsort(-score, kind="stable").tolist():
+        if len(hits) == top:
+            break
+        start, stop = int(moments.start_us[row]), int(moments.stop_us[row])
+        spans = taken.setdefault(str(moments.video_uid[row]), [])
+        if any(start < other_stop and other_start < stop for other_start, other_stop in spans):
+            continue
+        spans.append((start, stop))
+        seen = (None, None) if query is None else (float(audio[row]), float(video[row]))
+        hits.append(Hit(len(hits) + 1, row, float(score[row]), *seen, float(agreement[row])))
+    return hits
+
+
+def save(path: pathlib.Path, moments: Moments, made_of: str) -> None:
+    """Writes moments as plain arrays in one step.
+
+    Args:
+      path: Of the file.
+      moments: Named as their attributes.
+      made_of: Digest of the clips and the model, by which `load` knows them.
+    """
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("wb") as f:
+        np.savez(f, made_of=np.array(made_of), **{f.name: getattr(moments, f.name) for f in dataclasses.fields(Moments)})
+    os.replace(aside, path)
+
+
+def load(path: pathlib.Path, made_of: str) -> Moments | None:
+    """Returns what `save` wrote of the same clips and model; None where there is no such file. Nothing is unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["made_of"]) != made_of:
+                return None
+            moments = Moments(**{field.name: arrays[field.name] for field in dataclasses.fields(Moments)})
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    return moments
+
+
+def clock(time_us: int) -> str:
+    """Returns a time as h:mm:ss.s, or m:ss.s below an hour."""
+    tenths = round(time_us / 1e5)
+    minutes, seconds = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    front = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{front}:{seconds // 10:02d}.{seconds % 10}"
+
+
+def write_csv(path: pathlib.Path, moments: Moments, found: Mapping[str, Sequence[Hit]]) -> None:
+    """Writes every hit of every query as a row; seconds are those of the video, scores cosines."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f)
+        out.writerow(
+            ("query", "rank", "score", "audio", "video", "audio_video", "video_uid", "start_s", "stop_s", "clip_id")
+        )
+        for query, hits in found.items():
+            for hit in hits:
+                cosines = (hit.score, hit.audio, hit.video, hit.agreement)
+                times = (moments.start_us[hit.row] / 1e6, moments.stop_us[hit.row] / 1e6)
+                out.writerow(
+                    (query, hit.rank, *("" if c is None else f"{c:.4f}" for c in cosines), moments.video_uid[hit.row],
+                     *(f"{t:.3f}" for t in times), moments.clip_id[hit.row])
+                )  # fmt: skip
+    os.replace(aside, path)
+
+
+def write_page(
+    folder: pathlib.Path, moments: Moments, found: Mapping[str, Sequence[Hit]], *, title: str, facts: str, by: str, source
+) -> pathlib.Path:
+    """Writes `folder/index.html`, every hit with its pictures and its sound, and returns its path.
+
+    Args:
+      folder: Made where missing.
+      moments: Row i is clip i of `source`.
+      found: Query → its hits.
+      title, facts: Head of the page.
+      by: See `find`.
+      source: `loader.ClipSource` of the moments.
+    """
+    clips = media.gather(source, (), {hit.row for hits in found.values() for hit in hits})
+    asked = any(hit.audio is not None for hits in found.values() for hit in hits)
+    return page.write(
+        folder, "moments.html.j2", title=title, facts=facts, clips=clips, by=by, asked=asked,
+        sections=[(f"query-{i}", query) for i, query in enumerate(found, 1)], queries=list(found.items()),
+        video_of=lambda hit: str(moments.video_uid[hit.row]),
+        time_of=lambda hit: clock(int(moments.start_us[hit.row])),
+    )  # fmt: skip

@@ -1,0 +1,188 @@
+"""Finds moments of videos by words or by a sound: `python -m mc3_jax.search --model M --clips C --text "..." --out S`.
+
+M is whatever `mc3_jax.load` takes; C is a data set of clips, e.g. all of your own videos cut by
+`python -m data_prep.own_videos --videos FOLDER --every_s 0.75 --out C`. Every clip's sound and pictures are embedded once; S
+keeps the embeddings (`moments.npz`), so that the next question about the same clips and model is answered in seconds. Without
+a question, moments are ranked by how well their sound and pictures agree: those are the actions that sound.
+
+Prints the best moments and writes `hits.csv` and, to look and listen, `index.html`.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import soundfile
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from mc3_jax import embedder, mesh as mesh_lib, model as model_lib
+from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
+from mc3_jax.evals import moments as moments_lib
+
+_MAX_SOUND_S = 60.0  # of a file that is read as a question; the model's window is far shorter
+
+
+def embed_queries(
+    model: embedder.Embedder, texts: Sequence[str], sounds: Sequence[str]
+) -> dict[str, np.ndarray | None]:
+    """Returns name → embedding [d] of every question, texts first; where there is none, `moments.AGREEMENT` → None.
+
+    Args:
+      model: Embeds them.
+      texts: Sentences, as the model was trained with: of Ego4D "#C C chops the onion".
+      sounds: Files that libsndfile reads; several channels are averaged.
+
+    Raises:
+      ValueError: An empty text, a file that can't be read, or a sound that the model does not take.
+    """
+    if empty := [text for text in texts if not text.strip()]:
+        raise ValueError(f"--text {empty[0]!r} is empty: write what is to be found")
+    found = dict(zip(texts, model.embed_text(list(texts)), strict=True)) if texts else {}
+    for path in sounds:
+        try:
+            waveform, rate = _read_sound(path)
+            found[path] = model.embed_audio(waveform, rate)
+        except (ValueError, OSError, soundfile.SoundFileError) as error:
+            raise ValueError(f"--sound {path}: {error}") from error
+    return found or {moments_lib.AGREEMENT: None}
+
+
+def _read_sound(path: str) -> tuple[np.ndarray, int]:
+    """Returns (mean of the channels, sample rate in Hz) of a sound file, no more than is too long for any model."""
+    with soundfile.SoundFile(path) as file:
+        channels = file.read(int(_MAX_SOUND_S * file.samplerate), dtype="float32", always_2d=True)
+        return channels.mean(axis=1), file.samplerate
+
+
+def embed_moments(
+    model: embedder.Embedder, source: loader.ClipSource, *, batch_size: int, num_threads: int
+) -> moments_lib.Moments:
+    """Returns the clips of a data set with the embeddings of their sounds and pictures, computed on all local devices.
+
+    Args:
+      model: Embeds them.
+      source: Of the clips.
+      batch_size: Clips computed at a time; rounded up to a multiple of the devices.
+      num_threads: That read and decode.
+
+    Raises:
+      ValueError: Clips that the model does not take.
+    """
+    mesh = mesh_lib.make_mesh()
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
+    embed = jax.jit(model_lib.make_embed_fn(model_lib.make_model(model.config), model.config))
+    batches = loader.eval_batches(
+        source, tokenizer_lib.blank(model.config.text.num_tokens), batch_size=batch_size, num_threads=num_threads,
+        prefetch=num_threads,
+    )  # fmt: skip
+    parts: dict[str, list[np.ndarray]] = {"audio": [], "video": []}
+    progress = tqdm(total=len(source), unit="clip", desc="embedding", disable=not sys.stderr.isatty())
+    with contextlib.closing(batches), progress, jax.set_mesh(mesh):
+        for batch in batches:
+            valid = batch["valid"]
+            inputs = {name: batch[name] for name in ("audio", "video", "video_size", "text_ids", "text_mask")}
+            out = embed(params, mesh_lib.put_batch(mesh, inputs))
+            for tower, kept in parts.items():
+                kept.append(np.asarray(out[tower], np.float32)[valid])
+            progress.update(int(valid.sum()))
+    rows = [(c.clip_id, c.video_uid, c.start_us, c.stop_us) for c in (source[i] for i in range(len(source)))]
+    clip_id, video_uid, start_us, stop_us = zip(*rows, strict=True)
+    return moments_lib.Moments(
+        **{tower: np.concatenate(kept) for tower, kept in parts.items()}, clip_id=np.array(clip_id),
+        video_uid=np.array(video_uid), start_us=np.array(start_us, np.int64), stop_us=np.array(stop_us, np.int64),
+    )  # fmt: skip
+
+
+def _made_of(model: embedder.Embedder, source: loader.ClipSource) -> str:
+    """Returns the digest of all that embeddings depend on: clips, sizes and parameters."""
+    digest = hashlib.sha256(f"{source.digest} {model.config}".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def _open(folder: str, split: str, num_frames: int) -> loader.ClipSource:
+    """Returns the clips of a split, or of all that hold any where none is named."""
+    if not split:
+        splits = records.ClipsInfo.load(folder).splits
+        split = "+".join(name for name, found in splits.items() if found.num_clips)
+    return loader.open_split(folder, split, num_frames)
+
+
+def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
+    """Answers every question of the command line: prints, writes and returns question → hits.
+
+    Raises:
+      ValueError: A model, clips or question that can't be read or don't fit.
+    """
+    for name in ("top", "batch_size", "num_threads"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    model = embedder.load(args.model, tokenizer=args.tokenizer)
+    source = _open(args.clips, args.split, model.config.video.num_frames)
+    queries = embed_queries(model, args.text, args.sound)
+    out = pathlib.Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    made_of = _made_of(model, source)
+    moments = moments_lib.load(out / moments_lib.FILE, made_of)
+    if moments is None:
+        moments = embed_moments(model, source, batch_size=args.batch_size, num_threads=args.num_threads)
+        moments_lib.save(out / moments_lib.FILE, moments, made_of)
+    found = {name: moments_lib.find(moments, query, args.by, args.top) for name, query in queries.items()}
+    moments_lib.write_csv(out / "hits.csv", moments, found)
+    page = moments_lib.write_page(
+        out, moments, found, title="mc3_jax: moments found", by=args.by, source=source,
+        facts=f"{len(moments)} clips of {len(np.unique(moments.video_uid))} videos in {args.clips}; model {args.model}",
+    )  # fmt: skip
+    for name, hits in found.items():
+        print(_printable(name))
+        for hit in hits:
+            at = moments_lib.clock(int(moments.start_us[hit.row]))
+            print(f"  {hit.rank:>3}  {hit.score:.3f}  {at:>9}  {_printable(str(moments.video_uid[hit.row]))}")
+    print(f"{out / 'hits.csv'}\n{page}")
+    return found
+
+
+def _printable(text: str) -> str:
+    """Returns a stranger's text as it may stand on a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    description = "Finds moments by words or by a sound; without either, those whose sound and pictures agree."
+    parser = argparse.ArgumentParser(prog="python -m mc3_jax.search", description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", required=True, help="workdir of a run, folder of mc3_jax.convert, or a checkpoint of the paper's sizes")
+    add("--clips", required=True, help="data set to look through, e.g. of data_prep.own_videos --every_s 0.75")
+    add("--out", required=True, help="folder for hits.csv, index.html and the embeddings")
+    add("--text", action="append", default=[], help="what to find, in the words of narrations; may be repeated")
+    add("--sound", action="append", default=[], help="sound file to find moments like; may be repeated")
+    add("--by", choices=moments_lib.SCORES, default="both", help="what of a moment the question is compared with")
+    add("--top", type=int, default=10, help="moments a question (default %(default)s)")
+    add("--split", default="", help="of the data set; default all")
+    add("--tokenizer", default="", help="folder of the tokenizer, where the model has none")
+    add("--batch_size", type=int, default=64, help="clips computed at a time (default %(default)s)")
+    add("--num_threads", type=int, default=4, help="that read and decode clips (default %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Searches, or ends with one line and status 2."""
+    args = _parse(argv)
+    try:
+        search(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

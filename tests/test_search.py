@@ -1,0 +1,91 @@
+"""`python -m mc3_jax.search`: what it finds is what the model's own embeddings say, and what it can't use it names."""
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+
+import mc3_jax
+from mc3_jax import search
+from mc3_jax.data import loader
+from mc3_jax.evals import moments as moments_lib
+
+TEXT = "#C C chops the onion"
+
+
+def run(finished, out, *args) -> None:
+    config, workdir, _ = finished
+    search.main(["--model", workdir, "--clips", config.data.dir, "--split", "test", "--out", str(out), *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def found(finished, tmp_path_factory):
+    """A folder in which one text was asked for."""
+    out = tmp_path_factory.mktemp("search") / "found"
+    run(finished, out, "--text", TEXT, "--top", 5)
+    return out
+
+
+def test_hits_are_those_of_the_models_own_embeddings(finished, found):
+    config, workdir, _ = finished
+    source = loader.open_split(config.data.dir, "test", config.model.video.num_frames)
+    with np.load(found / moments_lib.FILE, allow_pickle=False) as arrays:
+        audio, video, ids = arrays["audio"], arrays["video"], arrays["clip_id"]
+    clips = [source[i] for i in range(len(source))]
+    assert ids.tolist() == [clip.clip_id for clip in clips]
+    model = mc3_jax.load(workdir)
+    np.testing.assert_allclose(audio, model.embed_audio(np.stack([clip.audio for clip in clips]), 16_000), atol=1e-5)
+    [query] = model.embed_text([TEXT])
+    scores = dict(zip(ids, (audio @ query + video @ query) / 2, strict=True))
+    with (found / "hits.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert rows[0]["clip_id"] == max(scores, key=scores.get)
+    assert {row["query"] for row in rows} == {TEXT}
+    for row in rows:
+        assert float(row["score"]) == pytest.approx(scores[row["clip_id"]], abs=1e-4)
+    page = (found / "index.html").read_text()
+    assert "onion" in page
+    assert rows[0]["video_uid"] in page
+
+
+def test_a_second_question_embeds_no_clip_again_and_another_model_does(finished, found, monkeypatch, capsys, tmp_path):
+    config, workdir, _ = finished
+    source = loader.open_split(config.data.dir, "test", 4)
+    sound = tmp_path / "sound.wav"
+    soundfile.write(sound, np.stack([source[3].audio] * 2, axis=1), 16_000)
+
+    def embed(*args, **kwargs):
+        raise ValueError("embedded again")
+
+    monkeypatch.setattr(search, "embed_moments", embed)
+    run(finished, found, "--sound", sound, "--by", "audio", "--top", 1)
+    assert float((found / "hits.csv").read_text().splitlines()[1].split(",")[2]) == pytest.approx(1.0, abs=1e-3)  # itself
+    run(finished, found, "--top", 3)
+    out = capsys.readouterr().out
+    assert moments_lib.AGREEMENT in out
+    other = mc3_jax.load(workdir)
+    digest = search._made_of(other, source)
+    other.params["audio"]["projection"]["bias"] = other.params["audio"]["projection"]["bias"] + 1
+    assert search._made_of(other, source) != digest
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--text", " "], "--text ' ' is empty"),
+        (["--sound", "nothing.wav"], "--sound nothing.wav: "),
+        (["--sound", __file__], "Format not recognised"),
+        (["--top", "0"], "--top must be at least 1, got 0"),
+        (["--split", "tests"], "has no split 'tests'"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--clips", "nowhere"], "no data folder nowhere"),
+    ],
+)
+def test_what_can_not_be_used_is_one_line_and_status_2(finished, tmp_path, capsys, args, words):
+    with pytest.raises(SystemExit) as ended:
+        run(finished, tmp_path / "out", *args)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line

@@ -291,6 +291,23 @@ class SaveConfig:
 
 
 @dataclasses.dataclass
+class ValidationConfig:
+    """The loss on clips that nobody trains on, while training goes on.
+
+    Attributes:
+      every_steps: Interval, and at the end of each phase; 0 is never.
+      split: Of the data set; several joined by "+".
+      folds: Of those splits, the folds that count; none means all.
+      num_batches: Of `data.batch_size` clips, always the same; as many as the split fills, at most.
+    """
+
+    every_steps: int = 0
+    split: str = "validation"
+    folds: tuple[int, ...] = ()
+    num_batches: int = 4
+
+
+@dataclasses.dataclass
 class EvalConfig:
     """What `mc3_jax.evaluate` does.
 
@@ -363,6 +380,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     phases: list[PhaseConfig] = dataclasses.field(default_factory=lambda: [PhaseConfig()])
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 

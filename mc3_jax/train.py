@@ -13,7 +13,8 @@ import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -33,6 +34,7 @@ from mc3_jax import (
     phases as phases_lib,
     profiler,
     train_step as step_lib,
+    validation_loss,
     weights,
     workdir as workdir_lib,
 )
@@ -53,6 +55,7 @@ class Run:
       phases: Placed in the run.
       source: Training clips.
       tokenize: Text to ids and mask.
+      validation: Measures losses on clips that are not trained on; None where the config wants none.
       initial: Flat parameters of the towers that start from files, where nothing is trained yet.
     """
 
@@ -63,6 +66,7 @@ class Run:
     phases: list[phases_lib.Phase]
     source: loader.ClipSource
     tokenize: Callable
+    validation: validation_loss.ValidationLoss | None
     initial: weights.Flat
 
 
@@ -100,6 +104,9 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
     shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
+    validation = None
+    if config.validation.every_steps:
+        validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames)
     metric_writer.check_wandb(config.log.wandb_project)
     initial, notes = ({}, []) if checkpoint.steps_of(workdir) else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
@@ -111,7 +118,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
         _say(note)
-    return Run(config, workdir, mesh, model, phases, source, tokenize, initial)
+    return Run(config, workdir, mesh, model, phases, source, tokenize, validation, initial)
 
 
 def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:
@@ -297,8 +304,13 @@ def _run_phase(
         loop.writer.advance(step, phase.config.name)
         # Order 3: before a checkpoint its own numbers are written, else a kill between the two would lose them.
         is_due = checkpoints.is_due(step)
-        if is_due or loop.profiler.ends(step):
-            _read(loop, phase, state, *unread)
+        is_measured = run.validation is not None and run.validation.is_due(step, phase.stop)
+        if is_due or is_measured or loop.profiler.ends(step):
+            measured = {}
+            if is_measured:
+                with loop.during("validation", f"measuring the validation loss after step {step}", long=True):
+                    measured = run.validation.measure(phase, state.params)
+            _read(loop, phase, state, *unread, measured)
             unread = None
         if loop.profiler.ends(step):
             with loop.during("trace", "writing the trace", long=True):
@@ -317,7 +329,10 @@ def _run_phase(
     return step, state
 
 
-def _read(loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step: int, numbers, called) -> None:
+def _read(
+    loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step: int, numbers, called,
+    measured: Mapping[str, float] = types.MappingProxyType({}),
+) -> None:  # fmt: skip
     """Waits for a step, writes its numbers where they are due and stops where it did not count.
 
     Args:
@@ -326,6 +341,7 @@ def _read(loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step
       step: Steps done with it.
       numbers: Its metrics and health.
       called: What the stopwatch knows of it.
+      measured: What was measured after it, which is due as well.
     """
     metrics, health = numbers
     with loop.watchdog.at(f"waiting for the devices to do step {step}"):
@@ -333,9 +349,9 @@ def _read(loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step
         loop.stopwatch.done(called)
     if not taken:
         _stop_diverged(loop, phase, state, step, metrics, health)
-    if step % loop.run.config.log.every_steps == 0 or step == phase.stop:
+    if step % loop.run.config.log.every_steps == 0 or step == phase.stop or measured:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        loop.writer.write(step, phase.config.name, values | loop.times(step))
+        loop.writer.write(step, phase.config.name, values | measured | loop.times(step))
 
 
 def _stop_diverged(

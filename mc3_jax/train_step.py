@@ -5,6 +5,7 @@ and its gradient are those of a single device. Every device gets all embeddings,
 all of the loss, so that going back needs no exchange; what is left to exchange are the parameters' gradients.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -246,6 +247,39 @@ def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
         return head(embeddings, params.get("loss"), targets, step, keys, memory)
 
     return loss_fn
+
+
+def make_validation_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
+    """Returns `validate(params, batch) -> terms`: a phase's loss without augmentation, dropout, mixup and memory.
+
+    The terms are float32 scalars, the loss and its parts as `objective.phase_loss` names them. With `data.chunk_size` the
+    rows are embedded that many at a time.
+    """
+    phase = dataclasses.replace(phase, memory=config_lib.MemoryConfig(), mixup=0.0)
+    names = phases_lib.modalities(phase)
+    used = (*names, *([config_lib.CLASSIFIER] if config.model.num_classes else []))
+    chunk_size = config.data.chunk_size
+
+    def embed(params, batch: Batch):
+        inputs = model_lib.prepare(batch, config.model, None)
+        inputs = {key: value for key, value in inputs.items() if key.startswith(tuple(names))}
+        return model.apply({"params": {name: params[name] for name in used}}, **inputs, train=False)
+
+    def validate(params, batch: Batch):
+        _, targets = _make_targets(config, phase, 0, batch)
+        if chunk_size in (0, config.data.batch_size):
+            embeddings = _constrain(embed(params, batch), PartitionSpec())
+        else:
+            chunks = {name: _split_rows(x, chunk_size) for name, x in batch.items()}
+            embeddings = jax.lax.map(functools.partial(embed, params), chunks)
+            embeddings = jax.tree.map(_join_rows, _constrain(embeddings, PartitionSpec()))
+        loss_params, rows = params.get("loss"), config.loss_block_rows
+        _, (terms, _) = objective.phase_loss(
+            embeddings, phase, loss_params=loss_params, targets=targets, block_rows=rows
+        )
+        return {name: value for name, value in terms.items() if name != "temperature"}
+
+    return validate
 
 
 def _finite_rows(embeddings: Mapping[str, Array]) -> Array:

@@ -57,6 +57,9 @@ def validate(config: Config) -> None:
         _validate_phase(f"phases[{i}]", phase)
         _validate_memory(f"phases[{i}]", phase, config.data, config.model.num_classes)
         _validate_classification(f"phases[{i}]", phase, config)
+    for field, least in (("every_steps", 0), ("num_batches", 1)):
+        value = getattr(config.validation, field)
+        _require(value >= least, f"validation.{field}", value, f"must be at least {least}")
     for field in ("every_steps", "keep"):
         value = getattr(config.save, field)
         _require(value >= 1, f"save.{field}", value, "must be at least 1")

@@ -21,8 +21,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
     "fsdp", "loss_block_rows", "heartbeat_timeout_s", "hang_timeout_s", "model.scan_layers", "model.remat", "model.attention",
-    "data.chunk_size", "data.dir", "data.tokenizer", "data.num_threads", "data.num_workers", "data.prefetch", "save", "eval",
-    "log",
+    "data.chunk_size", "data.dir", "data.tokenizer", "data.num_threads", "data.num_workers", "data.prefetch", "save",
+    "validation", "eval", "log",
 )  # fmt: skip
 
 

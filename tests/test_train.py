@@ -18,9 +18,11 @@ from mc3_jax import (
     mesh as mesh_lib,
     metric_writer,
     model as model_lib,
+    objective,
     phases as phases_lib,
     train,
     train_step as step_lib,
+    validation_loss,
 )
 from mc3_jax.data import loader, records, tokenizer
 from tests import world
@@ -44,10 +46,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     assert step in kept
     for later in (s for s in kept if s > step):
         shutil.rmtree(checkpoint.checkpoint_dir(str(tmp_path / "run")) / str(later))
+    config = copy.deepcopy(config)  # looking at other clips meanwhile changes nothing
+    config.validation = config_lib.ValidationConfig(every_steps=4, split="validation+test", num_batches=1)
     resumed = train.train(train.set_up(config, str(tmp_path / "run")))
     assert int(resumed.step) == stops[-1]
     assert_equal_bits(resumed, state)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    assert list(measured) == [n for n in range(step + 1, stops[-1] + 1) if n % 4 == 0 or n in stops]
+    assert all("validation_consensus" in row for row in rows if row["step"] in measured and row["phase"] == "refine")
+    assert len(set(measured.values())) == len(measured)
     assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
     times = [row["elapsed_s"] for row in rows]  # go on where the first start's ended, or later
     assert times == sorted(times)
@@ -96,6 +104,33 @@ def test_a_run_goes_on_on_another_mesh_with_the_same_clips_in_the_same_rows(fini
     assert metric_writer.read_clips(str(moved)) == metric_writer.read_clips(workdir)
     for row, expected in zip(metric_writer.read_metrics(str(moved)), metric_writer.read_metrics(workdir), strict=True):
         np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-4)
+
+
+def test_the_validation_loss_is_that_of_the_objective_on_fixed_clips_whatever_the_chunks(finished):
+    config, _, state = finished
+    config = copy.deepcopy(config)
+    config.validation = config_lib.ValidationConfig(every_steps=1, split="validation+test", num_batches=1)
+    mesh, model = mesh_lib.make_mesh(), model_lib.make_model(config.model)
+    tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
+    phase = phases_lib.plan_phases(config.phases, 100, 16)[1]
+    source = loader.open_split(config.data.dir, "validation+test", 4)
+    batch = next(loader.train_batches(source, tokenize, batch_size=16, seed=0, clips_per_video=config.data.clips_per_video))
+    embeddings = jax.jit(model_lib.make_embed_fn(model, config.model))(state.params, batch)
+    expected, (terms, _) = objective.phase_loss(embeddings, phase.config)
+    with jax.set_mesh(mesh):
+        for chunk_size in (0, 8):
+            config.data.chunk_size = chunk_size
+            measure = validation_loss.ValidationLoss(config, mesh, model, tokenize, 4)
+            for _ in range(2):  # always the same clips
+                found = measure.measure(phase, state.params)
+                assert found["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
+                assert found["validation_consensus"] == pytest.approx(float(terms["consensus"]), rel=1e-3)
+    assert [measure.is_due(step, 7) for step in (1, 7)] == [True, True]
+    config.validation.every_steps = 4
+    assert [measure.is_due(step, 7) for step in (3, 4, 7)] == [False, True, True]
+    config.data.batch_size = 64
+    with pytest.raises(ValueError, match="split 'validation.test' of .* clips, fewer than a batch of 64"):
+        validation_loss.ValidationLoss(config, mesh, model, tokenize, 4)
 
 
 def test_a_mesh_has_the_devices_of_a_process_side_by_side():

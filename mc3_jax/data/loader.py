@@ -162,13 +162,14 @@ def train_batches(
     num_samples: int | None = None,
     silence_db: float = 0.0,
     start_step: int = 0,
+    num_steps: int = _ENDLESS,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 16,
     num_workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """Yields this process's rows of step `start_step`, `start_step + 1`, ... without end.
+    """Yields this process's rows of step `start_step`, `start_step + 1`, ..., without end unless `num_steps` says one.
 
     Args:
       source: Training split.
@@ -179,6 +180,7 @@ def train_batches(
       num_samples: Of the audio, a random crop where a clip's is longer; None is the data set's `num_samples`.
       silence_db: Of such crops, see `transforms.make_sample`.
       start_step: First step.
+      num_steps: How many there are.
       process_index, process_count: Which rows.
       num_threads: That read and decode.
       num_workers: Processes that do it instead, if more than 0. Python's lock lets threads keep some five cores busy.
@@ -196,7 +198,7 @@ def train_batches(
 
     order = functools.partial(epoch_order, source.video_clips, clips_per_video, seed)
     rows = _TrainRows(source, tokenize, batch_size, seed, num_samples, silence_db, _Remember(order, 2))
-    steps = range(start_step, _ENDLESS)
+    steps = range(start_step, start_step + num_steps)
     return readers.read(
         rows, source.video_shape, steps, batch_size=batch_size, process_index=process_index,
         process_count=process_count, num_threads=num_threads, num_workers=num_workers, prefetch=prefetch,

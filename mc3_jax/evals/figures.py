@@ -89,12 +89,13 @@ def losses(rows: list[dict]) -> dict[str, go.Figure]:
     Args:
       rows: Of `metrics.jsonl`.
     """
-    terms = sorted({key for row in rows for key in row if key.startswith(("loss", "contrastive", "consensus"))})
+    named = {key: key.removeprefix("validation_") for row in rows for key in row}
+    terms = sorted(key for key, name in named.items() if name.startswith(("loss", "contrastive", "consensus")))
     boundaries = [b["step"] for a, b in itertools.pairwise(rows) if a["phase"] != b["phase"]]
     groups = (
-        ("Loss and its contrastive part", "nats", [t for t in terms if t in ("loss", "contrastive")]),
+        ("Loss and its contrastive part", "nats", [t for t in terms if named[t] in ("loss", "contrastive")]),
         ("Contrastive loss of each pair", "nats", [t for t in terms if t.startswith("contrastive_")]),
-        ("Consensus loss", "distance of cosines", [t for t in terms if t == "consensus"]),
+        ("Consensus loss", "distance of cosines", [t for t in terms if named[t] == "consensus"]),
     )
     figures = {}
     for title, unit, names in groups:

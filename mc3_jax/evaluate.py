@@ -218,9 +218,9 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
         hit = f"  V→A hit@5 {v2a['hit@5']:.3f} (chance {v2a['chance']['hit@5']:.3f})" if v2a else ""
         within = "no verb has both labels" if inside is None else f"AV within verbs {inside:.3f}"
         print(f"{name}: {line}  {within}{hit}")
-    print("controls: " + "  ".join(f"{name} {value:.3f}" for name, value in results[last]["controls"].items()))
-    margin = results[last]["margin"]
-    print(f"AV over the better of {', '.join(margin['controls'])}: {margin['margin']:+.3f} {margin['margin_interval']}")
+    alone = {name: "–" if value is None else f"{value:.3f}" for name, value in results[last]["controls"].items()}
+    print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))
+    print(discovery.describe_margin(results[last]["margin"]))
     print(f"{path}\n{page}")
 
 

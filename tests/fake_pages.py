@@ -68,7 +68,7 @@ def run_page(folder: pathlib.Path, num_clips: int = 60, retrieval: bool = True, 
         results[name] = {
             "discovery": {p: pair | {"roc_auc": 0.6 + 0.01 * i} for i, p in enumerate(discovery.PAIRS)},
             "retrieval": {"v2a": direction, "a2l": direction} if retrieval else {},
-            "controls": {"loudness": 0.5, "verb_prior": 0.6},
+            "controls": {"loudness": 0.5, "verb_prior": 0.6 if retrieval else None},
             "margin": {
                 "controls": ["loudness"], "best_control_roc_auc": 0.5, "margin": 0.1, "margin_interval": [0.0, 0.2]
             },

@@ -57,7 +57,7 @@ def discover(
 def compare(
     scores: np.ndarray, controls: Mapping[str, np.ndarray], labels: np.ndarray, *, num_bootstrap: int, seed: int
 ) -> dict[str, object]:
-    """Returns by how much a score's ROC-AUC beats the best control's, with a paired bootstrap interval.
+    """Returns a score's ROC-AUC minus the best control's, with a paired bootstrap interval.
 
     A control is turned round where lower means sounding, which favours it. In every resampling the score meets the best
     control of that resampling.
@@ -83,6 +83,26 @@ def compare(
         "margin": float(metrics.roc_auc(labels, scores) - best()),
         "margin_interval": [low, high],
     }
+
+
+def describe_margin(found: Mapping) -> str:
+    """Returns in a sentence what `compare` found of AV, and what its interval says.
+
+    Args:
+      found: Of `compare`.
+    """
+    low, high = found["margin_interval"]
+    if low > 0:
+        verdict = "which lies above 0: AV is ahead"
+    elif high < 0:
+        verdict = "which lies below 0: AV is behind"
+    else:
+        verdict = "which contains 0: no evidence of a lead"
+    names = " and ".join(name.replace("_", " ") for name in found["controls"])
+    return (
+        f"AV minus the better of {names} ({found['best_control_roc_auc']:.3f}): {found['margin']:+.3f}, "
+        f"95 % interval [{low:+.3f}, {high:+.3f}], {verdict}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

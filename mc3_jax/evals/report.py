@@ -67,7 +67,7 @@ def _discovery_table(results: dict[str, dict]) -> page.Table:
     return page.Table("Discovery, in brackets the 95 % bootstrap interval", columns, rows, last)
 
 
-def _controls_table(controls: Mapping[str, float]) -> page.Table:
+def _controls_table(controls: Mapping[str, float | None]) -> page.Table:
     rows = [[page.text(name.replace("_", " ")), page.number(value)] for name, value in controls.items()]
     return page.Table("Controls, each alone", ("score", "ROC-AUC"), rows)
 
@@ -89,7 +89,7 @@ def _retrieval_table(results: dict[str, dict]) -> page.Table | None:
             counts = [page.number(r["num_queries"], "d"), page.number(r["pool_size"], "d")]
             rows.append([page.text(name), page.text(direction.upper().replace("2", "→")), *cells, *counts])
         last = frozenset(range(start, len(rows)))
-    columns = ("after", "direction", *_RETRIEVAL_COLUMNS, "queries", "pool")
+    columns = ("after", "direction", *(c.replace("_", " ") for c in _RETRIEVAL_COLUMNS), "queries", "pool")
     return page.Table("Retrieval, in brackets that of a random order", columns, rows, last) if rows else None
 
 
@@ -154,6 +154,67 @@ def _map(embeddings, known, labels, scores, clusters, clips, verb_of, seed) -> t
     return plot, page.embed(json.dumps({"clips": shown, "places": rounded}))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """What of a run its page shows; rows are those of the labelled clips.
+
+    Attributes:
+      scores: Checkpoint → pair → cosine of each clip.
+      clusters: Of each clip, 0 the largest.
+      described: The clusters.
+      queries: Direction → queries.
+      best: Kind, of `EXPLANATIONS`, → rows.
+      verbs: Scores beside how often they sound.
+      verb_names: Of `verbs`.
+      clips: Index in the split → clip with its pictures and sound.
+    """
+
+    scores: dict[str, dict[str, np.ndarray]]
+    clusters: np.ndarray
+    described: list[clustering.Cluster]
+    queries: dict[str, list[retrieval.Query]]
+    best: dict[str, np.ndarray]
+    verbs: discovery.Verbs
+    verb_names: list[str]
+    clips: dict[int, media.Shown]
+
+
+def _choose(embeddings: dict, known: dict, source, sizes: Sizes) -> _Shown:
+    """Returns what is shown of a run, by its newest checkpoint; reads the clips."""
+    last = list(embeddings)[-1]
+    labels, verb_ids, newest = known["label"].astype(np.int64), known["verb_id"].astype(np.int64), embeddings[last]
+    scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
+    av = scores[last]["av"]
+    clusters = clustering.cluster(newest["video"], sizes.num_clusters, sizes.seed)
+    described = clustering.describe(
+        clusters, newest["video"], labels, verb_ids, num_examples=sizes.num_cluster_examples
+    )
+    queries = _queries(newest, known, sizes.seed)
+    best = best_and_worst(av, labels, sizes.num_examples)
+    verbs = discovery.by_verb(av, labels, verb_ids)
+    rows = [int(row) for cluster in described for row in cluster.examples]
+    rows += [row for found in queries.values() for query in found for row in (query.query, *query.retrieved)]
+    rows += projection.sample(len(labels), MAX_MAPPED, sizes.seed).tolist()
+    whole = [int(known["index"][row]) for chosen in best.values() for row in chosen]
+    clips = media.gather(source, known["index"][rows].tolist(), whole)
+    verb_names = [source.info.verbs[verb] for verb in verbs.verb_ids]
+    return _Shown(scores, clusters, described, queries, best, verbs, verb_names, clips)
+
+
+def _verb_plots(shown: _Shown, actions: dict) -> list[page.Plot]:
+    """Returns the plots of verbs and of verb-noun pairs, as far as there are any."""
+    plots = []
+    if shown.verb_names:
+        figure = figures.verbs(shown.verb_names, shown.verbs.counts, shown.verbs.rates, shown.verbs.scores)
+        alt = "A point for each verb; the numbers stand in the table of verbs"
+        plots.append(page.Plot("verbs", "Verbs: mean AV score against how often they sound", alt, figure))
+    if actions["groups"]:
+        alt = "Bars: the number of sounding clips of each verb-noun pair, the most frequent first"
+        figure = figures.long_tail(actions["groups"])
+        plots.append(page.Plot("tail", f"{len(actions['groups'])} verb-noun pairs that sound", alt, figure))
+    return plots
+
+
 def write(
     folder: pathlib.Path,
     *,
@@ -179,55 +240,29 @@ def write(
       source: `loader.ClipSource` the clips come from.
       sizes: How much is shown.
     """
-    last = list(results)[-1]
-    labels, verb_ids, newest = known["label"].astype(np.int64), known["verb_id"].astype(np.int64), embeddings[last]
-    scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
-    av = scores[last]["av"]
+    last, labels = list(results)[-1], known["label"].astype(np.int64)
+    shown = _choose(embeddings, known, source, sizes)
+    clips, av = shown.clips, shown.scores[last]["av"]
 
     def verb_of(verb: int) -> str:
         return source.info.verbs[verb] if verb >= 0 else "unknown verb"
 
-    clusters = clustering.cluster(newest["video"], sizes.num_clusters, sizes.seed)
-    described = clustering.describe(
-        clusters, newest["video"], labels, verb_ids, num_examples=sizes.num_cluster_examples
+    mapped, map_clips = _map(embeddings[last], known, labels, av, shown.clusters, clips, verb_of, sizes.seed)
+    curves = _curve_plots(shown.scores, labels, metric_rows)
+    actions = taxonomy.statistics(
+        labels, known["verb_id"].astype(np.int64), known["noun_id"], source.info.verbs, source.info.nouns
     )
-    queries = _queries(newest, known, sizes.seed)
-    best = best_and_worst(av, labels, sizes.num_examples)
-    of_verbs = discovery.by_verb(av, labels, verb_ids)
-    verb_names = [verb_of(int(verb)) for verb in of_verbs.verb_ids]
-
-    rows = [int(row) for cluster in described for row in cluster.examples]
-    rows += [row for found in queries.values() for query in found for row in (query.query, *query.retrieved)]
-    rows += projection.sample(len(labels), MAX_MAPPED, sizes.seed).tolist()
-    whole = [int(known["index"][row]) for chosen in best.values() for row in chosen]
-    clips = media.gather(source, known["index"][rows].tolist(), whole)
-    mapped, map_clips = _map(newest, known, labels, av, clusters, clips, verb_of, sizes.seed)
-    curves = _curve_plots(scores, labels, metric_rows)
-    verbs_plot = []
-    if verb_names:
-        figure = figures.verbs(verb_names, of_verbs.counts, of_verbs.rates, of_verbs.scores)
-        alt = "A point for each verb; the numbers stand in the table of verbs"
-        verbs_plot = [page.Plot("verbs", "Verbs: mean AV score against how often they sound", alt, figure)]
-    actions = taxonomy.statistics(labels, verb_ids, known["noun_id"], source.info.verbs, source.info.nouns)
-    tail_plot = []
-    if actions["groups"]:
-        alt = "Bars: the number of sounding clips of each verb-noun pair, the most frequent first"
-        figure = figures.long_tail(actions["groups"])
-        tail_plot = [page.Plot("tail", f"{len(actions['groups'])} verb-noun pairs that sound", alt, figure)]
-    margin = results[last]["margin"]
-    low, high = margin["margin_interval"]
     return page.write(
-        folder, "report.html.j2", title=title, facts=facts, plots=[*curves, mapped, *verbs_plot, *tail_plot], clips=clips,
-        discovery=_discovery_table(results), controls=_controls_table(results[last]["controls"]), paper=_paper_table(),
-        margin=f"AV beats the better of {' and '.join(margin['controls'])} ({margin['best_control_roc_auc']:.3f}) by "
-        f"{margin['margin']:+.3f} [{low:+.3f}, {high:+.3f}].".replace("_", " "),
+        folder, "report.html.j2", title=title, facts=facts, plots=[*curves, mapped, *_verb_plots(shown, actions)],
+        clips=clips, discovery=_discovery_table(results), controls=_controls_table(results[last]["controls"]),
+        paper=_paper_table(), margin=discovery.describe_margin(results[last]["margin"]),
         retrieval=_retrieval_table(results),
-        queries=[(_SHOWN_DIRECTIONS[direction], found) for direction, found in queries.items() if found],
+        queries=[(_SHOWN_DIRECTIONS[direction], found) for direction, found in shown.queries.items() if found],
         curves=[plot.name for plot in curves], map_clips=map_clips, num_mapped=min(MAX_MAPPED, len(labels)),
-        has_tail=bool(tail_plot), num_clips=len(labels), spearman=page.number(of_verbs.spearman, "+.2f").text,
-        clusters=described, clusters_sampled=len(labels) > clustering.MAX_MERGED, verb_of=verb_of,
-        verbs=_verbs_table(of_verbs, verb_names) if verb_names else None,
-        examples=[(kind, EXPLANATIONS[kind], rows.tolist()) for kind, rows in best.items() if len(rows)],
+        has_tail=bool(actions["groups"]), num_clips=len(labels), spearman=page.number(shown.verbs.spearman, "+.2f").text,
+        clusters=shown.described, clusters_sampled=len(labels) > clustering.MAX_MERGED, verb_of=verb_of,
+        verbs=_verbs_table(shown.verbs, shown.verb_names) if shown.verb_names else None,
+        examples=[(kind, EXPLANATIONS[kind], rows.tolist()) for kind, rows in shown.best.items() if len(rows)],
         clip_of=lambda row: clips[int(known["index"][row])], score_of=lambda row: f"{av[row]:.3f}",
         label_of=lambda row: bool(labels[row]),
     )  # fmt: skip

@@ -182,6 +182,15 @@ def test_a_run_without_groups_or_log_or_with_few_clips_has_a_page(tmp_path, miss
     assert ("Not measured: no verb-noun pair" in "".join(parsed.text)) == ("retrieval" in missing)
 
 
+def test_a_page_explains_its_words_and_says_of_a_margin_what_its_interval_says(pages):
+    for kind, words in (("run", ("AV", "AL", "VL", "within verbs", "verb prior", "onset strength", "V→A")),
+                        ("suite", ("AV", "AL", "within verbs", "V→A"))):  # fmt: skip
+        text = pages[kind][0]
+        assert [word for word in words if f"<dt>{word}</dt>" not in text] == []
+    said = "AV minus the better of loudness (0.500): +0.100, 95 % interval [+0.000, +0.200], which contains 0"
+    assert said in pages["run"][0]
+
+
 def test_found_are_the_positives_with_the_highest_score():
     labels, scores = np.array([1, 0, 1, 1, 0]), np.array([0.1, 0.9, 0.8, 0.3, 0.2])
     found = {kind: rows.tolist() for kind, rows in report.best_and_worst(scores, labels, 2).items()}

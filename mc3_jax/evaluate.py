@@ -79,11 +79,11 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
     draws = {"num_bootstrap": config.num_bootstrap, "seed": config.seed}
     scores = discovery.similarities(embeddings)
     heard = {name: known[name] for name in ("loudness", "onset_strength")}
-    alone = {**heard, "verb_prior": controls.verb_prior(verbs, labels, config.seed)}
+    alone = {name: metrics.roc_auc(labels, score) for name, score in heard.items()}
     named, groups = retrieval.named_groups(labels, verbs, known["noun_id"])
     return {
         "discovery": {pair: discovery.discover(score, labels, verbs, **draws) for pair, score in scores.items()},
-        "controls": {name: metrics.roc_auc(labels, score) for name, score in alone.items()},
+        "controls": {**alone, "verb_prior": controls.verb_prior_roc_auc(verbs, labels, config.seed)},
         "margin": discovery.compare(scores["av"], heard, labels, **draws),
         "retrieval": retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups, config.seed),
     }

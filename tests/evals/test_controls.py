@@ -2,6 +2,7 @@
 
 import librosa
 import numpy as np
+import pytest
 
 from mc3_jax.evals import controls
 
@@ -19,3 +20,40 @@ def test_onset_strength_is_librosas_of_each_clip_alone():
 def test_loudness_is_the_rms_in_db_of_full_scale():
     audio = np.stack([np.full(100, 16384), np.full(100, -3277), np.zeros(100)]).astype(np.int16)
     np.testing.assert_allclose(controls.loudness(audio), [-6.02, -20.0, -100.0], atol=0.01)
+
+
+@pytest.mark.parametrize(("num_clips", "num_verbs"), [(12, 3), (100, 5), (1000, 20), (300, 300)])
+def test_verbs_that_tell_nothing_come_out_at_chance(num_clips, num_verbs):
+    areas = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        labels = rng.permutation(np.arange(num_clips) < 0.55 * num_clips).astype(np.int64)
+        areas.append(controls.verb_prior_roc_auc(rng.integers(0, num_verbs, num_clips), labels, 1000 + seed))
+    assert abs(np.mean(areas) - 0.5) < 3 * np.std(areas) / np.sqrt(len(areas)) + 1e-9
+    assert abs(np.mean(areas) - 0.5) < 0.1
+
+
+def test_one_verb_tells_nothing_at_all():
+    assert controls.verb_prior_roc_auc(np.zeros(50, np.int64), np.arange(50) % 2) == 0.5
+
+
+@pytest.mark.parametrize("num_clips", [60, 1000])
+def test_verbs_that_sound_more_or_less_often_come_out_above_chance(num_clips):
+    rng = np.random.default_rng(0)
+    verbs = rng.integers(0, 4, num_clips)
+    labels = (rng.uniform(size=num_clips) < np.array([0.1, 0.3, 0.7, 0.9])[verbs]).astype(np.int64)
+    assert controls.verb_prior_roc_auc(verbs, labels) > 0.75
+
+
+def test_a_verb_that_nobody_knows_says_no_more_than_the_overall_rate():
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    half = np.where(rng.uniform(size=200) < 0.5, labels, -1)  # where it is known, verb and label are one
+    assert 0.65 < controls.verb_prior_roc_auc(half, labels) < 0.85
+    assert controls.verb_prior_roc_auc(np.full(200, -1), labels) is None
+
+
+@pytest.mark.parametrize("num_positive", [0, 1, 20])
+def test_a_label_of_fewer_than_two_clips_leaves_nothing_to_learn_from(num_positive):
+    labels = (np.arange(20) < num_positive).astype(np.int64)
+    assert controls.verb_prior_roc_auc(np.arange(20) % 3, labels) is None

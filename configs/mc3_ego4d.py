@@ -3,9 +3,17 @@
     python -m mc3_jax.train --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d \
         --config.data.dir=data/ego4d_clips
 
-Beside the clips it reads three things from `weights/`, which is for you to fill (nothing is downloaded): EgoVLP's pre-trained
-checkpoint, DeiT-B distilled 384 from facebookresearch/deit, and the files of Hugging Face's `distilbert-base-uncased`.
-`--config.init.audio=` (empty) starts a tower at random.
+Beside the clips it reads three things from `weights/`, which is for you to fill; nothing is downloaded:
+
+- `weights/egovlp.pth`: the checkpoint that github.com/showlab/EgoVLP links as EgoVLP_PT_BEST, renamed. Video and text start
+  from it.
+- `weights/deit_base_distilled_patch16_384-d0272ac0.pth`: DeiT-B distilled at 384 px, from the model zoo of
+  github.com/facebookresearch/deit, as AST (github.com/YuanGongND/ast) starts from ImageNet. Audio starts from it.
+- `weights/distilbert-base-uncased/`: the tokenizer's files (`vocab.txt` or `tokenizer.json`, `tokenizer_config.json`) of
+  huggingface.co/distilbert/distilbert-base-uncased. Its weights are not read.
+
+Other names and places: `--config.init.video=`, `.text=`, `.audio=` and `--config.data.tokenizer=`; an empty
+`--config.init.audio=` starts a tower at random.
 """
 
 from mc3_jax.config import Config, DataConfig, InitConfig, ModelConfig, OptimizerConfig, PhaseConfig, SaveConfig

@@ -2,7 +2,7 @@
 
 Prints and writes counts (clips, hours, verbs, nouns), draws the long tail of verbs and nouns (Fig. 4 of the paper), how often
 each verb sounds (Table 1) and a contact sheet: frames, waveform, log-mel and caption of clips drawn at random. Of sounds it
-counts classes, folds and durations instead.
+counts classes, folds and durations instead. With `--clip_id ID`, once or more, it shows those clips alone and counts nothing.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 
 import grain.python as grain
 import librosa
@@ -116,6 +117,34 @@ def count(source: grain.ArrayRecordDataSource, info: records.ClipsInfo) -> Stati
     )
 
 
+def find(sources: Mapping[str, grain.ArrayRecordDataSource], clip_ids: Sequence[str]) -> dict[str, tuple[str, records.Clip]]:
+    """Returns clip id → (split, clip), in the order of `clip_ids`; reads the splits until all are found.
+
+    Args:
+      sources: Records of each split.
+      clip_ids: Of the clips wanted; named twice they are found once.
+
+    Raises:
+      ValueError: One is in no split, or a record can't be read.
+    """
+    found, missing = {}, set(clip_ids)
+    for split, source in sources.items():
+        for i in range(len(source) if missing else 0):
+            clip = records.decode(source[i])
+            if clip.clip_id in missing:
+                found[clip.clip_id] = split, clip
+                missing.remove(clip.clip_id)
+                if not missing:
+                    break
+    if missing:
+        wanted = ", ".join(map(repr, sorted(missing)))
+        raise ValueError(
+            f"no clip {wanted} in {', '.join(sources)}: ids stand in a run's embeddings.npz and clips.jsonl; narrations that "
+            f"gave no clip are in {records.REJECTED_FILE}"
+        )
+    return {clip_id: found[clip_id] for clip_id in dict.fromkeys(clip_ids)}
+
+
 def _short(label: str) -> str:
     """Returns a taxonomy's label without its list of forms, "wash_(wash,_rinse)" as "wash", with escapes as it is printed."""
     return terminal.printable(label.split("_(")[0])
@@ -198,6 +227,15 @@ def _picture(clip: records.Clip, index: int) -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError(f"clip {clip.clip_id}: frame {index} can't be decoded: {error}") from error
 
 
+def _caption(clip: records.Clip, info: records.ClipsInfo) -> str:
+    """Returns a clip's narration, its label or class, and where it is from."""
+    labels = {records.UNKNOWN: "no label", 0: "does not sound", 1: "sounds"}
+    kind = labels.get(clip.label, clip.label)
+    if 0 <= clip.class_id < len(info.classes):
+        kind = info.classes[clip.class_id] + (f", fold {clip.fold}" if clip.fold >= 0 else "")
+    return terminal.printable(f"{clip.narration}   [{kind}, {clip.time_us / 1e6:.1f} s of {clip.video_uid}]")
+
+
 def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> figure.Figure:
     """Returns a figure with a row for every clip: a frame of each interval, the waveform, the log-mel, and its caption.
 
@@ -207,7 +245,6 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
     columns = info.num_intervals + 2
     sheet = figure.Figure(figsize=(max(2.1 * columns, 9), 1.75 * len(clips)), layout="constrained")
     grid = sheet.subplots(len(clips), columns, squeeze=False)
-    labels = {records.UNKNOWN: "no label", 0: "does not sound", 1: "sounds"}
     for row, clip in zip(grid, clips, strict=True):
         records.check(clip, info)
         for t, axes in enumerate(row[:-2]):
@@ -222,11 +259,7 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
         row[-1].imshow(librosa.power_to_db(mel), origin="lower", aspect="auto", extent=extent)
         for axes in row[-2:]:
             axes.tick_params(labelsize=6)
-        # The text of a stranger: a dollar sign must not start a formula.
-        kind = labels.get(clip.label, clip.label)
-        if 0 <= clip.class_id < len(info.classes):
-            kind = info.classes[clip.class_id] + (f", fold {clip.fold}" if clip.fold >= 0 else "")
-        caption = terminal.printable(f"{clip.narration}   [{kind}, {clip.time_us / 1e6:.1f} s of {clip.video_uid}]")
+        caption = _caption(clip, info)  # the text of a stranger: a dollar sign must not start a formula
         if clip.frames:
             place = {"x": 0, "y": 1.06, "transform": row[0].transAxes, "in_layout": False}
             row[0].text(s=caption[:150], fontsize=8, parse_math=False, **place)
@@ -238,43 +271,81 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
     return sheet
 
 
+def _open(args: argparse.Namespace) -> tuple[records.ClipsInfo, dict[str, grain.ArrayRecordDataSource]]:
+    """Returns the data set of the command line and the records of its splits that hold any.
+
+    Raises:
+      ValueError: It can't be read, holds no clips, or none in the split that is named.
+    """
+    info = records.ClipsInfo.load(args.clips)
+    if not any(split.shards for split in info.splits.values()):
+        raise ValueError(f"{args.clips} holds no clips at all")
+    sources = {name: open_split(args.clips, info, name) for name, split in info.splits.items() if split.shards}
+    if args.split and args.split not in sources:
+        raise ValueError(f"{args.clips} has no clips in the split {args.split!r}, only in {', '.join(sources)}")
+    return info, sources
+
+
+def _show_named(args: argparse.Namespace) -> str:
+    """Prints and draws the clips that are named, and returns what was written."""
+    info, sources = _open(args)
+    found = find({args.split: sources[args.split]} if args.split else sources, args.clip_id)
+    for clip_id, (split, clip) in found.items():
+        print(f"{split}: {terminal.printable(clip_id)}: {_caption(clip, info)}")
+    _save(args.out, contact_sheet=draw_contact_sheet([clip for _, clip in found.values()], info))
+    return "contact_sheet.png"
+
+
+def _show_drawn(args: argparse.Namespace) -> str:
+    """Counts all clips and draws some of a split, and returns what was written."""
+    info, sources = _open(args)
+    found = {name: count(source, info) for name, source in sources.items()}
+    for name, statistics in found.items():
+        print(describe(name, statistics))
+    split = args.split or max(found, key=lambda name: (found[name].num_labelled, found[name].num_clips))
+    chosen = np.random.default_rng(args.seed).permutation(len(sources[split]))[: args.num_clips]
+    clips = [records.decode(sources[split][int(i)]) for i in np.sort(chosen)]
+    statistics = draw_classes(found, info) if info.classes else draw_statistics(found)
+    _save(args.out, statistics=statistics, contact_sheet=draw_contact_sheet(clips, info))
+    content = {name: dataclasses.asdict(statistics) for name, statistics in found.items()}
+    (args.out / "statistics.json").write_text(json.dumps(content, indent=1) + "\n")
+    return f"contact_sheet.png ({split}), statistics.png, statistics.json"
+
+
+def _save(folder: pathlib.Path, **figures: figure.Figure) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"axes.unicode_minus": False}):
+        for name, drawn in figures.items():
+            drawn.savefig(folder / f"{name}.png", dpi=110)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Inspects, or ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("inspect"), help="folder for the pictures")
-    parser.add_argument("--split", choices=records.SPLITS, help="of the contact sheet; default is the largest labelled one")
+    parser.add_argument(
+        "--split", choices=records.SPLITS, help="of the contact sheet; default is the largest labelled one, of --clip_id all"
+    )
+    parser.add_argument(
+        "--clip_id", action="append", default=[],
+        help="show this clip alone, whichever split it is in; may be given more than once",
+    )  # fmt: skip
     parser.add_argument("--num_clips", type=int, default=12, help="on the contact sheet")
     parser.add_argument("--seed", type=int, default=0, help="of the clips on the contact sheet")
     args = parser.parse_args(argv)
     if not 1 <= args.num_clips <= 100:
         parser.error(f"--num_clips must be from 1 to 100, got {args.num_clips}")
+    if len(args.clip_id) > 100:
+        parser.error(f"--clip_id must be given at most 100 times, got {len(args.clip_id)}")
     if args.seed < 0:
         parser.error(f"--seed must not be negative, got {args.seed}")
     try:
-        info = records.ClipsInfo.load(args.clips)
-        if not any(split.shards for split in info.splits.values()):
-            raise ValueError(f"{args.clips} holds no clips at all")
-        sources = {name: open_split(args.clips, info, name) for name, split in info.splits.items() if split.shards}
-        if args.split and args.split not in sources:
-            raise ValueError(f"{args.clips} has no clips in the split {args.split!r}, only in {', '.join(sources)}")
-        found = {name: count(source, info) for name, source in sources.items()}
-        for name, statistics in found.items():
-            print(describe(name, statistics))
-        split = args.split or max(found, key=lambda name: (found[name].num_labelled, found[name].num_clips))
-        chosen = np.random.default_rng(args.seed).permutation(len(sources[split]))[: args.num_clips]
-        clips = [records.decode(sources[split][int(i)]) for i in np.sort(chosen)]
-        args.out.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"axes.unicode_minus": False}):
-            statistics = draw_classes(found, info) if info.classes else draw_statistics(found)
-            statistics.savefig(args.out / "statistics.png", dpi=110)
-            draw_contact_sheet(clips, info).savefig(args.out / "contact_sheet.png", dpi=110)
-        content = {name: dataclasses.asdict(statistics) for name, statistics in found.items()}
-        (args.out / "statistics.json").write_text(json.dumps(content, indent=1) + "\n")
+        written = _show_named(args) if args.clip_id else _show_drawn(args)
     except (ValueError, OSError, RuntimeError) as error:
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
-    print(f"{args.out}: contact_sheet.png ({split}), statistics.png, statistics.json")
+    print(f"{args.out}: {written}")
 
 
 if __name__ == "__main__":

@@ -76,9 +76,27 @@ def test_the_command_writes_pictures_and_numbers(folder, tmp_path):
     assert json.loads((tmp_path / "o" / "statistics.json").read_text())["train"]["num_clips"] == 14
 
 
+def test_clips_are_shown_by_their_ids_whichever_split_they_are_in(folder, tmp_path, capsys):
+    inspect.main([str(folder), "--out", str(tmp_path / "o"), "--clip_id", "c_1", "--clip_id", "b_5", "--clip_id", "c_1"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(": #C C")[0] for line in said[:-1]] == ["test: c_1", "train: b_5"]
+    assert "[sounds, 0.5 s of c]" in said[0]
+    assert "[no label" not in said[0]
+    assert said[-1].endswith("o: contact_sheet.png")
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["contact_sheet.png"]
+    sheet = np.asarray(Image.open(tmp_path / "o" / "contact_sheet.png").convert("RGB")).reshape(-1, 3)
+    drawn = {int(red) for red, green, blue in sheet if red > 110 and green < 40 and blue < 40}
+    assert any(abs(red - 140) < 8 for red in drawn)  # c_1
+    assert any(abs(red - 220) < 8 for red in drawn)  # b_5
+    assert not any(150 < red < 210 for red in drawn)  # those between
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--clip_id", "c_1", "--clip_id", "c\x1b_9"], r"error: no clip 'c\\x1b_9' in train, test: ids .*embeddings.npz"),
+        (["--clip_id", "c_1", "--split", "train"], "error: no clip 'c_1' in train: ids"),
+        (["--clip_id", "c_1"] * 101, "--clip_id must be given at most 100 times, got 101"),
         (["--split", "validation"], "has no clips in the split 'validation'"), (["--num_clips", "0"], "--num_clips must be"),
         (["--seed", "-1"], "--seed must not be negative"),
     ],

@@ -196,7 +196,8 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known)
+    clip_ids = np.array([source[int(index)].clip_id for index in known["index"]])
+    embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known | {"clip_id": clip_ids})
     path.write_text(json.dumps(content, indent=1) + "\n")  # last of the two: where it is, both are
     where = config.checkpoint or f"after step {results[last]['step']} ({last})"
     facts = (

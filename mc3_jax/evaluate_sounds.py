@@ -157,8 +157,9 @@ def _write(
             f"warning: the run was trained on {content['num_seen']} of these {len(source)} clips: this is no measure of what "
             "it hears"
         )
+    clip_ids = np.array([source[i].clip_id for i in range(len(source))])
     with (path / "scores.npz").open("wb") as f:
-        np.savez(f, probabilities=probabilities.astype(np.float32), class_id=classes)
+        np.savez(f, probabilities=probabilities.astype(np.float32), class_id=classes, clip_id=clip_ids)
     (path / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     known = classes >= 0
     page = sound_report.write(

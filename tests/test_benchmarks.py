@@ -206,7 +206,8 @@ def suite_folder(tmp_path):
     n, out = 400, tmp_path / "suite"
     labels = RNG.integers(0, 2, n)
     known = {"index": np.arange(n), "label": labels, "verb_id": RNG.integers(0, 9, n), "noun_id": RNG.integers(0, 9, n),
-             "loudness": RNG.standard_normal(n), "onset_strength": RNG.standard_normal(n)}  # fmt: skip
+             "loudness": RNG.standard_normal(n), "onset_strength": RNG.standard_normal(n),
+             "clip_id": np.arange(n).astype(str)}  # fmt: skip
     for file, hears, seeds in (("mc3", 2.0, (0, 1)), ("cmc", 0.7, (0, 1)), ("clap", 0.7, (0,))):
         for seed in seeds:
             workdir = out / "runs" / file / f"seed-{seed}"
@@ -304,11 +305,17 @@ def test_damaged_embeddings_are_one_line(tmp_path, damage):
     path = tmp_path / embeddings_lib.FILE
     embeddings = {name: unit(RNG.standard_normal((5, 4))) for name in embeddings_lib.TOWERS}
     known = {name: np.arange(5) for name in embeddings_lib.NUMBERS}
-    embeddings_lib.save(path, embeddings, known)
-    assert embeddings_lib.load(path)[1]["label"].tolist() == [0, 1, 2, 3, 4]
+    ids = {embeddings_lib.CLIP_ID: np.array(["a", "of another length", "\u00e9", "", "e"], object)}
+    embeddings_lib.save(path, embeddings, known | ids)
+    loaded = embeddings_lib.load(path)[1]
+    assert loaded["label"].tolist() == [0, 1, 2, 3, 4]
+    assert loaded[embeddings_lib.CLIP_ID].tolist() == ["a", "of another length", "\u00e9", "", "e"]
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match="embeddings.npz can't be read.*evaluate the run again"):
         embeddings_lib.load(path)
+    with path.open("wb") as file:
+        np.savez(file, **embeddings, **known)  # as earlier versions did
+    assert embeddings_lib.CLIP_ID not in embeddings_lib.load(path)[1]
     with path.open("wb") as file:
         np.savez(file, **embeddings, **known | {"label": np.arange(4)})
     with pytest.raises(ValueError, match="arrays of other shapes"):

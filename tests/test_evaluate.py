@@ -47,6 +47,7 @@ def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_pa
     assert known["index"].tolist() == sorted(set(known["index"].tolist()))
     assert len(known["index"]) % 40  # the last batch is a partial one
     for (others, here), result in found[1:]:
+        assert "clip_id" in known
         for name, value in known.items():
             np.testing.assert_array_equal(here[name], value)
         for name, value in embeddings.items():

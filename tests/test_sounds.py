@@ -35,6 +35,7 @@ from mc3_jax.data import loader, tokenizer
 from mc3_jax.evals import classification
 from mc3_jax.losses import classification as classification_loss
 from mc3_jax.models import frontend
+from tests import world
 
 RATE_HZ = 16_000
 CLASSES = ("tone", "noise", "clicks")
@@ -132,6 +133,8 @@ def test_scores_are_the_mean_over_all_windows_on_any_number_of_devices(scratch):
         means.append(np.asarray(jax.nn.softmax(logits)).mean(0))
         classes.append(clip.class_id)
     scores = np.load(f"{workdir}/scores.npz")
+    assert scores["clip_id"].tolist() == [source[i].clip_id for i in range(len(source))]
+    assert world.undocumented([*scores.files, *world.keys_of(results)]) == []
     np.testing.assert_allclose(scores["probabilities"], means, atol=1e-5)
     np.testing.assert_array_equal(scores["class_id"], classes)
     again = classification.classify(np.array(means), np.array(classes))

@@ -25,6 +25,7 @@ from mc3_jax import (
     validation_loss,
 )
 from mc3_jax.data import loader, records, tokenizer
+from mc3_jax.evals import retrieval
 from tests import world
 
 
@@ -211,9 +212,40 @@ def test_a_batch_is_a_function_of_the_step_however_many_processes_and_threads_re
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
 
 
-def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contained_report(finished, data):
+@pytest.fixture(scope="module")
+def evaluated(finished) -> str:
+    """The workdir of the finished run, evaluated."""
     config, workdir, _ = finished
     evaluate.evaluate(config, workdir)
+    return workdir
+
+
+def test_every_embedding_names_its_clip(evaluated, data):
+    with np.load(f"{evaluated}/embeddings.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    source = loader.open_split(data / "clips", "test", 4)
+    assert arrays["clip_id"].dtype.kind == "U"
+    clips = [source[int(i)] for i in arrays["index"]]
+    assert arrays["clip_id"].tolist() == [clip.clip_id for clip in clips]
+    assert arrays["label"].tolist() == [clip.label for clip in clips]
+    assert len(set(arrays["clip_id"].tolist())) == len(clips) > 1
+
+
+def test_all_that_evaluation_writes_is_documented(evaluated):
+    results = json.loads(pathlib.Path(f"{evaluated}/results.json").read_text())
+    keys = set(world.keys_of(results))
+    assert {"within_verb_roc_auc", "margin_interval", "sounding", "earlier"} <= keys
+    if not results["retrieval"]:  # the little world has no group of three
+        same = dict.fromkeys(("audio", "video", "text"), np.eye(6))
+        keys |= set(world.keys_of(retrieval.retrieve(same, np.arange(6) // 3, 0)))
+    assert "hit@5" in keys
+    assert world.undocumented(keys) == []
+    with np.load(f"{evaluated}/embeddings.npz") as arrays:
+        assert world.undocumented(arrays.files) == []
+
+
+def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contained_report(evaluated, data):
+    workdir = evaluated
     results = json.loads(pathlib.Path(f"{workdir}/results.json").read_text())
     clips = json.loads((data / "clips" / "clips.json").read_text())["splits"]["test"]
     for pair in ("av", "al"):

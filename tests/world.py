@@ -3,11 +3,13 @@
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 
 from configs import demo
 from mc3_jax.config import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
+EVALUATION_PAGE = ROOT / "docs" / "evaluation.md"
 
 
 def run(module: str, *args: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
@@ -34,6 +36,23 @@ def make(folder: pathlib.Path) -> pathlib.Path:
         done = run(*step)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def undocumented(names: Iterable[str]) -> list[str]:
+    """Returns those names of what evaluation writes that `docs/evaluation.md` does not have between backquotes."""
+    text = EVALUATION_PAGE.read_text()
+    return sorted(name for name in set(names) if f"`{name}`" not in text)
+
+
+def keys_of(value) -> Iterator[str]:
+    """Yields every key of nested JSON, but for the names of checkpoints under "earlier"."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from keys_of(list(inner.values()) if key == "earlier" else inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from keys_of(inner)
 
 
 def small_config(folder: pathlib.Path) -> Config:

@@ -1,7 +1,8 @@
 """The embeddings of a split on disk: what curves, comparisons, clusters and maps are made of without a model.
 
 One `.npz` of plain arrays, read without pickle: `audio`, `video`, `text` float32 [n, d], L2-normalised, and of each clip its
-`index` in the split, `label`, `verb_id`, `noun_id` (-1 where nobody knows), `loudness` and `onset_strength`.
+`clip_id` (unicode), its `index` in the split, `label`, `verb_id`, `noun_id` (-1 where nobody knows), `loudness` and
+`onset_strength`. `docs/evaluation.md` has the units. Files of earlier versions have no `clip_id`.
 """
 
 import os
@@ -14,6 +15,7 @@ import numpy as np
 FILE = "embeddings.npz"
 TOWERS = ("audio", "video", "text")
 NUMBERS = ("index", "label", "verb_id", "noun_id", "loudness", "onset_strength")
+CLIP_ID = "clip_id"
 
 
 def save(path: pathlib.Path, embeddings: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]) -> None:
@@ -22,28 +24,30 @@ def save(path: pathlib.Path, embeddings: Mapping[str, np.ndarray], known: Mappin
     Args:
       path: Of the file.
       embeddings: {"audio", "video", "text"}: [n, d].
-      known: `NUMBERS`: [n].
+      known: `NUMBERS` and the strings `CLIP_ID`: [n].
     """
     aside = path.with_name(path.name + ".tmp")
     with aside.open("wb") as f:
-        np.savez(f, **{name: embeddings[name] for name in TOWERS}, **{name: known[name] for name in NUMBERS})
+        arrays = {name: embeddings[name] for name in TOWERS} | {name: known[name] for name in NUMBERS}
+        np.savez(f, **arrays, **{CLIP_ID: np.asarray(known[CLIP_ID], str)})
     os.replace(aside, path)
 
 
 def load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns (embeddings, known) as `save` took them.
+    """Returns (embeddings, known) as `save` took them; of a file of an earlier version without `CLIP_ID`.
 
     Raises:
       ValueError: No such file, or not one that `save` wrote.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in (*TOWERS, *NUMBERS)}
+            numbers = (*NUMBERS, CLIP_ID) if CLIP_ID in arrays.files else NUMBERS
+            values = {name: arrays[name] for name in (*TOWERS, *numbers)}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}: evaluate the run again") from error
     sizes = {name: value.shape for name, value in values.items()}
     n, width = len(values["index"]), values["audio"].shape[-1:]
-    wanted = {name: (n, *width) for name in TOWERS} | {name: (n,) for name in NUMBERS}
+    wanted = {name: (n, *width) for name in TOWERS} | {name: (n,) for name in numbers}
     if sizes != wanted:
         raise ValueError(f"{path} holds arrays of other shapes than one another, {sizes}: evaluate the run again")
-    return {name: values[name] for name in TOWERS}, {name: values[name] for name in NUMBERS}
+    return {name: values[name] for name in TOWERS}, {name: values[name] for name in numbers}

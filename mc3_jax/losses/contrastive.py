@@ -21,20 +21,6 @@ def _logits(x: Float[Array, "b d"], y: Float[Array, "b d"], temperature) -> Floa
     return product / temperature
 
 
-def info_nce(x: Float[Array, "b d"], y: Float[Array, "b d"], temperature: float | Float[Array, ""]) -> Float[Array, ""]:
-    """Returns the InfoNCE loss of x asking y: mean_t of -log softmax(x_t Yᵀ / τ)_t.
-
-    Args:
-      x: Embeddings of the modality that asks, L2-normalised; row t belongs to row t of `y`.
-      y: Embeddings of the modality that answers, L2-normalised.
-      temperature: τ, positive.
-
-    Implements Eq. (1) of the paper for one ordered pair.
-    """
-    logits = _logits(x, y, temperature)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits))
-
-
 def contrastive_loss(
     embeddings: Mapping[str, Float[Array, "b d"]],
     temperature: float | Float[Array, ""],
@@ -43,7 +29,8 @@ def contrastive_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the sum over pairs of InfoNCE in both directions, and each pair's share of it.
 
-    A pair's logits are computed once: one direction is the softmax along rows, the other along columns.
+    InfoNCE of x asking y is the mean over t of -log softmax(x_t Yᵀ / τ)_t, Eq. (1) of the paper for one ordered pair. A
+    pair's logits are computed once: one direction is the softmax along rows, the other along columns.
 
     Args:
       embeddings: {"audio", "video", "text"}, each L2-normalised; only those of `pairs` are read.

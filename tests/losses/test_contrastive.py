@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import test_util
 
-from mc3_jax.losses.contrastive import contrastive_loss, info_nce
+from mc3_jax.losses.contrastive import contrastive_loss
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -32,6 +32,12 @@ def to_jax(tree, dtype=jnp.float32):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
 
+def info_nce(x, y, temperature):
+    """Eq. (1) for one ordered pair, as it is written."""
+    logits = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
+
+
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 def test_infonce_is_the_mean_negative_log_probability_of_the_own_row(temperature):
     x = embeddings()
@@ -42,6 +48,19 @@ def test_infonce_is_the_mean_negative_log_probability_of_the_own_row(temperature
 def test_infonce_asks_in_one_direction_only():
     x = to_jax(embeddings())
     assert abs(float(info_nce(x["audio"], x["text"], 0.05) - info_nce(x["text"], x["audio"], 0.05))) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_a_pairs_loss_and_gradient_are_those_of_infonce_in_both_directions(temperature):
+    x = to_jax(embeddings(9))
+
+    def both(e):
+        return info_nce(e["audio"], e["video"], temperature) + info_nce(e["video"], e["audio"], temperature)
+
+    loss, gradient = jax.value_and_grad(lambda e: contrastive_loss(e, temperature, ["av"])[0])(x)
+    expected, wanted = jax.value_and_grad(both)(x)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    jax.tree.map(lambda found, want: np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6), gradient, wanted)
 
 
 def test_each_pair_is_the_sum_of_its_two_directions():

@@ -54,7 +54,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
             found[i] = dataclasses.replace(sound, file=file, problem=problem)
     return sounds.write_clips(
         args, beam_args, storage.absolute(media_dir), found, classes, pictures=args.frames,
-        hdf5_rate_hz=epic_sounds.SAMPLE_RATE_HZ,
+        hdf5_rate_hz=epic_sounds.ANNOTATED_RATE_HZ,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from mc3_jax import (
     weights,
     workdir as workdir_lib,
 )
-from mc3_jax.data import loader, tokenizer as tokenizer_lib
+from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
 from mc3_jax.evals import controls, discovery, embeddings as embeddings_lib, metrics, report, retrieval, taxonomy
 
 
@@ -47,7 +47,8 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
     known = []
     for batch in batches:
         audio = batch["audio"]
-        batch |= {"loudness": controls.loudness(audio), "onset_strength": controls.onset_strength(audio)}
+        onsets = controls.onset_strength(audio, records.SAMPLE_RATE_HZ)
+        batch |= {"loudness": controls.loudness(audio), "onset_strength": onsets}
         own = {name: np.asarray(batch.pop(name)) for name in (*embeddings_lib.NUMBERS, "valid")}
         # As processes tell each other, so that one process has the same numbers.
         own = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in own.items()}

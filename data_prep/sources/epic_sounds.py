@@ -13,7 +13,7 @@ from data_prep.sounds import Sound
 from data_prep.sources import files
 from mc3_jax.data.records import UNKNOWN
 
-SAMPLE_RATE_HZ = 24_000
+ANNOTATED_RATE_HZ = 24_000
 FILES = {
     "EPIC_Sounds_train.csv": "train",
     "EPIC_Sounds_validation.csv": "validation",
@@ -97,7 +97,7 @@ def _segment(row: dict[str, str], where: str) -> tuple[float, float, str]:
     if row.get("start_sample") and row.get("stop_sample"):
         stamps = times
         times = [
-            files.whole_number(row[key], f"{where}: {key}", most=_MAX_SAMPLE) / SAMPLE_RATE_HZ
+            files.whole_number(row[key], f"{where}: {key}", most=_MAX_SAMPLE) / ANNOTATED_RATE_HZ
             for key in ("start_sample", "stop_sample")
         ]
         apart_s = max(abs(a - b) for a, b in zip(times, stamps, strict=True))

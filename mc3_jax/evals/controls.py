@@ -6,7 +6,6 @@ from jaxtyping import Float, Int
 
 from mc3_jax.evals import metrics
 
-SAMPLE_RATE_HZ = 16_000
 NUM_FOLDS = 10
 
 
@@ -16,13 +15,18 @@ def loudness(audio: Int[np.ndarray, "b samples"]) -> Float[np.ndarray, " b"]:
     return 10.0 * np.log10(power + 1e-10)
 
 
-def onset_strength(audio: Int[np.ndarray, "b samples"]) -> Float[np.ndarray, " b"]:
-    """Returns the strongest onset of each clip: the maximum of librosa's spectral-flux envelope."""
+def onset_strength(audio: Int[np.ndarray, "b samples"], sample_rate_hz: int) -> Float[np.ndarray, " b"]:
+    """Returns the strongest onset of each clip: the maximum of librosa's spectral-flux envelope.
+
+    Args:
+      audio: int16.
+      sample_rate_hz: Of it.
+    """
     waves = audio.astype(np.float32) / 32768.0
     # The mel filters are made once for all clips. The decibels are each clip's own: librosa cuts 80 below the loudest.
-    powers = librosa.feature.melspectrogram(y=waves, sr=SAMPLE_RATE_HZ)
+    powers = librosa.feature.melspectrogram(y=waves, sr=sample_rate_hz)
     levels = [librosa.power_to_db(power) for power in powers]
-    return np.array([librosa.onset.onset_strength(S=level, sr=SAMPLE_RATE_HZ).max() for level in levels], np.float64)
+    return np.array([librosa.onset.onset_strength(S=level, sr=sample_rate_hz).max() for level in levels], np.float64)
 
 
 def verb_prior_roc_auc(

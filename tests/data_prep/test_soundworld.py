@@ -64,7 +64,7 @@ def labelled_clips(seed: int, index: int) -> tuple[list, list, list, list]:
     if not clips:
         return [], [], [], []
     audio = np.stack(clips)
-    return labels, verbs, controls.loudness(audio).tolist(), controls.onset_strength(audio).tolist()
+    return labels, verbs, controls.loudness(audio).tolist(), controls.onset_strength(audio, 16_000).tolist()
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
             of_runs = [run["discovery"][pair][measure] for run in runs.values()]
             if None not in of_runs:
                 found[f"{pair}_{measure}"] = summary(of_runs)
-    for direction in suite_report.DIRECTIONS:
+    for direction in suite_report.DIRECTION_TITLES:
         pair = "av" if "v" in direction else "al"
         of_runs = [run["retrieval"].get(direction) for run in runs.values()]
         if pair in pairs and all(of_runs):

@@ -66,7 +66,7 @@ def run_page(folder: pathlib.Path, num_clips: int = 60, retrieval: bool = True, 
         measured = {"hit@1": 0.1, "hit@5": 0.2, "hit@10": 0.3, "recall@5": 0.1, "mean_hits@5": 0.2}
         direction = measured | {"chance": measured, "num_queries": 9, "pool_size": 8}
         results[name] = {
-            "discovery": {p: pair | {"roc_auc": 0.6 + 0.01 * i} for i, p in enumerate(discovery.PAIRS)},
+            "discovery": {p: pair | {"roc_auc": 0.6 + 0.01 * i} for i, p in enumerate(discovery.PAIR_MODALITIES)},
             "retrieval": {"v2a": direction, "a2l": direction} if retrieval else {},
             "controls": {"loudness": 0.5, "verb_prior": 0.6 if retrieval else None},
             "margin": {

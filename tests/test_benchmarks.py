@@ -220,7 +220,7 @@ def suite_folder(tmp_path):
             hits = {f"{name}@{k}": 0.1 for name in ("hit", "mean_hits") for k in (5, 10)}
             results = {
                 "discovery": {pair: discovered(score, labels) for pair, score in pairs.items()}, "data": "made up",
-                "split": "test", "retrieval": {d: {**hits, "chance": hits} for d in suite_report.DIRECTIONS},
+                "split": "test", "retrieval": {d: {**hits, "chance": hits} for d in suite_report.DIRECTION_TITLES},
             }  # fmt: skip
             (workdir / "results.json").write_text(json.dumps(results))
             took = {"seconds": 8.0 + seed, "words": [], "done": True}

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from mc3_jax.evals import metrics
 
-PAIRS = {"av": ("audio", "video"), "al": ("audio", "text"), "vl": ("video", "text")}
+PAIR_MODALITIES = {"av": ("audio", "video"), "al": ("audio", "text"), "vl": ("video", "text")}
 
 
 def similarities(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -18,7 +18,7 @@ def similarities(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Args:
       embeddings: {"audio", "video", "text"}: L2-normalised [n, d].
     """
-    return {pair: np.sum(embeddings[a] * embeddings[b], axis=1) for pair, (a, b) in PAIRS.items()}
+    return {pair: np.sum(embeddings[a] * embeddings[b], axis=1) for pair, (a, b) in PAIR_MODALITIES.items()}
 
 
 def discover(

@@ -12,7 +12,7 @@ from mc3_jax.evals import clustering, discovery, figures, media, page, paper, pr
 MAX_MAPPED = 600  # clips: each takes 15 ms of t-SNE and MP3, and 15 KB of the page
 NUM_QUERIES = 4  # of each direction
 _RETRIEVAL_COLUMNS = ("hit@1", "hit@5", "hit@10", "recall@5", "mean_hits@5")
-_SHOWN_DIRECTIONS = {"v2a": "Video to audio", "a2l": "Audio to text"}  # Fig. 7
+_SHOWN_DIRECTION_TITLES = {"v2a": "Video to audio", "a2l": "Audio to text"}  # Fig. 7
 
 EXPLANATIONS = {
     "Found": "Positive clips with the highest audio-video similarity.",
@@ -125,7 +125,7 @@ def _queries(embeddings: dict, known: dict, seed: int) -> dict[str, list[retriev
     rows, groups = retrieval.named_groups(known["label"], known["verb_id"], known["noun_id"])
     sounding = {tower: value[rows] for tower, value in embeddings.items()}
     found = {}
-    for direction in _SHOWN_DIRECTIONS:
+    for direction in _SHOWN_DIRECTION_TITLES:
         drawn = retrieval.draw_queries(sounding, groups, direction, seed, num_queries=NUM_QUERIES)
         found[direction] = [
             dataclasses.replace(query, query=int(rows[query.query]), retrieved=rows[query.retrieved].tolist())
@@ -257,7 +257,7 @@ def write(
         clips=clips, discovery=_discovery_table(results), controls=_controls_table(results[last]["controls"]),
         paper=_paper_table(), margin=discovery.describe_margin(results[last]["margin"]),
         retrieval=_retrieval_table(results),
-        queries=[(_SHOWN_DIRECTIONS[direction], found) for direction, found in shown.queries.items() if found],
+        queries=[(_SHOWN_DIRECTION_TITLES[direction], found) for direction, found in shown.queries.items() if found],
         curves=[plot.name for plot in curves], map_clips=map_clips, num_mapped=min(MAX_MAPPED, len(labels)),
         has_tail=bool(actions["groups"]), num_clips=len(labels), spearman=page.number(shown.verbs.spearman, "+.2f").text,
         clusters=shown.described, clusters_sampled=len(labels) > clustering.MAX_MERGED, verb_of=verb_of,

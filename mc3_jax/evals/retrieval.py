@@ -10,7 +10,9 @@ from math import lgamma
 
 import numpy as np
 
-DIRECTIONS = {"v2a": ("video", "audio"), "a2v": ("audio", "video"), "l2a": ("text", "audio"), "a2l": ("audio", "text")}
+DIRECTION_MODALITIES = {  # (asked with, answered by)
+    "v2a": ("video", "audio"), "a2v": ("audio", "video"), "l2a": ("text", "audio"), "a2l": ("audio", "text")
+}  # fmt: skip
 RANKS = (1, 5, 10)
 _BLOCK_BYTES = 64 << 20  # of similarities held at a time
 
@@ -111,7 +113,7 @@ def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int
     relevant = np.bincount(groups[pool], minlength=groups.max() + 1)[groups[queries]]
     chance = chance_levels(relevant, len(pool))
     results = {}
-    for name, (asked, answered) in DIRECTIONS.items():
+    for name, (asked, answered) in DIRECTION_MODALITIES.items():
         places = nearest(embeddings[asked][queries], embeddings[answered][pool], max(RANKS))
         ranked = groups[pool][places] == groups[queries][:, None]
         result: dict[str, object] = {}
@@ -159,12 +161,12 @@ def draw_queries(
 
     Args:
       embeddings, groups: As for `retrieve`.
-      direction: Of `DIRECTIONS`.
+      direction: Of `DIRECTION_MODALITIES`.
       seed: Of the halves and of the queries.
       num_queries: At most.
       num_retrieved: Shown of the pool, at most.
     """
-    asked, answered = DIRECTIONS[direction]
+    asked, answered = DIRECTION_MODALITIES[direction]
     queries, pool = split_groups(groups, seed)
     drawn = np.random.default_rng(seed).permutation(len(queries))[:num_queries]
     found = []

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from mc3_jax.evals import figures, page, paper
 
-DIRECTIONS = {"v2a": "V→A", "a2v": "A→V", "l2a": "L→A", "a2l": "A→L"}
-PAIRS = {"av": "audio and video", "al": "audio and text"}
+DIRECTION_TITLES = {"v2a": "V→A", "a2v": "A→V", "l2a": "L→A", "a2l": "A→L"}
+PAIR_TITLES = {"av": "audio and video", "al": "audio and text"}
 _AXES = ("temperature", "consensus_weight", "learning_rate")
 
 
@@ -20,11 +20,11 @@ def _mean(value: Sequence[float | None] | None) -> page.Cell:
 
 def _discovery_table(rows: dict[str, dict]) -> page.Table:
     table, columns = [], ["row"]
-    for pair in PAIRS:
+    for pair in PAIR_TITLES:
         columns += [f"{pair.upper()} {name}" for name in ("ROC", "ROC, paper's", "AP", "AP, paper's", "within verbs")]
     for title, row in rows.items():
         cells = [page.text(title)]
-        for pair in PAIRS:
+        for pair in PAIR_TITLES:
             theirs = paper.DISCOVERY.get(title, {}).get(pair, (None, None))
             cells += [_mean(row.get(f"{pair}_roc_auc")), page.number(theirs[0])]
             cells += [_mean(row.get(f"{pair}_average_precision")), page.number(theirs[1])]
@@ -36,19 +36,19 @@ def _discovery_table(rows: dict[str, dict]) -> page.Table:
 
 def _retrieval_table(rows: dict[str, dict]) -> page.Table:
     table, columns, chance = [], ["row"], [page.text("chance")]
-    for shown in DIRECTIONS.values():
+    for shown in DIRECTION_TITLES.values():
         columns += [
             f"{shown} {name}" for name in ("hit@5", "mean hits@5", "@5, paper's", "mean hits@10", "@10, paper's")
         ]
     for title, row in rows.items():
         cells = [page.text(title)]
-        for direction in DIRECTIONS:
+        for direction in DIRECTION_TITLES:
             theirs = [value / 100 for value in paper.RETRIEVAL.get(title, {}).get(direction, ())] or (None, None)
             cells.append(_mean(row.get(f"{direction}_hit@5")))
             for k, their in zip((5, 10), theirs, strict=True):
                 cells += [_mean(row.get(f"{direction}_mean_hits@{k}")), page.number(their)]
         table.append(cells)
-    for direction in DIRECTIONS:
+    for direction in DIRECTION_TITLES:
         for measure in ("hit@5", "mean_hits@5", "mean_hits@10"):
             name = f"{direction}_{measure}_chance"
             chance.append(page.number(next((row[name][0] for row in rows.values() if name in row), None)))
@@ -130,16 +130,16 @@ def write(folder: pathlib.Path, content: dict) -> pathlib.Path:
     for pair, methods in content["pr_curves"].items():
         alt = f"Precision-recall curves of {len(methods)} rows; their areas stand in Table 2"
         plots.append(
-            page.Plot(f"pr-{pair}", f"Fig. 5: {PAIRS[pair]}, mean over seeds", alt, figures.pr_of_methods(methods))
+            page.Plot(f"pr-{pair}", f"Fig. 5: {PAIR_TITLES[pair]}, mean over seeds", alt, figures.pr_of_methods(methods))
         )
     for pair, methods in leads.items():
         alt = "A dot with its interval for each row and measure; the numbers stand in the table under it"
         if methods:
-            plots.append(page.Plot(f"leads-{pair}", f"What MC3 leads by: {PAIRS[pair]}", alt, figures.leads(methods)))
+            plots.append(page.Plot(f"leads-{pair}", f"What MC3 leads by: {PAIR_TITLES[pair]}", alt, figures.leads(methods)))
     return page.write(
         folder, "suite.html.j2", title=f"mc3_jax: the tables on {content['data']}", facts=describe(content), plots=plots,
         discovery=shown["discovery"], retrieval=shown["retrieval"],
-        leads=[(pair, PAIRS[pair], shown[f"leads_{pair}"]) for pair, found in leads.items() if found],
+        leads=[(pair, PAIR_TITLES[pair], shown[f"leads_{pair}"]) for pair, found in leads.items() if found],
         curves=[plot.name for plot in plots if plot.name.startswith("pr-")], regions=content["regions"],
         sweep=shown.get("sweep"), runs=_runs(folder, rows),
     )  # fmt: skip

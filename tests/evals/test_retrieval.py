@@ -36,7 +36,7 @@ def test_retrieval_is_what_counting_by_hand_gives():
     found = retrieval.retrieve(embeddings, groups, seed=3)
     queries, pool = retrieval.split_groups(groups, 3)
     assert not set(queries) & set(pool)
-    for direction, (asked, answered) in retrieval.DIRECTIONS.items():
+    for direction, (asked, answered) in retrieval.DIRECTION_MODALITIES.items():
         for k in retrieval.RANKS:
             hits, share = [], []
             for query in queries:

@@ -10,7 +10,7 @@ GROUPS = RNG.integers(0, 12, 90)
 EMBEDDINGS = {tower: RNG.normal(size=(90, 6)) + np.eye(12, 6)[GROUPS] for tower in ("audio", "video", "text")}
 
 
-@pytest.mark.parametrize("direction", retrieval.DIRECTIONS)
+@pytest.mark.parametrize("direction", retrieval.DIRECTION_MODALITIES)
 def test_all_queries_together_are_what_is_measured(direction):
     shown = retrieval.draw_queries(EMBEDDINGS, GROUPS, direction, 3, num_queries=1000, num_retrieved=10)
     measured = retrieval.retrieve(EMBEDDINGS, GROUPS, 3)[direction]

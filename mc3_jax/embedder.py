@@ -16,9 +16,9 @@ from jaxtyping import Float, Num
 
 from mc3_jax import checkpoint, config as config_lib, model as model_lib, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
+from mc3_jax.data.records import SAMPLE_RATE_HZ
 from mc3_jax.models import frontend
 
-SAMPLE_RATE_HZ = 16_000
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 

@@ -265,7 +265,10 @@ def _first_state(run: Run) -> tuple[int, step_lib.TrainState]:
             initial, _ = weights.read_initial(run.config)
     init, abstract = _plan_state(run, 0)
     state = step_lib.draw_state(init, abstract)
-    return 0, state.replace(params=mesh_lib.replace_leaves(state.params, checkpoint.unflatten(initial)))
+    params = mesh_lib.replace_leaves(state.params, checkpoint.unflatten(initial))
+    # A memory's encoders start where the towers do, so it is made of what was read.
+    memory = step_lib.begin_memory(run.config, phases_lib.phase_at(run.phases, 0), params, abstract)
+    return 0, state.replace(params=params, memory=memory)
 
 
 def _plan_state(run: Run, step: int) -> tuple[Callable[[], step_lib.TrainState], step_lib.TrainState]:

@@ -104,8 +104,20 @@ def enter_phase(
         opt_state = jax.jit(tx.init, out_shardings=places.opt_state)(state.params)
     else:
         opt_state = phases_lib.check_carried(phase.config, tx, state.params, state.opt_state)
-    fresh = jax.jit(lambda params: objective.init_memory(config, phase.config, params), out_shardings=places.memory)
-    return state.replace(opt_state=opt_state, memory=fresh(state.params))
+    return state.replace(opt_state=opt_state, memory=begin_memory(config, phase, state.params, abstract))
+
+
+def begin_memory(config: config_lib.Config, phase: phases_lib.Phase, params, abstract: TrainState):
+    """Returns what a phase's loss keeps at its beginning, its encoders copies of `params`, each leaf at its place.
+
+    Args:
+      config: Of the run.
+      phase: That begins.
+      params: It begins with.
+      abstract: Shapes and places of the phase's state.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract.memory)
+    return jax.jit(lambda params: objective.init_memory(config, phase.config, params), out_shardings=places)(params)
 
 
 def batch_shapes(

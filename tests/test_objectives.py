@@ -16,8 +16,10 @@ from mc3_jax import (
     train,
     train_step as step_lib,
     validation,
+    weights,
 )
 from mc3_jax.config import MemoryConfig
+from mc3_jax.data import loader, tokenizer
 from tests import test_fits, world
 from tests.test_train import assert_equal_bits
 
@@ -94,6 +96,27 @@ def test_a_learned_scale_stops_at_a_hundred_and_can_come_down_again():
         return objective.phase_loss(x, phase, loss_params={"log_scale": log_scale})[0]
 
     assert jax.grad(loss)(jax.numpy.log(jax.numpy.float32(100))) > 0  # random pairs: the scale is too large
+
+
+def test_the_encoders_of_a_memory_start_with_the_weights_that_are_read(tmp_path):
+    config = test_fits.small_config()
+    for tower in (config.model.audio, config.model.video, config.model.text):
+        tower.depth = 1
+    cm_acc(config.phases[0])
+    phases = [phases_lib.Phase(config.phases[0], 0, 100)]
+    read = weights.complete({}, config.model, config.seed + 1)  # another draw stands for the files of config.init
+    mesh, model = mesh_lib.make_mesh(devices=jax.devices()[:1]), model_lib.make_model(config.model)
+    source = object.__new__(loader.ClipSource)  # no clip is asked for
+    run = train.Run(config, str(tmp_path), mesh, model, phases, source, tokenizer.blank(6), None, read)
+    with jax.set_mesh(mesh):
+        step, state = train._first_state(run)
+    assert step == 0
+    momentum = checkpoint.flatten(jax.device_get(state.memory["momentum"]))
+    assert {name.split("/")[0] for name in momentum} == {"audio", "video"}
+    for name, leaf in checkpoint.flatten(jax.device_get(state.params)).items():
+        np.testing.assert_array_equal(leaf, read[name])
+        if name in momentum:
+            np.testing.assert_array_equal(momentum[name], leaf, err_msg=name)
 
 
 def test_a_state_without_memory_is_saved_as_before_there_was_one():

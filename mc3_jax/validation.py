@@ -1,13 +1,129 @@
 """What may stand in a config: each field's value with what it may be instead, before anything is read or built."""
 
 import dataclasses
+import math
+from typing import NamedTuple
 
-from mc3_jax.config import CLASSIFIER, MODALITIES, PAIRS, Config, DataConfig, ModelConfig, PhaseConfig
+from mc3_jax import phases as phases_lib
+from mc3_jax.config import (
+    CLASSIFIER,
+    MODALITIES,
+    PAIRS,
+    Config,
+    ConsensusConfig,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    SaveConfig,
+    TextConfig,
+    ValidationConfig,
+    VideoConfig,
+)
+
+
+class Range(NamedTuple):
+    """What a number may be: finite, from `low` to `high`.
+
+    Attributes:
+      says: The same in words.
+      low, high: Ends.
+      without_low, without_high: Whether an end itself is left out.
+    """
+
+    says: str
+    low: float
+    high: float = math.inf
+    without_low: bool = False
+    without_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.without_low else value >= self.low
+        below = value < self.high if self.without_high else value <= self.high
+        return math.isfinite(value) and above and below
+
+
+_POSITIVE = Range("must be positive", 0, without_low=True)
+_NOT_NEGATIVE = Range("must not be negative", 0)
+_AT_LEAST_1 = Range("must be at least 1", 1)
+_SHARE = Range("must be from 0 to 1", 0, 1)
+_BELOW_1 = Range("must be from 0 to below 1", 0, 1, without_high=True)
+# Of numbers that stand alone; sizes of towers and what depends on another field are checked below.
+RANGES: dict[type, dict[str, Range]] = {
+    Config: {
+        "seed": _NOT_NEGATIVE,
+        "fsdp": _AT_LEAST_1,
+        "loss_block_rows": Range("must not be negative; 0 holds the whole matrix", 0),
+        "heartbeat_timeout_s": Range("must be at least 5", 5),
+    },
+    VideoConfig: {"flip_probability": _SHARE},
+    TextConfig: {
+        "num_tokens": Range("must be at least 3: the first and the last say nothing of a narration", 3),
+        "dropout": _BELOW_1,
+    },
+    DataConfig: {
+        "num_samples": _NOT_NEGATIVE,
+        "silence_db": _NOT_NEGATIVE,
+        "batch_size": Range("must be at least 2 to contrast", 2),
+        "clips_per_video": _AT_LEAST_1,
+        "num_threads": _NOT_NEGATIVE,
+        "num_workers": _NOT_NEGATIVE,
+        "prefetch": _NOT_NEGATIVE,
+    },
+    PhaseConfig: {
+        "epochs": _POSITIVE,
+        "temperature": _POSITIVE,
+        "contrastive_weight": _NOT_NEGATIVE,
+        "consensus_weight": _NOT_NEGATIVE,
+        "classification_weight": _NOT_NEGATIVE,
+        "mixup": _NOT_NEGATIVE,
+    },
+    MemoryConfig: {"pool_size": _NOT_NEGATIVE, "dictionary_size": _NOT_NEGATIVE, "momentum": _BELOW_1},
+    # Of 0 or below, the minimum over K would be blind to a modality, or the best agreeing one instead of the worst.
+    ConsensusConfig: {"alpha_audio": _POSITIVE, "alpha_video": _POSITIVE, "alpha_text": _POSITIVE},
+    OptimizerConfig: {
+        "learning_rate": _POSITIVE,
+        "b1": _BELOW_1,
+        "b2": _BELOW_1,
+        "eps": _POSITIVE,
+        "weight_decay": _NOT_NEGATIVE,
+        "clip_norm": Range("must not be negative; 0 clips nothing", 0),
+        "final_scale": _SHARE,
+        "hold_share": _BELOW_1,
+        "warmup_steps": _NOT_NEGATIVE,
+    },
+    ValidationConfig: {"every_steps": Range("must be at least 0", 0), "num_batches": _AT_LEAST_1},
+    SaveConfig: {"every_steps": _AT_LEAST_1, "keep": _AT_LEAST_1},
+    EvalConfig: {
+        "hop_samples": _NOT_NEGATIVE,
+        "batch_size": _AT_LEAST_1,
+        "num_bootstrap": _AT_LEAST_1,
+        "num_examples": _NOT_NEGATIVE,
+        "num_clusters": _AT_LEAST_1,
+        "num_cluster_examples": _AT_LEAST_1,
+        "seed": _NOT_NEGATIVE,
+    },
+    LogConfig: {"every_steps": _AT_LEAST_1},
+}
 
 
 def _require(holds: bool, field: str, value, fix: str) -> None:
     if not holds:
         raise ValueError(f"config.{field} = {value!r}: {fix}")
+
+
+def _check_ranges(holder, where: str) -> None:
+    """Checks the numbers of a dataclass, `where` being its name and a dot, and of those in it."""
+    for name, allowed in RANGES.get(type(holder), {}).items():
+        value = getattr(holder, name)
+        _require(allowed.holds(value), f"{where}{name}", value, allowed.says)
+    for field in dataclasses.fields(holder):
+        value = getattr(holder, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, f"{where}{field.name}.")
 
 
 def validate(config: Config) -> None:
@@ -16,7 +132,9 @@ def validate(config: Config) -> None:
     Raises:
       ValueError: Names the field, its value and what it may be.
     """
-    _require(config.data.batch_size > 1, "data.batch_size", config.data.batch_size, "must be at least 2 to contrast")
+    _check_ranges(config, "")
+    for i, phase in enumerate(config.phases):
+        _check_ranges(phase, f"phases[{i}].")
     value = config.data.accumulate_steps
     fix = (
         "gradient accumulation is not offered: a contrastive loss over parts of a batch has fewer negatives, so it is not "
@@ -25,26 +143,6 @@ def validate(config: Config) -> None:
     _require(value == 1, "data.accumulate_steps", value, fix)
     value, fix = config.data.chunk_size, f"0, or a divisor of data.batch_size = {config.data.batch_size}"
     _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
-    for field, value in (
-        ("data.num_samples", config.data.num_samples), ("data.silence_db", config.data.silence_db),
-        ("eval.hop_samples", config.eval.hop_samples), ("data.num_threads", config.data.num_threads),
-        ("data.num_workers", config.data.num_workers), ("data.prefetch", config.data.prefetch),
-    ):  # fmt: skip
-        _require(value >= 0, field, value, "must not be negative")
-    for field in ("batch_size", "num_bootstrap", "num_clusters", "num_cluster_examples"):
-        value = getattr(config.eval, field)
-        _require(value >= 1, f"eval.{field}", value, "must be at least 1")
-    for field in ("num_examples", "seed"):
-        value = getattr(config.eval, field)
-        _require(value >= 0, f"eval.{field}", value, "must not be negative")
-    value = config.data.clips_per_video
-    _require(value >= 1, "data.clips_per_video", value, "must be at least 1")
-    _require(config.seed >= 0, "seed", config.seed, "must not be negative")
-    _require(config.fsdp >= 1, "fsdp", config.fsdp, "must be at least 1")
-    value = config.loss_block_rows
-    _require(value >= 0, "loss_block_rows", value, "must not be negative; 0 holds the whole matrix")
-    value = config.heartbeat_timeout_s
-    _require(value >= 5, "heartbeat_timeout_s", value, "must be at least 5")
     value = config.hang_timeout_s
     _require(value == 0 or value >= 30, "hang_timeout_s", value, "must be at least 30, or 0 to wait for ever")
     validate_model(config.model)
@@ -57,15 +155,8 @@ def validate(config: Config) -> None:
         _validate_phase(f"phases[{i}]", phase)
         _validate_memory(f"phases[{i}]", phase, config.data, config.model.num_classes)
         _validate_classification(f"phases[{i}]", phase, config)
-    for field, least in (("every_steps", 0), ("num_batches", 1)):
-        value = getattr(config.validation, field)
-        _require(value >= least, f"validation.{field}", value, f"must be at least {least}")
-    for field in ("every_steps", "keep"):
-        value = getattr(config.save, field)
-        _require(value >= 1, f"save.{field}", value, "must be at least 1")
     known = config.init.temporal in ("zeros", "linear")
     _require(known, "init.temporal", config.init.temporal, "zeros or linear")
-    _require(config.log.every_steps >= 1, "log.every_steps", config.log.every_steps, "must be at least 1")
 
 
 def validate_model(model: ModelConfig) -> None:
@@ -74,6 +165,7 @@ def validate_model(model: ModelConfig) -> None:
     Raises:
       ValueError: Names the field, its value and what it may be.
     """
+    _check_ranges(model, "model.")
     _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
     _require(model.remat in ("none", "dots", "full"), "model.remat", model.remat, "none, dots or full")
     known = ("auto", "einsum", "cudnn")
@@ -117,19 +209,19 @@ def validate_model(model: ModelConfig) -> None:
 
 
 def _validate_phase(where: str, phase: PhaseConfig) -> None:
-    _require(phase.epochs > 0, f"{where}.epochs", phase.epochs, "must be positive")
-    _require(phase.temperature > 0, f"{where}.temperature", phase.temperature, "must be positive")
     fix = "where the scale is learned it must be at least 0.01, a scale of 100"
     _require(phase.temperature >= 0.01 or not phase.learn_scale, f"{where}.temperature", phase.temperature, fix)
-    _require(set(phase.pairs) <= set(PAIRS), f"{where}.pairs", phase.pairs, f"each one of {PAIRS}")
+    fits = set(phase.pairs) <= set(PAIRS) and len(set(phase.pairs)) == len(phase.pairs)
+    _require(fits, f"{where}.pairs", phase.pairs, f"each one of {PAIRS}, once")
     known = (*MODALITIES, CLASSIFIER)
     fits = set(phase.trainable) <= set(known) and len(phase.trainable) > 0
     _require(fits, f"{where}.trainable", phase.trainable, f"at least one of {known}")
-    for field in ("contrastive_weight", "consensus_weight", "classification_weight", "mixup"):
-        _require(getattr(phase, field) >= 0, f"{where}.{field}", getattr(phase, field), "must not be negative")
     some = (phase.contrastive_weight > 0 and len(phase.pairs) > 0) or phase.consensus_weight > 0
     some = some or phase.classification_weight > 0
     _require(some, f"{where}.contrastive_weight", phase.contrastive_weight, "a phase needs a loss: all weights are 0")
+    used = (*phases_lib.modalities(phase), *([CLASSIFIER] if phase.classification_weight > 0 else []))
+    fix = f"nothing would be trained, the phase's loss looks at {', '.join(used)}: name some of them"
+    _require(not set(used).isdisjoint(phase.trainable), f"{where}.trainable", phase.trainable, fix)
     consensus, optimizer = phase.consensus, phase.optimizer
     _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"one of {MODALITIES}")
     known = consensus.inverse in ("argmin", "linear")
@@ -137,11 +229,8 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     known = optimizer.schedule in ("constant", "cosine")
     _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
     share = optimizer.hold_share
-    _require(0 <= share < 1, f"{where}.optimizer.hold_share", share, "from 0 to below 1")
     fits = share == 0 or optimizer.schedule == "cosine"
     _require(fits, f"{where}.optimizer.hold_share", share, "is for schedule = 'cosine': set 0")
-    rate = optimizer.learning_rate
-    _require(rate > 0, f"{where}.optimizer.learning_rate", rate, "must be positive")
 
 
 def _validate_classification(where: str, phase: PhaseConfig, config: Config) -> None:
@@ -159,15 +248,12 @@ def _validate_classification(where: str, phase: PhaseConfig, config: Config) -> 
 
 def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig, num_classes: int) -> None:
     memory = phase.memory
-    fix = "0, for no memory"
-    _require(memory.pool_size >= 0, f"{where}.memory.pool_size", memory.pool_size, fix)
     if not memory.pool_size:
         return
     fix = f"must be a multiple of data.batch_size = {data.batch_size}"
     for field in ("pool_size", "dictionary_size"):
         value = getattr(memory, field)
         _require(value > 0 and value % data.batch_size == 0, f"{where}.memory.{field}", value, fix)
-    _require(0 <= memory.momentum < 1, f"{where}.memory.momentum", memory.momentum, "needs 0 <= momentum < 1")
     needed = phase.contrastive_weight > 0 and len(phase.pairs) > 0
     _require(needed, f"{where}.memory.pool_size", memory.pool_size, "is of use to the contrastive term alone: set 0")
     fix = "keeps keys of towers, not of a classifier: set 0, or model.num_classes = 0"

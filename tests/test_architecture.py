@@ -23,7 +23,7 @@ ALLOWED = {
     "objective": {"config", "losses", "phases"},
     "phases": {"config"},
     "cli": {"config", "validation"},
-    "validation": {"config"},
+    "validation": {"config", "phases"},
     "hlo": set(),
     "topology": set(),
     "config": set(),

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -131,6 +132,7 @@ def test_the_papers_numbers_stand_in_its_config():
         (lambda c: setattr(c.phases[0], "contrastive_weight", 0.0), "a phase needs a loss"),
         (lambda c: c.phases.append(c.phases[0]), "names must differ"),
         (lambda c: setattr(c.phases[0].consensus, "anchor", "smell"), "anchor = 'smell': one of"),
+        (lambda c: setattr(c.phases[0], "pairs", ("av", "av")), r"pairs = \('av', 'av'\): each one of .* once"),
     ],
 )
 def test_bad_values_are_refused_with_the_value_and_the_fix(change, message):
@@ -138,6 +140,72 @@ def test_bad_values_are_refused_with_the_value_and_the_fix(change, message):
     change(config)
     with pytest.raises(ValueError, match=message):
         validation.validate(config)
+
+
+CONSENSUS, ADAM = "phases[0].consensus.", "phases[0].optimizer."
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "good", "says"),
+    [
+        *[(f"{CONSENSUS}alpha_{name}", (0.0, -0.5), (0.1, 2.0), "positive") for name in config_lib.MODALITIES],
+        ("model.text.dropout", (-0.1, 1.0, 1.5), (0.0, 0.9), "from 0 to below 1"),
+        ("model.text.num_tokens", (1, 2), (3,), "at least 3"),
+        ("model.video.flip_probability", (-0.1, 2.0), (0.0, 1.0), "from 0 to 1"),
+        (f"{ADAM}b1", (-0.1, 1.0), (0.0, 0.99), "from 0 to below 1"),
+        (f"{ADAM}b2", (-0.1, 1.5), (0.0, 0.9999), "from 0 to below 1"),
+        (f"{ADAM}eps", (0.0, -1.0), (1e-12,), "positive"),
+        (f"{ADAM}weight_decay", (-0.1,), (0.0, 0.1), "not be negative"),
+        (f"{ADAM}clip_norm", (-1.0,), (0.0, 1.0), "not be negative"),
+        (f"{ADAM}final_scale", (-0.1, 3.0), (0.0, 1.0), "from 0 to 1"),
+        (f"{ADAM}warmup_steps", (-5,), (0, 5), "not be negative"),
+        (f"{ADAM}learning_rate", (0.0, -1e-4), (1e-4,), "positive"),
+        ("phases[0].consensus_weight", (-1.0,), (0.0, 0.3), "not be negative"),
+        ("phases[0].temperature", (0.0, -0.05), (0.05,), "positive"),
+        ("data.silence_db", (-1.0,), (0.0, 20.0), "not be negative"),
+    ],
+)
+def test_numbers_have_a_range_and_what_is_outside_or_not_finite_is_refused(field, bad, good, says):
+    holder, _, last = field.replace("[0]", "").rpartition(".")
+    not_finite = () if isinstance(bad[0], int) else (float("nan"), float("inf"))
+    for value in (*bad, *not_finite, *good):
+        config = config_lib.Config()
+        found = config
+        for name in holder.split("."):
+            found = getattr(found, name)
+            found = found[0] if isinstance(found, list) else found
+        setattr(found, last, value)
+        if value in good:
+            validation.validate(config)
+            continue
+        with pytest.raises(ValueError, match=re.escape(f"config.{field} = {value!r}: must ") + f".*{says}"):
+            validation.validate(config)
+
+
+def test_every_float_of_a_config_has_a_range():
+    def lacking(kind):
+        for field in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(field.type):
+                yield from lacking(field.type)
+            elif field.type is float and field.name not in validation.RANGES.get(kind, {}):
+                yield f"{kind.__name__}.{field.name}"
+
+    assert [*lacking(config_lib.Config), *lacking(config_lib.PhaseConfig)] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        ({"pairs": ("vl",), "trainable": ("audio",)}, "video, text"),
+        ({"pairs": ("al",), "trainable": ("video",)}, "audio, text"),
+    ],
+)
+def test_a_phase_that_would_train_nothing_is_refused(change, used):
+    config = config_lib.Config(phases=[config_lib.PhaseConfig(**change)])
+    with pytest.raises(ValueError, match=rf"phases\[0\].trainable = .*: nothing would be trained, .* looks at {used}:"):
+        validation.validate(config)
+    config.phases[0].consensus_weight = 1.0  # which looks at all
+    validation.validate(config)
 
 
 def test_to_dict_holds_every_field():

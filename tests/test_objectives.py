@@ -188,7 +188,7 @@ def _consensus_alone(phase):
 BAD = {
     "pool_size": (lambda p: setattr(p.memory, "pool_size", 24), r"phases\[1\].memory.pool_size = 24: .* multiple of .* 16"),
     "dictionary_size": (lambda p: setattr(p.memory, "dictionary_size", 0), "memory.dictionary_size = 0: must be a multiple"),
-    "momentum": (lambda p: setattr(p.memory, "momentum", 1.0), "memory.momentum = 1.0: needs 0 <= momentum < 1"),
+    "momentum": (lambda p: setattr(p.memory, "momentum", 1.0), "memory.momentum = 1.0: must be from 0 to below 1"),
     "scale": (lambda p: (setattr(p, "learn_scale", True), setattr(p, "temperature", 0.005)), "temperature = 0.005: where"),
     "no pairs": (lambda p: setattr(p, "pairs", ()), "a phase needs a loss"),
     "no term": (_consensus_alone, "memory.pool_size = 32: is of use to the contrastive term alone"),

@@ -50,7 +50,8 @@ class VideoConfig:
       width, depth, num_heads: Of the transformer.
       time_init: "zeros", EgoVLP's, starts the time attention at output 0, for weights inflated from images; "random" is
         for training from scratch, where zeros would keep it there.
-      resize_px: Evaluation: short side before the centre crop.
+      resize_px: Evaluation: short side before the centre crop of `image_size_px`. That size shows the whole central
+        square, as EgoVLP's evaluation does, a larger one cuts its border off.
       crop_scale: Training: share of the frame's area a random crop takes, (low, high).
       flip_probability: Training: of a horizontal flip.
     """
@@ -63,7 +64,7 @@ class VideoConfig:
     depth: int = 12
     num_heads: int = 12
     time_init: str = "zeros"
-    resize_px: int = 256
+    resize_px: int = 224
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip_probability: float = 0.5
 

@@ -107,6 +107,9 @@ def test_the_papers_numbers_stand_in_its_config():
     assert refine.contrastive_weight == 1.0
     consensus = refine.consensus
     assert (consensus.anchor, consensus.alpha_video, consensus.alpha_text) == ("audio", 0.5, 1.0)
+    for name in ("mc3_ego4d", "eval_ego4d"):
+        video = load(ROOT / "configs" / f"{name}.py").model.video
+        assert (video.image_size_px, video.resize_px) == (224, 224)
 
 
 @pytest.mark.parametrize(

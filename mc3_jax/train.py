@@ -101,6 +101,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
         tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
         digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(config.data.tokenizer)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
+    _check_negatives(config, source, phases)
     model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
     shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
@@ -127,6 +128,29 @@ def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None
         raise ValueError(
             f"config.model.num_classes = {config.model.num_classes}: {config.data.dir} has {found} classes"
             + (f", set it to {found}" if found else ", it can't be classified")
+        )
+
+
+def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phases: list[phases_lib.Phase]) -> None:
+    """Refuses batches that always hold clips twice, each the other's negative; warns where many do between two epochs."""
+    data, num_clips = config.data, len(source)
+    contrasting = [phase for phase in phases if phase.config.contrastive_weight > 0 and phase.config.pairs]
+    if not contrasting or num_clips >= 10 * data.batch_size:
+        return
+    if num_clips < data.batch_size:
+        raise ValueError(
+            f"config.data.batch_size = {data.batch_size}: split {data.split!r} of {data.dir} has {num_clips} clips, so that "
+            f"some would be several times in a batch, as their own negatives; set it to {num_clips} at most"
+        )
+    steps = [step for phase in contrasting for step in range(phase.start, phase.stop)]
+    batches, rows = loader.count_repeats(
+        source, steps, batch_size=data.batch_size, seed=config.seed, clips_per_video=data.clips_per_video
+    )
+    if rows:
+        _say(
+            f"warning: {batches} of {len(steps)} steps go over the border of two epochs and hold clips twice, as their own "
+            f"negatives ({rows} rows in all); it is rarer with a smaller config.data.batch_size, for {num_clips} clips",
+            sys.stderr,
         )
 
 

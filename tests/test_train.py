@@ -1,8 +1,10 @@
 """The demo's path, shrunk: real mp4 files to a report; resumed equals uninterrupted; one device equals eight."""
 
 import copy
+import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -352,6 +354,27 @@ def test_phases_that_cannot_keep_their_optimizer_are_refused_before_training(dat
     config.phases[1].trainable = ("audio",)
     with pytest.raises(ValueError, match="'refine' keeps the optimizer state"):
         train.set_up(config, str(tmp_path / "run"))
+
+
+def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_are_told(data, tmp_path, capsys):
+    config = world.small_config(data)
+    source = loader.open_split(config.data.dir, "train", 4)
+    num_clips = len(source)
+    config.data.batch_size = 8 * (num_clips // 8 + 1)
+    with pytest.raises(ValueError, match=rf"batch_size = .* has {num_clips} clips, .* set it to {num_clips} at most"):
+        train.set_up(config, str(tmp_path / "run"))
+
+    def warning(batch_size, **change):
+        config.data.batch_size = batch_size
+        phases = [dataclasses.replace(phase, epochs=3, **change) for phase in config.phases]
+        train._check_negatives(config, source, phases_lib.plan_phases(phases, num_clips, batch_size))
+        return capsys.readouterr().err
+
+    told = warning(num_clips // 2 + 1)
+    assert re.match(r"warning: \d+ of \d+ steps go over .* hold clips twice, .*\(\d+ rows in all\)", told)
+    assert not warning(num_clips // 10)  # too few to be told
+    assert not warning(num_clips)  # an epoch a batch
+    assert not warning(num_clips // 2 + 1, contrastive_weight=0.0)
 
 
 def test_resolved_config_is_saved_beside_the_checkpoints(finished):

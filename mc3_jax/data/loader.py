@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
@@ -150,6 +150,24 @@ def step_clips(
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), len(source))
     orders = {int(e): epoch_order(source.video_clips, clips_per_video, seed, int(e)) for e in np.unique(epochs)}
     return np.array([orders[e][place] for e, place in zip(epochs.tolist(), places.tolist(), strict=True)])
+
+
+def count_repeats(
+    source: ClipSource, steps: Iterable[int], *, batch_size: int, seed: int, clips_per_video: int = 1
+) -> tuple[int, int]:
+    """Returns how many training batches hold a clip more than once, and how many rows in all repeat one of their batch.
+
+    Only a batch that goes over the border of two epochs can, or one that is larger than the split.
+
+    Args:
+      source: Training split.
+      steps: That count.
+      batch_size, seed, clips_per_video: See `train_batches`.
+    """
+    across = [step for step in steps if step * batch_size % len(source) + batch_size > len(source)]
+    detail = {"batch_size": batch_size, "seed": seed, "clips_per_video": clips_per_video}
+    repeats = [batch_size - len(np.unique(step_clips(source, step, **detail))) for step in across]
+    return sum(count > 0 for count in repeats), sum(repeats)
 
 
 def train_batches(

@@ -48,6 +48,16 @@ def test_an_order_does_not_repeat_the_files_order_within_a_group():
     assert np.mean(np.diff(order) == 1) < 0.2
 
 
+@pytest.mark.parametrize(("batch_size", "clips_per_video"), [(8, 1), (11, 1), (20, 3), (33, 1), (50, 2)])
+def test_batches_that_hold_a_clip_twice_are_counted(batch_size, clips_per_video):
+    source = object.__new__(loader.ClipSource)
+    source.video_clips, source._places = VIDEO_CLIPS, np.arange(sum(VIDEO_CLIPS))
+    detail = {"batch_size": batch_size, "seed": 3, "clips_per_video": clips_per_video}
+    rows = [len(clips) - len(set(clips.tolist())) for clips in (loader.step_clips(source, t, **detail) for t in range(20))]
+    assert loader.count_repeats(source, range(20), **detail) == (sum(n > 0 for n in rows), sum(rows))
+    assert batch_size < 20 or (sum(rows) > 0) == (batch_size != 33)  # the split has 33 clips
+
+
 @pytest.mark.parametrize("canvas", [(24, 32), (30, 40)])
 def test_frames_are_decoded_onto_their_canvas_of_their_size_or_larger(canvas):
     pictures = np.random.default_rng(0).integers(0, 255, (2, 24, 32, 3)).astype(np.uint8)

@@ -21,7 +21,7 @@ AXES: dict[str, dict[str, list[str]]] = {
     "anchor": {name: [f"{REFINE}consensus.anchor={name}"] for name in ("audio", "video", "text")},
     "alpha_video": {f"{a:g}": [f"{REFINE}consensus.alpha_video={a:g}"] for a in (0.5, 0.25, 1, 2)},
     "alpha_text": {f"{a:g}": [f"{REFINE}consensus.alpha_text={a:g}"] for a in (1, 0.5, 2)},
-    "inverse": {name: [f"{REFINE}consensus.inverse={name}"] for name in ("argmin", "linear")},
+    "inverse": {name: [f"{REFINE}consensus.inverse={name}"] for name in ("argmin", "linear", "per_modality")},
     "stop_gradient": {name: [f"{REFINE}consensus.stop_gradient={name}"] for name in ("True", "False")},
     "reset_optimizer": {name: [f"{REFINE}reset_optimizer={name}"] for name in ("False", "True")},
     "temperature": {

@@ -187,7 +187,7 @@ class ConsensusConfig:
       alpha_audio, alpha_video, alpha_text: Exponents of K_i (Sec. 4.4: 0.5 for video, 1 for language); the anchor's
         is unused.
       inverse: K⁻¹ (open): "argmin" inverts with the exponent of the modality that attained the minimum, so that c is
-        one of the scores; "linear" is 2y - 1.
+        one of the scores; "linear" is 2y - 1; "per_modality" inverts with each modality's own, so that no score is raised.
       stop_gradient: Whether c is a fixed target (open).
     """
 

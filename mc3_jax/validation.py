@@ -224,8 +224,8 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     _require(not set(used).isdisjoint(phase.trainable), f"{where}.trainable", phase.trainable, fix)
     consensus, optimizer = phase.consensus, phase.optimizer
     _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"one of {MODALITIES}")
-    known = consensus.inverse in ("argmin", "linear")
-    _require(known, f"{where}.consensus.inverse", consensus.inverse, "argmin or linear")
+    known = consensus.inverse in ("argmin", "linear", "per_modality")
+    _require(known, f"{where}.consensus.inverse", consensus.inverse, "argmin, linear or per_modality")
     known = optimizer.schedule in ("constant", "cosine")
     _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
     share = optimizer.hold_share

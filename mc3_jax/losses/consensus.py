@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # The gradient of p^α, α < 1, is infinite at 0.
 MIN_P = 1e-6
+INVERSES = ("argmin", "linear", "per_modality")
 
 
 def consensus_loss(
@@ -32,12 +33,14 @@ def consensus_loss(
       anchor: Modality a that every other is compared with.
       alphas: Exponent of each non-anchor modality that takes part; positive.
       inverse: "argmin" inverts K with the exponent of the modality that attained the minimum: c is that one's score,
-        taken as it is, so that it pays exactly nothing. "linear" maps min K back as if α were 1: c = 2 min K - 1.
+        taken as it is, so that it pays exactly nothing. "linear" maps min K back as if α were 1: c = 2 min K - 1. Of both c
+        may be above a score, which is then raised. "per_modality" inverts with each modality's own exponent: c_i is of
+        p = (min K)^(1/α_i), never above p_i.
       stop_gradient: Whether c is a fixed target.
 
     Returns:
-      The loss and {"consensus_score": mean of c, "bottleneck_<modality>": share of samples whose c it sets}; of equals
-      the first in `alphas` counts.
+      The loss and {"consensus_score": mean of c, over modalities too where each has its own, "bottleneck_<modality>": share
+      of samples whose c it sets}; of equals the first in `alphas` counts.
 
     Raises:
       ValueError: If `alphas` is empty or holds the anchor, a modality has no embeddings, or `inverse` is unknown.
@@ -53,12 +56,26 @@ def consensus_loss(
     scaled = [jnp.maximum(x, MIN_P) ** alpha if alpha != 1 else x for x, alpha in zip(p, alphas.values(), strict=True)]
     scaled = jnp.stack(scaled)
     bottleneck = jnp.argmin(scaled, axis=0)
-    least = p if inverse == "argmin" else scaled
+    least = scaled if inverse == "linear" else p
     consensus = jnp.take_along_axis(least, bottleneck[None], axis=0)[0]
+    if inverse == "per_modality":
+        consensus = jnp.minimum(_invert_each(consensus, bottleneck, list(alphas.values())), p)  # rounding may lift it
     consensus = jax.lax.stop_gradient(consensus) if stop_gradient else consensus
     loss = jnp.mean(jnp.sum(2 * _abs(p - consensus), axis=0))
     shares = {f"bottleneck_{name}": jnp.mean(bottleneck == i, dtype=wide) for i, name in enumerate(alphas)}
     return loss, {"consensus_score": jnp.mean(2 * consensus - 1)} | shares
+
+
+def _invert_each(least: Float[Array, " b"], bottleneck: Int[Array, " b"], alphas: list[float]) -> Float[Array, "i b"]:
+    """Returns (min K)^(1/α_i) of every modality i, where min K is the power α of the bottleneck's p, `least`.
+
+    In one power, α / α_i, that is left out where it is 1: the bottleneck's own is its p, bit for bit.
+    """
+
+    def powers(alpha):
+        return jnp.stack([least if a == alpha else jnp.maximum(least, MIN_P) ** (a / alpha) for a in alphas])
+
+    return jnp.stack([jnp.take_along_axis(powers(alpha), bottleneck[None], axis=0)[0] for alpha in alphas])
 
 
 def _abs(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -67,8 +84,8 @@ def _abs(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _check(embeddings: Mapping[str, Array], anchor: str, alphas: Mapping[str, float], inverse: str) -> None:
-    if inverse not in ("argmin", "linear"):
-        raise ValueError(f"inverse {inverse!r} is neither 'argmin' nor 'linear'")
+    if inverse not in INVERSES:
+        raise ValueError(f"inverse {inverse!r} is none of {', '.join(INVERSES)}")
     if not alphas or anchor in alphas:
         raise ValueError(f"alphas {dict(alphas)}: needs the modalities other than the anchor {anchor!r}")
     missing = {anchor, *alphas} - set(embeddings)

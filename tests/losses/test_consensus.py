@@ -1,11 +1,13 @@
 """The consensus against float64 numpy, finite differences and what Eq. 2 and 3 promise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mc3_jax.losses.consensus import consensus_loss
+from mc3_jax.losses.consensus import INVERSES, consensus_loss
 
 ALPHAS = {"video": 0.5, "text": 1.0}
 
@@ -35,14 +37,15 @@ def reference(x, anchor, alphas, inverse):
         scores = {name: float(x[name][t] @ x[anchor][t]) for name in alphas}
         scaled = {name: ((scores[name] + 1) / 2) ** alphas[name] for name in alphas}
         least = min(scaled, key=scaled.get)
-        exponent = alphas[least] if inverse == "argmin" else 1
-        c = 2 * scaled[least] ** (1 / exponent) - 1
-        losses.append(sum(abs(s - c) for s in scores.values()))
-        consensuses.append(c)
+        same = {"argmin": alphas[least], "linear": 1}
+        exponents = alphas if inverse == "per_modality" else dict.fromkeys(alphas, same[inverse])
+        c = {name: 2 * scaled[least] ** (1 / exponent) - 1 for name, exponent in exponents.items()}
+        losses.append(sum(abs(s - c[name]) for name, s in scores.items()))
+        consensuses.append(np.mean(list(c.values())))
     return np.mean(losses), np.mean(consensuses)
 
 
-@pytest.mark.parametrize("inverse", ["argmin", "linear"])
+@pytest.mark.parametrize("inverse", INVERSES)
 @pytest.mark.parametrize(
     ("anchor", "alphas"), [("audio", ALPHAS), ("video", {"audio": 0.3, "text": 2.0}), ("text", {"video": 1.0})]
 )
@@ -55,16 +58,19 @@ def test_consensus_loss_is_eq_2_and_3(anchor, alphas, inverse):
 
 
 def consensus_of(x, inverse):
-    """c of every sample, [b], in float64; the anchor is audio."""
+    """c of every modality and sample, [2, b], in float64; the anchor is audio."""
     scores = np.stack([np.sum(x[name] * x["audio"], axis=-1) for name in ALPHAS])
     scaled = np.stack([((score + 1) / 2) ** alpha for score, alpha in zip(scores, ALPHAS.values(), strict=True)])
     if inverse == "linear":
-        return 2 * scaled.min(axis=0) - 1
-    return scores[scaled.argmin(axis=0), np.arange(len(scores[0]))]
+        return np.stack([2 * scaled.min(axis=0) - 1] * 2)
+    if inverse == "per_modality":
+        c = np.stack([2 * scaled.min(axis=0) ** (1 / alpha) - 1 for alpha in ALPHAS.values()])
+        return np.where(scaled == scaled.min(axis=0), scores, c)
+    return np.stack([scores[scaled.argmin(axis=0), np.arange(len(scores[0]))]] * 2)
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
-@pytest.mark.parametrize("inverse", ["argmin", "linear"])
+@pytest.mark.parametrize("inverse", INVERSES)
 def test_gradient_of_the_consensus_loss_is_its_finite_difference(inverse, stop_gradient):
     x = embeddings(num=4)
     target = consensus_of(x, inverse)
@@ -72,7 +78,7 @@ def test_gradient_of_the_consensus_loss_is_its_finite_difference(inverse, stop_g
     def loss(e):
         """Σ |s - c|, c either that of the undisturbed embeddings, or its own."""
         c = target if stop_gradient else consensus_of(e, inverse)
-        return np.mean(sum(np.abs(np.sum(e[name] * e["audio"], axis=-1) - c) for name in ALPHAS))
+        return np.mean(sum(np.abs(np.sum(e[name] * e["audio"], axis=-1) - of) for name, of in zip(ALPHAS, c, strict=True)))
 
     with jax.enable_x64(True):
         detail = {"anchor": "audio", "alphas": ALPHAS, "inverse": inverse, "stop_gradient": stop_gradient}
@@ -129,8 +135,45 @@ def test_with_the_target_fixed_scores_only_fall_and_otherwise_the_bottleneck_ris
     np.testing.assert_allclose(list(gradient_along_audio(False).values()), [1, -1])
 
 
+@pytest.mark.parametrize("alphas", [ALPHAS, {"video": 2.0, "text": 0.3}])
+def test_inverted_by_each_modalitys_own_exponent_no_score_is_raised(alphas):
+    rng = np.random.default_rng(0)
+    x = with_scores(video=rng.uniform(-1, 1, 500), text=rng.uniform(-1, 1, 500))
+
+    def raised(inverse):
+        detail = {"anchor": "audio", "alphas": alphas, "inverse": inverse}
+        grads = jax.grad(lambda e: consensus_loss(e, **detail)[0])(x)
+        return {name: np.any(np.asarray(grads[name][:, 0]) < 0) for name in alphas}
+
+    assert raised("per_modality") == {"video": False, "text": False}
+    assert any(raised("argmin").values())  # a score that its exponent hides
+    assert any(raised("linear").values())
+
+
+def test_a_video_that_agrees_less_than_the_bottleneck_is_pulled_closer_unless_inverted_by_its_own_exponent():
+    """The first row of the table in docs/method.md."""
+    x = with_scores(video=[0.1], text=[0.45])
+    for inverse, score, slope in (("argmin", 0.45, -1), ("linear", 0.45, -1), ("per_modality", (0.05125 + 0.45) / 2, 1)):
+        loss = functools.partial(consensus_loss, anchor="audio", alphas=ALPHAS, inverse=inverse)
+        grads, aux = jax.grad(loss, has_aux=True)(x)
+        np.testing.assert_allclose(aux["consensus_score"], score, atol=1e-6)
+        assert np.sign(grads["video"][0, 0]) == slope
+        assert not np.any(grads["text"])
+
+
+def test_with_exponents_of_1_all_inverses_are_the_same():
+    x = to_jax(embeddings())
+    found = [
+        jax.value_and_grad(lambda e: consensus_loss(e, anchor="audio", alphas={"video": 1.0, "text": 1.0}, inverse=i)[0])(x)  # noqa: B023
+        for i in INVERSES
+    ]
+    for other in found[1:]:
+        for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("stop_gradient", [True, False])
-@pytest.mark.parametrize("inverse", ["argmin", "linear"])
+@pytest.mark.parametrize("inverse", INVERSES)
 def test_loss_and_gradient_are_finite_where_a_modality_opposes_the_anchor(inverse, stop_gradient):
     x = with_scores(video=[-1.0, 1.0], text=[0.3, -1.0])
     value, grads = jax.value_and_grad(

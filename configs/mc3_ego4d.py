@@ -14,16 +14,46 @@ Beside the clips it reads three things from `weights/`, which is for you to fill
 
 Other names and places: `--config.init.video=`, `.text=`, `.audio=` and `--config.data.tokenizer=`; an empty
 `--config.init.audio=` starts a tower at random.
+
+`--config=configs/mc3_ego4d.py:egovlp_rates` has the learning rates that the trainer of EgoVLP, on whose code the paper is built,
+sets.
 """
+
+import dataclasses
 
 from mc3_jax.config import Config, DataConfig, InitConfig, ModelConfig, OptimizerConfig, PhaseConfig, SaveConfig
 
+# Of EgoVLP: `learning_rate1` of run/train_egoclip.py, which trainer/trainer_egoclip.py sets after every epoch.
+EGOVLP_RATE = 2e-4
 
-def get_config() -> Config:
-    """Returns the paper's run, number by number."""
+
+def egovlp_rates(phase: PhaseConfig) -> list[PhaseConfig]:
+    """Returns a phase in two, the optimizer's state kept: an epoch at its learning rate, the others at `EGOVLP_RATE`."""
+    first = dataclasses.replace(phase, name=f"{phase.name}_first", epochs=1)
+    later = dataclasses.replace(phase.optimizer, learning_rate=EGOVLP_RATE)
+    return [first, dataclasses.replace(phase, epochs=phase.epochs - 1, optimizer=later)]
+
+
+def get_config(mode: str = "paper") -> Config:
+    """Returns the paper's run, number by number; after `:` behind the file's name, "egovlp_rates" has EgoVLP's rates.
+
+    Raises:
+      ValueError: Another word.
+    """
+    if mode not in ("paper", "egovlp_rates"):
+        raise ValueError(f"{mode!r} is neither paper nor egovlp_rates: --config=configs/mc3_ego4d.py:egovlp_rates")
     adam = dict(learning_rate=3e-5)  # Sec. 4.4: Adam, 3e-5; no schedule, warm-up or decay is named
+    phases = [
+        # Sec. 4.1 and 4.4: 5 epochs for each stage (open: whether "5 epochs for both stages" means 5 + 5).
+        PhaseConfig(name="align", epochs=5, temperature=0.05, optimizer=OptimizerConfig(**adam)),
+        PhaseConfig(
+            name="refine", epochs=5, temperature=0.05, consensus_weight=1.0, optimizer=OptimizerConfig(**adam)
+        ),  # Eq. 4: both terms, weight 1; anchor audio, α_v = 0.5, α_l = 1 (Sec. 4.4) are the defaults
+    ]
+    if mode == "egovlp_rates":
+        phases = [part for phase in phases for part in egovlp_rates(phase)]
     return Config(
-        name="mc3_ego4d",
+        name="mc3_ego4d" if mode == "paper" else f"mc3_ego4d_{mode}",
         # Sec. 4.4: TimeSformer as in EgoVLP (ViT-B/16, 224 px, 4 frames), DistilBERT base, AST base; 256-d joint space.
         # Blocks one after the other: on a GPU a loop over them moves twice the memory. For a TPU add
         # --config.model.scan_layers=True, with which the step compiles in minutes less.
@@ -35,12 +65,6 @@ def get_config() -> Config:
             text="weights/egovlp.pth",
         ),
         data=DataConfig(tokenizer="weights/distilbert-base-uncased", batch_size=256),  # Sec. 4.4: 256 over 8 A40s
-        phases=[
-            # Sec. 4.1 and 4.4: 5 epochs for each stage (open: whether "5 epochs for both stages" means 5 + 5).
-            PhaseConfig(name="align", epochs=5, temperature=0.05, optimizer=OptimizerConfig(**adam)),
-            PhaseConfig(
-                name="refine", epochs=5, temperature=0.05, consensus_weight=1.0, optimizer=OptimizerConfig(**adam)
-            ),  # Eq. 4: both terms, weight 1; anchor audio, α_v = 0.5, α_l = 1 (Sec. 4.4) are the defaults
-        ],
+        phases=phases,
         save=SaveConfig(every_steps=500, keep=2),
     )

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from mc3_jax import config as config_lib, validation
+from configs import mc3_ego4d
+from mc3_jax import config as config_lib, phases as phases_lib, validation
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.name != "shared.py")
@@ -143,6 +144,23 @@ def test_bad_values_are_refused_with_the_value_and_the_fix(change, message):
     change(config)
     with pytest.raises(ValueError, match=message):
         validation.validate(config)
+
+
+def test_egovlps_rates_are_the_papers_run_with_another_rate_after_the_first_epoch_of_each_stage():
+    paper, other = mc3_ego4d.get_config(), mc3_ego4d.get_config("egovlp_rates")
+    validation.validate(other)
+    assert dataclasses.replace(other, name=paper.name, phases=paper.phases) == paper
+    assert [(p.name, p.epochs, p.optimizer.learning_rate) for p in other.phases] == [
+        ("align_first", 1, 3e-5), ("align", 4, 2e-4), ("refine_first", 1, 3e-5), ("refine", 4, 2e-4),
+    ]  # fmt: skip
+    assert not any(phase.reset_optimizer for phase in other.phases)
+    for i, phase in enumerate(other.phases):
+        same = dataclasses.replace(phase, name="", epochs=5, optimizer=config_lib.OptimizerConfig(3e-5))
+        assert same == dataclasses.replace(paper.phases[i // 2], name="")
+    steps = [p.stop for p in phases_lib.plan_phases(other.phases, 250_000, 256)]
+    assert abs(steps[-1] - phases_lib.plan_phases(paper.phases, 250_000, 256)[-1].stop) <= 2  # but for rounding
+    with pytest.raises(ValueError, match="'nope' is neither paper nor egovlp_rates"):
+        mc3_ego4d.get_config("nope")
 
 
 CONSENSUS, ADAM = "phases[0].consensus.", "phases[0].optimizer."

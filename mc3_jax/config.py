@@ -252,6 +252,7 @@ class PhaseConfig:
       temperature: Of InfoNCE (open: 0.05, EgoVLP's).
       learn_scale: Learn 1/temperature, from `temperature` on and up to 100 (CLAP's).
       memory: Where negatives come from beside the batch.
+      mask_same_text: Leave other clips of the batch with the same narration, token by token, out of every pair's negatives.
       contrastive_weight, consensus_weight: Of the two terms of Eq. 4.
       classification_weight: Of the cross entropy of the classifier, where the model has one.
       mixup: Parameter of the Beta distribution by which each sound is mixed with another of the batch, and its class too
@@ -268,6 +269,7 @@ class PhaseConfig:
     temperature: float = 0.05
     learn_scale: bool = False
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+    mask_same_text: bool = False
     contrastive_weight: float = 1.0
     consensus_weight: float = 0.0
     classification_weight: float = 0.0

@@ -42,6 +42,7 @@ def phase_loss(
     *,
     loss_params: Mapping[str, Array] | None = None,
     targets: Array | None = None,
+    groups: Array | None = None,
     keys: Mapping[str, Array] | None = None,
     memory=(),
     rng: PRNGKeyArray | None = None,
@@ -54,6 +55,7 @@ def phase_loss(
       phase: Weights, pairs, temperature and the details of the consensus.
       loss_params: {"log_scale"} where the phase learns it.
       targets: Share of each class, [b, c], where the phase classifies.
+      groups: Number of each row's narration, where the phase leaves those of the same out of the negatives.
       keys: Embeddings by the momentum encoders, where the phase has a memory.
       memory: Of `init_memory`.
       rng: Key of the step, where it has one.
@@ -71,7 +73,7 @@ def phase_loss(
             )
             memory = memory | rings
         else:
-            value, per_pair = contrastive.contrastive_loss(embeddings, temperature, phase.pairs, block_rows)
+            value, per_pair = contrastive.contrastive_loss(embeddings, temperature, phase.pairs, block_rows, groups)
         terms |= {"contrastive": value} | {f"contrastive_{pair}": v for pair, v in per_pair.items()}
         terms["temperature"] = temperature
         loss += phase.contrastive_weight * value

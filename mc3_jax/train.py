@@ -142,14 +142,16 @@ def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phase
             f"config.data.batch_size = {data.batch_size}: split {data.split!r} of {data.dir} has {num_clips} clips, so that "
             f"some would be several times in a batch, as their own negatives; set it to {num_clips} at most"
         )
-    steps = [step for phase in contrasting for step in range(phase.start, phase.stop)]
+    exposed = [phase for phase in contrasting if not phase.config.mask_same_text]  # a clip and itself have one narration
+    steps = [step for phase in exposed for step in range(phase.start, phase.stop)]
     batches, rows = loader.count_repeats(
         source, steps, batch_size=data.batch_size, seed=config.seed, clips_per_video=data.clips_per_video
     )
     if rows:
         _say(
             f"warning: {batches} of {len(steps)} steps go over the border of two epochs and hold clips twice, as their own "
-            f"negatives ({rows} rows in all); it is rarer with a smaller config.data.batch_size, for {num_clips} clips",
+            f"negatives ({rows} rows in all), for there are {num_clips} clips; a smaller config.data.batch_size makes it "
+            "rarer and the phase's mask_same_text leaves them out",
             sys.stderr,
         )
 

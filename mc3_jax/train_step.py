@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from mc3_jax import config as config_lib, model as model_lib, objective, phases as phases_lib
-from mc3_jax.losses import active
+from mc3_jax.losses import active, contrastive
 from mc3_jax.model import Batch
 from mc3_jax.models import frontend
 from mc3_jax.models.mc3 import MC3
@@ -208,12 +208,12 @@ def _step_key(config: config_lib.Config, step) -> PRNGKeyArray:
 
 
 def _make_head(config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
-    """Returns `head(embeddings, loss_params, targets, step, keys, memory) -> (loss, (terms, memory))`; see `make_loss_fn`."""
+    """Returns `head(embeddings, loss_params, targets, groups, step, keys, memory) -> (loss, (terms, memory))`."""
 
-    def head(embeddings, loss_params, targets, step, keys, memory):
+    def head(embeddings, loss_params, targets, groups, step, keys, memory):
         rng = jax.random.fold_in(_step_key(config, step), 2)
         loss, (terms, rings) = objective.phase_loss(
-            embeddings, phase, loss_params=loss_params, targets=targets, keys=keys, memory=memory, rng=rng,
+            embeddings, phase, loss_params=loss_params, targets=targets, groups=groups, keys=keys, memory=memory, rng=rng,
             block_rows=config.loss_block_rows,
         )  # fmt: skip
         return loss, (terms | {"finite_rows": _finite_rows(embeddings)}, rings)
@@ -243,6 +243,13 @@ def _make_targets(config: config_lib.Config, phase: config_lib.PhaseConfig, step
     return batch | {"audio": audio}, targets
 
 
+def _make_groups(phase: config_lib.PhaseConfig, batch: Batch) -> Array | None:
+    """Returns the number of each row's narration, [b], where the phase asks for it."""
+    if not phase.mask_same_text:
+        return None
+    return contrastive.same_rows(_constrain(batch["text_ids"], PartitionSpec()))
+
+
 def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `loss_fn(params, step, batch, memory=()) -> (loss, (terms, memory))`.
 
@@ -256,7 +263,7 @@ def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
         batch, targets = _make_targets(config, phase, step, batch)
         keys = _constrain(make_keys(step, batch), PartitionSpec())
         embeddings = _constrain(embed(params, step, batch), PartitionSpec())
-        return head(embeddings, params.get("loss"), targets, step, keys, memory)
+        return head(embeddings, params.get("loss"), targets, _make_groups(phase, batch), step, keys, memory)
 
     return loss_fn
 
@@ -285,10 +292,10 @@ def make_validation_fn(model: MC3, config: config_lib.Config, phase: config_lib.
             chunks = {name: _split_rows(x, chunk_size) for name, x in batch.items()}
             embeddings = jax.lax.map(functools.partial(embed, params), chunks)
             embeddings = jax.tree.map(_join_rows, _constrain(embeddings, PartitionSpec()))
-        loss_params, rows = params.get("loss"), config.loss_block_rows
         _, (terms, _) = objective.phase_loss(
-            embeddings, phase, loss_params=loss_params, targets=targets, block_rows=rows
-        )
+            embeddings, phase, loss_params=params.get("loss"), targets=targets, groups=_make_groups(phase, batch),
+            block_rows=config.loss_block_rows,
+        )  # fmt: skip
         return {name: value for name, value in terms.items() if name != "temperature"}
 
     return validate
@@ -327,7 +334,7 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
         embeddings = in_chunks(functools.partial(embed, params))
         loss_params = params.get("loss")
         (to_embeddings, to_loss_params), aux = jax.grad(head, argnums=(0, 1), has_aux=True)(
-            embeddings, loss_params, targets, step, keys, memory
+            embeddings, loss_params, targets, _make_groups(phase, batch), step, keys, memory
         )
         to_embeddings = jax.tree.map(lambda x: _split_rows(x, chunk_size), to_embeddings)
 

@@ -222,6 +222,11 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     used = (*phases_lib.modalities(phase), *([CLASSIFIER] if phase.classification_weight > 0 else []))
     fix = f"nothing would be trained, the phase's loss looks at {', '.join(used)}: name some of them"
     _require(not set(used).isdisjoint(phase.trainable), f"{where}.trainable", phase.trainable, fix)
+    if phase.mask_same_text:
+        contrasts = phase.contrastive_weight > 0 and len(phase.pairs) > 0 and not phase.memory.pool_size
+        _require(contrasts, f"{where}.mask_same_text", True, "is for phases whose negatives are the batch's alone: set False")
+        fix = "compares narrations, which no loss of this phase looks at: set False"
+        _require("text" in used, f"{where}.mask_same_text", True, fix)
     consensus, optimizer = phase.consensus, phase.optimizer
     _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"one of {MODALITIES}")
     known = consensus.inverse in ("argmin", "linear", "per_modality")

@@ -157,6 +157,18 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_batch_also_with_a_froz
     assert_equal(gradients(config, (2, 4)), (whole | {"video": jax.tree.map(np.zeros_like, whole["video"])}, loss))
 
 
+@pytest.mark.large
+def test_narrations_left_out_of_the_negatives_are_the_same_in_chunks_in_blocks_and_spread():
+    twice = batch() | {name: np.concatenate([batch()[name][:8]] * 2) for name in ("text_ids", "text_mask")}
+    config = small_config(scan_layers=True)
+    plain = gradients(config, rows=twice)
+    config.phases[1].mask_same_text = True
+    whole = gradients(config, rows=twice)
+    assert whole[1] < plain[1] - 0.1
+    config.data.chunk_size, config.loss_block_rows = 8, 5
+    assert_equal(gradients(config, (2, 4), rows=twice), whole)
+
+
 def test_what_dropout_takes_of_a_row_does_not_depend_on_its_neighbours():
     rng, x = np.random.default_rng(0), jnp.ones((6, 50))
     dropout = functools.partial(layers.Dropout(0.5).apply, {}, train=True, rngs={"dropout": jax.random.key(2)})

@@ -195,6 +195,18 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("row", "message"), [("CM-ACC", "True: is for phases whose negatives are the batch's"), ("ImageBind", "which no loss")]
+)
+def test_narrations_are_masked_only_where_they_are_looked_at_and_no_memory_is(row, message):
+    config = test_fits.small_config()
+    config.phases[1].mask_same_text = True
+    validation.validate(config)
+    ROWS[row](config.phases[1])
+    with pytest.raises(ValueError, match=rf"phases\[1\].mask_same_text = .*{message}"):
+        validation.validate(config)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_a_memory_that_cannot_be_is_refused(case):
     config = test_fits.small_config()

@@ -375,6 +375,7 @@ def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_ar
     assert not warning(num_clips // 10)  # too few to be told
     assert not warning(num_clips)  # an epoch a batch
     assert not warning(num_clips // 2 + 1, contrastive_weight=0.0)
+    assert not warning(num_clips // 2 + 1, mask_same_text=True)
 
 
 def test_resolved_config_is_saved_beside_the_checkpoints(finished):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mc3_jax.losses import streaming
 
@@ -21,11 +21,17 @@ def _logits(x: Float[Array, "b d"], y: Float[Array, "b d"], temperature) -> Floa
     return product / temperature
 
 
+def same_rows(ids: Int[Array, "b n"]) -> Int[Array, " b"]:
+    """Returns a number for each row, the same for rows that are equal and for no others."""
+    return jnp.unique(ids, axis=0, size=len(ids), return_inverse=True)[1].reshape(-1)
+
+
 def contrastive_loss(
     embeddings: Mapping[str, Float[Array, "b d"]],
     temperature: float | Float[Array, ""],
     pairs: Sequence[str] = ("av", "al", "vl"),
     block_rows: int = 0,
+    groups: Int[Array, " b"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the sum over pairs of InfoNCE in both directions, and each pair's share of it.
 
@@ -37,6 +43,7 @@ def contrastive_loss(
       temperature: τ, positive.
       pairs: Two letters each of a (audio), v (video), l (language, i.e. text).
       block_rows: Rows of a pair's similarity matrix that are held at once, by `streaming.pair_nce`; 0 is all of them.
+      groups: Rows of one number are no negatives of each other (`same_rows`); None, the paper's: all are.
 
     Raises:
       ValueError: If there are no pairs, or one names a modality that is unknown or has no embeddings.
@@ -54,9 +61,9 @@ def contrastive_loss(
         if 0 < block_rows < len(x):
             wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
             scale = 1 / jnp.asarray(temperature, wide)
-            per_pair[pair] = streaming.pair_nce(x.astype(wide), y.astype(wide), scale, block_rows)
+            per_pair[pair] = streaming.pair_nce(x.astype(wide), y.astype(wide), scale, block_rows, groups)
             continue
-        logits = _logits(x, y, temperature)
+        logits = streaming.leave_out_groups(_logits(x, y, temperature), jnp.arange(len(x)), groups)
         normalizers = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
         per_pair[pair] = jnp.mean(normalizers - 2 * jnp.diagonal(logits))
     return sum(per_pair.values()), per_pair

@@ -10,14 +10,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+# A logit that does not count: its exponential is 0 beside any that does. Not -inf, of which two have no difference.
+LEFT_OUT = -1e30
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def pair_nce(
-    x: Float[Array, "b d"], y: Float[Array, "b d"], scale: float | Float[Array, ""], block_rows: int
+    x: Float[Array, "b d"],
+    y: Float[Array, "b d"],
+    scale: float | Float[Array, ""],
+    block_rows: int,
+    groups: Int[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
     """Returns the sum of both directions' InfoNCE: mean_t of -log softmax(s x_t Yᵀ)_t - log softmax(s y_t Xᵀ)_t.
 
@@ -25,40 +32,58 @@ def pair_nce(
       x, y: Embeddings, float32 or wider; row t belongs to row t.
       scale: s, one over the temperature.
       block_rows: Rows of the similarity matrix at a time.
+      groups: Rows of one number are no negatives of each other; None: all are.
 
     Implements Eq. (1) of the paper for one pair, as `contrastive.contrastive_loss` does with the whole matrix.
     """
-    return _forward(x, y, scale, block_rows)[0]
+    return _forward(x, y, scale, block_rows, groups)[0]
 
 
-def _forward(x, y, scale, block_rows):
-    def block(carry, rows):
+def leave_out_groups(
+    logits: Float[Array, "rows b"], places: Int[Array, " rows"], groups: Int[Array, " b"] | None
+) -> Float[Array, "rows b"]:
+    """Returns logits with `LEFT_OUT` where a row meets another one of its group.
+
+    Args:
+      logits: Some rows of the similarity matrix.
+      places: Which.
+      groups: Number of each row's group; None leaves nothing out.
+    """
+    if groups is None:
+        return logits
+    others = (groups[places][:, None] == groups) & (places[:, None] != jnp.arange(len(groups)))
+    return jnp.where(others, LEFT_OUT, logits)
+
+
+def _forward(x, y, scale, block_rows, groups):
+    def block(carry, rows_and_places):
         top, total = carry
-        logits = _matmul(rows, y.T) * scale
+        rows, places = rows_and_places
+        logits = leave_out_groups(_matmul(rows, y.T) * scale, places, groups)
         higher = jnp.maximum(top, jnp.max(logits, axis=0))
         total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(logits - higher), axis=0)
         return (higher, total), jax.nn.logsumexp(logits, axis=1)
 
     start = jnp.full(len(y), -jnp.inf, x.dtype), jnp.zeros(len(y), x.dtype)
-    (top, total), of_rows = _scan(block, start, x, block_rows)
+    (top, total), of_rows = _scan(block, start, (x, jnp.arange(len(x))), block_rows)
     of_columns = top + jnp.log(total)
     loss = jnp.mean(of_rows + of_columns - 2 * scale * jnp.sum(x * y, axis=1))
-    return loss, (x, y, scale, of_rows, of_columns)
+    return loss, (x, y, scale, groups, of_rows, of_columns)
 
 
 def _backward(block_rows, residuals, gradient):
-    x, y, scale, of_rows, of_columns = residuals
+    x, y, scale, groups, of_rows, of_columns = residuals
 
     def block(to_y, rows_and_normalizers):
-        rows, normalizers = rows_and_normalizers
-        logits = _matmul(rows, y.T) * scale
+        rows, places, normalizers = rows_and_normalizers
+        logits = leave_out_groups(_matmul(rows, y.T) * scale, places, groups)
         shares = jnp.exp(logits - normalizers[:, None]) + jnp.exp(logits - of_columns)
         return to_y + _matmul(shares.T, rows), _matmul(shares, y)
 
-    to_y, to_x = _scan(block, jnp.zeros_like(y), (x, of_rows), block_rows)
+    to_y, to_x = _scan(block, jnp.zeros_like(y), (x, jnp.arange(len(x)), of_rows), block_rows)
     to_x, to_y = to_x - 2 * y, to_y - 2 * x
     each = gradient / len(x)
-    return each * scale * to_x, each * scale * to_y, each * jnp.sum(to_x * x)
+    return each * scale * to_x, each * scale * to_y, each * jnp.sum(to_x * x), None
 
 
 def _scan(step, carry, rows, block_rows: int):

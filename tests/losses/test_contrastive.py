@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import test_util
 
-from mc3_jax.losses.contrastive import contrastive_loss
+from mc3_jax.losses.contrastive import contrastive_loss, same_rows
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -79,6 +79,32 @@ def test_contrastive_loss_is_symmetric_in_a_pairs_modalities():
     swapped = {"audio": x["video"], "video": x["audio"]}
     one, other = (contrastive_loss(e, 0.05, ["av"])[0] for e in (x, swapped))
     np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_rows_of_a_group_are_no_negatives_of_each_other():
+    x, groups = embeddings(), np.array([0, 1, 0, 2, 1, 0])
+    _, per_pair = contrastive_loss(to_jax(x), 0.05, groups=jnp.asarray(groups))
+
+    def masked(one, other):
+        """As `reference`, over the row's own and those of other groups."""
+        total = 0.0
+        for t in range(len(one)):
+            counts = (groups != groups[t]) | (np.arange(len(one)) == t)
+            total -= one[t] @ other[t] / 0.05 - np.log(np.sum(np.exp(other[counts] @ one[t] / 0.05)))
+        return total / len(one)
+
+    for pair, (i, j) in {"av": ("audio", "video"), "al": ("audio", "text"), "vl": ("video", "text")}.items():
+        np.testing.assert_allclose(per_pair[pair], masked(x[i], x[j]) + masked(x[j], x[i]), rtol=1e-5)
+    plain = contrastive_loss(to_jax(x), 0.05)[0]
+    assert contrastive_loss(to_jax(x), 0.05, groups=jnp.arange(6))[0] == plain  # each its own
+    assert abs(contrastive_loss(to_jax(x), 0.05, groups=jnp.zeros(6, int))[0]) < 1e-5  # no negative is left
+
+
+def test_rows_of_tokens_are_numbered_by_what_stands_in_them():
+    ids = jnp.asarray([[5, 2, 0], [5, 1, 0], [5, 2, 0], [1, 1, 1], [5, 2, 1], [5, 1, 0]])
+    groups = np.asarray(jax.jit(same_rows)(ids))
+    same = (ids[:, None] == ids).all(axis=2)
+    np.testing.assert_array_equal(groups[:, None] == groups, same)
 
 
 def test_contrastive_loss_is_pytorchs():

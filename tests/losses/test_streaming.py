@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from configs import demo
 from mc3_jax import mesh as mesh_lib, model as model_lib, objective, train_step as step_lib
 from mc3_jax.config import PhaseConfig
-from mc3_jax.losses import contrastive
+from mc3_jax.losses import contrastive, streaming
 
 TOWERS = ("audio", "video", "text")
 
@@ -21,9 +21,9 @@ def embeddings(num: int, dim: int = 16, seed: int = 0, dtype=jnp.float32) -> dic
     return {name: jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), dtype) for name, x in draws.items()}
 
 
-def loss_and_gradients(x, temperature, block_rows, weight=1.0, pairs=("av", "al", "vl")):
+def loss_and_gradients(x, temperature, block_rows, weight=1.0, pairs=("av", "al", "vl"), groups=None):
     def loss(x, temperature):
-        total, per_pair = contrastive.contrastive_loss(x, temperature, pairs, block_rows)
+        total, per_pair = contrastive.contrastive_loss(x, temperature, pairs, block_rows, groups)
         return weight * total, per_pair
 
     (value, per_pair), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, temperature)
@@ -40,6 +40,19 @@ def test_blocks_have_the_value_and_gradients_of_the_whole_matrix(block_rows, tem
     assert list(again_per_pair) == list(per_pair)
     np.testing.assert_allclose(list(again_per_pair.values()), list(per_pair.values()), rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(again_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("block_rows", [1, 7])
+def test_blocks_leave_out_rows_of_a_group_as_the_whole_matrix_does(block_rows):
+    x = embeddings(40)
+    groups = jnp.asarray(np.random.default_rng(0).integers(0, 6, 40)).at[:15].set(9)  # blocks of nothing else
+    value, _, grads = loss_and_gradients(x, jnp.float32(0.05), 0, groups=groups)
+    again, _, again_grads = loss_and_gradients(x, jnp.float32(0.05), block_rows, groups=groups)
+    np.testing.assert_allclose(again, value, rtol=1e-5)
+    assert value < 0.98 * loss_and_gradients(x, jnp.float32(0.05), 0)[0]
+    for ours, theirs in zip(jax.tree.leaves(again_grads), jax.tree.leaves(grads), strict=True):
+        assert np.isfinite(theirs).all()
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
@@ -113,3 +126,19 @@ def test_the_train_step_has_the_runs_blocks(block_rows):
     text = str(jax.make_jaxpr(step_lib.make_loss_fn(model, config, config.phases[0]))(shapes, jnp.int32(0), batch))
     assert ("f32[5,24]" in text) == (block_rows == 5)  # a block of similarities
     assert ("f32[24,24]" in text) == (block_rows == 0)
+    assert str(streaming.LEFT_OUT) not in text
+
+
+@pytest.mark.parametrize("chunk_size", [0, 8])
+def test_a_phase_leaves_the_same_narrations_out_however_its_rows_are_embedded(chunk_size):
+    config = demo.get_config()
+    config.data.batch_size, config.data.chunk_size, config.phases[0].mask_same_text = 24, chunk_size, True
+    for tower in (config.model.audio, config.model.video, config.model.text):
+        tower.width, tower.depth, tower.num_heads = 16, 1, 2
+    model = model_lib.make_model(config.model)
+    shapes = jax.eval_shape(lambda: model_lib.init_params(model, config.model, 0))
+    batch = step_lib.batch_shapes(config, 24_000, (72, 96))
+    grad_fn = step_lib.make_grad_fn(model, config, config.phases[0])
+    assert str(streaming.LEFT_OUT) in str(jax.make_jaxpr(grad_fn)(shapes, jnp.int32(0), batch))
+    validate = step_lib.make_validation_fn(model, config, config.phases[0])
+    assert str(streaming.LEFT_OUT) in str(jax.make_jaxpr(validate)(shapes, batch))

@@ -15,8 +15,8 @@ Beside the clips it reads three things from `weights/`, which is for you to fill
 Other names and places: `--config.init.video=`, `.text=`, `.audio=` and `--config.data.tokenizer=`; an empty
 `--config.init.audio=` starts a tower at random.
 
-`--config=configs/mc3_ego4d.py:egovlp_rates` has the learning rates that the trainer of EgoVLP, on whose code the paper is built,
-sets.
+`--config=configs/mc3_ego4d.py:egovlp_rates` has the learning rates that EgoVLP's trainer sets, on whose code the paper is
+built.
 """
 
 import dataclasses

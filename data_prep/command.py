@@ -141,9 +141,9 @@ def write(
     info = shards.finish(_counted(reports, left_out), out, info, rejects, num_in)
     print(f"{num_in} annotations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))
     print(f"left out {left_out.total()} ({records.REJECTED_FILE}): {_told(left_out)}")
-    test = info.splits["test"]
-    if test.num_labelled:
-        print(f"test: {test.num_labelled} labelled, {test.num_positive / test.num_labelled:.1%} of them positive")
+    for name, split in info.splits.items():
+        if split.num_labelled:
+            print(f"{name}: {split.num_labelled} labelled, {split.num_positive / split.num_labelled:.1%} of them positive")
     return info
 
 

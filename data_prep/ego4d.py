@@ -1,12 +1,12 @@
 """Ego4D to clips: `python -m data_prep.ego4d --root EGO4D --out CLIPS`.
 
 Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
-[t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there are any, are taken whole and become the
-validation and test splits' labels. Both may come from others' files: `--narrations egoclip.csv`, `--labels
-test_clips_11k.csv` (`data_prep/sources`). Every row of these files ends as a clip or as a row of rejected.jsonl, and the sums
-are checked; of a narration that stands in both lists the label list's row is the clip. `data_prep.guard` keeps a video's harm
-to the video. With `--runner=DataflowRunner` or the like, options it doesn't know go to Beam; folders and files may be `gs://`
-or `s3://`.
+[t - 0.5 s, t + 1.0 s] in ArrayRecord shards. Labelled narrations, where there
+are any, are taken whole and become validation and test; their videos are no training videos unless you say so. Both may come
+from others' files: `--narrations egoclip.csv`, `--labels test_clips_11k.csv` (`data_prep/sources`). Every row of these files
+ends as a clip or as a row of rejected.jsonl, and the sums are checked; of a narration that stands in both lists the label
+list's row is the clip. `data_prep.guard` keeps a video's harm to the video. With `--runner=DataflowRunner` or the like,
+options it doesn't know go to Beam; folders and files may be `gs://` or `s3://`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from data_prep.sources import ego4dsounds, egoclip, files, narration_json, sound
 from mc3_jax.data import records
 
 _ANNOTATIONS = "v2/annotations"
+_HELD_OUT = "validation+test"
 _UID = re.compile(r"[\w-]+", re.ASCII)
 
 
@@ -39,10 +40,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--labels_only", action="store_true", help="make clips of the label list alone")
     add(
-        "--labels_split", choices=records.SPLITS, help="of the label list's videos where --splits does not name them"
+        "--labels_split",
+        choices=(*records.SPLITS, _HELD_OUT),
+        help=f"of the label list's videos that --splits does not name; default {_HELD_OUT}, one in eleven in validation",
     )
     add(
-        "--splits", type=storage.parse, help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there, else by hash"
+        "--splits",
+        type=storage.parse,
+        help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there; of other videos the label list's are held out "
+        "and the rest trained on, without a label list all go by hash",
     )
     return parser
 
@@ -84,7 +90,7 @@ def read_annotations(
     else:
         found = egoclip.read(narrations_path, verbs, nouns)
     splits = narrations.read_splits(splits_path) if args.splits or storage.is_file(splits_path) else {}
-    if args.labels_split:
+    if args.labels_split in records.SPLITS:  # else `narrated.choose` holds them out
         splits = {n.video_uid: args.labels_split for n in labelled} | splits
     return _with_known_uids(found), _with_known_uids(labelled), splits
 

@@ -40,7 +40,7 @@ class Work:
 
 
 def tell(tasks: list[shards.ShardTask], info: records.ClipsInfo, rejects: list[shards.Reject], num_workers: int) -> str:
-    """Returns what is to be done: clips and their sources, missing files, bytes and time to expect, rejects by reason so far.
+    """Returns what is to be done: clips and their sources, missing files, bytes and time to expect, rejects by reason.
 
     Bytes written and time are right within a factor of two or so. The time is the cores': a slow disk or bucket adds its own.
 
@@ -50,17 +50,20 @@ def tell(tasks: list[shards.ShardTask], info: records.ClipsInfo, rejects: list[s
       rejects: What was left out.
       num_workers: Local processes.
     """
-    clips = collections.Counter()
+    clips, labelled = collections.Counter(), collections.Counter()
     for task in tasks:
         clips[task.split] += task.num_annotations
+        lines = (line for item in task.items for line in item.get("narrations", ()))
+        labelled[task.split] += sum(line["label"] != records.UNKNOWN for line in lines)
     items = [item for task in tasks for item in task.items]
     missing = {str(item.get("file", item.get("video_uid"))) for item in items if item.get("video_bytes", 0) is None}
     missing = sorted(missing | {r.detail or r.video_uid for r in rejects if r.reason == video_files.MISSING})
     first = ", ".join(map(terminal.printable, missing[:3]))
     reasons = collections.Counter(reject.reason for reject in rejects)
+    labelled_line = f"\nlabelled: {labelled.total():,} ({_by_split(labelled)})" if labelled.total() else ""
     work = _of_sounds(items, info) if info.max_samples else _of_videos(items, info, clips.total())
     lines = [
-        f"clips: {clips.total():,} (" + ", ".join(f"{clips[split]:,} {split}" for split in records.SPLITS) + ")",
+        f"clips: {clips.total():,} ({_by_split(clips)})" + labelled_line,
         f"{work.sources}, {_size(work.read_bytes)} to read, in {len(tasks):,} shards",
         f"missing files: {len(missing):,}" + (f", first {first}" if missing else ""),
         f"left out so far: {reasons.total():,}"
@@ -69,6 +72,10 @@ def tell(tasks: list[shards.ShardTask], info: records.ClipsInfo, rejects: list[s
         f"time: about {_span(work.cpu_s / num_workers + _START_S)} on {num_workers} core{'s' * (num_workers != 1)}",
     ]
     return "\n".join(lines)
+
+
+def _by_split(counts: collections.Counter) -> str:
+    return ", ".join(f"{counts[split]:,} {split}" for split in records.SPLITS)
 
 
 def _of_videos(items: list[dict], info: records.ClipsInfo, num_clips: int) -> Work:

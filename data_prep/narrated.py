@@ -98,18 +98,22 @@ def choose(
     labelled: list[narrations.Narration],
     splits: dict[str, str],
     *,
+    own_table: bool = False,
     clean_text: bool = False,
 ) -> tuple[dict[str, list[narrations.Narration]], list[shards.Reject]]:
     """Returns the narrations of each split, and a reject for every other row of the two lists.
 
-    Training takes the camera wearer's; a label list is taken whole; in validation and test only what the label list holds
-    counts where there is one, else the wearer's. Of narrations with one video, time and text one counts: the label list's,
-    else the first. Only one that counts takes the place of others.
+    Training takes the camera wearer's, of the label list too; in validation and test the label list is taken whole, and only
+    what it holds counts where there is one, else the wearer's. Of narrations with one video, time and text one counts: the
+    label list's, else the first. Only one that counts takes the place of others.
 
     Args:
       found: All narrations.
       labelled: The label list. A row whose label another one contradicts does not count, nor does the other.
-      splits: Video uid → split; videos it lacks are split by the hash of their uid.
+      splits: Video uid → split. Of videos it lacks those of the label list are validation's or test's by the hash of their
+        uid, and where there are any all others are training's; without a label list all are split by the hash.
+      own_table: Whether `labelled` is a table of one's own: whoever acts, all its rows are taken, and videos without a label
+        are not of the label list.
       clean_text: Whether clips will hold cleaned texts, see `plan_tasks`.
     """
     chosen: dict[str, list[narrations.Narration]] = {name: [] for name in records.SPLITS}
@@ -118,12 +122,13 @@ def choose(
     for narration in labelled:
         if _problem(narration, clean_text) is None and narration.label != records.UNKNOWN:
             labels[_moment(narration)].add(narration.label)
+    listed = {n.video_uid for n in labelled if not own_table or n.label != records.UNKNOWN}
     taken: dict[tuple[str, int, str], bool] = {}  # what counts so far → whether it is of the label list
     ids: set[str] = set()
     for narration, whole in itertools.chain(((n, True) for n in labelled), ((n, False) for n in found)):
         reason, clip_id, split, name = _problem(narration, clean_text), narration.clip_id, "", ("", 0, "")
         if reason is None:  # only now it is known that uid and text can be encoded
-            split = splits.get(narration.video_uid) or narrations.split_by_hash(narration.video_uid)
+            split = splits.get(narration.video_uid) or _split_of(narration.video_uid, listed)
             name = _moment(narration)
             if whole and len(labels[name]) > 1:
                 reason = "labels contradict each other"
@@ -133,6 +138,8 @@ def choose(
                 reason = "stands in the label list too" if taken[name] and not whole else "same narration twice"
             elif not whole:
                 reason = _not_wanted(narration, split if labelled else "train")
+            elif split == "train" and not own_table:
+                reason = _not_wanted(narration, split)
         if reason is None and clip_id in ids:  # uids that hold "_", or a hash that falls together
             reason = "another narration has this id"
         if reason:
@@ -142,6 +149,13 @@ def choose(
             ids.add(clip_id)
             chosen[split].append(narration)
     return chosen, rejects
+
+
+def _split_of(uid: str, listed: set[str]) -> str:
+    """Returns the split of a video that no file names one for; `listed` are the videos of the label list."""
+    if uid in listed:
+        return narrations.held_out_by_hash(uid)  # a label is of no use in training
+    return "train" if listed else narrations.split_by_hash(uid)
 
 
 def _moment(narration: narrations.Narration) -> tuple[str, int, str]:
@@ -162,7 +176,7 @@ def _problem(narration: narrations.Narration, clean_text: bool) -> str | None:
 
 
 def _not_wanted(narration: narrations.Narration, split: str) -> str | None:
-    """Returns why a narration without a label is not taken into a split, or None; others than "train" want labels."""
+    """Returns why a narration is not taken into a split, or None; others than "train" want labels, which this one lacks."""
     speaker = narrations.who(narration.text)
     if speaker != "wearer":
         return {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "nobody's tag")

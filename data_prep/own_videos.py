@@ -4,7 +4,8 @@ With `--every_s SECONDS` in place of narrations, all of every video is cut into 
 They have no text, so all are clips of the test split.
 
 The CSV has the columns video, time_s, text and, if there are labels, label; see `data_prep.sources.own_csv`. All its rows are
-taken. Videos are split by the hash of their name or as `--splits` says. Without taxonomies, no verb and noun is told.
+taken. Videos are split as `--splits` says; others by the hash of their name, or where rows have labels, those with a label
+into validation and test and the rest into training. Without taxonomies, no verb and noun is told.
 """
 
 import argparse
@@ -24,7 +25,12 @@ def _parser() -> argparse.ArgumentParser:
     moments.add_argument("--narrations", type=storage.parse, help="CSV with columns video, time_s, text and maybe label")
     moments.add_argument("--every_s", type=float, help="seconds from one window to the next, without narrations")
     narrated.add_options(parser, "own_clips")
-    add("--splits", type=storage.parse, help="CSV video_uid,split, videos named as in --narrations; default by hash")
+    add(
+        "--splits",
+        type=storage.parse,
+        help="CSV video_uid,split, videos named as in --narrations; of others those with labels are held out and the rest "
+        "trained on, without labels all go by hash",
+    )
     add("--verbs", type=storage.parse, help="taxonomy CSV label,group, as Ego4D's; default none")
     add("--nouns", type=storage.parse, help="the same for nouns")
     return parser
@@ -49,8 +55,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
         return narrated.write_clips(args, beam_args, storage.absolute(args.videos), chosen, rejects, num_in, verbs, nouns)
     rows = own_csv.read(args.narrations, args.videos)
     splits = own_csv.read_own_splits(args.splits, args.videos) if args.splits else {}
-    # As a label list, for that is taken whole.
-    chosen, rejects = narrated.choose([], rows, splits, clean_text=args.clean_text)
+    chosen, rejects = narrated.choose([], rows, splits, own_table=True, clean_text=args.clean_text)
     return narrated.write_clips(args, beam_args, storage.absolute(args.videos), chosen, rejects, len(rows), verbs, nouns)
 
 

@@ -526,9 +526,11 @@ def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_
             [("somebody else's action", "#O man X stirs"), (DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs")],
         )
     labelled = [narration("#O man X stirs", label=0)]
-    assert choose(found[:3], labelled) == (
-        [("#O man X stirs", 0), ("#C C stirs", -1), ("#C C cuts", -1)], [(DOUBLE, "#O man X stirs")]
-    )  # fmt: skip
+    assert choose(found[:1], labelled + found[1:2], "test")[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
+    # Whoever says so: what is trained on is the camera wearer's.
+    other = ("somebody else's action", "#O man X stirs")
+    assert choose(found[:3], labelled) == ([("#C C stirs", -1), ("#C C cuts", -1)], [other, other])
+    assert choose([], labelled + found[1:2], own_table=True)[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
 
 
 def test_of_two_lines_of_one_annotation_and_moment_each_is_told():
@@ -537,9 +539,10 @@ def test_of_two_lines_of_one_annotation_and_moment_each_is_told():
     told = ("somebody else's action", "#O B waves")
     assert choose([waves, chops]) == ([("#C C chops the onion", -1)], [told])
     label = narration("#O B waves", label=1)
-    assert choose([waves, chops], [label]) == (
-        [("#O B waves", 1), ("#C C chops the onion", -1)], [(DOUBLE, "#O B waves")]
+    assert choose([waves, chops], [label], "test") == (
+        [("#O B waves", 1)], [("no label, though in the test split", "#C C chops the onion"), (DOUBLE, "#O B waves")]
     )  # fmt: skip
+    assert choose([waves, chops], [label]) == ([("#C C chops the onion", -1)], [told, told])
     # What is left out itself takes nothing else with it.
     assert choose([empty, chops, empty]) == (
         [("#C C chops the onion", -1)], [("narration has no text", ""), ("narration has no text", "")]

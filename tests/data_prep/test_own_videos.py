@@ -145,7 +145,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
         ["a", 2, "pours", 1], ["same", 2, "pours", 0],
     )  # fmt: skip
     rows = own_csv.read(path, videos)
-    chosen, rejects = narrated.choose([], rows, {"a.mp4": "test"})
+    chosen, rejects = narrated.choose([], rows, {"a.mp4": "test"}, own_table=True)
     # No tag means anything here: all that can be cut is taken.
     assert [(n.time_s, n.text, n.label) for n in chosen["test"]] == [
         (1.5, "chops", 1), (1.5, "cuts", -1), (3.0, "#O man X walks", 1), (3.5, "#unsure", 0),

@@ -182,6 +182,8 @@ def test_the_11449_real_rows_of_ego4dsounds_all_become_labelled_narrations_of_48
     for clean in (False, True):
         chosen, rejects = narrated.choose([], rows, dict.fromkeys(uids, "test"), clean_text=clean)
         assert ([len(lines) for lines in chosen.values()], rejects) == ([0, 0, 11_449], [])
+    chosen, rejects = narrated.choose([], rows, {})
+    assert ([len(lines) for lines in chosen.values()], rejects) == ([0, 1_059, 10_390], [])
     # Were they training narrations, the wearer's would stay.
     chosen, rejects = narrated.choose(egoclip.read(REAL, NONE, NONE), [], dict.fromkeys(uids, "train"))
     assert len(chosen["train"]) == 10_563
@@ -340,6 +342,12 @@ def test_egoclip_and_ego4dsounds_become_clips_training_from_one_test_from_the_ot
     clips = convert(root, tmp_path / "only", "--labels_only", *args, "--clean_text")
     assert [c.narration for c in clips["test"]] == ["picks a bag of clothes", "man X cuts the bag"]
     assert clips["train"] == []
+    clips = convert(root, tmp_path / "held_out", "--narrations", narrated, "--labels", labels, "--labels_split",
+                    "validation+test")  # fmt: skip
+    assert {c.video_uid for c in clips[narrations.held_out_by_hash("w")]} == {"w"}
+    assert [c.video_uid for c in clips["train"]] == ["v"]  # though its hash says nothing of the kind
+    clips = convert(root, tmp_path / "train", "--labels_only", "--labels", labels, "--labels_split", "train")
+    assert [(c.narration, c.label) for c in clips["train"]] == [("#C C picks a bag of clothes", 1)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,11 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     add(
         "--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"), help="seconds around the time"
     )
+    add(
+        "--max_train_clips", type=int, default=0,
+        help="sample so many of the narrations that may be training clips (the paper: 250000); 0 takes all",
+    )  # fmt: skip
+    add("--sample_seed", type=int, default=0, help="of --max_train_clips: another one is another sample")
 
 
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
@@ -39,6 +44,8 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
         raise ValueError(
             f"--window must not be negative, empty or longer than {_MAX_WINDOW_S:g} s, got {tuple(args.window)}"
         )
+    if args.max_train_clips < 0:
+        raise ValueError(f"--max_train_clips must be at least 1, or 0 for all, got {args.max_train_clips}")
 
 
 def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Reject]:
@@ -239,7 +246,7 @@ def write_clips(
     """Writes the data set of the chosen narrations; see `command.write`.
 
     Args:
-      args: Has the options of `add_options`.
+      args: Has the options of `add_options`; of `chosen`'s training narrations, `max_train_clips` are written.
       beam_args: Beam's own options.
       video_dir: Absolute path of the videos, or in a bucket.
       chosen, rejects: See `choose`.
@@ -249,6 +256,9 @@ def write_clips(
     Raises:
       ValueError: Nothing to write, or lost records.
     """
+    train, others = narrations.sample(chosen["train"], args.max_train_clips, args.sample_seed)
+    chosen = chosen | {"train": train}
+    rejects = rejects + [shards.Reject(n.clip_id, n.video_uid, "not sampled") for n in others]
     num_shards = command.num_shards(args, sum(map(len, chosen.values())))
     tasks = plan_tasks(chosen, verbs, nouns, num_shards, video_dir, clean_text=args.clean_text)
     settings = {

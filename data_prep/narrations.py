@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import heapq
 import math
 import re
 
@@ -223,3 +224,24 @@ def held_out_by_hash(video_uid: str) -> str:
     One in eleven is validation's, as of the paper's 33,000 labelled clips 3,000 are (Sec. 5).
     """
     return split_by_hash(video_uid, (0.0, 1 / 11, 10 / 11))
+
+
+def sample(found: list[Narration], num: int, seed: int) -> tuple[list[Narration], list[Narration]]:
+    """Returns `num` of the narrations, and the others, both in their order.
+
+    Those with the lowest hash of (seed, clip id) are taken: a narration is in the sample or not whatever order they come in,
+    and a larger sample holds the smaller one.
+
+    Args:
+      found: No two with one clip id.
+      num: 0 takes all, and so does a number above theirs.
+      seed: Another one is another sample.
+    """
+    if not 0 < num < len(found):
+        return found, []
+
+    def rank(i: int) -> bytes:
+        return hashlib.sha256(f"{seed} {found[i].clip_id}".encode()).digest()
+
+    taken = set(heapq.nsmallest(num, range(len(found)), key=rank))
+    return [n for i, n in enumerate(found) if i in taken], [n for i, n in enumerate(found) if i not in taken]

@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from data_prep import ego4d, media, narrated, narrations
 from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
+from data_prep.sources import narration_json
 from mc3_jax.data import records
 from tests import world as commands
 
@@ -292,6 +293,31 @@ def test_a_dry_run_tells_what_is_to_be_done_and_writes_nothing(converted, copy, 
     for reason, count in converted.reasons().items():
         assert (f"  {count} {reason}\n" in told) == (reason in early)
     assert re.search(r"\ndata set: about [\d.]+ MB\ntime: about [\d.]+ (s|min) on 2 cores\n$", told)
+    assert re.search(r"\nlabelled: (\d+) \(0 train, [1-9]\d* validation, [1-9]\d* test\)\n", told)
+
+
+def test_a_sample_of_the_training_clips_passes_over_videos_that_are_known_to_have_no_sound(root, copy, tmp_path, capsys):
+    folder = ["--root", str(copy), "--out", str(tmp_path / "out"), "--dry_run", "--max_train_clips"]
+    shutil.copy(root / "ego4d.json", copy / "ego4d.json")
+    splits = write_splits(tmp_path, [v.uid for v in VIDEOS], "test")
+    for video in (MUTE, VIDEOS[0]):
+        splits.write_text(splits.read_text().replace(f"{video.uid},test", f"{video.uid},train"))
+    num_sounding = sum(narrations.who(n.text) == "wearer" for n in lines_of(root, VIDEOS[0].uid))
+    for num in (3, 1000):
+        ego4d.main([*folder, str(num), "--splits", str(splits)])
+        told = capsys.readouterr().out
+        assert f" ({min(num, num_sounding)} train, " in told
+        assert f"  {len(lines_of(root, MUTE.uid))} no audio stream\n" in told
+        assert (f"  {num_sounding - num} not sampled\n" in told) == (num < num_sounding)
+    (copy / "ego4d.json").write_text('{"videos": [3]}')
+    with pytest.raises(SystemExit):
+        ego4d.main([*folder, "3"])
+    assert_one_line(capsys.readouterr().err, "ego4d.json, video 1 must be an object, got 3")
+
+
+def lines_of(root: pathlib.Path, uid: str) -> list[narrations.Narration]:
+    found = narration_json.read(root / "v2" / "annotations" / "narration.json")
+    return [n for n in found if n.video_uid == uid]
 
 
 def test_window_and_frame_counts_are_options(root, tmp_path):
@@ -422,6 +448,7 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--window", "nan", "1"], "--window must not be"),
         (["--window", "inf", "1"], "--window must not be negative, empty or longer than 60 s"),
         (["--window", "1e9", "1"], "--window must not be negative, empty or longer than 60 s"),
+        (["--max_train_clips", "-1"], "--max_train_clips must be at least 1, or 0 for all, got -1"),
         (["--name", ""], "--name must be letters, digits and _, got ''"),
         (["--name", "a-b"], "--name must be letters, digits and _, got 'a-b'"),
         (["--name", "../up"], "--name must be"),
@@ -564,6 +591,36 @@ def test_of_a_label_given_twice_one_counts_and_of_labels_that_contradict_each_ot
         [], [contradict, contradict, ("no label, though in the test split", "#C C stirs")]
     )  # fmt: skip
     assert choose([narration()], [one, zero]) == ([("#C C stirs", -1)], [contradict, contradict])
+
+
+def test_videos_with_labels_are_held_out_by_hash_and_all_others_are_trained_on():
+    uids = [f"v{i}" for i in range(1100)]
+    labelled = [narration(uid=uid, label=1) for uid in uids]
+    found = [narration(uid=uid, time_s=2.0) for uid in [*uids, *(f"w{i}" for i in range(100))]]
+    chosen, rejects = narrated.choose(found, labelled, {"v0": "train", "w0": "test"})
+    assert 70 < len(chosen["validation"]) < 130  # one in eleven of 1,100
+    assert {n.video_uid for n in chosen["validation"] + chosen["test"]} == set(uids[1:])
+    assert {n.video_uid for n in chosen["train"]} == {"v0", *(f"w{i}" for i in range(1, 100))}  # what --splits says goes
+    assert all(n.label == 1 for n in chosen["validation"] + chosen["test"])
+    # In a table of one's own, videos that have a label somewhere are those of the label list.
+    table = [labelled[1], found[1], found[-1]]
+    chosen, rejects = narrated.choose([], table, {}, own_table=True)
+    assert (chosen["train"], rejects) == ([found[-1]], [])
+    assert chosen[narrations.held_out_by_hash("v1")] == [labelled[1], found[1]]
+
+
+def test_a_sample_is_the_same_in_any_order_and_a_larger_one_holds_it():
+    lines = [narration(uid=f"v{i % 7}", time_s=float(i)) for i in range(1000)]
+    taken, others = narrations.sample(lines, 100, 0)
+    assert (len(taken), len(others)) == (100, 900)
+    assert sorted([*taken, *others], key=lambda n: n.time_s) == lines
+    again, _ = narrations.sample(lines[::-1], 100, 0)
+    assert again == taken[::-1]
+    assert set(taken) < set(narrations.sample(lines, 300, 0)[0])
+    assert len(set(taken) & set(narrations.sample(lines, 100, 1)[0])) < 30  # 10 are expected
+    without = [n for n in lines if n is not taken[50]]  # a row less changes one of the sample
+    assert len(set(taken) & set(narrations.sample(without, 100, 0)[0])) == 99
+    assert [narrations.sample(lines, num, 0) for num in (0, 1000, 2000)] == [(lines, [])] * 3
 
 
 def test_ids_that_fall_together_cost_the_later_row_and_end_nothing():

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from data_prep import guard, narrated, own_videos, storage, verify, video_files
+from data_prep import guard, narrated, narrations, own_videos, storage, verify, video_files
 from data_prep.sources import grid, own_csv
 from mc3_jax import evaluate
 from mc3_jax.config import EvalConfig
@@ -335,6 +335,20 @@ def test_a_video_replaced_by_another_of_the_same_size_is_cut_again(videos, tmp_p
     made = convert(folder, tmp_path / "out", table)
     assert made.reasons() == {}
     assert {clip.video_uid for clips in made.splits.values() for clip in clips} == {"kept.mp4", "again.mp4"}
+
+
+def test_videos_with_a_label_are_held_out_and_of_the_others_a_sample_is_trained_on(videos, tmp_path, capsys):
+    rows = [["a", t, "#O man X cuts", label] for t, label in ((1, 1), (1.5, 0), (2, ""))]
+    rows += [["b c", t / 4, "chops", ""] for t in range(2, 10)]
+    args = ("--max_train_clips", 3, "--sample_seed", 5)
+    made = convert(videos, tmp_path / "out", write(tmp_path, *rows), *args)
+    home = narrations.held_out_by_hash("a.mp4")
+    assert sorted((c.time_us, c.label) for c in made.splits[home]) == [(1_000_000, 1), (1_500_000, 0), (2_000_000, -1)]
+    assert [c.video_uid for c in made.splits["train"]] == ["b c.MKV"] * 3
+    assert made.reasons() == {"not sampled": 5}
+    assert f"\n{home}: 2 labelled, 50.0% of them positive\n" in capsys.readouterr().out
+    again = convert(videos, tmp_path / "again", write(tmp_path, *rows[::-1]), *args)
+    assert set(again.clips) == set(made.clips)
 
 
 def test_with_taxonomies_verbs_and_nouns_are_told_and_cleaning_is_an_option(videos, tmp_path):

@@ -115,7 +115,8 @@ def log_mel(
             f"{audio.shape[1]} samples make {fbank.shape[1]} spectrogram frames but num_time_frames is "
             f"{num_time_frames}: raise it or cut the audio"
         )
-    # After normalising, as AST does: the padding is the data's mean, not its silence.
+    # After normalising, as action2sound's audio tower does: the padding is the data's mean, not its silence. AST itself pads
+    # before, with a log energy of 0, which normalised is 0.47.
     return jnp.pad((fbank - LOG_MEL_MEAN) / (2 * LOG_MEL_STD), ((0, 0), (0, missing), (0, 0)))
 
 

@@ -83,7 +83,8 @@ class Embedder:
         """Returns L2-normalised embeddings of mono sounds.
 
         Args:
-          waveform: One [n] or several [b, n]; floats in [-1, 1] or int16.
+          waveform: One [n] or several [b, n]; floats in [-1, 1] or int16. What is shorter than the window is filled up with
+            silence, as in training.
           sample_rate: Hz; resampled to 16 kHz where it is another.
 
         Raises:
@@ -116,6 +117,10 @@ class Embedder:
                 f"sounds of {rows.shape[1] / SAMPLE_RATE_HZ:.2f} s are longer than the model's window of "
                 f"{most / SAMPLE_RATE_HZ:.2f} s: cut them into windows"
             )
+        # Silence behind what is short, as the loader fills up clips: to 24,000 samples where there are 149 frames. The
+        # spectrogram's own padding is the mean of AudioSet, which in training stands in the last frame alone.
+        short = (self.config.audio.num_time_frames + 1) * hop - rows.shape[1]
+        rows = np.pad(rows, ((0, 0), (0, max(short, 0))))
         out = self._in_batches(self._audio, rows)
         return out[0] if waveform.ndim == 1 else out
 

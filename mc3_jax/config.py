@@ -286,7 +286,7 @@ class SaveConfig:
 
     Attributes:
       every_steps: Interval.
-      keep: Newest checkpoints kept beside the ends of phases; with 2, a damaged one costs no more than an interval.
+      keep: Newest checkpoints kept, ends of phases among them; with 2, a damaged one costs no more than an interval.
     """
 
     every_steps: int = 500

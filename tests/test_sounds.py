@@ -30,7 +30,7 @@ from mc3_jax import (
     validation,
     weights,
 )
-from mc3_jax.config import CLASSIFIER, MemoryConfig, ModelConfig, PhaseConfig
+from mc3_jax.config import CLASSIFIER, AudioConfig, MemoryConfig, ModelConfig, PhaseConfig
 from mc3_jax.data import loader, tokenizer
 from mc3_jax.evals import classification
 from mc3_jax.losses import classification as classification_loss
@@ -315,4 +315,8 @@ def test_the_recipe_of_epic_sounds_is_three_phases_at_falling_rates(mode):
     assert sum(phase.epochs for phase in config.phases) == 30
     learns = (CLASSIFIER,) if mode == "probe" else ("audio", CLASSIFIER)
     assert all(phase.trainable == learns for phase in config.phases)
-    assert config.model == ModelConfig(num_classes=44)
+    assert config.model == ModelConfig(audio=AudioConfig(max_time_mask=12, max_mel_mask=26), num_classes=44)
+    # Of the public list's 60,055 segments every epoch's state stays, or the best one could be one that is gone.
+    ends = [phase.stop for phase in phases_lib.plan_phases(config.phases, 60_055, config.data.batch_size)]
+    saved = {*range(0, ends[-1] + 1, config.save.every_steps), *ends} - {0}
+    assert 30 <= len(saved) <= config.save.keep

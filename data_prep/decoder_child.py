@@ -9,6 +9,7 @@ import os
 import pathlib
 import queue
 import resource
+import signal
 import sys
 import threading
 import traceback
@@ -27,6 +28,7 @@ def main() -> None:
     """Decodes what standard input asks for until it ends; the child's side."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no reply
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as KeyboardInterrupt it would look like a crash of the video
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, _MAX_STDERR_BYTES)):
         resource.setrlimit(kind, (most, most))
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()

@@ -7,6 +7,8 @@ announces. Nothing is unpickled, and what the child says is believed only as far
 A file in a bucket that may be too large to copy, HDF5, is read by the parent and parsed by the child, which asks for parts
 of it between its replies. So what parses needs no network, and a network that is slow or away costs no clip: the child's time
 does not run while the parent reads, and what fails then ends the run.
+
+A child that gets a signal from outside, such as SIGKILL where memory runs out, is no fault of the video's: that ends the run.
 """
 
 import atexit
@@ -34,6 +36,10 @@ COMMAND = (sys.executable, "-P", "-m", "data_prep.decoder_child")
 # A busy machine or a slow disk may make the decoder wait for twice as long as it computes.
 _WALL_PER_CPU = 3.0
 MIN_MEMORY_MB = 128
+TOOK_TOO_LONG = "decoder took too long"
+# What a process does to itself. Other signals come from outside: the kernel's or Slurm's where memory runs out, a user's.
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP,
+            signal.SIGPIPE, signal.SIGXFSZ)  # fmt: skip
 _MAX_CHILDREN = 8  # that a video may cost
 _LOOK_S = 0.02  # how often a decoder's memory is looked at
 _START_S = 120.0  # for the imports of a child, on a busy machine
@@ -101,7 +107,7 @@ def cut_windows(
       remote: The HDF5 file where it is not on this machine; `path` is not looked at then.
 
     Raises:
-      ChildProcessError: No child starts.
+      ChildProcessError: No child starts, or something else than the video killed one.
       OSError: `remote` can't be read.
     """
     left = media.order(windows)
@@ -132,7 +138,7 @@ def probe(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = Lim
       limits: Of the child.
 
     Raises:
-      ChildProcessError: No child starts.
+      ChildProcessError: No child starts, or something else than the file killed one.
     """
     found = length_s(path, kinds, limits)
     return found if isinstance(found, str) else None
@@ -219,13 +225,13 @@ class Decoder:
         self.pid = self._process.pid
         for pipe in (self._process.stdin, self._process.stdout):
             os.set_blocking(pipe.fileno(), False)
-        self._buffer = bytearray()
+        self._buffer, self._path = bytearray(), ""
         self._limits, self._cpu_s = Limits(), 0
         self._left_s = self._wall_s = self._answer_left_s = self._answer_wall_s = _START_S
         try:
             if self._line() != b'{"ready": true}':
                 raise DecoderError("it says something else than that it is ready")
-        except DecoderError as error:
+        except (DecoderError, ChildProcessError) as error:
             self.kill()
             raise ChildProcessError(f"the decoder's process does not start: {error}") from error
 
@@ -247,6 +253,7 @@ class Decoder:
 
         Raises:
           DecoderError: The child died, took too long or answered what can't be.
+          ChildProcessError: It was killed from outside.
           OSError: `remote` can't be read.
         """
         request = {
@@ -283,6 +290,7 @@ class Decoder:
 
         Raises:
           DecoderError: The child died, took too long or answered what can't be.
+          ChildProcessError: It was killed from outside.
         """
         self._send({"path": str(path), "probe": kinds}, limits, 0)
         try:
@@ -298,7 +306,7 @@ class Decoder:
 
     def _send(self, request: dict, limits: Limits, num_clips: int) -> None:
         """Sends a request; from now on its limits count."""
-        self._limits, self._cpu_s = limits, limits.cpu_s(num_clips)
+        self._limits, self._cpu_s, self._path = limits, limits.cpu_s(num_clips), request["path"]
         self._left_s = self._wall_s = _WALL_PER_CPU * self._cpu_s
         self._answer_left_s = self._answer_wall_s = _WALL_PER_CPU * (limits.video_cpu_s + limits.clip_cpu_s)
         request = {**request, "cpu_s": self._cpu_s, "memory_mb": limits.memory_mb}
@@ -347,9 +355,9 @@ class Decoder:
         ready = False
         while not ready:
             if self._left_s <= 0:
-                raise DecoderTimeoutError(f"decoder took too long: more than {self._wall_s:g} s")
+                raise DecoderTimeoutError(f"{TOOK_TOO_LONG}: more than {self._wall_s:g} s")
             if self._answer_left_s <= 0:
-                raise DecoderTimeoutError(f"decoder took too long: more than {self._answer_wall_s:g} s for one clip")
+                raise DecoderTimeoutError(f"{TOOK_TOO_LONG}: more than {self._answer_wall_s:g} s for one clip")
             begin_s = time.monotonic()
             ready = bool(poll.poll(1000 * min(self._left_s, self._answer_left_s, _LOOK_S)))
             spent_s = time.monotonic() - begin_s
@@ -358,18 +366,28 @@ class Decoder:
                 raise self._memory_error()
 
     def _death(self) -> DecoderError:
-        """Returns why the child closed its pipe."""
+        """Returns why the child closed its pipe.
+
+        Raises:
+          ChildProcessError: It was killed from outside.
+        """
         try:
             status = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             return DecoderError("decoder crashed: it closed its pipe")
         if status == -signal.SIGXCPU:
-            return DecoderTimeoutError(f"decoder took too long: more than {self._cpu_s:g} s of CPU")
+            return DecoderTimeoutError(f"{TOOK_TOO_LONG}: more than {self._cpu_s:g} s of CPU")
         if status == decoder_child.OUT_OF_MEMORY:
             return self._memory_error()
         if status < 0:
             names = {s.value: s.name for s in signal.Signals}
-            return DecoderError(f"decoder crashed: signal {names.get(-status, -status)}")
+            name = names.get(-status, -status)
+            if -status in _CRASHES:
+                return DecoderError(f"decoder crashed: signal {name}")
+            how = f"got {name} from outside"
+            if status == -signal.SIGKILL:
+                how = "was killed, perhaps because memory ran out: take fewer --num_workers or a smaller --memory_limit"
+            raise ChildProcessError(f"the decoder{self._path and f' of {self._path}'} {how}")
         return DecoderError(f"decoder crashed: {self._last_words() or f'exit status {status}'}")
 
     def _memory_error(self) -> DecoderError:

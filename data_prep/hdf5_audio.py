@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's word for: no filter is loaded from a file
 import h5py  # reads the variable when it is loaded
 
-from data_prep import audio, media
+from data_prep import audio, media, streams
 
 _MARGIN_S = 0.2  # beyond a window, more than its resampling reads
 _MAX_FLOAT = 2.0  # of a sound in [-1, 1] that was filtered; above, the samples are of another scale
@@ -72,17 +73,18 @@ def cut_windows(
       name: Of the data set, which stands at the top of the file.
       rate_hz: Of its samples.
     """
-    if isinstance(source, pathlib.Path) and not source.is_file():
-        yield from ((i, "audio file is missing") for i in range(len(windows)))
-        return
     with contextlib.ExitStack() as stack:
         data = None
         try:
+            if isinstance(source, pathlib.Path) and not source.is_file():
+                raise FileNotFoundError
             file = stack.enter_context(h5py.File(source, "r"))
             problem = _problem(file, name)
             data = file[name] if problem is None else None
+        except FileNotFoundError:
+            problem = "audio file is missing"
         except _DAMAGE as error:
-            problem = f"audio file can't be opened: {_short(error)}"
+            problem = _why("audio file can't be opened", error)
         for i, window in enumerate(windows):
             yield i, problem or _cut(data, window, rate_hz)
 
@@ -103,8 +105,13 @@ def _problem(file: h5py.File, name: str) -> str | None:
     return None
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+def _why(reason: str, error: Exception) -> str:
+    """Returns `reason: detail`; what the kernel refuses, which HDF5 quotes and no damage is, is a reason of its own."""
+    words = " ".join(str(error).split())
+    refused = re.search(r"errno = \d+, error message = '([^']*)'", words)
+    if refused or isinstance(error, PermissionError):
+        return f"{streams.UNREADABLE}: {refused[1] if refused else error.strerror}"
+    return f"{reason}: {words[:160]}"
 
 
 def _cut(data: h5py.Dataset, window: media.Window, rate: int) -> media.Cut | str:
@@ -120,7 +127,7 @@ def _cut(data: h5py.Dataset, window: media.Window, rate: int) -> media.Cut | str
             wave[first - begin : last - begin] = samples * np.float32(scale)
             covered[first - begin : last - begin] = True
     except _DAMAGE as error:
-        return f"decoding failed: {_short(error)}"
+        return _why("decoding failed", error)
     if not np.isfinite(wave).all():
         return "decoding failed: audio is not finite"
     if np.abs(wave).max(initial=0) > _MAX_FLOAT:

@@ -66,8 +66,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     for i, cut in _cut(uid, windows, settings):
         line = lines[i]
         if isinstance(cut, str):
-            reason, _, detail = cut.partition(": ")
-            yield shards.Reject(line["clip_id"], uid, reason, detail)
+            yield shards.Reject(line["clip_id"], uid, *video_files.reason_of(cut, item))
             continue
         yield records.Clip(
             clip_id=line["clip_id"],

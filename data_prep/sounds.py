@@ -81,8 +81,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     for i, cut in _cut(item, windows, settings):
         sound, window = sounds[i], windows[i]
         if isinstance(cut, str):
-            reason, _, detail = cut.partition(": ")
-            yield shards.Reject(sound.clip_id, sound.recording, reason, detail)
+            yield shards.Reject(sound.clip_id, sound.recording, *video_files.reason_of(cut, item))
             continue
         stop_s = window.start_s + len(cut.audio) / records.SAMPLE_RATE_HZ
         missing_s = window.stop_s - stop_s

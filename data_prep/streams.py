@@ -5,6 +5,9 @@ counted from 0 and not from their first picture. In an mp4 with several edits, F
 frames off, picture and sound by different times.
 """
 
+import errno
+import functools
+import os
 import pathlib
 
 import av
@@ -17,6 +20,11 @@ BACK_S = (0.0, 0.5, 4.0, 32.0, float("inf"))
 EPSILON_S = 1e-6  # times are told in µs
 OUT_OF_MEMORY = "decoder ran out of memory"
 DAMAGED = "picture is damaged"
+# No fault of the file's: a permission, a disk, a network. A rerun tries such files again.
+UNREADABLE = "video file can't be read"
+_END_BYTES = 1 << 20
+# Errors of names, not of machines. A decoder's error names a function of FFmpeg's instead of a file.
+_OF_NAMES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 # What a damaged file raises while it is read: FFmpeg's own, PyAV's, and sums over absurd time stamps, rates or sizes.
 DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
@@ -148,11 +156,46 @@ def seek(container, stream, time_s: float) -> None:
 def why(reason: str, error: Exception) -> str:
     """Returns `reason: detail`; the detail is the error's words without file names.
 
-    Too little memory and corrupt pictures are reasons of their own.
+    Too little memory, corrupt pictures and files that this machine can't read are reasons of their own.
     """
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if isinstance(error, CorruptError):
         return DAMAGED
+    fault = _fault_of(error)
+    if fault is not None:
+        reason, error = UNREADABLE, fault
     words = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:160]
     return f"{reason}: {words}"
+
+
+def _fault_of(error: Exception) -> OSError | None:
+    """Returns what keeps this machine from reading the file that an error is about, None if nothing does.
+
+    FFmpeg tells damage as an input error too, and a disk's error as damage, so the file itself is asked.
+    """
+    path = getattr(error, "filename", None)
+    if not path:
+        return None
+    try:
+        _read(os.fspath(path), isinstance(error, OSError))
+    except OSError as fault:
+        return None if fault.errno in _OF_NAMES else fault
+    return None
+
+
+@functools.lru_cache(maxsize=1)  # of a damaged file every clip may have such an error; what is raised is not kept
+def _read(path: str, whole: bool) -> None:
+    """Reads a file, or its first and last MiB, where containers have what opening needs.
+
+    Raises:
+      OSError: The machine can't.
+    """
+    with open(path, "rb", buffering=0) as file:
+        if whole:
+            while file.read(_END_BYTES):
+                pass
+            return
+        for start in (0, max(os.fstat(file.fileno()).st_size - _END_BYTES, 0)):
+            file.seek(start)
+            file.read(_END_BYTES)

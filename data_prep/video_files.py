@@ -11,7 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator
 
-from data_prep import guard, storage
+from data_prep import guard, storage, streams
 
 # FFmpeg follows what these name, anywhere on the machine.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -62,6 +62,21 @@ def facts_of(file: storage.File | None) -> dict:
     return {"video_bytes": file and file.bytes, "video_version": file and file.version}
 
 
+def reason_of(told: str, item: dict) -> tuple[str, str]:
+    """Returns (reason, detail) of what cutting a file told.
+
+    A file that was there when the work was planned is not missing: a worker does not see it, or it went.
+
+    Args:
+      told: `reason` or `reason: detail`.
+      item: Of `shards.ShardTask.items`.
+    """
+    reason, _, detail = told.partition(": ")
+    if reason.endswith("file is missing") and item.get("video_bytes") is not None:
+        return streams.UNREADABLE, "it was there when the conversion began"
+    return reason, detail
+
+
 def _local(folder: pathlib.Path, uid: str) -> pathlib.Path:
     """Returns the video's file: own videos' uids are file names, Ego4D's lack the suffix."""
     path = folder / uid
@@ -98,7 +113,7 @@ def _download(folder: storage.Path, uid: str, local: pathlib.Path) -> pathlib.Pa
         except PermissionError:
             # Fails as well where nobody may read anything any more, e.g. with a token that expired.
             storage.files(folder)
-            return "video file can't be opened: Permission denied"
+            return f"{streams.UNREADABLE}: Permission denied"
     return MISSING
 
 

@@ -89,17 +89,17 @@ def test_a_child_cuts_what_this_process_cuts_and_lives_on(folder):
     assert list(guard.cut_windows(folder / "short.mp4", [], short_side_px=SIDE, limits=LIMITS)) == []
 
 
-def test_when_the_child_is_killed_the_clips_before_and_after_are_kept(folder, monkeypatch):
+def test_when_the_child_crashes_the_clips_before_and_after_are_kept(folder):
     whole = cut(folder / "long.mp4", LONG)
     first = child()
     found = {}
     for i, part in guard.cut_windows(folder / "long.mp4", windows_at(LONG), short_side_px=SIDE, limits=LIMITS):
         if not found:
-            os.kill(first, signal.SIGKILL)  # the pipe may hold answers that are kept
+            os.kill(first, signal.SIGSEGV)  # the pipe may hold answers that are kept
         found[i] = part
     lost = [i for i, part in found.items() if isinstance(part, str)]
     assert sorted(found) == list(range(len(LONG)))
-    assert {found[i] for i in lost} <= {"decoder crashed: signal SIGKILL"}
+    assert {found[i] for i in lost} <= {"decoder crashed: signal SIGSEGV"}
     assert len(lost) <= 2  # a pair
     for i in set(found) - set(lost):
         assert_equal(found[i], whole[i])
@@ -107,6 +107,48 @@ def test_when_the_child_is_killed_the_clips_before_and_after_are_kept(folder, mo
     assert child() != first
     ((_, here),) = media.cut_windows(folder / "short.mp4", windows_at((1.0,)), short_side_px=SIDE)
     assert_equal(cut(folder / "short.mp4", (1.0,))[0], here)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "was killed, perhaps because memory ran out: take fewer --num_workers or a smaller --memory_limit"),
+     (signal.SIGTERM, "got SIGTERM from outside"), (signal.SIGINT, "got SIGINT from outside")],
+)  # fmt: skip
+def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_video(folder, number, words):
+    cut(folder / "short.mp4", (1.0,))
+    pid = child()
+    answers = guard.cut_windows(folder / "long.mp4", windows_at(LONG), short_side_px=SIDE, limits=LIMITS)
+    next(answers)
+    os.kill(pid, number)
+    with pytest.raises(ChildProcessError, match=f"^the decoder of {folder / 'long.mp4'} {words}$"):
+        list(answers)
+    assert_gone(pid, 0.0)
+
+
+# A child as another user, who may not read what this one's may: root may read all.
+NOBODY = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from data_prep import decoder_child, media
+if not os.geteuid():
+    os.setuid(65534)
+decoder_child.main()
+"""
+
+
+def test_a_file_that_the_machine_cannot_read_is_told_apart_from_a_damaged_one(folder, tmp_path, monkeypatch):
+    (tmp_path / "disk.mp4").symlink_to("/proc/self/mem")  # whose reading is an input error
+    (tmp_path / "damaged.mp4").write_bytes((folder / "short.mp4").read_bytes()[:-2000])
+    refused = link(tmp_path, "refused.mp4", "damaged.mp4")
+    reasons = {
+        "disk": "video file can't be read: Input/output error",
+        "damaged": "video file can't be opened: Invalid data found when processing input",
+    }
+    assert {name: cut(tmp_path / f"{name}.mp4", (1.0,))[0] for name in reasons} == reasons
+    guard.stop()
+    monkeypatch.setattr(guard, "COMMAND", (sys.executable, "-c", NOBODY))
+    (tmp_path / "damaged.mp4").chmod(0)
+    assert cut(refused, (1.0, 2.0)) == ["video file can't be read: Permission denied"] * 2
 
 
 # A child whose decoder does what the file's name says before it decodes, and of `*_late` after two clips.

@@ -175,7 +175,7 @@ def test_objects_that_miss_or_are_forbidden_are_rejects_and_a_network_that_comes
     convert("esc", "gs://mine", tmp_path / "esc")
     rows = map(json.loads, (tmp_path / "esc" / "rejected.jsonl").read_text().splitlines())
     assert sorted((row["clip_id"], row["reason"], row["detail"]) for row in rows) == [
-        ("2-1-A-1", "video file can't be opened", "Permission denied"),
+        ("2-1-A-1", "video file can't be read", "Permission denied"),
         ("3-3-A-1", "video file is missing", "3-3-A-1.wav"), ("5-9-A-0", "video file is missing", "5-9-A-0.wav"),
     ]  # fmt: skip
     convert("hdf5", "gs://mine", tmp_path / "hdf5")

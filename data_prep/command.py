@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from data_prep import estimate, guard, pipeline, shards, storage, terminal
+from data_prep import estimate, guard, pipeline, shards, storage, streams, terminal
 from mc3_jax.data import records
 
 _MAX_LIMIT_S = 86400
@@ -141,6 +141,8 @@ def write(
     info = shards.finish(_counted(reports, left_out), out, info, rejects, num_in)
     print(f"{num_in} annotations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))
     print(f"left out {left_out.total()} ({records.REJECTED_FILE}): {_told(left_out)}")
+    if left_out[streams.UNREADABLE]:
+        print("files that could not be read are tried again when the same command is started again")
     for name, split in info.splits.items():
         if split.num_labelled:
             print(f"{name}: {split.num_labelled} labelled, {split.num_positive / split.num_labelled:.1%} of them positive")

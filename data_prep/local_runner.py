@@ -25,6 +25,7 @@ _WORKER_THREAD = "run_worker"
 _READ_THREADS = ("beam_control_read", "read_grpc_client_inputs")
 _END_S = 10.0
 _MODULE = "data_prep.worker"
+GOES_ON = "Started again, the same command goes on from the last finished video"
 
 
 class WorkerError(ChildProcessError):
@@ -111,4 +112,4 @@ def _failure(told: str) -> str:
         how = f"crashed ({signal.Signals(-status).name})"
     else:
         how = f"ended with status {status}; what it said stands above"
-    return f"a worker {how}. Started again, the same command goes on from the last finished video"
+    return f"a worker {how}. {GOES_ON}"

@@ -8,7 +8,7 @@ import builtins
 import re
 from collections.abc import Iterator
 
-from data_prep import local_runner, progress, quiet, shards, storage
+from data_prep import local_runner, pieces, progress, quiet, shards, storage
 
 with quiet.beam():
     import apache_beam as beam
@@ -35,7 +35,8 @@ def run(
     home = storage.as_path(folder)
     shards.prepare(home, name)
     planned = _plan(tasks, home, name, settings)
-    stale = [file for (file, _), report in zip(planned, _reports(home, planned), strict=True) if report is None]
+    passing = {key: settings[key] for key in pieces.PASSING if key in settings}
+    stale = _stale(home, planned, settings)
     # While shards change, whoever opens the folder must not take it for the finished data set that it was.
     for path in [home / file for file in shards.INDEX_FILES if stale] + [
         home / shards.REPORTS / f"{file}.json" for file in stale
@@ -43,7 +44,7 @@ def run(
         storage.remove(path)
 
     def add(to: beam.Pipeline) -> None:
-        build(to, planned, folder, name, make_clips, settings.get("scratch", ""))
+        build(to, planned, folder, name, make_clips, passing)
 
     try:
         if beam_args:
@@ -61,15 +62,22 @@ def run(
 
 def build(
     pipeline: beam.Pipeline, planned: list[tuple[str, str]], folder: str, name: str, make_clips: shards.MakeClips,
-    scratch: str,
+    passing: dict,
 ) -> None:  # fmt: skip
-    """Adds the writing of all shards to a pipeline; `planned` is (file, fingerprint of its plan) of each."""
+    """Adds the writing of all shards to a pipeline.
+
+    Args:
+      pipeline: To add to.
+      planned: (file, fingerprint of its plan) of each shard.
+      folder, name, make_clips: As for `run`.
+      passing: Settings that no plan holds, see `pieces.PASSING`.
+    """
     # Without the reshuffle, one worker would get all shards fused behind Create.
     _ = (
         pipeline
         | "Shards" >> beam.Create(planned)
         | "Spread" >> beam.Reshuffle()
-        | "Write" >> beam.Map(_write, folder, name, make_clips, scratch)
+        | "Write" >> beam.Map(_write, folder, name, make_clips, passing)
     )
 
 
@@ -99,14 +107,33 @@ def _all_reports(home: storage.Path, planned: list[tuple[str, str]]) -> Iterator
         yield report
 
 
-def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.MakeClips, scratch: str) -> None:
+def _stale(home: storage.Path, planned: list[tuple[str, str]], settings: dict) -> list[str]:
+    """Returns the shards to write, and prints what an earlier run has left of all."""
+    known = storage.files(home / shards.REPORTS)
+    missing, again = [], []
+    for (file, _), report in zip(planned, _reports(home, planned), strict=True):
+        if report is None:
+            missing.append(file)
+        elif not pieces.is_final(report["rejects"], report.get("limits", {}), settings):
+            again.append(file)
+    changed = sum(f"{file}.json" in known for file in missing)
+    there = len(planned) - len(missing) - len(again)
+    if there or changed or again:
+        told = [f"{there} of {len(planned)} shards are there"]
+        told += [f"{changed} to redo (settings, videos or files changed)"] * bool(changed)
+        told += [f"{len(again)} to try again (videos could not be read, or limits were raised)"] * bool(again)
+        print(", ".join(told), flush=True)
+    return missing + again
+
+
+def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.MakeClips, passing: dict) -> None:
     """Writes one shard on a worker, and counts for Beam's own display."""
     file, fingerprint = planned
     plan = storage.read(storage.as_path(folder) / shards.PLANS / f"{file}.json").decode()
     if shards.fingerprint(plan) != fingerprint:
         raise ValueError(f"the plan of {file} is another one: does a conversion with other options run in {folder}?")
     task, settings = shards.read_plan(plan)
-    report = shards.write_shard(task, folder, name, make_clips, settings | {"scratch": scratch})
+    report = shards.write_shard(task, folder, name, make_clips, settings | passing)
     counts = {"clips": report["num_clips"], "rejects": len(report["rejects"]), "videos": len(task.items), "shards": 1}
     for what, count in counts.items():
         Metrics.counter("data_prep", what).inc(count)
@@ -124,5 +151,6 @@ def _unwrap(error: Exception) -> Exception:
         return ValueError(f"a worker had too little memory ({found[2] or found[1]}): take fewer --num_workers")
     kind = getattr(builtins, found[1], None)
     if isinstance(kind, type) and issubclass(kind, ValueError | OSError) and found[2]:
-        return ValueError(f"a worker failed: {found[2]}")
+        outside = kind is ChildProcessError or any(f"[Errno {number}]" in found[2] for number in storage.FULL)
+        return ValueError(f"a worker failed: {found[2]}" + (f". {local_runner.GOES_ON}" if outside else ""))
     return error

@@ -152,6 +152,9 @@ def _write(task: ShardTask, home: storage.Path, name: str, make_clips: MakeClips
     with storage.scratch_folder(scratch) if storage.is_remote(home) else contextlib.nullcontext(spool) as local:
         made = [pieces.make(item, settings, make_clips, spool, known, local) for item in task.items]
         report = _summary(task, file, made) | {"fingerprint": of_plan}
+        limits = pieces.limits_of(report["rejects"], settings)
+        if limits:
+            report["limits"] = limits
         with storage.writing(home / file, scratch) as aside:
             _join(made, aside)
             found = _num_records(aside)

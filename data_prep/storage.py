@@ -8,6 +8,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import os
@@ -30,6 +31,7 @@ _CHUNK_BYTES = 1 << 23
 _BLOCK_BYTES, _NUM_BLOCKS = 1 << 20, 32  # of a file read in parts, and how many stay in memory
 _SCRATCH, _OURS = "mc3_jax-scratch-", ".mc3_jax-scratch"  # such folders, and the file in them that says they may be removed
 TEMPORARY = r"\.(?P<file>.+)\.\w+\.tmp"  # what a killed writer leaves beside the file
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _ORPHAN_S = 60.0  # a younger folder's owner may not have locked it yet
 # A listing kept in memory knows nothing of what other workers wrote since.
 for _protocol in ("gs", "gcs", "s3"):

@@ -1,6 +1,7 @@
 """Beam carries names only, whatever the annotations weigh; progress counts what is on the disk."""
 
 import dataclasses
+import errno
 import io
 import json
 import pathlib
@@ -18,7 +19,7 @@ from tests.data_prep.test_shards import make_small, small_tasks, workers_find_th
 
 def graph_bytes(planned: list[tuple[str, str]], folder: str) -> int:
     built = beam.Pipeline(options=PipelineOptions([]))
-    pipeline.build(built, planned, folder, "clips", make_small, "")
+    pipeline.build(built, planned, folder, "clips", make_small, {})
     return len(built.to_runner_api().SerializeToString())
 
 
@@ -48,7 +49,7 @@ def test_a_plan_that_another_run_changed_is_not_followed(tmp_path):
     [(file, fingerprint), *_] = pipeline._plan(small_tasks(), tmp_path, "clips", {})
     pipeline._plan(small_tasks(), tmp_path, "clips", {"tone": 1})
     with pytest.raises(ValueError, match=f"the plan of {file} is another one: does a conversion with other options run"):
-        pipeline._write((file, fingerprint), str(tmp_path), "clips", make_small, "")
+        pipeline._write((file, fingerprint), str(tmp_path), "clips", make_small, {})
 
 
 def test_a_shard_that_lost_an_annotation_is_told(tmp_path):
@@ -65,15 +66,21 @@ def test_a_worker_that_fails_prints_no_traceback(tmp_path, capfd, num_workers):
     assert "Traceback" not in told.out + told.err
 
 
+GOES_ON = "Started again, the same command goes on from the last finished video"
 ERRORS = {
     "letter": lambda: "half \ud800".encode(),
     "number": lambda: int("12\n3x"),
     "file": lambda: pathlib.Path("/absent/file").read_bytes(),
+    "killed": ChildProcessError("the decoder of a.mp4 was killed"),
+    "disk": OSError(errno.ENOSPC, "No space left on device", "/out"),
 }
 
 
 def make_error(item: dict, settings: dict):
-    ERRORS[item["error"]]()
+    error = ERRORS[item["error"]]
+    if isinstance(error, Exception):
+        raise error
+    error()
     yield
 
 
@@ -83,6 +90,8 @@ def make_error(item: dict, settings: dict):
         ("letter", "a worker failed: 'utf-8' codec can't encode character '\\ud800' in position 5: surrogates not allowed"),
         ("number", r"a worker failed: invalid literal for int() with base 10: '12\n3x'"),
         ("file", "a worker failed: [Errno 2] No such file or directory: '/absent/file'"),
+        ("killed", f"a worker failed: the decoder of a.mp4 was killed. {GOES_ON}"),
+        ("disk", f"a worker failed: [Errno 28] No space left on device: '/out'. {GOES_ON}"),
     ],
 )
 def test_a_workers_message_is_told_as_it_was_said(tmp_path, error, words):

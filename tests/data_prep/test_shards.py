@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep import pipeline, shards
+from data_prep import pieces, pipeline, shards
 from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,6 +42,18 @@ def make_small(item: dict, settings: dict):
             yield shards.Reject(clip_id, item["uid"], "not today")
         else:
             yield small_clip(clip_id, item["uid"], number, settings.get("tone", 0))
+
+
+FAULTS = {"v1": "decoder took too long", "v2": "decoder ran out of memory", "v3": "video file can't be read"}
+
+
+def make_faulty(item: dict, settings: dict):
+    """Like `make_small`; what `FAULTS` says of a video costs its first clip unless a file says that it was mended."""
+    mended = pathlib.Path(settings["mended"]).read_text().split()
+    for one in make_small(item, settings):
+        if one.clip_id.endswith("000") and item["uid"] in FAULTS and item["uid"] not in mended:
+            one = shards.Reject(one.clip_id, item["uid"], FAULTS[item["uid"]])
+        yield one
 
 
 def make_doubles(item: dict, settings: dict):
@@ -249,6 +261,68 @@ def test_a_rerun_takes_finished_shards_and_redoes_the_others(tmp_path):
     assert rerun(lambda: report.write_text("")) == mine  # of a machine that lost power
     assert rerun(lambda: report.write_text("[]")) == mine
     assert rerun(lambda: report.write_text("{}")) == mine
+
+
+def test_limits_and_folders_are_none_of_a_shard_but_what_they_cost_is_tried_again(tmp_path, capsys):
+    folder, calls, mended = tmp_path / "out", tmp_path / "calls", tmp_path / "mended"
+    tasks = small_tasks()
+    home = {item["uid"]: task.index for task in tasks for item in task.items}
+    assert len({home[uid] for uid in FAULTS}) == 2
+    mended.write_text("")
+    settings = {"calls": str(calls), "mended": str(mended), "video_dir": "here", "cpu_limit_s": [60.0, 10.0],
+                "memory_limit_mb": 2048, "scratch": ""}  # fmt: skip
+
+    def rerun(**changes) -> tuple[set[int], str]:
+        """Returns the shards that were made and what was told."""
+        settings.update(changes)
+        calls.write_text("")
+        reports = run(tasks, folder, settings, make=make_faulty)
+        made = {home[uid] for uid in calls.read_text().split()}
+        assert (folder / "clips.json").exists() == (not made)  # a finished data set stays one
+        finish(reports, folder)
+        return made, capsys.readouterr().out
+
+    assert rerun() == ({0, 1, 2}, "")
+    before = digests(folder)
+    mended.write_text("v3")
+    assert rerun() == (
+        {home["v3"]}, "2 of 3 shards are there, 1 to try again (videos could not be read, or limits were raised)\n"
+    )  # fmt: skip
+    whole = digests(folder)
+    assert {name for name in whole if whole[name] != before[name]} == {tasks[home["v3"]].file("clips")}
+    # Smaller limits, as a worker that was killed is told to take, and another folder.
+    for changes in ({"memory_limit_mb": 512}, {"cpu_limit_s": [1.0, 10.0]}, {"video_dir": "there"}):
+        assert rerun(**changes) == (set(), "3 of 3 shards are there\n")
+    assert digests(folder) == whole
+    mended.write_text("v1 v2 v3")
+    assert rerun(memory_limit_mb=2048, cpu_limit_s=[60.0, 10.0])[0] == set()
+    assert rerun(cpu_limit_s=[60.0, 11.0])[0] == {home["v1"]}
+    assert rerun(memory_limit_mb=4096)[0] == {home["v2"]} - {home["v1"]}
+    assert rerun(tone=1) == (
+        {0, 1, 2}, "0 of 3 shards are there, 3 to redo (settings, videos or files changed)\n"
+    )  # fmt: skip
+
+
+def test_a_piece_of_what_could_not_be_read_is_made_again_and_others_are_not(tmp_path):
+    (tmp_path / "mended").write_text("")
+    settings = {"calls": str(tmp_path / "calls"), "mended": str(tmp_path / "mended"), "cpu_limit_s": [60.0, 10.0]}
+
+    def make(uid: str) -> pieces.Piece:
+        (tmp_path / "calls").write_text("")
+        known = pieces.find(os.listdir(tmp_path))
+        return pieces.make({"uid": uid, "count": 3}, settings, make_faulty, tmp_path, known, tmp_path)
+
+    for uid in ("v0", "v1", "v3"):
+        first = make(uid)
+        (tmp_path / "mended").write_text("v1 v3")
+        again = make(uid)
+        assert (tmp_path / "calls").read_text() == ("v3\n" if uid == "v3" else "")
+        assert (len(first.rejects), len(again.rejects)) == {"v0": (0, 0), "v1": (1, 1), "v3": (1, 0)}[uid]
+        (tmp_path / "mended").write_text("")
+    settings["cpu_limit_s"] = [61.0, 10.0]
+    make("v1")
+    assert (tmp_path / "calls").read_text() == "v1\n"
+    assert len(list(tmp_path.glob("*.piece"))) == 3
 
 
 def test_other_settings_or_videos_redo_the_shards_they_change(tmp_path):

@@ -89,10 +89,14 @@ def read_annotations(
         found = narration_json.read(narrations_path)
     else:
         found = egoclip.read(narrations_path, verbs, nouns)
-    splits = narrations.read_splits(splits_path) if args.splits or storage.is_file(splits_path) else {}
+    named = narrations.read_splits(splits_path) if args.splits or storage.is_file(splits_path) else None
+    splits = named or {}
     if args.labels_split in records.SPLITS:  # else `narrated.choose` holds them out
         splits = {n.video_uid: args.labels_split for n in labelled} | splits
-    return _with_known_uids(found), _with_known_uids(labelled), splits
+    found, labelled = _with_known_uids(found), _with_known_uids(labelled)
+    if named is not None:
+        narrated.check_splits(splits_path, named, splits, found + labelled)
+    return found, labelled, splits
 
 
 def _with_known_uids(found: list[narrations.Narration]) -> list[narrations.Narration]:

@@ -8,7 +8,7 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from data_prep import command, guard, media, narrations, shards, storage, video_files
 from mc3_jax.data import records
@@ -155,6 +155,31 @@ def choose(
             ids.add(clip_id)
             chosen[split].append(narration)
     return chosen, rejects
+
+
+def check_splits(
+    path: storage.Path, named: Collection[str], splits: dict[str, str], rows: list[narrations.Narration]
+) -> None:
+    """Checks that a file of splits is about the narrations' videos, and prints how many it does not name.
+
+    Args:
+      path: Of the file.
+      named: Videos that it names.
+      splits: Of all videos whose split is told, by the file or otherwise.
+      rows: Narrations.
+
+    Raises:
+      ValueError: It names none of them, e.g. because its names have another suffix, and they would be split as without it.
+    """
+    uids = {n.video_uid for n in rows if not n.problem}
+    others = uids - splits.keys()
+    if others and uids.isdisjoint(named):
+        first = f"{next(iter(named))!r} stands there first" if named else "it is empty"
+        raise ValueError(
+            f"{path} names none of the narrations' videos: {first}, {min(uids)!r} in the narrations: write their names alike"
+        )
+    if others:
+        print(f"{len(others)} of {len(uids)} videos are not in {path}: they are split as without it")
 
 
 def _split_of(uid: str, listed: set[str]) -> str:

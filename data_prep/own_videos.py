@@ -10,7 +10,7 @@ into validation and test and the rest into training. Without taxonomies, no verb
 
 import argparse
 
-from data_prep import command, guard, narrated, narrations, shards, storage
+from data_prep import command, guard, narrated, narrations, shards, storage, terminal
 from data_prep.sources import grid, own_csv
 from mc3_jax.data import records
 
@@ -54,7 +54,13 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
         num_in = len(moments) + len(rejects)
         return narrated.write_clips(args, beam_args, storage.absolute(args.videos), chosen, rejects, num_in, verbs, nouns)
     rows = own_csv.read(args.narrations, args.videos)
-    splits = own_csv.read_own_splits(args.splits, args.videos) if args.splits else {}
+    splits = {}
+    if args.splits:
+        splits, missing = own_csv.read_own_splits(args.splits, args.videos)
+        narrated.check_splits(args.splits, [*splits, *missing], splits, rows)
+        if missing:
+            first = terminal.printable(missing[0])
+            print(f"{len(missing)} videos of {args.splits} are not in {args.videos}, the first is {first}")
     chosen, rejects = narrated.choose([], rows, splits, own_table=True, clean_text=args.clean_text)
     return narrated.write_clips(args, beam_args, storage.absolute(args.videos), chosen, rejects, len(rows), verbs, nouns)
 

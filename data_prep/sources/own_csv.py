@@ -42,17 +42,22 @@ def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
     return found
 
 
-def read_own_splits(path: storage.Path, video_dir: storage.Path) -> dict[str, str]:
-    """Returns uid → split of a CSV with columns video_uid and split, whose videos are named as in `read`.
+def read_own_splits(path: storage.Path, video_dir: storage.Path) -> tuple[dict[str, str], list[str]]:
+    """Returns uid → split of a CSV with columns video_uid and split, and the names in it whose file is missing.
 
     Raises:
-      ValueError: As `narrations.read_splits`; also a name that means no video, or one video in two splits under two names.
+      ValueError: As `narrations.read_splits`; also a name that can mean no video, as in `read`, or one video in two splits
+        under two names.
     """
     splits: dict[str, str] = {}
+    missing = []
     for name, split in read_splits(path).items():
         uid, problem = video_files.find(video_dir, name)
+        if problem == video_files.MISSING:
+            missing.append(name)
+            continue
         if problem:
             raise ValueError(f"{path}: video {name!r}: {problem}")
         if splits.setdefault(uid, split) != split:
             raise ValueError(f"{path}: video {name!r} is {uid}, in {split!r} here and in {splits[uid]!r} under another name")
-    return splits
+    return splits, missing

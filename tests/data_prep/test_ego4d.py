@@ -524,6 +524,29 @@ def test_converting_leaves_numpys_error_handling_as_it_was(root, tmp_path):
     assert np.geterr() == before
 
 
+def test_splits_that_name_none_of_the_videos_are_refused_and_those_that_name_some_say_so(tmp_path, capsys):
+    rows = [narration(uid="b"), narration(uid="a"), narration(uid="c"), narrations.Narration("../x", "", "", 1.0, "x", -1)]
+    rows[-1] = dataclasses.replace(rows[-1], problem="video name leads out of the folder")
+    path = tmp_path / "splits.csv"
+    with pytest.raises(ValueError, match="splits.csv names none of .* 'a.mp4' stands there first, 'a' in the narr"):
+        narrated.check_splits(path, {"a.mp4": "test"}, {"a.mp4": "test"}, rows)
+    with pytest.raises(ValueError, match="names none of the narrations' videos: it is empty"):
+        narrated.check_splits(path, {}, {}, rows)
+    narrated.check_splits(path, {"a": "test"}, {"a": "test"}, rows)
+    assert capsys.readouterr().out == f"2 of 3 videos are not in {path}: they are split as without it\n"
+    narrated.check_splits(path, {"x": "test"}, dict.fromkeys("abc", "test"), rows)  # by --labels_split
+    narrated.check_splits(path, {}, {}, rows[-1:])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--labels_split", "test"]])
+def test_uids_with_a_suffix_in_the_splits_end_the_run(root, tmp_path, capsys, options):
+    splits = write_splits(tmp_path, [f"{video.uid}.mp4" for video in VIDEOS], "test")
+    with pytest.raises(SystemExit):
+        ego4d.main(["--root", str(root), "--out", str(tmp_path / "out"), "--splits", str(splits), *options])
+    assert_one_line(capsys.readouterr().err, "my_splits.csv names none of the narrations' videos")
+
+
 def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") -> narrations.Narration:
     return narrations.Narration(uid, annotation, "narration_pass_1", time_s, text, label)
 

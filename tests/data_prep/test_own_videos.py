@@ -198,14 +198,17 @@ def test_a_quotation_mark_that_nobody_closes_is_told_and_swallows_no_rows(videos
     ("content", "words"),
     [
         ("a,test\na.mp4,train\n", "video 'a.mp4' is a.mp4, in 'train' here and in 'test' under another name"),
-        ("gone,test\n", "video 'gone': video file is missing"),
         ("../secret,test\n", "video '../secret': video name leads out"),
     ],
 )
 def test_splits_name_videos_as_the_table_does_and_none_stands_in_two(videos, tmp_path, content, words):
     path = tmp_path / "splits.csv"
     path.write_text("video_uid,split\nb c,validation\nmonday/d.e,test\n")
-    assert own_csv.read_own_splits(path, videos) == {"b c.MKV": "validation", "monday/d.e.mov": "test"}
+    named = {"b c.MKV": "validation", "monday/d.e.mov": "test"}
+    assert own_csv.read_own_splits(path, videos) == (named, [])
+    with path.open("a") as file:
+        file.write("gone,test\n")
+    assert own_csv.read_own_splits(path, videos) == (named, ["gone"])
     path.write_text("video_uid,split\n" + content)
     with pytest.raises(ValueError, match=words):
         own_csv.read_own_splits(path, videos)

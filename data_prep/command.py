@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import difflib
 import os
 import pathlib
 import re
@@ -79,13 +80,13 @@ def check_picture_options(args: argparse.Namespace) -> None:
 
 
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
-    """Checks the options of `add_options` and that all others are Beam's.
+    """Checks the options of `add_options`, and Beam's.
 
     Raises:
-      ValueError: One of them is wrong or unknown.
+      ValueError: One of them is wrong, or Beam's job server or Docker does not answer.
     """
-    if beam_args and not any(arg.split("=")[0] == "--runner" for arg in beam_args):
-        raise ValueError(f"unknown option(s) {' '.join(beam_args)}; Beam's own are taken together with --runner only")
+    if beam_args and not args.dry_run:
+        pipeline.check_place(beam_args)
     for name in ("num_shards", "num_workers"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must be at least 0, got {getattr(args, name)}")
@@ -100,6 +101,23 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
         raise ValueError(f"no folder {args.scratch}: make it or choose another --scratch")
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
         raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
+
+
+def _check_names(parser: argparse.ArgumentParser, others: list[str]) -> None:
+    """Checks that options which are none of the parser's are Beam's.
+
+    Raises:
+      ValueError: One of them is not, or Beam's are not asked for.
+    """
+    ours = sorted(parser._option_string_actions)
+    if others and not any(arg.split("=")[0] == "--runner" for arg in others):
+        close = difflib.get_close_matches(others[0].split("=")[0], ours, 1)
+        raise ValueError(
+            f"unknown option(s) {' '.join(others)}; Beam's own are taken together with --runner only"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+    if others:
+        pipeline.check_names(others, ours)
 
 
 def write(
@@ -196,6 +214,7 @@ def run(
     logging.set_verbosity(logging.WARNING)
     args, beam_args = parser.parse_known_args(argv)
     try:
+        _check_names(parser, beam_args)
         convert(args, beam_args)
     except (ValueError, OSError) as error:
         print(terminal.error_line(error), file=sys.stderr)

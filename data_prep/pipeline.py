@@ -4,16 +4,92 @@ What a shard is made of lies in a plan, one JSON file a shard inside the data se
 however many annotations there are.
 """
 
+import argparse
 import builtins
+import difflib
 import re
+import subprocess
 from collections.abc import Iterator
+
+import grpc
 
 from data_prep import local_runner, pieces, progress, quiet, shards, storage
 
 with quiet.beam():
     import apache_beam as beam
     from apache_beam.metrics import Metrics
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+_ANSWER_S = 60.0  # that a job server has
+
+
+class _BeamParser(argparse.ArgumentParser):
+    """What Beam's options are added to. What is wrong with one of them is an error to catch."""
+
+    add_value_provider_argument = argparse.ArgumentParser.add_argument
+
+    def error(self, message: str):
+        raise ValueError(f"of Beam's options: {message}")
+
+
+def check_names(beam_args: list[str], ours: list[str]) -> None:
+    """Checks that all options are such as Beam knows: it would drop others, and convert with defaults.
+
+    Args:
+      beam_args: As they will be given to Beam.
+      ours: Names of options that were taken out, for one of which a misspelt one may stand.
+
+    Raises:
+      ValueError: Beam does not know one of them, or not its value.
+    """
+    parser = _BeamParser(add_help=False, allow_abbrev=False)
+    for kind in PipelineOptions.__subclasses__():
+        kind._add_argparse_args(parser)
+    options, left = parser.parse_known_args(beam_args)
+    elsewhere = options.job_endpoint not in (None, "embed")  # a job server may have options of its own
+    for i, word in enumerate(left):
+        if not word.startswith("-"):
+            if i == 0:
+                raise ValueError(f"{word!r} stands behind no option")
+            continue
+        name = word.split("=")[0]
+        close = difflib.get_close_matches(name, [*ours, *parser._option_string_actions], 1, 0.75)
+        if close or not elsewhere:
+            raise ValueError(
+                f"unknown option {name}: " + (f"did you mean {close[0]}?" if close else "neither this command's nor Beam's")
+            )
+
+
+def check_place(beam_args: list[str]) -> None:
+    """Checks that what is to run the workers is there; Beam waits for it without a word.
+
+    Raises:
+      ValueError: There is no job server, or no Docker where it is wanted.
+    """
+    options = PipelineOptions(beam_args).view_as(PortableOptions)
+    endpoint = options.job_endpoint
+    if endpoint == "embed":
+        if (options.environment_type or "DOCKER").upper() == "DOCKER" and not _docker_answers():
+            raise ValueError(
+                "--job_endpoint=embed runs workers by docker, which does not answer: add --environment_type=LOOPBACK"
+            )
+    elif endpoint:
+        given = any(re.match("--job[_-]server[_-]timeout", arg) for arg in beam_args)
+        channel = grpc.insecure_channel(endpoint)
+        try:
+            grpc.channel_ready_future(channel).result(options.job_server_timeout if given else _ANSWER_S)
+        except grpc.FutureTimeoutError:
+            raise ValueError(f"no job server answers at {endpoint}: start it or name another --job_endpoint") from None
+        finally:
+            channel.close()
+
+
+def _docker_answers() -> bool:
+    try:
+        subprocess.run(["docker", "version"], capture_output=True, timeout=_ANSWER_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
 
 
 def run(
@@ -55,6 +131,8 @@ def run(
                 local_runner.run(add, num_workers)
     except local_runner.WorkerError:
         raise
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"Beam could not start a worker: {error}") from error
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
         raise _unwrap(error) from error
     return _all_reports(home, planned)

@@ -458,7 +458,15 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--labels", "absent.csv"], "no file absent.csv"),
         (["--splits", "absent.csv"], "no file absent.csv"),
         (["--short_sied", "72"], "unknown option.s. --short_sied 72; Beam's own are taken together with --runner only"),
+        (["--short_sied", "72"], r"; did you mean --short_side\?$"),
         (["--short", "72"], "unknown option.s. --short 72"),
+        (["--runner=DataflowRunner", "--num_interval", "3"], r"option --num_interval: did you mean --num_intervals\?"),
+        (["--runner=DataflowRunner", "--temp_locaton=x"], r"unknown option --temp_locaton: did you mean --temp_location\?"),
+        (["--runner=DataflowRunner", "--xyz"], "unknown option --xyz: neither this command's nor Beam's"),
+        (["--runner=DataflowRunner", "xyz"], "'xyz' stands behind no option"),
+        (["--runner=DataflowRunner", "--max_num_workers=x"], "of Beam's options: argument --max_num_workers: invalid int"),
+        (["--runner=PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=1", "--an_option_of_flinks=3"],
+         "no job server answers at localhost:1: start it or name another --job_endpoint"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(root, tmp_path, capsys, args, words):
@@ -467,6 +475,13 @@ def test_a_wrong_option_is_one_line_and_status_2(root, tmp_path, capsys, args, w
     assert ended.value.code == 2
     assert_one_line(capsys.readouterr().err, words)
     assert not (tmp_path / "out").exists()
+
+
+def test_without_docker_beams_own_job_server_asks_for_another_environment(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit):
+        ego4d.main(["--root", str(root), "--out", str(tmp_path / "out"), "--runner=PortableRunner", "--job_endpoint=embed"])
+    assert_one_line(capsys.readouterr().err, "docker, which does not answer: add --environment_type=LOOPBACK")
 
 
 def assert_one_line(err: str, words: str):

@@ -55,16 +55,16 @@ def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.Clips
     if path.name != shard.file or not path.is_file():
         report.problems.append(f"{shard.file}: is missing")
         return report
-    size = path.stat().st_size
-    if size != shard.bytes:
-        report.problems.append(f"{shard.file}: {size} bytes, {records.CLIPS_FILE} says {shard.bytes}")
-    else:
-        with path.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        if digest != shard.sha256:
-            report.problems.append(f"{shard.file}: its SHA-256 is {digest}, {records.CLIPS_FILE} says {shard.sha256}")
     found, wrong = 0, []
     try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            report.problems.append(f"{shard.file}: {size} bytes, {records.CLIPS_FILE} says {shard.bytes}")
+        else:
+            with path.open("rb") as f:
+                digest = hashlib.file_digest(f, "sha256").hexdigest()
+            if digest != shard.sha256:
+                report.problems.append(f"{shard.file}: its SHA-256 is {digest}, {records.CLIPS_FILE} says {shard.sha256}")
         with contextlib.closing(ArrayRecordReader(str(path))) as reader:  # what it could not open it tells when it closes
             found = reader.num_records()
             wrong = [problem for i in range(found) if (problem := _verify_record(reader, i, info, report))]

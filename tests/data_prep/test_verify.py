@@ -105,6 +105,17 @@ def test_a_truncated_shard_is_found(folder, length):
     assert any("mine-test" in line and "bytes" in line for line in problems(folder))
 
 
+def test_a_shard_that_cannot_be_read_is_found_and_hides_no_other(folder):
+    path = folder / "mine-train.array_record-00000-of-00002"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # whose reading is an input error
+    (folder / "mine-test.array_record-00000-of-00001").unlink()
+    change_info(folder, lambda info: info["splits"]["train"]["shards"][0].update(bytes=0))
+    found = problems(folder)
+    assert "mine-train.array_record-00000-of-00002: can't be read: [Errno 5] Input/output error" in found
+    assert "mine-test.array_record-00000-of-00001: is missing" in found
+
+
 def test_missing_stray_and_miscounted_files_are_found(folder):
     (folder / "mine-test.array_record-00000-of-00001").rename(folder / "mine-test.array_record-00000-of-00007")
     change_info(folder, lambda info: info["splits"]["train"]["shards"][0].update(video_clips=[2, 4]))

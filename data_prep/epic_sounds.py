@@ -7,6 +7,7 @@ videos.
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 
 from data_prep import command, sounds, storage, video_files
 from data_prep.sources import epic_sounds
@@ -44,12 +45,12 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
         found = [dataclasses.replace(sound, file=args.audio.name, hdf5_name=sound.recording) for sound in found]
     else:
         places: dict[str, tuple[str, str]] = {}
-        kinds = ("video", "audio") if args.frames else ("audio",)
+        find = video_files.finder(media_dir, ("video", "audio") if args.frames else ("audio",))
         for i, sound in enumerate(found):
             if sound.problem:
                 continue
             if sound.recording not in places:
-                places[sound.recording] = _find(media_dir, sound.recording, kinds)
+                places[sound.recording] = _find(find, sound.recording)
             file, problem = places[sound.recording]
             found[i] = dataclasses.replace(sound, file=file, problem=problem)
     return sounds.write_clips(
@@ -73,12 +74,12 @@ def _is_hdf5(path: storage.Path) -> bool:
     return True
 
 
-def _find(folder: storage.Path, video: str, kinds: tuple[str, ...]) -> tuple[str, str]:
+def _find(find: Callable[[str], tuple[str, str]], video: str) -> tuple[str, str]:
     """Returns (file inside the folder, "") of a video wherever EPIC-Kitchens' downloads put it, or (name, why not)."""
     participant = video.split("_")[0]
     problem = video_files.MISSING
     for place in (f"{participant}/videos/{video}", f"{participant}/{video}", video):
-        file, problem = video_files.find(folder, place, kinds)
+        file, problem = find(place)
         if problem != video_files.MISSING:
             break
     if problem.startswith(video_files.SEVERAL):  # the annotations have no suffix that could be written

@@ -129,6 +129,28 @@ def find(folder: storage.Path, name: str, kinds: tuple[str, ...] = ("video", "au
         files that differ in their suffix, the one with streams of these kinds is meant.
       kinds: Of streams.
     """
+    return finder(folder, kinds)(name)
+
+
+def finder(
+    folder: storage.Path, kinds: tuple[str, ...] = ("video", "audio")
+) -> Callable[[str], tuple[str, str]]:
+    """Returns the function name → what `find` returns, which lists each folder once: for many names."""
+    stems = functools.cache(_names_by_stem)
+    return lambda name: _find(folder, name, kinds, stems)
+
+
+def _names_by_stem(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Returns the names in a folder by what stands before their suffix: all of it, so that "a" is not "a.b.mp4"."""
+    found = collections.defaultdict(list)
+    for name in sorted(os.listdir(folder)):
+        found[name.rpartition(".")[0]].append(name)
+    return found
+
+
+def _find(
+    folder: storage.Path, name: str, kinds: tuple[str, ...], stems: Callable[[pathlib.Path], dict[str, list[str]]]
+) -> tuple[str, str]:
     problem = problem_of(name)
     if problem:
         return name, problem
@@ -138,10 +160,10 @@ def find(folder: storage.Path, name: str, kinds: tuple[str, ...] = ("video", "au
     try:
         matches = [path]
         if not path.is_file():
-            with os.scandir(path.parent) as entries:
-                # The whole name before the suffix, so that "a" is not "a.b.mp4".
-                names = sorted(e.name for e in entries if e.name.rpartition(".")[0] == path.name and e.is_file())
-            matches = [path.parent / found for found in names]
+            others = (path.parent / found for found in stems(path.parent).get(path.name, ()))
+            matches = [match for match in others if match.is_file()]
+    except PermissionError:
+        return name, streams.UNREADABLE
     except OSError:  # no such folder, a name that is too long
         return name, MISSING
     root = os.path.realpath(folder)

@@ -57,9 +57,9 @@ def read(root: storage.Path, *, esc10: bool, test_fold: int, validation_fold: in
     for fold in sorted(set(splits) - folds - {0}):
         raise ValueError(f"no row is of the {splits[fold]} fold {fold}, only of {sorted(folds)}")
     class_id = {target: i for i, target in enumerate(sorted(names))}
-    found = []
+    found, find = [], video_files.finder(root / "audio")
     for row, target, fold in rows:
-        file, problem = video_files.find(root / "audio", row["filename"])
+        file, problem = find(row["filename"])
         if problem == video_files.MISSING:
             problem += f": {row['filename']}"
         found.append(

@@ -8,6 +8,8 @@
 counts.
 """
 
+import functools
+
 from data_prep import storage, video_files
 from data_prep.narrations import Narration, read_splits
 from data_prep.sources import files
@@ -26,16 +28,14 @@ def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
         or none, or a row that hasn't one value a column.
     """
     found: list[Narration] = []
-    uids: dict[str, tuple[str, str]] = {}
+    find = functools.cache(video_files.finder(video_dir))
     for number, row in files.read_csv(path, _COLUMNS):
         where = f"{path}, row {number}"
         unknown = sorted(set(row) - _COLUMNS - {"label"})
         if unknown:  # it may be a misspelt label
             raise ValueError(f"{path} has the column {unknown[0]!r}: video, time_s, text and label are read, remove others")
-        name, text = row["video"], row["text"]
-        if name not in uids:
-            uids[name] = video_files.find(video_dir, name)
-        uid, problem = uids[name]
+        text = row["text"]
+        uid, problem = find(row["video"])
         time_s = files.seconds(row["time_s"].strip() or None, f"{where}: time_s")
         label = files.label(row.get("label", ""), f"{where}: label")
         found.append(Narration(uid, "", "own_csv", time_s, text, label, problem=problem))
@@ -50,9 +50,9 @@ def read_own_splits(path: storage.Path, video_dir: storage.Path) -> tuple[dict[s
         under two names.
     """
     splits: dict[str, str] = {}
-    missing = []
+    missing, find = [], video_files.finder(video_dir)
     for name, split in read_splits(path).items():
-        uid, problem = video_files.find(video_dir, name)
+        uid, problem = find(name)
         if problem == video_files.MISSING:
             missing.append(name)
             continue

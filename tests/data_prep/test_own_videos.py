@@ -187,6 +187,20 @@ def test_a_table_of_another_shape_is_one_line_and_status_2(videos, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_is_listed_once_a_table_however_many_names_lack_their_suffix(tmp_path, monkeypatch):
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: (listed.append(folder), listdir(folder))[1])
+    (tmp_path / "more").mkdir()
+    for number in range(20):
+        (tmp_path / f"v{number}.mp4").touch()
+    table = write(tmp_path, *([f"v{number}", 1, "x", ""] for number in range(21)), ["more/a", 1, "x", ""])
+    problems = [narration.problem for narration in own_csv.read(table, tmp_path)]
+    assert problems == [""] * 20 + ["video file is missing"] * 2
+    assert listed == [tmp_path, tmp_path / "more"]
+    (tmp_path / "v20.mkv").touch()
+    assert [narration.problem for narration in own_csv.read(table, tmp_path)][20] == ""
+
+
 def test_a_quotation_mark_that_nobody_closes_is_told_and_swallows_no_rows(videos, tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text('video,time_s,text\na,1,"chops\na,2,stirs\n')

@@ -204,7 +204,7 @@ def run(
     parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace, list[str]], records.ClipsInfo],
     argv: list[str] | None,
 ) -> None:  # fmt: skip
-    """Converts what the command line says, or ends with one line and status 2.
+    """Converts what the command line says, or ends with one line and status 2, at Ctrl-C with status 130.
 
     Args:
       parser: Options it does not know are Beam's.
@@ -219,3 +219,6 @@ def run(
     except (ValueError, OSError) as error:
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last finished video", file=sys.stderr)
+        sys.exit(130)

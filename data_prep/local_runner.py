@@ -46,9 +46,10 @@ def run(build: Callable[[beam.Pipeline], None], num_workers: int) -> None:
     # Named, because the default runner of recent Beams fetches a binary when it starts.
     with quiet.beam():
         if num_workers == 1:
-            _run(build, FnApiRunner(), num_workers)
+            with storage.temporary_files():
+                _run(build, FnApiRunner(), num_workers)
             return
-        with _watching() as ended, storage.scratch_folder() as folder:
+        with _watching() as ended, storage.temporary_files() as folder:
             environment = SubprocessSDKEnvironment.from_command_string(_command(folder))
             _start(lambda: _run(build, FnApiRunner(environment), num_workers), ended)
             error = ended.get()

@@ -124,7 +124,7 @@ def run(
 
     try:
         if beam_args:
-            with beam.Pipeline(options=PipelineOptions(beam_args)) as elsewhere:
+            with storage.temporary_files(), beam.Pipeline(options=PipelineOptions(beam_args)) as elsewhere:
                 add(elsewhere)
         else:
             with progress.watch(tasks, home, name, settings):
@@ -217,14 +217,19 @@ def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.
         Metrics.counter("data_prep", what).inc(count)
 
 
-def _unwrap(error: Exception) -> Exception:
-    """Returns as one line what a worker met: a bad value, a disk, too little memory; else Beam's error with a traceback."""
+def _unwrap(error: Exception) -> BaseException:
+    """Returns as one line what a worker met: a bad value, a disk, too little memory; else Beam's error with a traceback.
+
+    Ctrl-C is that again.
+    """
     last = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
     # Beam's own words stand at the end, or in the middle where the error has several arguments.
     last = re.sub(r" \[while running '[^']*'\]", "", last)
     found = re.fullmatch(r"(?:RuntimeError: )?(?:[\w.]+\.)?(\w+)(?:: (.*))?", last)
     if found is None:
         return error
+    if found[1] == "KeyboardInterrupt":
+        return KeyboardInterrupt()
     if found[1].endswith("MemoryError"):  # numpy has its own
         return ValueError(f"a worker had too little memory ({found[2] or found[1]}): take fewer --num_workers")
     kind = getattr(builtins, found[1], None)

@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -333,11 +332,11 @@ def _write_rejects(
 
 def _write_index(folder: storage.Path, info: records.ClipsInfo) -> None:
     """Writes TFDS's metadata and, last, `clips.json`, which holds their digests."""
-    with tempfile.TemporaryDirectory() as local:
+    with storage.scratch_folder() as local:
         for split in info.splits.values():
             for shard in split.shards:
-                (pathlib.Path(local) / shard.file).touch()  # TFDS looks at their names
-        template = tfds.core.ShardedFileTemplate(local, dataset_name=info.name, filetype_suffix="array_record")
+                (local / shard.file).touch()  # TFDS looks at their names
+        template = tfds.core.ShardedFileTemplate(str(local), dataset_name=info.name, filetype_suffix="array_record")
         splits = [
             tfds.core.SplitInfo(
                 name=name, shard_lengths=[s.num_clips for s in split.shards],
@@ -346,14 +345,14 @@ def _write_index(folder: storage.Path, info: records.ClipsInfo) -> None:
             for name, split in info.splits.items() if split.shards
         ]  # fmt: skip
         tfds.folder_dataset.write_metadata(
-            data_dir=local, features=feature_spec(info), split_infos=splits, version="1.0.0", check_data=False,
+            data_dir=str(local), features=feature_spec(info), split_infos=splits, version="1.0.0", check_data=False,
             description="Clips of narrated egocentric video: frames, audio and narration around a moment.",
         )  # fmt: skip
-        for path in sorted(pathlib.Path(local).glob("*.json")):
+        for path in sorted(local.glob("*.json")):
             info.files[path.name] = sha256(path)
             storage.write(folder / path.name, path.read_bytes())
         info.dump(local)
-        storage.write(folder / records.CLIPS_FILE, (pathlib.Path(local) / records.CLIPS_FILE).read_bytes())
+        storage.write(folder / records.CLIPS_FILE, (local / records.CLIPS_FILE).read_bytes())
 
 
 def _remove_leftovers(folder: storage.Path, name: str, files: set[str]) -> None:

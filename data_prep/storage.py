@@ -317,6 +317,21 @@ def scratch_folder(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
+def temporary_files(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
+    """Yields a new scratch folder, in which libraries of this process make their temporary files while the block runs.
+
+    Raises:
+      OSError: `parent` is no folder that can be written.
+    """
+    with scratch_folder(parent) as folder:
+        before, tempfile.tempdir = tempfile.tempdir, str(folder)
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
+
+
+@contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
     """Raises OSError where another process holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)

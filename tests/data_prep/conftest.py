@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 import fsspec
 import pytest
@@ -11,6 +12,15 @@ from fsspec.registry import known_implementations
 from data_prep import storage, video_files
 from tests import world
 from tests.data_prep import bucket
+
+
+@pytest.fixture(scope="package", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """What these tests and the processes that they kill leave in the temporary folder goes with their own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Beam carries names only, whatever the annotations weigh; progress counts what is on the disk."""
 
+import argparse
 import dataclasses
 import errno
 import io
@@ -11,7 +12,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_prep import estimate, pieces, pipeline, progress, shards
+from data_prep import command, estimate, pieces, pipeline, progress, shards
 from mc3_jax.data import records
 from tests.data_prep import test_shards
 from tests.data_prep.test_shards import make_small, small_tasks, workers_find_this_module  # noqa: F401
@@ -71,6 +72,7 @@ ERRORS = {
     "letter": lambda: "half \ud800".encode(),
     "number": lambda: int("12\n3x"),
     "file": lambda: pathlib.Path("/absent/file").read_bytes(),
+    "interrupt": KeyboardInterrupt(),
     "killed": ChildProcessError("the decoder of a.mp4 was killed"),
     "disk": OSError(errno.ENOSPC, "No space left on device", "/out"),
 }
@@ -78,7 +80,7 @@ ERRORS = {
 
 def make_error(item: dict, settings: dict):
     error = ERRORS[item["error"]]
-    if isinstance(error, Exception):
+    if isinstance(error, BaseException):
         raise error
     error()
     yield
@@ -98,6 +100,18 @@ def test_a_workers_message_is_told_as_it_was_said(tmp_path, error, words):
     task = shards.ShardTask("train", 0, 1, ({"error": error},))
     with pytest.raises(ValueError, match="^" + re.escape(words) + "$"):
         test_shards.run([task], tmp_path, {}, 1, make_error)
+
+
+def test_an_interrupt_is_one_line_and_says_that_it_goes_on(tmp_path, capsys):
+    task = shards.ShardTask("train", 0, 1, ({"error": "interrupt"},))
+
+    def convert(args, beam_args):
+        test_shards.run([task], tmp_path, {}, 1, make_error)
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(argparse.ArgumentParser(), convert, [])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on from the last finished video\n"
 
 
 def test_progress_counts_finished_videos_and_shards_once_and_nobody_elses(tmp_path):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from data_prep import pieces
+from data_prep import pieces, storage
 from tests import world
 
 MARK = "MC3_TEST_RESTART"
@@ -125,7 +125,9 @@ def kill_at_steps(
 ) -> None:
     """Kills a conversion again and again, and checks each time what is kept and in the end what was made."""
     rng = random.Random(0)
-    environment = {**os.environ, MARK: module}
+    temporary = folder.parent / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, MARK: module, "TMPDIR": str(temporary)}
     wrapper = subprocess.Popen(
         [sys.executable, "-c", WRAPPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, cwd=world.ROOT, env=environment,
@@ -155,6 +157,8 @@ def kill_at_steps(
         wrapper.wait(timeout=30)
     assert num_killed >= 8
     assert content(folder) == whole
+    # Of kills, and of the last minute alone: a later run removes these.
+    assert {path.name.rpartition("-")[0] + "-" for path in temporary.iterdir()} <= {storage._SCRATCH}
     assert_all_end(module)
 
 

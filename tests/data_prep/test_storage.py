@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 
 import fsspec
 import pytest
@@ -83,12 +84,18 @@ def test_missing_and_forbidden_objects_are_rejects_and_a_network_that_comes_back
     (buckets / "faults" / videos[1].name).write_text("2")
     videos[2].unlink()
     convert("gs://mine/ego4d", tmp_path / "out", tmp_path / "scratch")
-    rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     clips = {row["clip_id"] for row in map(json.loads, local["rejected.jsonl"].decode().splitlines())}
-    told = {(row["video_uid"], row["reason"], row["detail"]) for row in rows if row["clip_id"] not in clips}
-    assert told == {
-        (videos[0].stem, "video file can't be opened", "Permission denied"), (videos[2].stem, "video file is missing", ""),
-    }  # fmt: skip
+
+    def told() -> set[tuple[str, str, str]]:
+        """Returns (video, reason, detail) of what the conversion on disks does not reject."""
+        rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+        return {(row["video_uid"], row["reason"], row["detail"]) for row in rows if row["clip_id"] not in clips}
+
+    missing = (videos[2].stem, "video file is missing", "")
+    assert told() == {(videos[0].stem, "video file can't be read", "Permission denied"), missing}
+    (buckets / "faults" / videos[0].name).unlink()  # nothing of the file itself changes
+    convert("gs://mine/ego4d", tmp_path / "out", tmp_path / "scratch")
+    assert told() == {missing}
 
 
 def test_a_network_that_stays_away_ends_the_run_in_one_line_and_costs_no_clip(
@@ -225,6 +232,15 @@ def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted([used.name, young.name, foreign.name, mine.name])
     os.close(descriptor)
     assert not mine.exists()
+
+
+def test_libraries_make_their_temporary_files_in_a_scratch_folder(tmp_path):
+    before = tempfile.gettempdir()
+    with storage.temporary_files(tmp_path) as folder:
+        assert pathlib.Path(tempfile.mkdtemp()).parent == folder
+        assert folder.parent == tmp_path
+    assert tempfile.gettempdir() == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_local_file_is_synced_before_it_gets_its_name_and_its_folder_after(tmp_path, monkeypatch):

@@ -278,9 +278,9 @@ def _open(args: argparse.Namespace) -> tuple[records.ClipsInfo, dict[str, grain.
       ValueError: It can't be read, holds no clips, or none in the split that is named.
     """
     info = records.ClipsInfo.load(args.clips)
-    if not any(split.shards for split in info.splits.values()):
+    if not any(split.num_clips for split in info.splits.values()):
         raise ValueError(f"{args.clips} holds no clips at all")
-    sources = {name: open_split(args.clips, info, name) for name, split in info.splits.items() if split.shards}
+    sources = {name: open_split(args.clips, info, name) for name, split in info.splits.items() if split.num_clips}
     if args.split and args.split not in sources:
         raise ValueError(f"{args.clips} has no clips in the split {args.split!r}, only in {', '.join(sources)}")
     return info, sources
@@ -289,6 +289,7 @@ def _open(args: argparse.Namespace) -> tuple[records.ClipsInfo, dict[str, grain.
 def _show_named(args: argparse.Namespace) -> str:
     """Prints and draws the clips that are named, and returns what was written."""
     info, sources = _open(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     found = find({args.split: sources[args.split]} if args.split else sources, args.clip_id)
     for clip_id, (split, clip) in found.items():
         print(f"{split}: {terminal.printable(clip_id)}: {_caption(clip, info)}")
@@ -299,6 +300,7 @@ def _show_named(args: argparse.Namespace) -> str:
 def _show_drawn(args: argparse.Namespace) -> str:
     """Counts all clips and draws some of a split, and returns what was written."""
     info, sources = _open(args)
+    args.out.mkdir(parents=True, exist_ok=True)  # before all is read
     found = {name: count(source, info) for name, source in sources.items()}
     for name, statistics in found.items():
         print(describe(name, statistics))
@@ -313,7 +315,6 @@ def _show_drawn(args: argparse.Namespace) -> str:
 
 
 def _save(folder: pathlib.Path, **figures: figure.Figure) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"axes.unicode_minus": False}):
         for name, drawn in figures.items():
             drawn.savefig(folder / f"{name}.png", dpi=110)

@@ -99,13 +99,21 @@ def fingerprint(plan: str) -> str:
 
 
 def read_report(folder: storage.Path, file: str, fingerprint: str) -> dict | None:
-    """Returns the report of a shard that is there and of this plan, or None. The shard's bytes are counted, not read."""
+    """Returns the report of a shard that is there and of this plan, or None. The shard's bytes are counted, not read.
+
+    A shard without clips counts as there, since `finish` removes that of a split without clips.
+    """
     try:
         report = json.loads(storage.read(folder / REPORTS / f"{file}.json"))
-        fits = report["fingerprint"] == fingerprint and report["bytes"] == storage.size(folder / file)
+        there = storage.size(folder / file)
+        fits = report["fingerprint"] == fingerprint and (report["bytes"] == there or _is_gone(report, there))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # none, or none of ours
         return None
     return report if fits else None
+
+
+def _is_gone(report: dict, there: int | None) -> bool:
+    return there is None and report["num_clips"] == 0
 
 
 def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, settings: dict) -> dict:
@@ -128,7 +136,9 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
     report = read_report(home, file, of_plan)
     # Read whole: a flipped byte would otherwise be found when training meets it. That costs a disk's speed, not a decoder's;
     # a bucket's is taken by its size.
-    if report is not None and (storage.is_remote(home) or report["sha256"] == sha256(home / file)):
+    if report is not None and (
+        storage.is_remote(home) or _is_gone(report, storage.size(home / file)) or report["sha256"] == sha256(home / file)
+    ):
         return report
     storage.make_folder(home / pieces.FOLDER)
     storage.make_folder(home / REPORTS)
@@ -285,13 +295,24 @@ def finish(
         if not info.max_samples:  # all have `info.num_samples`
             shards = [dataclasses.replace(shard, clip_samples=[]) for shard in shards]
         sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
-        info.splits[split] = records.SplitInfo(*sums, shards)
+        info.splits[split] = records.SplitInfo(*sums, shards if sums[0] else [])
+        _settle_empty(shards, folder, there=sums[0] > 0)
     height, width = (max(report["canvas_px"][i] for report in slim) for i in (0, 1))
     info.canvas_px = (height, width)
     info.num_annotations, info.num_rejected = num_in, counted
     _remove_leftovers(folder, info.name, {report["file"] for report in slim})
     _write_index(folder, info)
     return info
+
+
+def _settle_empty(shards: list[records.Shard], folder: storage.Path, there: bool) -> None:
+    """Makes sure that the shards of a split which hold no clip are there, or are not."""
+    for path in (folder / shard.file for shard in shards if not shard.num_clips):
+        if not there:
+            storage.remove(path)
+        elif storage.size(path) is None:  # removed when the whole split was without clips
+            with storage.writing(path) as aside:
+                _join([], aside)
 
 
 def _write_rejects(

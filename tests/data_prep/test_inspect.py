@@ -91,6 +91,25 @@ def test_clips_are_shown_by_their_ids_whichever_split_they_are_in(folder, tmp_pa
     assert not any(150 < red < 210 for red in drawn)  # those between
 
 
+def test_a_split_without_clips_is_left_out_and_the_folder_for_pictures_is_made_first(folder, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    info = records.ClipsInfo.load(copy)
+    shard = info.splits["test"].shards[0]
+    with contextlib.closing(ArrayRecordWriter(str(copy / shard.file), "group_size:1")):
+        shard.num_clips, shard.video_clips = 0, []  # as earlier versions wrote a split whose clips were all left out
+    info.splits["test"] = records.SplitInfo(0, 0, 0, [shard])
+    info.dump(copy)
+    with pytest.raises(SystemExit):
+        inspect.main([str(copy), "--out", str(tmp_path), "--split", "test"])
+    assert "no clips in the split 'test', only in train" in capsys.readouterr().err
+    monkeypatch.setattr(inspect, "count", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        inspect.main([str(copy), "--out", str(tmp_path / "file" / "out")])
+    assert "Not a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep import pieces, pipeline, shards
+from data_prep import pieces, pipeline, shards, verify
 from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -435,6 +435,28 @@ def test_a_shard_whose_videos_all_fail_is_empty_and_harms_no_reader(tmp_path):
         info.shard_paths(tmp_path, "train")
     )
     assert [records.decode(source[i]).clip_id for i in range(len(source))] == expected
+
+
+def test_a_split_whose_videos_all_fail_has_no_shards_until_one_does_not(tmp_path):
+    items = [({"uid": "v0", "count": 0},), ({"uid": "v1", "count": 0},)]
+    tests = [shards.ShardTask("test", i, 2, item) for i, item in enumerate(items)]
+    train = [shards.ShardTask("train", 0, 1, ({"uid": "v2", "count": 1},))]
+    calls = tmp_path / "calls"
+    settings, files = {"calls": str(calls)}, [task.file("clips") for task in tests]
+    info = finish(run(train + tests, tmp_path, settings), tmp_path)
+    empty = {name: (split.num_clips, len(split.shards)) for name, split in info.splits.items()}
+    assert empty == {"train": (1, 1), "validation": (0, 0), "test": (0, 0)}
+    assert not [file for file in files if (tmp_path / file).exists()]
+    assert opened_by_tfds(tmp_path) == {"train": ["v2_000"]}
+    assert verify.verify(tmp_path, 1)[0] == []
+    calls.write_text("")
+    assert finish(run(train + tests, tmp_path, settings), tmp_path) == info
+    assert calls.read_text() == ""
+    # One of them has come: the other's shard is written again, as it was.
+    more = [tests[0], shards.ShardTask("test", 1, 2, ({"uid": "v1", "count": 1},))]
+    info = finish(run(train + more, tmp_path, settings), tmp_path)
+    assert [shard.num_clips for shard in info.splits["test"].shards] == [0, 1]
+    assert verify.verify(tmp_path, 1)[0] == []
 
 
 def test_a_lost_record_is_noticed(tmp_path):

@@ -50,9 +50,13 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
         help="write only the shards I, I + N, I + 2 N, ...; the same command without it makes the data set of all",
     )  # fmt: skip
     add(
-        "--scratch", type=pathlib.Path, default="",
+        "--scratch", type=_folder,
         help="local folder for copies of what comes from or goes to a bucket; default the system's",
     )  # fmt: skip
+
+
+def _folder(text: str) -> pathlib.Path:
+    return pathlib.Path(storage.parse(text))
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +145,9 @@ def write(
     """
     left_out = collections.Counter(r.reason for r in rejects)
     if not tasks:
-        raise ValueError(f"none of {num_in} annotations can become a clip: {_told(left_out)}")
+        folder = settings.get("video_dir", settings.get("media_dir"))
+        first = f"; the first is of {rejects[0].video_uid!r} in {folder}" if rejects else ""
+        raise ValueError(f"none of {num_in} annotations can become a clip: {_told(left_out)}{first}")
     if args.dry_run:
         print(estimate.tell(tasks, info, rejects, num_workers(args)))
         return info
@@ -151,7 +157,7 @@ def write(
     if args.part:
         first, step = part_of(args)
         mine = tasks[first::step]
-    settings = settings | {"scratch": str(args.scratch)}
+    settings = settings | {"scratch": str(args.scratch or "")}
     reports = pipeline.run(mine, str(out), args.name, make_clips, settings, num_workers(args), beam_args)
     if args.part:
         print(f"part {args.part}: {sum(1 for _ in reports)} of {len(tasks)} shards are there; finish without --part")

@@ -11,6 +11,7 @@ options it doesn't know go to Beam; folders and files may be `gs://` or `s3://`.
 
 import argparse
 import dataclasses
+import os
 import re
 
 from data_prep import command, narrated, narrations, storage, video_files
@@ -58,7 +59,10 @@ def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
     for folder in (args.root, args.root / args.video_dir):
         if not storage.is_folder(folder):
             raise ValueError(f"no folder {folder}: point --root at what Ego4D's CLI filled")
-    if next(iter((args.root / args.video_dir).glob("*.mp4")), None) is None:
+    folder = args.root / args.video_dir
+    # A bucket's files are asked for; `glob` takes a local folder that may not be listed for an empty one.
+    names = [path.name for path in folder.glob("*.mp4")] if storage.is_remote(folder) else os.listdir(folder)
+    if not any(name.endswith(".mp4") for name in names):
         raise ValueError(f"no mp4 files in {args.root / args.video_dir}: choose another --video_dir")
 
 

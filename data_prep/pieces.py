@@ -154,7 +154,8 @@ def make(item, settings: dict, make_clips, folder: storage.Path, known: dict[str
         storage.remove(folder / known[key])  # its name may be another than the new one's
     aside = storage.aside_of(local / f"{key}.piece")
     try:
-        piece = write(make_clips(item, settings), aside, settings)
+        with storage.filling(local):
+            piece = write(make_clips(item, settings), aside, settings)
         path = folder / name_of(key, piece)
         storage.publish(aside, path)
         return piece if storage.is_remote(folder) else dataclasses.replace(piece, path=path)

@@ -7,6 +7,7 @@ however many annotations there are.
 import argparse
 import builtins
 import difflib
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -234,6 +235,6 @@ def _unwrap(error: Exception) -> BaseException:
         return ValueError(f"a worker had too little memory ({found[2] or found[1]}): take fewer --num_workers")
     kind = getattr(builtins, found[1], None)
     if isinstance(kind, type) and issubclass(kind, ValueError | OSError) and found[2]:
-        outside = kind is ChildProcessError or any(f"[Errno {number}]" in found[2] for number in storage.FULL)
+        outside = kind is ChildProcessError or any(os.strerror(number) in found[2] for number in storage.FULL)
         return ValueError(f"a worker failed: {found[2]}" + (f". {local_runner.GOES_ON}" if outside else ""))
     return error

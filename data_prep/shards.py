@@ -211,20 +211,24 @@ def _place(clip: dict) -> tuple[str, str]:
 
 
 def _join(made: list[pieces.Piece], path: pathlib.Path) -> None:
-    """Writes the records of all pieces into one ArrayRecord file, in the order of videos and clip ids."""
+    """Writes the records of all pieces into one ArrayRecord file, in the order of videos and clip ids.
+
+    Raises:
+      OSError: A disk fails.
+    """
     order = sorted(
         (*_place(clip), number, clip["start"], clip["length"])
         for number, piece in enumerate(made) for clip in piece.clips
     )  # fmt: skip
-    writer = ArrayRecordWriter(str(path), _OPTIONS)
     try:
-        for number, part in itertools.groupby(order, key=lambda place: place[2]):
-            with made[number].path.open("rb") as file:
-                for _, _, _, start, length in part:
-                    file.seek(start)
-                    writer.write(file.read(length))
-    finally:
-        writer.close()
+        with contextlib.closing(ArrayRecordWriter(str(path), _OPTIONS)) as writer:
+            for number, part in itertools.groupby(order, key=lambda place: place[2]):
+                with made[number].path.open("rb") as file:
+                    for _, _, _, start, length in part:
+                        file.seek(start)
+                        writer.write(file.read(length))
+    except RuntimeError as error:  # the writer's, which holds the file's name and the kernel's words
+        raise OSError(str(error)) from error
 
 
 def _num_records(path: pathlib.Path) -> int:

@@ -42,8 +42,10 @@ def parse(text: str) -> Path:
     """Returns the path that an option names; for argparse.
 
     Raises:
-      argparse.ArgumentTypeError: Another kind of address, or its package lacks.
+      argparse.ArgumentTypeError: Nothing, another kind of address, or its package lacks.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path: is a variable of the shell's not set?")
     scheme, is_address, _ = text.partition("://")
     if is_address and scheme not in _PACKAGES:
         raise argparse.ArgumentTypeError(f"{text!r} must be a local path, gs:// or s3://")
@@ -86,7 +88,7 @@ def _try(call: Callable, path: Path):
         try:
             return call()
         except Exception as error:
-            if not is_remote(path):
+            if not is_remote(path) or _is_full(error):
                 raise
             for kind in (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
                 if isinstance(error, kind):  # s3fs does not say of what
@@ -96,6 +98,22 @@ def _try(call: Callable, path: Path):
             if wait_s is None:
                 raise OSError(f"{path}: {type(error).__name__}: {error}") from error
             time.sleep(wait_s)
+
+
+def _is_full(error: Exception) -> bool:
+    """Returns whether a disk is full; a bucket never is."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+@contextlib.contextmanager
+def filling(folder: str | os.PathLike) -> Iterator[None]:
+    """Gives an error about a full disk the name of the folder, for the kernel says none."""
+    try:
+        yield
+    except OSError as error:
+        if _is_full(error) and error.filename is None:
+            raise OSError(error.errno, error.strerror, os.fspath(folder)) from error
+        raise
 
 
 def is_folder(path: Path) -> bool:
@@ -240,13 +258,15 @@ def writing(path: Path, scratch: str | os.PathLike = "") -> Iterator[pathlib.Pat
     """
     if is_remote(path):
         with scratch_folder(scratch) as folder:
-            yield folder / path.name
+            with filling(folder):
+                yield folder / path.name
             publish(folder / path.name, path)
         return
     aside = aside_of(path)
     try:
-        yield aside
-        publish(aside, path)
+        with filling(path.parent):
+            yield aside
+            publish(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -295,7 +315,8 @@ def copy(path: Path, local: pathlib.Path) -> pathlib.Path:
     Raises:
       OSError: It can't be copied.
     """
-    _try(lambda: _copy(path, local), path)
+    with filling(local.parent):
+        _try(lambda: _copy(path, local), path)
     return local
 
 

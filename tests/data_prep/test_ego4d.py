@@ -3,9 +3,11 @@
 import collections
 import csv
 import dataclasses
+import errno
 import hashlib
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -18,7 +20,7 @@ import simplejpeg
 import soxr
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data_prep import ego4d, media, narrated, narrations
+from data_prep import ego4d, media, narrated, narrations, pipeline
 from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
 from data_prep.sources import narration_json
 from mc3_jax.data import records
@@ -530,6 +532,28 @@ def test_a_folder_that_cannot_be_written_is_one_line(root, tmp_path, capsys):
         ego4d.main(["--root", str(root), "--out", str(tmp_path / "file" / "out"), "--num_workers", "1"])
     assert ended.value.code == 2
     assert_one_line(capsys.readouterr().err, "Not a directory")
+
+
+def test_a_folder_that_may_not_be_listed_is_no_folder_without_videos(root, tmp_path, capsys, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SystemExit):
+        ego4d.main(["--root", str(root), "--out", str(tmp_path / "out")])
+    assert_one_line(capsys.readouterr().err, "Permission denied: .*/v2/video_540ss")
+
+
+def test_without_scratch_copies_lie_in_the_systems_folder_and_not_where_the_command_runs(root, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(pipeline, "run", lambda tasks, out, name, make, settings, *rest: seen.append(settings) or [])
+    for words in ([], ["--scratch", tmp_path]):
+        ego4d.main(["--root", str(root), "--out", str(tmp_path / "out"), "--part", "0/1", *map(str, words)])
+    assert [settings["scratch"] for settings in seen] == ["", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        ego4d.main(["--root", str(root), "--out", str(tmp_path / "out"), "--scratch", ""])
+    assert "--scratch: an empty path" in capsys.readouterr().err
 
 
 def test_converting_leaves_numpys_error_handling_as_it_was(root, tmp_path):

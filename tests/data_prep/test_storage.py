@@ -174,6 +174,7 @@ def test_own_videos_in_a_bucket_are_named_with_or_without_suffix(root, buckets, 
     [
         ("gs://mine/x", "gs:// needs gcsfs: pip install gcsfs"),
         ("s3://mine/x", "s3:// needs s3fs: pip install s3fs"),
+        ("", "an empty path: is a variable of the shell's not set?"),
         ("https://example.com/x", "'https://example.com/x' must be a local path, gs:// or s3://"),
     ],
 )

@@ -64,6 +64,10 @@ def _parse(argv: list[str]) -> list[str]:
         if "Traceback (most" in text:  # config_flags tells what a config file raised with all of its stack
             raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
             _die(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")
+        if "not supported for overriding" in text or "as instance of <class 'mc3_jax" in text:
+            field = re.search(r"--(config\.[^=\s]+)|field (config\.\S+)", text)
+            whole = field[1] or field[2] if field else "a part of the config"
+            _die(f"{whole} can't be given as a whole: set fields of it, as --config.phases[0].epochs=2, or change {config}")
         _die(" ".join(text.split()))
     except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
         _die(f"{config} can't be read: {type(error).__name__}: {' '.join(str(error).split())}")
@@ -74,9 +78,11 @@ def run(main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool =
     """Parses the command line, validates the config and calls `main(config, workdir)`."""
     config_flag, workdir_flag = _define_flags()
 
-    def start(_):
+    def start(words: list[str]):
         logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every write
         with user_errors():
+            if words[1:]:  # absl stops at the first word that is no flag: what follows would be ignored without a word
+                raise ValueError(f"{words[1]!r} is no flag: write --config.x=value, without spaces")
             if config_flag.value is None:
                 raise ValueError("--config is missing: pass a file such as --config=configs/demo.py")
             if not isinstance(config_flag.value, config_lib.Config):

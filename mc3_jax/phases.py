@@ -29,10 +29,15 @@ def plan_phases(phases: list[PhaseConfig], num_clips: int, batch_size: int) -> l
       batch_size: Global.
 
     Raises:
-      ValueError: A phase would take no step.
+      ValueError: A phase would take no step, or the run more than can be counted.
     """
     placed, start = [], 0
     for phase in phases:
+        if not start + phase.epochs * num_clips / batch_size < 2**31 - 1:  # steps are int32 on the devices
+            raise ValueError(
+                f"phase {phase.name!r}: {phase.epochs} epochs of {num_clips} clips are more than 2**31 steps of batch size "
+                f"{batch_size}: choose fewer"
+            )
         steps = round(phase.epochs * num_clips / batch_size)
         if steps < 1:
             raise ValueError(

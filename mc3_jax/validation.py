@@ -43,7 +43,7 @@ class Range(NamedTuple):
     def holds(self, value: float) -> bool:
         above = value > self.low if self.without_low else value >= self.low
         below = value < self.high if self.without_high else value <= self.high
-        return math.isfinite(value) and above and below
+        return abs(value) < math.inf and above and below  # an int may be too long for a float
 
 
 _POSITIVE = Range("must be positive", 0, without_low=True)
@@ -54,7 +54,7 @@ _BELOW_1 = Range("must be from 0 to below 1", 0, 1, without_high=True)
 # Of numbers that stand alone; sizes of towers and what depends on another field are checked below.
 RANGES: dict[type, dict[str, Range]] = {
     Config: {
-        "seed": _NOT_NEGATIVE,
+        "seed": Range("must not be negative, and below 2**32", 0, 2**32 - 1),  # JAX makes keys of 32 bits
         "fsdp": _AT_LEAST_1,
         "loss_block_rows": Range("must not be negative; 0 holds the whole matrix", 0),
         "heartbeat_timeout_s": Range("must be at least 5", 5),

@@ -25,6 +25,12 @@ def test_a_phase_without_a_step_is_refused():
         phases_lib.plan_phases([PhaseConfig(name="a", epochs=0.1)], 100, 256)
 
 
+@pytest.mark.parametrize("epochs", [float("inf"), 1e300, 2**31 / 100])
+def test_more_steps_than_can_be_counted_are_refused(epochs):
+    with pytest.raises(ValueError, match=r"'b': .* epochs of 100 clips are more than 2\*\*31 steps of batch size 1: choose"):
+        phases_lib.plan_phases([PhaseConfig(name="a", epochs=1), PhaseConfig(name="b", epochs=epochs)], 100, 1)
+
+
 def test_learning_rate_warms_up_to_its_peak_and_falls_along_a_cosine_within_its_phase():
     optimizer = OptimizerConfig(learning_rate=0.5, schedule="cosine", warmup_steps=10, final_scale=0.1)
     phase = phases_lib.Phase(PhaseConfig(optimizer=optimizer), 100, 200)

@@ -14,7 +14,8 @@ if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 gpu_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_nccl_termination_timeout_seconds=600"
 export XLA_FLAGS="$gpu_flags ${XLA_FLAGS:-}"
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-command=(python -m "$@")
+# Within a step of Slurm's JAX would look for the other tasks, and take one GPU for each.
+command=(env -u SLURM_STEP_NODELIST python -m "$@")
 
 if [[ $dry_run ]]; then
   printf 'XLA_FLAGS=%q NCCL_DEBUG=%q' "$XLA_FLAGS" "$NCCL_DEBUG"

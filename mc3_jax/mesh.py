@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,12 +26,14 @@ _JOB = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 _HANDLERS: list = []  # C calls them; Python must not free them
 _ALONE_S = 10**6  # nobody is lost where a process is alone, but JAX ends it where it was stopped for longer than this
 _ARRIVAL_S = 900  # until all processes of a job have started: images are pulled, nodes replaced
+_SILENT_S = 5  # of a wait for them that is not worth a line
 
 
 def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
     """Joins the processes of a job: Slurm, Open MPI, TPU pods and Kubernetes are recognised.
 
-    Elsewhere the environment tells: `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
+    Under Slurm and Open MPI a process takes the device of its number on its node, but all of them where it is the only one
+    there. A step of Slurm's with one task, such as an interactive session, is no job of several. Elsewhere the environment tells: `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID`. Call once, before anything else of JAX. A process that loses another one ends with status `LOST`: at
     once where it is process 0 that died, else once its heartbeat has been missing for `heartbeat_timeout_s`.
 
@@ -49,7 +52,12 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
     if not all(number.isdecimal() for number in told.values()):
         raise ValueError(f"{' and '.join(_JOB.values())} must be numbers, got {', '.join(told.values())}")
     try:
-        jax.distributed.initialize(**options, **{name: int(number) for name, number in told.items()})
+        if not address and _step_tasks() == 1:
+            raise ValueError("nobody to join")  # SLURM_NTASKS may be the whole job's
+        if _has_node_alone() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+            options["local_device_ids"] = []  # else JAX takes the one device of SLURM_LOCALID
+        with _telling_of_a_wait():
+            jax.distributed.initialize(**options, **{name: int(number) for name, number in told.items()})
     except ValueError as error:  # no cluster around: JAX asks for what is missing
         if address:
             raise ValueError(
@@ -58,7 +66,7 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        options["heartbeat_timeout_seconds"] = _ALONE_S
+        options |= {"heartbeat_timeout_seconds": _ALONE_S, "cluster_detection_method": "deactivate"}
         jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0, **options)
     if distributed.global_state.num_processes == 1:
         # Else the devices of a CPU talk by gloo, as if they were processes, and reduce-scatters may come out wrong
@@ -71,6 +79,37 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         f"error: process {process} of {count} ends because another one has ended or was silent for {heartbeat_timeout_s} s "
         "(its log says why), if the lines above name no other cause; start all again to go on from the last checkpoint\n"
     ).encode()
+
+
+def _step_tasks() -> int:
+    """Returns how many processes Slurm has started together with this one; 0 where it is none of Slurm's."""
+    count = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "")
+    return int(count) if "SLURM_STEP_NODELIST" in os.environ and count.isdecimal() else 0
+
+
+def _has_node_alone() -> bool:
+    """Returns whether this process of a job is the only one of its node, as Slurm or Open MPI have it."""
+    nodes = os.environ.get("SLURM_STEP_NUM_NODES", "")
+    one_each = nodes.isdecimal() and 0 < _step_tasks() <= int(nodes)
+    return one_each or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+
+
+@contextlib.contextmanager
+def _telling_of_a_wait() -> Iterator[None]:
+    """Says for whom the block waits, if it does: a job whose other processes never come would be silent for long."""
+
+    def tell():
+        job = distributed.global_state
+        line = f"process {job.process_id} of {job.num_processes} waits for the others at {job.coordinator_address}"
+        print(f"{line}, {_ARRIVAL_S} s at most", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(_SILENT_S, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _end_as_lost_on_abort():

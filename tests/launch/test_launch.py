@@ -117,6 +117,12 @@ def parse(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def test_a_run_here_keeps_out_of_slurms_detection():
+    """Else a step of eight tasks would be waited for, and one GPU taken."""
+    words = last_line(rendered("local.sh", TRAIN))
+    assert words[words.index("env") : words.index("python")] == ["env", "-u", "SLURM_STEP_NODELIST"]
+
+
 def test_our_own_parser_takes_the_commands_and_no_others():
     assert parse(TRAIN).stdout == "mc3_ego4d|runs/a b|2.0\n"
     assert parse(EVALUATE).stdout.startswith('"a"\\$b|runs/"a"\\$b|')

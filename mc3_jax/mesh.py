@@ -33,9 +33,10 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
     """Joins the processes of a job: Slurm, Open MPI, TPU pods and Kubernetes are recognised.
 
     Under Slurm and Open MPI a process takes the device of its number on its node, but all of them where it is the only one
-    there. A step of Slurm's with one task, such as an interactive session, is no job of several. Elsewhere the environment tells: `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`. Call once, before anything else of JAX. A process that loses another one ends with status `LOST`: at
-    once where it is process 0 that died, else once its heartbeat has been missing for `heartbeat_timeout_s`.
+    there. A step of Slurm's with one task, such as an interactive session, is no job of several. Elsewhere the environment
+    tells: `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Call once, before
+    anything else of JAX. A process that loses another one ends with status `LOST`: at once where it is process 0 that died,
+    else once its heartbeat has been missing for `heartbeat_timeout_s`.
 
     Args:
       heartbeat_timeout_s: Time after which a silent process counts as lost.

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,8 @@ from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib
 
 CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
 _WAIT_S = 120  # for the lock of another machine, which may be gone
+_BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
+_POD = "POD_UID"  # of Kubernetes, where the pod's file says so (`launch/gke_jobset.yaml`)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
@@ -179,8 +182,9 @@ def _write(path: pathlib.Path, values: dict) -> None:
 def lock_workdir(workdir: str) -> Iterator[None]:
     """Keeps every other run out of a workdir, which is made where missing. Process 0 holds the lock for all of its job.
 
-    The lock is flock's: the kernel frees it when its process ends, however that ends. That of another machine is asked for
-    again for `_WAIT_S`, as a file server may keep it while it has not heard that the machine is lost. Between machines it
+    The lock is flock's: the kernel frees it when its process ends, however that ends. That of another machine, another boot
+    of this one or another pod is asked for again for `_WAIT_S`, as a file server may keep it while it has not heard that the
+    machine is lost. Between machines it
     holds where the file system takes flock to its server: NFS as Linux mounts it (not with `local_lock`), Lustre with
     `-o flock`, GPFS, CephFS. Where there are no locks at all, one line warns of it.
 
@@ -215,8 +219,7 @@ def _take_lock(workdir: str) -> int:
                 file=sys.stderr,
             )
             return descriptor
-        holder = " ".join(os.pread(descriptor, 200, 0).decode(errors="replace").split())
-        elsewhere = holder and not holder.endswith(f" on {socket.gethostname()}")
+        holder, elsewhere = _read_holder(descriptor)
         if error.errno in (errno.EAGAIN, errno.EACCES) and elsewhere and time.monotonic() < deadline:
             if not told:
                 print(f"{workdir} is in use by {holder}: asking again for {_WAIT_S} s", file=sys.stderr, flush=True)
@@ -232,11 +235,34 @@ def _take_lock(workdir: str) -> int:
         ) from error
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{_machine()}\n".encode(), 0)
     except OSError as error:
         os.close(descriptor)
         raise WorkdirError(f"{workdir} can't be written to ({error.strerror}): make room there") from error
     return descriptor
+
+
+def _machine() -> str:
+    """Returns what no other boot of any machine has, nor another pod; a name alone passes to a pod's successor."""
+    boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else "unknown"
+    return f"boot {boot} pod {os.environ.get(_POD, '')}".strip()
+
+
+def _read_holder(descriptor: int) -> tuple[str, bool]:
+    """Returns who holds a lock, and whether that may be a process elsewhere or gone, which a file server may not know yet."""
+    first, *rest = os.pread(descriptor, 500, 0).decode(errors="replace").splitlines() or [""]
+    found = re.fullmatch(r"process (\d{1,9}) on (.*)", first.strip())
+    if not found:
+        return first.strip(), first.strip() != ""
+    # Earlier versions wrote the first line alone.
+    here = rest[0].strip() == _machine() if rest else found[2] == socket.gethostname()
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        here = False
+    except PermissionError:
+        pass  # somebody else's
+    return first.strip(), not here
 
 
 def _try_lock(descriptor: int) -> OSError | None:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -90,6 +91,40 @@ def test_a_start_that_died_before_its_run_began_leaves_the_folder_free(tmp_path,
     monkeypatch.setattr(workdir_lib.mesh_lib, "from_process_0", lambda value: value + 1)
     with pytest.raises(workdir_lib.WorkdirError, match="config.data.dir names other data for process 0 on"):
         claim(tmp_path)
+
+
+MACHINE = workdir_lib._machine()
+HOLDERS = {
+    "this boot": (os.getpid(), MACHINE, False),
+    "a process of this boot that has ended": (2**22 + 1, MACHINE, True),  # beyond pid_max
+    "another boot of a machine of that name": (os.getpid(), "boot 6f3b pod", True),
+    "another pod of this boot": (os.getpid(), f"{MACHINE} 9c21", True),
+    "an earlier version": (os.getpid(), "", False),
+    "an earlier version's that has ended": (2**22 + 1, "", True),
+}
+
+
+@pytest.mark.parametrize("case", HOLDERS)
+def test_a_machine_is_known_by_its_boot_and_its_pod_and_not_by_its_name_alone(tmp_path, monkeypatch, case):
+    """Pods of a job keep their name and number of process: a lock of one that is gone would seem to be held here."""
+    pid, machine, waits = HOLDERS[case]
+    (tmp_path / workdir_lib.LOCK_FILE).write_text(f"process {pid} on {socket.gethostname()}\n{machine}".strip())
+    slept = []
+
+    def lock(*_):
+        if not slept:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workdir_lib.time, "sleep", slept.append)
+    monkeypatch.setattr(workdir_lib.fcntl, "flock", lock)
+    if waits:
+        claim(tmp_path)
+    else:
+        with pytest.raises(workdir_lib.WorkdirError, match=f"in use by process {pid} on [^ ]+: wait until .* --workdir$"):
+            claim(tmp_path)
+    assert slept == ([5] if waits else [])
+    monkeypatch.setenv("POD_UID", "9c20")  # as launch/gke_jobset.yaml has it
+    assert workdir_lib._machine() == f"{MACHINE} 9c20"
 
 
 def test_the_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch):

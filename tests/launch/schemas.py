@@ -33,6 +33,7 @@ _CONTAINER = fields(
     name=NAME,
     image={"type": "string", "pattern": "^[^\\s$]+$"},
     command=items(STRING),
+    env=items(fields("name", name=STRING, valueFrom=fields("fieldRef", fieldRef=fields("fieldPath", fieldPath=STRING)))),
     ports=items(fields("containerPort", containerPort={"type": "integer", "minimum": 1, "maximum": 65535})),
     resources=fields(
         requests={"type": "object", "additionalProperties": COUNT},
@@ -43,6 +44,7 @@ _CONTAINER = fields(
 _POD = fields(
     "containers",
     restartPolicy=one_of("Always", "OnFailure", "Never"),
+    shareProcessNamespace=BOOL,
     terminationGracePeriodSeconds=COUNT,
     nodeSelector=STRINGS,
     tolerations=items(fields("", key=STRING, operator=one_of("Exists", "Equal"), value=STRING)),

@@ -381,6 +381,8 @@ def test_the_jobset_is_one():
     pod = job["template"]["spec"]
     [container] = pod["containers"]
     assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+    assert pod["shareProcessNamespace"] is True  # process 1 would ignore SIGTERM where Python doesn't handle it
+    assert {v["name"]: v["valueFrom"]["fieldRef"]["fieldPath"] for v in container["env"]} == {"POD_UID": "metadata.uid"}
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert "$" not in rendered("gke_jobset.sh", TRAIN).split("spec:", 1)[1]
 
@@ -505,6 +507,7 @@ def test_the_images_hold_what_the_launch_files_run():
     stages = {line[3]: line[1] for line in lines if line[0] == "FROM"}
     assert set(stages) == {"source", "gpu", "tpu", "dataflow"}
     assert set(re.findall(r"--target (\w+)", "".join(p.read_text() for p in LAUNCH.glob("*.sh")))) < set(stages)
+    assert "docker run --init " in text  # else Python would be process 1
     allowed = {line[1:] for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
     copied = {name for line in lines if line[0] == "COPY" and "--from" not in line[1] for name in line[1:-1]}
     assert copied == allowed

@@ -102,16 +102,19 @@ def read_texts(folder: pathlib.Path) -> list[str]:
     """Returns the narrations of the training split.
 
     Raises:
-      ValueError: No data set there, or no training clips.
+      ValueError: No data set there, no training clips, or a shard is damaged.
     """
     from array_record.python.array_record_module import ArrayRecordReader  # of no use to who brings his own texts
 
     info = records.ClipsInfo.load(folder)
     texts = []
     for path in info.shard_paths(folder, "train"):
-        reader = ArrayRecordReader(path)
-        texts += [records.decode(record).narration for record in reader.read_all()]
-        reader.close()
+        try:
+            reader = ArrayRecordReader(path)
+            texts += [records.decode(record).narration for record in reader.read_all()]
+            reader.close()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} can't be read: {error}: run `python -m data_prep.verify {folder}`") from error
     return texts
 
 

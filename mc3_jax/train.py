@@ -38,7 +38,7 @@ from mc3_jax import (
     weights,
     workdir as workdir_lib,
 )
-from mc3_jax.data import loader, tokenizer as tokenizer_lib
+from mc3_jax.data import damage, loader, tokenizer as tokenizer_lib
 from mc3_jax.models.mc3 import MC3
 from mc3_jax.stopwatch import Stopwatch
 from mc3_jax.watchdog import Watchdog
@@ -207,6 +207,7 @@ def train(
       WorkdirError: Another run is at the workdir.
       CheckpointError: A checkpoint can't be written, or the one there isn't this model's.
       DivergedError: A loss, a gradient or an update is not finite.
+      DataError: A clip can't be read.
     """
     config, watchdog, began = run.config, watchdog or Watchdog(0), began or time.monotonic()
     stops = [phase.stop for phase in run.phases]
@@ -430,7 +431,8 @@ def main(config: config_lib.Config, workdir: str) -> None:
         with cli.user_errors(), watchdog.at("setting up the run", long=True):
             run = set_up(config, workdir)
         kinds = (
-            checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, mesh_lib.Process0Error, OSError
+            checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, mesh_lib.Process0Error,
+            damage.DataError, OSError,
         )  # fmt: skip
         with cli.user_errors(kinds):
             state = train(run, watchdog=watchdog, profile=profile, began=began)

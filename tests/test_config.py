@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -272,6 +273,23 @@ def test_bad_command_lines_end_with_one_line_and_status_2(flags, message, train_
     assert len(lines) == 1
     assert message in lines[0]
     assert "Traceback" not in said
+
+
+@pytest.mark.slow  # its towers are drawn
+def test_a_damaged_shard_ends_training_with_one_line_and_status_2(train_by, data, tmp_path):
+    shutil.copytree(data / "clips", tmp_path / "clips")
+    for shard in tmp_path.glob("clips/*-train.*"):
+        content = bytearray(shard.read_bytes())
+        content[110] ^= 0xFF  # of the first record
+        shard.write_bytes(content)
+    words = [f"--config.data.dir={tmp_path}/clips", f"--config.data.tokenizer={data}/vocabulary"]
+    sizes = ("width=16", "depth=1", "num_heads=2")
+    towers = [f"--config.model.{tower}.{size}" for tower in config_lib.MODALITIES for size in sizes]
+    status, said = train_by("--config=configs/demo.py", f"--workdir={tmp_path}/w", *words, *towers)
+    assert status == 2, said
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert re.search(rf"{tmp_path}/clips/\S+, record 0 can't be read: .*: run `python -m data_prep.verify {tmp_path}", line)
 
 
 @pytest.mark.parametrize(

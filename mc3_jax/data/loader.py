@@ -5,6 +5,7 @@ shuffled anew each epoch (`epoch_order`). Processes read contiguous blocks of ro
 and the number of processes, threads and workers may change.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -15,7 +16,7 @@ import grain.python as grain
 import numpy as np
 from jaxtyping import Int
 
-from mc3_jax.data import readers, records, transforms
+from mc3_jax.data import damage, readers, records, transforms
 from mc3_jax.data.readers import Batch
 from mc3_jax.data.transforms import Tokenize
 
@@ -44,31 +45,27 @@ class ClipSource:
           pictures: Whether they are wanted.
 
         Raises:
-          ValueError: No such data, split or shards; see `records.ClipsInfo`. Or the shards hold another number of clips
-            than `clips.json` says, or the folds none.
+          ValueError: No such data, split or shards; see `records.ClipsInfo`. Or the folds have no clips.
+          DataError: A shard can't be opened, or holds another number of clips than `clips.json` says.
         """
         self.info = records.ClipsInfo.load(folder)
         self.split = split
         self.pictures = pictures
         names = split.split("+")
-        paths = [path for name in names for path in self.info.shard_paths(folder, name)]
-        self._records = grain.ArrayRecordDataSource(paths)
-        counts = [count for name in names for shard in self.info.splits[name].shards for count in shard.video_clips]
+        self._paths = [path for name in names for path in self.info.shard_paths(folder, name)]
+        shards = [shard for name in names for shard in self.info.splits[name].shards]
+        self._ends = np.cumsum([shard.num_clips for shard in shards]).tolist()
+        self._records = _open_shards(self._paths, shards)
+        counts = [count for shard in shards for count in shard.video_clips]
         expected = sum(self.info.splits[name].num_clips for name in names)
-        if len(self._records) != expected:
-            # The raw reader takes a truncated shard for an empty one.
-            raise ValueError(
-                f"{folder}: the shards of split {split!r} hold {len(self._records)} clips, {records.CLIPS_FILE} says "
-                f"{expected}: a shard is damaged; convert again"
-            )
-        if sum(counts) != expected:
+        if sum(counts) != expected or self._ends[-1] != expected:
             raise ValueError(
                 f"{folder}: by {records.CLIPS_FILE} the videos of split {split!r} have {sum(counts)} clips, its "
                 f"shards {expected}: convert again"
             )
         self._places = np.arange(expected)
         if folds:
-            found = np.array([records.decode(self._records[i]).fold for i in range(expected)])
+            found = np.array([self[i].fold for i in range(expected)])
             self._places = np.flatnonzero(np.isin(found, folds))
             if len(self._places) == 0:
                 told = sorted({int(fold) for fold in found})
@@ -93,7 +90,39 @@ class ClipSource:
         return len(self._places)
 
     def __getitem__(self, index: int) -> records.Clip:
-        return records.decode(self._records[int(self._places[index])])
+        with damage.blaming(self.place(index)):
+            clip = records.decode(self._records[int(self._places[index])])
+            records.check(clip, self.info)
+            return clip
+
+    def place(self, index: int) -> damage.Place:
+        """Returns the shard and the record of a clip."""
+        record = int(self._places[index])
+        shard = bisect.bisect_right(self._ends, record)
+        return damage.Place(self._paths[shard], record - (self._ends[shard - 1] if shard else 0))
+
+
+def _open_shards(paths: list[str], shards: list[records.Shard]) -> grain.ArrayRecordDataSource:
+    """Returns the records of all shards, in order.
+
+    Raises:
+      DataError: One can't be opened, or holds another number of clips than `clips.json` says.
+      ValueError: Each can be opened, but not all of them.
+    """
+    # The reader does not say which file it could not open, nor that it took a truncated one for an empty one.
+    try:
+        opened = grain.ArrayRecordDataSource(paths)
+        if len(opened) == sum(shard.num_clips for shard in shards):
+            return opened
+        problem = f"they hold {len(opened)} clips"
+    except RuntimeError as error:
+        problem = str(error)
+    for path, shard in zip(paths, shards, strict=True):
+        with damage.blaming(damage.Place(path)):
+            found = len(grain.ArrayRecordDataSource([path]))
+            if found != shard.num_clips:
+                raise ValueError(f"it holds {found} clips, {records.CLIPS_FILE} says {shard.num_clips}")
+    raise ValueError(f"the {len(paths)} shards of which {paths[0]} is the first can't be opened together: {problem}")
 
 
 def open_split(folder: str | os.PathLike, split: str, num_frames: int, folds: Sequence[int] = ()) -> ClipSource:
@@ -212,6 +241,7 @@ def train_batches(
 
     Raises:
       ValueError: The batch does not spread evenly over the processes.
+      DataError: On the way, a clip can't be read or is not what its data set promises.
     """
 
     order = functools.partial(epoch_order, source.video_clips, clips_per_video, seed)
@@ -244,6 +274,7 @@ class _TrainRows:
         sample = transforms.make_sample(
             clip, self.source.info, self.tokenize, rng,
             pictures=self.source.pictures, num_samples=self.num_samples, silence_db=self.silence_db,
+            place=self.source.place(index),
         )  # fmt: skip
         sample.arrays.update(index=np.int32(index), row=np.int32(number % self.batch_size))
         if self.source.info.classes:
@@ -280,6 +311,7 @@ def eval_batches(
 
     Raises:
       ValueError: The hop is below 1, or the batch does not spread evenly over the processes.
+      DataError: On the way, a clip can't be read or is not what its data set promises.
     """
     if hop_samples is not None and hop_samples < 1:
         raise ValueError(f"hop_samples must be at least 1, got {hop_samples}")
@@ -306,10 +338,11 @@ def _read_windows(
     if hop_samples is None:
         return clip, np.zeros(1, np.int64), np.ones(1, bool)
     if len(clip.audio) != source.clip_samples[index]:
-        raise ValueError(
-            f"clip {clip.clip_id} holds {len(clip.audio)} samples, {records.CLIPS_FILE} counts "
-            f"{source.clip_samples[index]}: convert again"
-        )
+        with damage.blaming(source.place(index)):
+            raise ValueError(
+                f"clip {clip.clip_id} holds {len(clip.audio)} samples, {records.CLIPS_FILE} counts "
+                f"{source.clip_samples[index]}"
+            )
     starts = transforms.audio_windows(len(clip.audio), size, hop_samples)
     if silence_db > 0:
         return clip, starts, transforms.loud_windows(clip.audio, size, starts, silence_db)
@@ -344,7 +377,7 @@ class _EvalRows:
         start = None if self.hop_samples is None else int(starts[window])
         sample = transforms.make_sample(
             clip, self.source.info, self.tokenize, None,
-            pictures=self.source.pictures, num_samples=self.size, audio_start=start,
+            pictures=self.source.pictures, num_samples=self.size, audio_start=start, place=self.source.place(index),
         )  # fmt: skip
         numbers = {"index": index, "row": number % self.batch_size} | {name: getattr(clip, name) for name in _NUMBERS}
         sample.arrays.update({name: np.int32(value) for name, value in numbers.items()})

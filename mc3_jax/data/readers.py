@@ -16,7 +16,7 @@ import grain.python as grain
 import numpy as np
 from absl import flags
 
-from mc3_jax.data import memory as memory_lib, transforms
+from mc3_jax.data import damage, memory as memory_lib, transforms
 
 Batch = dict[str, np.ndarray]
 Rows = Callable[[int], transforms.Sample]  # of the number of a row in all batches in a line
@@ -57,6 +57,7 @@ def read(
     Raises:
       ValueError: The batch does not spread evenly over the processes, or workers are asked for on a system that is not
         Linux.
+      DataError: On the way, a picture can't be decoded, or what `rows` raises.
     """
     if batch_size % process_count:
         raise ValueError(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
@@ -101,7 +102,8 @@ class _MakeBatch:
         for start in range(0, self.local, self.at_once):
             for sample in [self.rows(first + i) for i in range(start, min(start + self.at_once, self.local))]:
                 if video is not None:
-                    size = transforms.decode_frames(sample.jpegs, video[len(rows)], sample.clip_id)
+                    with damage.blaming(sample.place):
+                        size = transforms.decode_frames(sample.jpegs, video[len(rows)], sample.clip_id)
                     sample.arrays["video_size"] = size
                 rows.append(sample.arrays)
         batch = {name: self._stack([row[name] for row in rows]) for name in rows[0]}

@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Bool, Int, Int16, UInt8
 
-from mc3_jax.data import records
+from mc3_jax.data import damage, records
 
 _CROP_STEPS = 100  # a window: where crops may begin whose level is looked at
 # text -> (ids, mask), both int32 [num_tokens]
@@ -20,6 +20,7 @@ class Sample(NamedTuple):
     clip_id: str
     arrays: dict[str, np.ndarray]
     jpegs: list[bytes]
+    place: damage.Place = damage.NOWHERE
 
 
 def choose_frames(num_intervals: int, num_candidates: int, rng: np.random.Generator | None) -> Int[np.ndarray, " t"]:
@@ -144,6 +145,7 @@ def loud_windows(
 def make_sample(
     clip: records.Clip, info: records.ClipsInfo, tokenize: Tokenize, rng: np.random.Generator | None, *,
     pictures: bool, num_samples: int | None = None, audio_start: int | None = None, silence_db: float = 0.0,
+    place: damage.Place = damage.NOWHERE,
 ) -> Sample:  # fmt: skip
     """Returns what a batch holds of a clip.
 
@@ -151,7 +153,7 @@ def make_sample(
     and how many are the sound's, the others are zeros; `text_ids`, `text_mask` [l].
 
     Args:
-      clip: Decoded record.
+      clip: Decoded record, checked.
       info: Of its data set.
       tokenize: Text to ids and mask.
       rng: Chooses frames and crop; None takes the middle of every interval, and of the sound.
@@ -159,11 +161,8 @@ def make_sample(
       num_samples: Of the audio; None is the data set's `num_samples`.
       audio_start: Where the audio begins; None crops.
       silence_db: Where above 0, a random crop is none that `loud_windows` calls silent.
-
-    Raises:
-      ValueError: The clip is not what its data set promises.
+      place: Of the clip, for who finds that a picture can't be decoded.
     """
-    records.check(clip, info)
     chosen = choose_frames(info.num_intervals, info.num_candidates, rng) if pictures else ()
     num = info.num_samples if num_samples is None else num_samples
     start = audio_start
@@ -175,4 +174,4 @@ def make_sample(
     audio, length = crop_audio(clip.audio, start, num)
     ids, mask = tokenize(clip.narration)
     arrays = {"audio": audio, "audio_start": np.int32(start), "audio_length": np.int32(length)}
-    return Sample(clip.clip_id, arrays | {"text_ids": ids, "text_mask": mask}, [clip.frames[i] for i in chosen])
+    return Sample(clip.clip_id, arrays | {"text_ids": ids, "text_mask": mask}, [clip.frames[i] for i in chosen], place)

@@ -1,5 +1,6 @@
 """Threads and worker processes that make batches."""
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -11,8 +12,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
-from mc3_jax.data import loader, memory as memory_lib, readers as readers_lib, transforms
+from mc3_jax.data import damage, loader, memory as memory_lib, readers as readers_lib, records, transforms
 from tests import world
 from tests.data import test_sounds
 
@@ -159,6 +161,54 @@ def test_workers_read_what_threads_read(tmp_path, kind, num_workers):
 
 def refuse(_):
     raise ValueError("no such word")
+
+
+def damaged(folder, kind):
+    """Writes clips whose shard of training is damaged at record 3, or where ArrayRecord has record 0."""
+    shard = test_sounds.write(folder, pictures=True) / "s-train.array_record-00000-of-00001"
+    if kind == "flipped":
+        content = bytearray(shard.read_bytes())
+        content[110] ^= 0xFF
+        shard.write_bytes(content)
+        return folder
+    clips = [test_sounds.make_clip(i, pictures=True) for i in range(8)]
+    clips[3].frames[1] = clips[3].frames[1][:40]
+    rows = [records.encode(clip) for clip in clips]
+    rows[3] = rows[3] if kind == "picture" else b"\xff\xff no record"
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    for row in rows if kind != "short" else rows[4:]:
+        writer.write(row)
+    writer.close()
+    if kind == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    return folder
+
+
+def take(folder, read):
+    source = loader.open_split(folder, "validation+train", 2)
+    return list(itertools.islice(read(source, test_sounds.tokenize, batch_size=4), 9))
+
+
+DAMAGE = {
+    "flipped": "00000-of-00001, record 0 can't be read: Corrupted Riegeli/records file: chunk data hash mismatch",
+    "record": "00000-of-00001, record 3 can't be read: record of 12 bytes is no tf.train.Example",
+    "picture": "00000-of-00001, record 3 can't be read: clip c03: frame 1 can't be decoded",
+    "truncated": "00000-of-00001 can't be read: Invalid Riegeli/records file",
+    "short": "00000-of-00001 can't be read: it holds 4 clips, clips.json says 8",
+}
+
+
+@pytest.mark.parametrize(("kind", "num_workers"), [*((kind, 0) for kind in DAMAGE), ("flipped", 1)])
+def test_damage_is_one_error_that_names_shard_and_record_and_what_mends_it(tmp_path, kind, num_workers):
+    folder = damaged(tmp_path, kind)
+    readers = [(loader.eval_batches, {}), (loader.train_batches, {"seed": 0})]
+    for read, more in readers[: 1 if num_workers else 2]:  # workers take seconds to begin
+        with pytest.raises(damage.DataError) as raised:
+            take(folder, functools.partial(read, num_workers=num_workers, **more))
+        said = str(raised.value)
+        assert said.startswith(f"{folder}/s-train.array_record-{DAMAGE[kind]}"), said
+        assert f"run `python -m data_prep.verify {folder}`, delete the shards that it names and give the conv" in said
+    assert not find_workers()
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

@@ -14,8 +14,8 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
-import shutil
 import sys
+from collections.abc import Sequence
 
 import jinja2
 import numpy as np
@@ -23,10 +23,10 @@ import safetensors.numpy
 import transformers
 
 import mc3_jax
-from mc3_jax import config as config_lib, validation, weights
+from mc3_jax import config as config_lib, validation, vocabulary, weights
+from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import layouts
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 # The classifiers of timm's distilled DeiT, which AST carries along and never reads; ImageNet's 1,000 classes.
 _UNREAD_HEADS = ("v.head", "v.head_dist")
 _NUM_UNREAD_CLASSES = 1000
@@ -113,8 +113,9 @@ def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower
 
 
 def write_own_folder(
-    flat: weights.Flat, config: config_lib.ModelConfig, folder: pathlib.Path, tokenizer: str, origin: list[str]
-) -> None:
+    flat: weights.Flat, config: config_lib.ModelConfig, folder: pathlib.Path, tokenizer: str, origin: list[str],
+    learned: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Writes a folder of ours with the tokenizer's files and a model card.
 
     Args:
@@ -123,24 +124,24 @@ def write_own_folder(
       folder: Made where missing.
       tokenizer: Folder whose tokenizer is copied; "" for none.
       origin: Lines on where the weights come from.
+      learned: Digests of the tokenizers that the text tower may be used with, beside that of the one that is enclosed.
+
+    Raises:
+      ValueError: The tokenizer's folder holds none.
     """
-    weights.write_folder(str(folder), flat, config, {"mc3_jax_version": mc3_jax.__version__, "origin": origin})
-    tokenizer = copy_tokenizer(tokenizer, folder)
+    digests = list(learned)
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer:
+        tokenizer_lib.copy_tokenizer(tokenizer, folder, beside_model=True)
+        digests += [tokenizer_lib.tokenizer_digest(place) for place in (tokenizer, folder)]
+    facts = {"mc3_jax_version": mc3_jax.__version__, "origin": origin, vocabulary.DIGESTS: list(dict.fromkeys(digests))}
+    weights.write_folder(str(folder), flat, config, facts)
     sizes = {tower: sum(value.size for value in _tower(flat, tower).values()) for tower in config_lib.MODALITIES}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mc3_jax", "."), keep_trailing_newline=True)
     card = environment.get_template("model_card.md.j2").render(
-        name=folder.name, sizes=sizes, config=config, tokenizer=tokenizer, version=mc3_jax.__version__, origin=origin
+        name=folder.name, sizes=sizes, config=config, tokenizer=bool(tokenizer), version=mc3_jax.__version__, origin=origin
     )
     (folder / "README.md").write_text(card)
-
-
-def copy_tokenizer(source: str, folder: pathlib.Path) -> bool:
-    """Copies a tokenizer's files into a folder and returns whether there were any; "" is none."""
-    files = [path for name in _TOKENIZER_FILES if source and (path := pathlib.Path(source) / name).is_file()]
-    for path in files:
-        if path.resolve() != (folder / path.name).resolve():
-            shutil.copyfile(path, folder / path.name)
-    return bool(files)
 
 
 def _read_config(path: str) -> config_lib.ModelConfig:
@@ -173,8 +174,11 @@ def _check_out(folder: pathlib.Path) -> None:
 def import_weights(args: argparse.Namespace) -> None:
     """Makes a folder of ours from checkpoints.
 
+    The tokenizer is that of a text tower of ours, or the one that is named.
+
     Raises:
-      ValueError: No checkpoint is named, or one can't be taken, see `weights.read_towers`; or the output is a run.
+      ValueError: No checkpoint is named, or one can't be taken, see `weights.read_towers`; the tokenizer is missing or
+        another; or the output is a run.
     """
     _check_out(pathlib.Path(args.out))
     config = _read_config(args.config)
@@ -182,22 +186,55 @@ def import_weights(args: argparse.Namespace) -> None:
     paths = {tower: path for tower, path in paths.items() if path}
     if not paths:
         raise ValueError("name what to import: --checkpoint FILE for all towers, or --audio, --video, --text")
+    text = paths.get("text", "")
+    source = text if text and (weights.is_run(text) or weights.is_own_folder(text)) else ""
+    tokenizer = _find_tokenizer(source, args.tokenizer, config)
     flat, notes = weights.read_towers(paths, config, temporal=args.temporal)
     notes += [f"{tower} starts at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
     flat = weights.complete(flat, config, args.seed)
-    write_own_folder(flat, config, pathlib.Path(args.out), args.tokenizer, notes)
+    learned = vocabulary.learned(source) if source else []
+    write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned)
     print("\n".join(notes))
     print(f"{sum(value.size for value in flat.values()):,} parameters -> {args.out}")
 
 
-def export_weights(args: argparse.Namespace) -> None:
-    """Writes a folder of ours or a run in another layout.
+def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConfig) -> str:
+    """Returns the folder of the tokenizer to enclose with the text tower of a run or a folder of ours; "" for none.
+
+    A tokenizer that the tower has learned and that is gone is an error and no remark: without it the copy embeds no text,
+    and who makes the copy may be the last who can still find it.
+
+    Args:
+      source: Run or folder of ours; "" where the text tower is of neither.
+      named: Folder of the command line; "" is none, None is that of the source.
+      config: Of the text tower.
 
     Raises:
-      ValueError: The source is neither, a step is asked of something that is no run, or the output is a run.
+      ValueError: It is gone, is another than the tower has learned, or can't be read.
+    """
+    found = vocabulary.find(source, named or "") if source and named != "" else named
+    if found:
+        tokenizer_lib.load_tokenizer(found, config.text.num_tokens, config.text.vocab_size)
+        return found
+    reason = vocabulary.why_none(source) if source else "none is named"
+    if named is None and source and reason:
+        raise ValueError(f"{reason}: name it by --tokenizer FOLDER, or give --tokenizer '' to enclose none")
+    print(f"no tokenizer is enclosed: {reason or f'{source} has none'}")
+    return ""
+
+
+def export_weights(args: argparse.Namespace) -> None:
+    """Writes a folder of ours or a run in another layout; with the text tower goes its tokenizer.
+
+    Raises:
+      ValueError: The source is neither, a step is asked of something that is no run, the tokenizer is missing or another, or
+        the output is a run.
     """
     _check_out(pathlib.Path(args.out))
     config = weights.read_model_config(args.source)
+    if args.tokenizer is not None and args.to not in ("folder", "hf_text"):
+        raise ValueError(f"--tokenizer {args.tokenizer}: --to {args.to} encloses none, leave it out")
+    tokenizer = _find_tokenizer(args.source, args.tokenizer, config) if args.to in ("folder", "hf_text") else ""
     if args.step and not weights.is_run(args.source):
         raise ValueError(f"--step {args.step}: {args.source} is no run")
     flat = (
@@ -211,17 +248,17 @@ def export_weights(args: argparse.Namespace) -> None:
         config = dataclasses.replace(config, num_classes=0)
     out = pathlib.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = weights.read_run_config(args.source).data.tokenizer if weights.is_run(args.source) else args.source
     if args.to in ("pth", "safetensors"):
         aside = out.with_name(f".{out.name}.tmp")
         (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
         os.replace(aside, out)
     elif args.to == "folder":
         origin = [f"{pathlib.Path(args.source).name}" + (f", step {args.step}" if args.step else "")]
-        write_own_folder(flat, config, out, tokenizer, origin)
+        write_own_folder(flat, config, out, tokenizer, origin, vocabulary.learned(args.source))
     else:
         write_hugging_face(flat, config, args.to.removeprefix("hf_"), out)
-        copy_tokenizer(tokenizer if args.to == "hf_text" else "", out)
+        if tokenizer:
+            tokenizer_lib.copy_tokenizer(tokenizer, out, beside_model=True)
     print(f"{args.source} -> {args.out}")
 
 
@@ -252,7 +289,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for tower in config_lib.MODALITIES:
         take.add_argument(f"--{tower}", default="", help=f"file or folder the {tower} tower comes from")
     take.add_argument("--config", default="", help="file in configs/ with the model's sizes; default the paper's")
-    take.add_argument("--tokenizer", default="", help="folder whose tokenizer is enclosed")
+    take.add_argument("--tokenizer", help="folder of the tokenizer to enclose; default that of a text tower of ours")
     take.add_argument("--temporal", choices=("zeros", "linear"), default="zeros", help="fill of temporal positions")
     take.add_argument("--seed", type=int, default=0, help="of what no file holds")
     take.add_argument("--out", required=True, help="folder to write")
@@ -261,6 +298,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     give.add_argument("source", help="folder of ours or workdir of a run")
     give.add_argument("--to", required=True, choices=("pth", "safetensors", "hf_text", "hf_audio", "folder"))
     give.add_argument("--step", type=int, default=0, help="of a run's checkpoint; default the newest")
+    give.add_argument("--tokenizer", help="folder of the source's tokenizer, where it is elsewhere now; '' encloses none")
     give.add_argument("--out", required=True, help="file or folder to write")
     give.set_defaults(run=export_weights)
     look = commands.add_parser("show", help="what a checkpoint holds")

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,12 +13,10 @@ import librosa
 import numpy as np
 from jaxtyping import Float, Num
 
-from mc3_jax import checkpoint, config as config_lib, model as model_lib, weights
+from mc3_jax import checkpoint, config as config_lib, model as model_lib, vocabulary, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.data.records import SAMPLE_RATE_HZ
 from mc3_jax.models import frontend
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 class Embedder:
@@ -32,8 +29,9 @@ class Embedder:
     """
 
     def __init__(
-        self, params: weights.Flat, config: config_lib.ModelConfig, tokenizer: str = "", batch_size: int = 32
-    ):
+        self, params: weights.Flat, config: config_lib.ModelConfig, tokenizer: str = "", batch_size: int = 32,
+        why_no_tokenizer: str = "",
+    ):  # fmt: skip
         """Puts the parameters on the default device.
 
         Args:
@@ -41,6 +39,7 @@ class Embedder:
           config: Their sizes.
           tokenizer: Folder of the tokenizer; without one `embed_text` is refused.
           batch_size: Rows computed at a time.
+          why_no_tokenizer: What `embed_text` says then.
 
         Raises:
           ValueError: The tokenizer's folder holds none, or one with more tokens than the model.
@@ -49,7 +48,7 @@ class Embedder:
         model = model_lib.make_model(config)
         checkpoint.check_shapes(params, weights.param_shapes(config), "params")
         self.params = jax.device_put(checkpoint.unflatten(params))
-        text = config.text
+        text, self._why_no_tokenizer = config.text, why_no_tokenizer or "the model came without a tokenizer"
         self._tokenize = (
             tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size) if tokenizer else None
         )
@@ -151,7 +150,7 @@ class Embedder:
           ValueError: The model came without a tokenizer, or `texts` is a bare string.
         """
         if self._tokenize is None:
-            raise ValueError("the model came without a tokenizer: mc3_jax.load(path, tokenizer=FOLDER)")
+            raise ValueError(f"{self._why_no_tokenizer}: name it, mc3_jax.load(path, tokenizer=FOLDER)")
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of strings, got the string {texts[:40]!r}: put it in a list")
         tokens = [self._tokenize(text) for text in texts]
@@ -168,21 +167,20 @@ def load(
     Args:
       path: A folder made by `python -m mc3_jax.convert`, the workdir of a run, or somebody else's checkpoint that holds all
         three towers with their projections (see `weights.read_checkpoint`).
-      tokenizer: Folder of the tokenizer; "" takes the one in the folder, or the one the run was trained with.
+      tokenizer: Folder of the tokenizer; "" takes the one in the folder, or the one the run was trained with. Where that is
+        gone sounds and frames are embedded all the same, and `embed_text` is refused.
       model: Sizes, for somebody else's checkpoint; default the paper's. Folders and runs know theirs.
       batch_size: Rows computed at a time.
 
     Raises:
-      ValueError: Nothing that can be read is there, weights are missing or don't fit, or the tokenizer doesn't.
+      ValueError: Nothing that can be read is there, weights are missing or don't fit, or the tokenizer is not the one that
+        the text tower has learned.
     """
     known = weights.is_own_folder(path) or weights.is_run(path)
     if known and model is not None:
         raise ValueError(f"{path} knows its model's sizes: leave `model` out")
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
     config = dataclasses.replace(config, num_classes=0)  # embeds, and classifies nothing
+    tokenizer = vocabulary.find(path, tokenizer)
     params = weights.read_checkpoint(path, config)
-    if not tokenizer and any((pathlib.Path(path) / name).is_file() for name in _TOKENIZER_FILES):
-        tokenizer = path
-    if not tokenizer and weights.is_run(path):
-        tokenizer = weights.read_run_config(path).data.tokenizer
-    return Embedder(params, config, tokenizer, batch_size)
+    return Embedder(params, config, tokenizer, batch_size, vocabulary.why_none(path))

@@ -9,6 +9,7 @@ Weights from elsewhere are evaluated without a run: `python -m mc3_jax.evaluate 
 import contextlib
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from mc3_jax import (
     metric_writer,
     model as model_lib,
     phases as phases_lib,
+    vocabulary,
     weights,
     workdir as workdir_lib,
 )
@@ -108,14 +110,28 @@ def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[
     return loaded
 
 
-def _check_tokenizer(config: config_lib.Config, workdir: str) -> None:
-    """Checks that the run's text tower reads the tokens it has learned: another vocabulary fits as well and says nothing."""
-    learned = workdir_lib.trained_on(workdir).get("data.tokenizer")
-    if learned not in (None, tokenizer_lib.tokenizer_digest(config.data.tokenizer)):
-        raise ValueError(
-            f"config.data.tokenizer = {config.data.tokenizer!r} is another than the run in {workdir} is trained with: name "
-            "that one, whatever the clips"
-        )
+def _find_tokenizer(config: config_lib.Config, path: str) -> str:
+    """Returns the folder of the tokenizer that a text tower has learned; another one would fit as well and say nothing.
+
+    A config names a folder, and what lies there comes and goes: where it is another one or gone, that which came with the
+    weights is taken, and it is said.
+
+    Args:
+      config: Names a tokenizer.
+      path: Of the weights: a run, or as for `weights.read_checkpoint`.
+
+    Raises:
+      ValueError: The one that is named is another, and that which the tower has learned is gone.
+    """
+    try:
+        return vocabulary.find(path, config.data.tokenizer)
+    except ValueError as error:
+        own = vocabulary.own(path)
+        if not own:
+            raise ValueError(f"config.data.tokenizer: {error}") from error
+        if jax.process_index() == 0:
+            print(f"warning: config.data.tokenizer: {error}, which is taken", file=sys.stderr)
+        return own
 
 
 def _load_file(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
@@ -155,9 +171,9 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     source = loader.open_split(config.data.dir, config.eval.split, config.model.video.num_frames)
     text = config.model.text
-    tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
-    if has_run:
-        _check_tokenizer(config, workdir)
+    weights_path = workdir if has_run else config.checkpoint
+    tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
+    tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
     model = model_lib.make_model(config.model)
     load_other = _load_file if config.checkpoint else _load_untrained
     loaded = _load_run(config, workdir, mesh) if has_run else load_other(config, mesh)

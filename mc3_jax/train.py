@@ -35,6 +35,7 @@ from mc3_jax import (
     profiler,
     train_step as step_lib,
     validation_loss,
+    vocabulary,
     weights,
     workdir as workdir_lib,
 )
@@ -98,8 +99,9 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     text, digests = config.model.text, {"data.dir": source.digest}
     tokenize = tokenizer_lib.blank(text.num_tokens)
     if "text" in looked_at:
-        tokenize = tokenizer_lib.load_tokenizer(config.data.tokenizer, text.num_tokens, text.vocab_size)
-        digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(config.data.tokenizer)
+        tokenizer = vocabulary.name_for_training(workdir, config.data.tokenizer)
+        tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
+        digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(tokenizer)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     _check_negatives(config, source, phases)
     model = model_lib.make_model(config.model)
@@ -115,6 +117,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
         facts = {"num_clips": len(source), "classes": list(source.info.classes)}
         workdir_lib.claim_workdir(workdir, config, digests, facts)
         workdir_lib.check_data(workdir, digests)
+        if "data.tokenizer" in digests:
+            vocabulary.keep(workdir, tokenizer)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:

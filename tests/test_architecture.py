@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-LIBRARY = {"checkpoint", "config", "data", "mesh", "model", "models", "validation", "weights"}
+LIBRARY = {"checkpoint", "config", "data", "mesh", "model", "models", "validation", "vocabulary", "weights"}
 ENTRY = LIBRARY | {"cli", "evals", "metric_writer", "phases", "workdir"}
 # Module or package under mc3_jax → what of mc3_jax it may import.
 ALLOWED = {
@@ -17,6 +17,7 @@ ALLOWED = {
     "convert": LIBRARY,
     "embedder": LIBRARY,
     "search": LIBRARY | {"embedder", "evals"},
+    "vocabulary": {"data", "mesh", "models", "weights", "workdir"},
     "weights": {"checkpoint", "config", "mesh", "model", "models", "validation"},
     "train_step": {"config", "losses", "model", "models", "objective", "phases"},
     "model": {"config", "models"},

@@ -1,6 +1,8 @@
 """`mc3_jax.load`: a run, a folder or a checkpoint becomes a model; what it embeds is what evaluation embeds."""
 
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import mc3_jax
-from mc3_jax import convert, model as model_lib, weights
+from mc3_jax import convert, model as model_lib, vocabulary, weights
 from mc3_jax.data import loader, tokenizer, transforms
 from tests import golden_models
 
@@ -99,6 +101,68 @@ def test_a_folder_exported_from_a_run_is_that_run_tokenizer_included(finished, m
     texts = [clip.narration for clip in clips[0]]
     np.testing.assert_array_equal(again.embed_text(texts), model.embed_text(texts))
     assert (tmp_path / "model" / "tokenizer.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(finished, tmp_path_factory):
+    """A tokenizer with the tokens of the run's, each with another's id."""
+    folder = tmp_path_factory.mktemp("other") / "vocabulary"
+    shutil.copytree(finished[0].data.tokenizer, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    tokens = list(content["model"]["vocab"])
+    content["model"]["vocab"] = dict(zip(tokens, [*range(5), *reversed(range(5, len(tokens)))], strict=True))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_a_run_whose_tokenizer_has_gone_embeds_text_by_its_copy_and_without_one_all_but_text(
+    finished, other_tokenizer, tmp_path, capsys
+):
+    place = shutil.copytree(finished[1], tmp_path / "run")
+    config = json.loads((place / "config.json").read_text())
+    config["data"]["tokenizer"] = other_tokenizer  # overwritten since
+    (place / "config.json").write_text(json.dumps(config))
+    assert vocabulary.find(str(place)) == f"{place}/tokenizer"
+    with pytest.raises(ValueError, match=f"{other_tokenizer} is not the tokenizer .* learned: that is in {place}/tokenizer"):
+        mc3_jax.load(str(place), tokenizer=other_tokenizer)
+    shutil.rmtree(place / "tokenizer")
+    again = mc3_jax.load(str(place))
+    assert again.embed_audio(np.zeros(16_000, np.float32), 16_000).shape == (8,)
+    with pytest.raises(ValueError, match=f"tokenizer of {place} is gone: {other_tokenizer} .* mc3_jax.load.path, tokenizer="):
+        again.embed_text(["#C C cuts the onion"])
+    export = ["export", str(place), "--to", "folder", "--out", str(tmp_path / "model")]
+    for more, said in (([], "is gone: "), (["--tokenizer", other_tokenizer], "name that one, whatever the clips; its SHA")):
+        with pytest.raises(SystemExit):
+            convert.main([*export, *more])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    convert.main([*export, "--tokenizer", ""])
+    assert "no tokenizer is enclosed: the tokenizer of" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the tokenizer of .*model is gone: name it"):
+        mc3_jax.load(tmp_path / "model").embed_text(["#C C cuts the onion"])
+    convert.main([*export, "--tokenizer", finished[0].data.tokenizer])
+    assert vocabulary.find(str(tmp_path / "model")) == str(tmp_path / "model")
+
+
+def test_a_folder_is_used_with_the_tokenizer_that_was_enclosed_and_no_other(finished, other_tokenizer, tmp_path, capsys):
+    folder = tmp_path / "model"
+    convert.main(["export", finished[1], "--to", "folder", "--out", str(folder)])
+    import_text = ["import", "--checkpoint", str(folder), "--out", str(tmp_path / "copy"), "--config", "configs/demo.py"]
+    for take in (lambda: mc3_jax.load(folder, tokenizer=other_tokenizer), lambda: vocabulary.find(str(folder), "absent")):
+        with pytest.raises(ValueError, match=f"is not the tokenizer that the text tower .* has learned: that is in {folder}"):
+            take()
+    with pytest.raises(SystemExit):
+        convert.main([*import_text, "--tokenizer", other_tokenizer])
+    assert "is not the tokenizer that the text tower of" in capsys.readouterr().err
+    shutil.copyfile(f"{other_tokenizer}/tokenizer.json", folder / "tokenizer.json")
+    with pytest.raises(ValueError, match="the tokenizer in .*model is not the one enclosed there: export it again, or name"):
+        mc3_jax.load(folder)
+    assert vocabulary.find(str(folder), finished[0].data.tokenizer) == finished[0].data.tokenizer
+    described = json.loads((folder / "config.json").read_text())
+    described.pop("tokenizer_sha256")  # of an earlier version
+    (folder / "config.json").write_text(json.dumps(described))
+    assert vocabulary.find(str(folder)) == str(folder)
+    assert vocabulary.find(str(folder), other_tokenizer) == other_tokenizer
 
 
 def test_an_earlier_step_of_a_run_can_be_exported(finished, tmp_path):

@@ -154,6 +154,26 @@ def test_a_run_is_not_gone_on_with_on_other_data_but_on_moved_ones(finished, tmp
         train.set_up(config, workdir)
 
 
+def test_a_run_keeps_its_tokenizer_and_goes_on_with_the_copy_where_it_has_gone(finished, tmp_path):
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
+    learned = tokenizer.tokenizer_digest(config.data.tokenizer)
+    assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
+    shutil.rmtree(place / "tokenizer")  # of a run begun before there was one
+    (place / "tokenizer.tmp").mkdir()  # of a start that was killed
+    (place / "tokenizer.tmp" / "tokenizer.json").write_text("half")
+    train.set_up(config, str(place))
+    assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
+    (place / "tokenizer" / "tokenizer.json").write_text("{}")
+    train.set_up(config, str(place))
+    assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
+    assert not (place / "tokenizer.tmp").exists()
+    config.data.tokenizer = str(tmp_path / "gone")
+    assert train.set_up(config, str(place)).tokenize("#C C cuts")[1].sum() > 3
+    (place / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="no tokenizer folder .*gone"):
+        train.set_up(config, str(place))
+
+
 def test_masks_are_for_training_alone():
     config = demo.get_config().model
     rng = np.random.default_rng(0)
@@ -263,7 +283,7 @@ def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contain
     assert "SoundingActions" in page
 
 
-def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_tokens_its_own(finished, tmp_path):
+def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_tokens_its_own(finished, tmp_path, capsys):
     config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
     path = place / "data.json"
     facts = json.loads(path.read_text())
@@ -277,8 +297,20 @@ def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_toke
     shutil.copytree(config.data.tokenizer, other)
     (other / "tokenizer_config.json").write_text((other / "tokenizer_config.json").read_text() + "\n")
     config.data.tokenizer = str(other)
-    with pytest.raises(ValueError, match="config.data.tokenizer = .* is another than the run in .* is trained with"):
-        evaluate.evaluate(config, str(place))
+    assert evaluate._find_tokenizer(config, str(place)) == f"{place}/tokenizer"
+    assert f"{other} is not the tokenizer that the text tower of {place} has learned: that is in" in capsys.readouterr().err
+    shutil.rmtree(place / "tokenizer")  # of a run of before
+    assert evaluate._find_tokenizer(config, str(place)) == finished[0].data.tokenizer
+    there = json.loads((place / "config.json").read_text())
+    there["data"]["tokenizer"] = str(other)  # what was there once
+    (place / "config.json").write_text(json.dumps(there))
+    for named in (str(other), str(tmp_path / "absent")):
+        config.data.tokenizer = named
+        with pytest.raises(ValueError, match=f"tokenizer: {named}.* not the tokenizer that the text tower .* name that one"):
+            evaluate.evaluate(config, str(place))
+    config.checkpoint = str(place)
+    with pytest.raises(ValueError, match="config.data.tokenizer: .*absent .*is not the tokenizer that the text tower of"):
+        evaluate.evaluate(config, str(tmp_path / "elsewhere"))
 
 
 def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(data, tmp_path):

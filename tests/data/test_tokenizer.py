@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+import transformers
 
-from mc3_jax.data.tokenizer import load_tokenizer
+from mc3_jax.data.tokenizer import FILES, copy_tokenizer, load_tokenizer, tokenizer_digest
 
 
 def make_folder(folder, **settings):
@@ -39,3 +40,35 @@ def test_the_code_a_tokenizers_folder_brings_along_is_never_run(tmp_path, monkey
     with pytest.raises(ValueError, match="holds no fast tokenizer: ValueError"):
         load_tokenizer(tmp_path, 8, 100)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("beside_model", [False, True])
+@pytest.mark.parametrize("has_both", [False, True])
+def test_a_copy_of_distilberts_tokenizer_gives_its_ids_without_the_model_it_came_with(tmp_path, beside_model, has_both):
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    folder.mkdir()
+    (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cut", "onion", "##s"]))
+    (source / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
+    (source / "config.json").write_text('{"model_type": "distilbert"}')
+    if has_both:
+        transformers.AutoTokenizer.from_pretrained(source).backend_tokenizer.save(str(source / "tokenizer.json"))
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "onion"}')  # of another
+    if beside_model:
+        (folder / "config.json").write_text('{"format": "mc3_jax"}')
+    copy_tokenizer(source, folder, beside_model=beside_model)
+    (ids, mask), (other_ids, other_mask) = (load_tokenizer(place, 8, 8)("Cuts ONIONS") for place in (source, folder))
+    np.testing.assert_array_equal(other_ids, ids)
+    assert other_mask.tolist() == mask.tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+    assert "onion" not in "".join(path.read_text() for path in folder.glob(FILES[2]))
+    assert beside_model or tokenizer_digest(folder) == tokenizer_digest(source)
+    assert not beside_model or (folder / "config.json").read_text() == '{"format": "mc3_jax"}'
+
+
+def test_what_can_not_be_copied_or_can_not_pad_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no tokenizer: name a folder with tokenizer.json or vocab.txt"):
+        copy_tokenizer(tmp_path, tmp_path / "x")
+    make_folder(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no token to pad with: copy tokenizer_config.json"):
+        load_tokenizer(tmp_path, 8, 100)

@@ -74,8 +74,22 @@ def _parse(argv: list[str]) -> list[str]:
     return argv
 
 
-def run(main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool = True) -> None:
-    """Parses the command line, validates the config and calls `main(config, workdir)`."""
+def overridden() -> list[str]:
+    """Returns the names of the config's fields that the command line sets, as "phases[0].epochs"."""
+    return list(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def run(
+    main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool = True,
+    missing: str = "--workdir is missing: the folder for checkpoints, logs and results",
+) -> None:  # fmt: skip
+    """Parses the command line, validates the config and calls `main(config, workdir)`.
+
+    Args:
+      main: Of the entry point.
+      needs_workdir: Whether it is refused without one.
+      missing: What is said then.
+    """
     config_flag, workdir_flag = _define_flags()
 
     def start(words: list[str]):
@@ -93,7 +107,7 @@ def run(main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool =
             if not workdir and (config_flag.value.checkpoint or not config_flag.value.phases):
                 workdir = f"runs/{config_flag.value.name}"  # what is evaluated has no run
             if not workdir and needs_workdir:
-                raise ValueError("--workdir is missing: the folder for checkpoints, logs and results")
+                raise ValueError(missing)
         main(config_flag.value, workdir or "")
 
     app.run(start, flags_parser=_parse)

@@ -243,12 +243,17 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
 
 
 def main(config: config_lib.Config, workdir: str) -> None:
-    """Evaluates the run of the command line."""
+    """Evaluates the run of the command line, with what it was trained with; see `workdir.as_trained`."""
     with cli.user_errors():
         mesh_lib.initialize(config.heartbeat_timeout_s)
+        if not config.checkpoint and config.phases:
+            config, own = workdir_lib.as_trained(workdir, config, cli.overridden())
+            if own and jax.process_index() == 0:
+                print(f"{workdir} was trained with {' '.join(own)}, and is evaluated so", flush=True)
     with mesh_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
         evaluate(config, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    missing = "what to evaluate is missing: --workdir=R of a run, or --config.checkpoint=FILE for other weights"
+    cli.run(main, missing=missing)

@@ -7,10 +7,11 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 
@@ -34,14 +35,77 @@ class WorkdirError(ValueError):
 
 
 def _flatten_config(value, prefix: str = "") -> dict:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
+    """Returns a nested config by the names of its overrides, and the number of phases under "phases"."""
+    is_list = isinstance(value, list) and any(isinstance(child, dict) for child in value)
+    if not is_list and not isinstance(value, dict):
         return {prefix: value}
-    flat = {prefix: len(value)} if isinstance(value, list) else {}
-    for key, child in items:
-        name = f"{prefix}[{key}]" if isinstance(value, list) else f"{prefix}.{key}" if prefix else key
+    flat = {prefix: len(value)} if is_list else {}
+    for key, child in enumerate(value) if is_list else value.items():
+        name = f"{prefix}[{key}]" if is_list else f"{prefix}.{key}" if prefix else key
         flat |= _flatten_config(child, name)
     return flat
+
+
+def _read_config(workdir: str) -> config_lib.Config | None:
+    """Returns the config of the run in a workdir, None where there is none. Fields newer than the run have their defaults."""
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
+    return config_lib.from_dict(config_lib.Config, saved, str(path))
+
+
+def _free(workdir: str) -> tuple[str, ...]:
+    # What the towers started from is read no more once something is trained.
+    return (*_FREE, "init") if checkpoint.steps_of(workdir) else _FREE
+
+
+def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) -> tuple[config_lib.Config, list[str]]:
+    """Returns the config to evaluate a run with, and what of it was not the given one's, as options of the command line.
+
+    What evaluation can't choose, since the run was trained with it, is the run's own, so that overrides need not be given
+    again. What somebody has chosen on the command line stays, for `check_workdir` to refuse where it is another. So does
+    all of a config of another name or number of phases, which is not this run's.
+
+    Args:
+      workdir: Of the run; where there is none the config comes back.
+      config: File and overrides.
+      given: Names of the fields that were overridden.
+
+    Raises:
+      ValueError: The run's config is damaged or of another version.
+    """
+    saved = _read_config(workdir)
+    if saved is None or saved.name != config.name or len(saved.phases) != len(config.phases):
+        return config, []
+    made, here, free = config_lib.to_dict(saved), config_lib.to_dict(config), _free(workdir)
+    for name in (*free, *given):
+        _put(made, name, here)
+    made = config_lib.from_dict(config_lib.Config, made)
+    return made, _overrides(_flatten_config(config_lib.to_dict(made)), _flatten_config(here), ())
+
+
+def _put(values: dict, name: str, source: dict) -> None:
+    """Sets a field to its value in another nested config; "phases[0].epochs" is the name of one."""
+    *inner, last = [int(key) if key.isdecimal() else key for key in re.findall(r"[^.\[\]]+", name)]
+    for key in inner:
+        values, source = values[key], source[key]
+    values[last] = source[last]
+
+
+def _overrides(there: dict, here: dict, free: tuple[str, ...]) -> list[str]:
+    """Returns the options that make one flat config of another, but for what may differ."""
+    names = [name for name in there if not name.startswith(free) and here.get(name) != there[name] and name != "phases"]
+    return [f"--config.{name}={shlex.quote(_literal(there[name]))}" for name in names]
+
+
+def _literal(value) -> str:
+    if isinstance(value, list):
+        return f"({','.join(map(json.dumps, value))}{',' if len(value) == 1 else ''})"
+    return str(value)
 
 
 def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool = False) -> None:
@@ -50,36 +114,39 @@ def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool =
     Args:
       workdir: Folder of the run.
       config: Of the run.
-      must_exist: A run must be there already.
+      must_exist: A run must be there already, to be evaluated.
 
     Raises:
-      WorkdirError: It holds a run with another config (the message names the first field that differs), none where one
-        must be, or checkpoints of nobody knows which.
+      WorkdirError: It holds a run with another config (the message names the first field that differs, and the options that
+        the run was trained with), none where one must be, or checkpoints of nobody knows which.
     """
-    path = pathlib.Path(workdir) / CONFIG_FILE
-    if not path.is_file():
+    saved = _read_config(workdir)
+    if saved is None:
         if must_exist:
             raise WorkdirError(
-                f"{workdir} holds no run: train it first with `python -m mc3_jax.train --workdir={workdir}`"
+                f"{workdir} holds no run: train it first with `python -m mc3_jax.train --workdir={workdir}`, or name weights "
+                "by --config.checkpoint"
             )
         if checkpoint.checkpoint_dir(workdir).is_dir():
             raise WorkdirError(f"{workdir} holds checkpoints but no {CONFIG_FILE}: choose another workdir")
         return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
-    there = _flatten_config(config_lib.to_dict(config_lib.from_dict(config_lib.Config, saved, str(path))))
-    here = _flatten_config(config_lib.to_dict(config))
-    # What the towers started from is read no more once something is trained.
-    free = (*_FREE, "init") if checkpoint.steps_of(workdir) else _FREE
+    there, here = (_flatten_config(config_lib.to_dict(each)) for each in (saved, config))
+    free = _free(workdir)
     for name in dict.fromkeys([*here, *there]):
         if name.startswith(free) or there.get(name) == here.get(name):
             continue
         raise WorkdirError(
             f"{workdir} holds a different run: config.{name} is {there.get(name)!r} there and {here.get(name)!r} here; "
-            "choose another workdir, or delete that run"
+            + _advise(workdir, there, here, free)
+            + ("" if must_exist else "; choose another workdir for another run")
         )
+
+
+def _advise(workdir: str, there: dict, here: dict, free: tuple[str, ...]) -> str:
+    """Returns what makes a command that of the run in a workdir."""
+    if there["name"] != here["name"] or there["phases"] != here["phases"]:
+        return f"name the --config that it was trained with, see {pathlib.Path(workdir) / CONFIG_FILE}"
+    return f"it was trained with {' '.join(_overrides(there, here, free))}: give the same"
 
 
 def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str], facts: dict | None = None) -> None:

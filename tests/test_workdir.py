@@ -1,5 +1,6 @@
 """One run in one workdir: locks, read-only folders."""
 
+import json
 import os
 import pathlib
 import signal
@@ -8,9 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import demo
-from mc3_jax import workdir as workdir_lib
+from mc3_jax import config as config_lib, workdir as workdir_lib
 from tests import world
 
 DIGESTS = {"data.dir": "0123", "data.tokenizer": "4567"}
@@ -145,3 +148,46 @@ def test_the_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch):
     slept.clear()
     with pytest.raises(workdir_lib.WorkdirError, match="in use by process 7 on elsewhere.*; if that machine is gone, delete"):
         claim(tmp_path)
+
+
+def test_a_run_is_evaluated_as_it_was_trained_without_its_overrides_and_never_otherwise(tmp_path):
+    trained, config = demo.get_config(), demo.get_config()
+    trained.phases[0].epochs, trained.phases[1].trainable, trained.data.folds = 2.5, ("audio",), (1, 4)
+    trained.eval.split = "validation"
+    workdir_lib.claim_workdir(str(tmp_path), trained, DIGESTS)
+    config.eval.num_clusters, config.data.num_threads = 3, 2  # evaluation's own
+    made, own = workdir_lib.as_trained(str(tmp_path), config, ["eval.num_clusters"])
+    workdir_lib.check_workdir(str(tmp_path), made, must_exist=True)
+    assert (made.eval, made.data.num_threads, made.phases) == (config.eval, 2, trained.phases)
+    options = ["--config.data.folds='(1,4)'", "--config.phases[0].epochs=2.5", "--config.phases[1].trainable='(\"audio\",)'"]
+    assert own == options
+    config.phases[0].epochs = 7.0
+    made, own = workdir_lib.as_trained(str(tmp_path), config, ["phases[0].epochs"])  # somebody wants it so
+    assert own == [options[0], options[2]]
+    for given, told in ((made, [options[1]]), (config, options)):
+        with pytest.raises(workdir_lib.WorkdirError, match="different run: ") as raised:
+            workdir_lib.check_workdir(str(tmp_path), given, must_exist=True)
+        assert str(raised.value).endswith(f"it was trained with {' '.join(told)}: give the same")
+    with pytest.raises(workdir_lib.WorkdirError, match="give the same; choose another workdir for another run$"):
+        workdir_lib.check_workdir(str(tmp_path), config)
+    for change in (lambda c: setattr(c, "name", "other"), lambda c: c.phases.pop()):
+        other = demo.get_config()
+        change(other)
+        assert workdir_lib.as_trained(str(tmp_path), other, []) == (other, [])
+        with pytest.raises(workdir_lib.WorkdirError, match="name the --config that it was trained with, see .*config.json$"):
+            workdir_lib.check_workdir(str(tmp_path), other, must_exist=True)
+    assert workdir_lib.as_trained(str(tmp_path / "absent"), config, []) == (config, [])
+
+
+def test_options_of_a_run_are_read_by_the_command_line_as_they_were(monkeypatch):
+    values = {"data.folds": (1, 4), "phases[1].trainable": ("audio",), "phases[0].epochs": 2.5, "model.dtype": "float32"}
+    values["phases[0].reset_optimizer"] = True
+    plain = json.loads(json.dumps(values))  # as a run keeps it
+    options = [f"--config.{name}={workdir_lib._literal(value)}" for name, value in plain.items()]
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={world.ROOT}/configs/demo.py", *options])
+    parsed = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=parsed)
+    parsed(sys.argv)
+    found = workdir_lib._flatten_config(config_lib.to_dict(parsed.config))
+    assert {name: found[name] for name in plain} == plain
+    assert set(config_flags.get_override_values(parsed["config"])) == set(plain)

@@ -411,7 +411,7 @@ def test_all_mutated_rows_that_can_be_read_become_clips_or_reasons_and_none_leav
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     command.main([*argv, "--out", str(out), "--num_workers", "1", "--num_shards", "2"])
     made = Converted(root, out)
-    assert capsys.readouterr().out.splitlines()[0].startswith(f"{num_rows} annotations: ")
+    assert f"\n{num_rows} annotations: " in "\n" + capsys.readouterr().out
     assert len(made.clips) + len(made.rejected) == sum(map(len, made.splits.values())) + len(made.rejected) == num_rows
     assert all(row["reason"] for row in made.rejected)
     assert len(made.clips) >= (1 if name == "redacted" else 2)  # of the few values there, each matters

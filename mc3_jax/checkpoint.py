@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,10 @@ class Checkpoints:
       preempted: Whether the machine is about to go, as of the last `is_due`.
     """
 
-    def __init__(self, workdir: str, *, every_steps: int, keep: int, keep_steps: list[int]):
+    def __init__(
+        self, workdir: str, *, every_steps: int, keep: int, keep_steps: list[int],
+        tell: Callable[[str], None] = lambda line: None,
+    ):  # fmt: skip
         """Deletes what a killed run left half done.
 
         Args:
@@ -54,12 +58,13 @@ class Checkpoints:
           every_steps: Interval.
           keep: Newest checkpoints kept.
           keep_steps: Steps written and kept for good: the ends of phases.
+          tell: Gets a line for every checkpoint that is there, on process 0 and by a thread.
 
         Raises:
           CheckpointError: The folder can't be written to.
         """
         self._folder, self._workdir = checkpoint_dir(workdir), workdir
-        self._every_steps, self._keep, self._keep_steps = every_steps, keep, keep_steps
+        self._every_steps, self._keep, self._keep_steps, self._tell = every_steps, keep, keep_steps, tell
         self._thread: threading.Thread | None = None
         self._fault: CheckpointError | None = None
         self._num_asked = 0
@@ -110,12 +115,12 @@ class Checkpoints:
         """
         self.wait()
         aside = self._folder / f"{step}.saving"
-        sums = integrity.checksums(state)
+        begin, sums = time.monotonic(), integrity.checksums(state)
         try:
             written = ocp.save_async(aside, state)
         except Exception as error:  # whatever Orbax and TensorStore raise
             raise self._error(step, error) from error
-        self._thread = threading.Thread(target=self._commit, args=(step, aside, written, sums), daemon=True)
+        self._thread = threading.Thread(target=self._commit, args=(step, aside, written, sums, begin), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -131,7 +136,7 @@ class Checkpoints:
         if message := mesh_lib.first_message(str(self._fault or "")):
             raise CheckpointError(message) from self._fault
 
-    def _commit(self, step: int, aside: pathlib.Path, written, sums) -> None:
+    def _commit(self, step: int, aside: pathlib.Path, written, sums, begin: float) -> None:
         """Waits until all processes have written their parts; process 0 seals them and gives the folder its name."""
         try:
             written.result()
@@ -139,6 +144,7 @@ class Checkpoints:
                 integrity.seal(aside, step, integrity.to_hex(*sums))
                 aside.rename(self._folder / str(step))
                 integrity.sync_folder(self._folder)
+                self._tell(f"saved step {step} in {time.monotonic() - begin:.1f} s")
                 self._prune()
         except Exception as error:  # told by the next `save` or `wait`
             self._fault = self._error(step, error)

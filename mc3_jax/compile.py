@@ -35,6 +35,7 @@ from mc3_jax import (
     train_step as step_lib,
 )
 from mc3_jax.data import loader
+from mc3_jax.mfu import model_flops
 
 DOES_NOT_FIT = 1
 # Clips of `python -m data_prep.ego4d`: 1.5 s at 16 kHz, 16:9 video of 256 px; the paper's number of them.
@@ -216,30 +217,6 @@ def _advice(topology: str, needed_gib: float, there_gib: float) -> str:
         f"{needed_gib - there_gib:.2f} GiB too much; try --config.model.remat=dots or full, --config.data.chunk_size, "
         f"--config.fsdp, or more chips{gpu}"
     )
-
-
-def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> float:
-    """Returns the FLOPs a clip takes in a training step, by the model's definition.
-
-    Matrix products of the forward pass, three times of towers that learn and once of others; neither what is computed again
-    to save memory nor the front end is in it.
-    """
-    plain = dataclasses.replace(config.model, scan_layers=True, remat="none", attention="einsum")
-    model, total = model_lib.make_model(plain), 0.0
-    params = jax.eval_shape(lambda: model_lib.init_params(model, plain, 0))
-    audio, video, text = plain.audio, plain.video, plain.text
-    size = video.image_size_px
-    ids = jax.ShapeDtypeStruct((1, text.num_tokens), jnp.int32)
-    inputs = {
-        "audio": {"audio": jax.ShapeDtypeStruct((1, audio.num_time_frames, audio.num_mel), jnp.float32)},
-        "video": {"video": jax.ShapeDtypeStruct((1, video.num_frames, size, size, 3), jnp.float32)},
-        "text": {"text_ids": ids, "text_mask": ids},
-    }
-    for tower, arguments in inputs.items():
-        lowered = jax.jit(lambda p, x: model.apply({"params": p}, **x)).lower(params, arguments)
-        text_of_it = lowered.compiler_ir("hlo").as_hlo_text()
-        total += hlo.count(text_of_it).flops * (3 if tower in phase.trainable else 1)
-    return total
 
 
 def _define_flags() -> None:

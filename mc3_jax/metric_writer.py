@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -18,11 +17,14 @@ from tensorboardX import record_writer, summary
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
+from mc3_jax import progress
+
 METRICS_FILE, CLIPS_FILE, STARTS_FILE = "metrics.jsonl", "clips.jsonl", "starts.jsonl"
 TIMES = (
     "clips_per_s",
     "step_s",
     "input_wait_s",
+    "mfu",
     "goodput",
     "elapsed_s",
 )  # of a row; two runs of one config differ in them
@@ -99,14 +101,39 @@ def _append(file: io.FileIO, row: dict) -> None:
         raise OSError(error.errno, error.strerror, file.name) from error
 
 
-def check_wandb(project: str) -> None:
-    """Checks that a W&B project, if one is named, can be written to.
+def start_wandb(workdir: str, project: str, name: str, config: dict, *, resumed: bool):
+    """Returns W&B's run of a workdir, None where no project is named; called by process 0 alone.
+
+    Args:
+      workdir: Folder of the run.
+      project: Weights & Biases project, or empty.
+      name: Of the run.
+      config: To be shown, plain values.
+      resumed: Something is trained already: then a W&B that can't be reached costs a warning.
 
     Raises:
-      ValueError: wandb isn't installed.
+      ValueError: W&B isn't installed, can't be reached or doesn't know the user.
     """
-    if project and importlib.util.find_spec("wandb") is None:
-        raise ValueError("log.wandb_project needs `pip install mc3_jax[wandb]`")
+    if not project:
+        return None
+    try:
+        import wandb
+
+        return wandb.init(
+            project=project, name=name, config=config, dir=workdir, id=_wandb_id(pathlib.Path(workdir)), resume="allow",
+            allow_val_change=True,
+        )  # fmt: skip
+    except Exception as error:  # a broken install or the network: what it raises is its own
+        fix = "`pip install mc3_jax[wandb]`" if isinstance(error, ImportError) else "`wandb login`, or WANDB_MODE=offline"
+        problem = f"log.wandb_project = {project!r}: W&B can't be started ({_one_line(error)})"
+        if not resumed:
+            raise ValueError(f"{problem}: {fix}, or leave it empty") from error
+        print(f"warning: {problem}, going on without it; {fix}", file=sys.stderr, flush=True)
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _wandb_id(workdir: pathlib.Path) -> str:
@@ -184,8 +211,9 @@ class MetricWriter:
     """Writes scalars; process 0 only, all others write nothing. Use as a context."""
 
     def __init__(
-        self, workdir: str, *, total_steps: int, start_step: int, batch_size: int, tensorboard: bool, wandb_project: str
-    ):
+        self, workdir: str, *, total_steps: int, start_step: int, batch_size: int, tensorboard: bool, num_clips: int = 0,
+        wandb=None,
+    ):  # fmt: skip
         """Opens the files. Rows beyond `start_step`, of steps that will be done again, are dropped.
 
         Args:
@@ -194,11 +222,14 @@ class MetricWriter:
           start_step: Steps done.
           batch_size: Clips per step, for clips/s.
           tensorboard: Write event files to `WORKDIR/tensorboard`.
-          wandb_project: Weights & Biases project, or empty; `check_wandb` tells whether it can be.
+          num_clips: Of the training split, for the epoch that a log shows; 0 is unknown.
+          wandb: What `start_wandb` returned; it is finished with the others.
         """
         self._active = jax.process_index() == 0
         self._batch_size, self._step = batch_size, start_step
-        self._jsonl = self._tensorboard = self._wandb = None
+        self._total_steps, self._num_clips = total_steps, num_clips
+        self._jsonl = self._tensorboard = None
+        self._wandb = wandb
         if not self._active:
             return
         path = pathlib.Path(workdir)
@@ -206,10 +237,6 @@ class MetricWriter:
         self._jsonl = _go_on(path / METRICS_FILE, start_step)
         if tensorboard:
             self._tensorboard = _EventFile(path / "tensorboard", start_step + 1)
-        if wandb_project:
-            import wandb
-
-            self._wandb = wandb.init(project=wandb_project, dir=str(path), id=_wandb_id(path), resume="allow")
         # A terminal that doesn't know its size (a container's) says 0, and tqdm would draw nothing.
         terminal = sys.stderr.isatty()
         known = terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
@@ -227,7 +254,7 @@ class MetricWriter:
             return
         with contextlib.ExitStack() as stack:  # each is closed, whatever becomes of the others
             if self._wandb:
-                stack.callback(self._wandb.finish)
+                stack.callback(self._ask_wandb, "finish")
             if self._tensorboard:
                 stack.callback(self._tensorboard.close)
             stack.callback(self._jsonl.close)
@@ -254,8 +281,14 @@ class MetricWriter:
         if self._tensorboard:
             self._tensorboard.write(step, scalars)
         if self._wandb:
-            self._wandb.log(scalars, step=step)
+            self._ask_wandb("log", scalars, step=step)
         self._bar.set_postfix({name: f"{scalars[name]:.3f}" for name in _SHOWN if name in scalars}, refresh=False)
-        if not sys.stderr.isatty():
-            shown = "  ".join(f"{name} {scalars[name]:.3f}" for name in _SHOWN if name in scalars)
-            print(f"{phase}  step {step}  {shown}  {scalars.get('clips_per_s', 0):.0f} clips/s", flush=True)
+        sizes = {"batch_size": self._batch_size, "num_clips": self._num_clips}
+        progress.say(progress.row(step, self._total_steps, phase, scalars, **sizes))
+
+    def _ask_wandb(self, what: str, *args, **options) -> None:
+        try:
+            getattr(self._wandb, what)(*args, **options)
+        except Exception as error:  # whatever it raises: the same rows are in the files
+            print(f"warning: W&B gets no more rows: {_one_line(error)}", file=sys.stderr, flush=True)
+            self._wandb = None

@@ -101,6 +101,18 @@ CHIPS = {
 }
 
 
+# As JAX calls the devices; of GPUs the cards whose data sheet is above.
+_DEVICE_KINDS = {
+    "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+    "NVIDIA A100-SXM4-40GB": "a100", **{chip.gpu.name: name for name, chip in CHIPS.items() if chip.gpu},
+}  # fmt: skip
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Returns what a device of this kind can do, None where it is not known."""
+    return CHIPS.get(_DEVICE_KINDS.get(device_kind, ""))
+
+
 def find_chip(topology: str) -> Chip | None:
     """Returns what a topology's chips can do, None of a CPU or where the kind is unknown."""
     return CHIPS.get(topology.partition(":")[0])

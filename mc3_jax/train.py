@@ -22,7 +22,6 @@ import numpy as np
 import optax
 from absl import flags
 
-import mc3_jax
 from mc3_jax import (
     checkpoint,
     cli,
@@ -30,9 +29,12 @@ from mc3_jax import (
     divergence,
     mesh as mesh_lib,
     metric_writer,
+    mfu,
     model as model_lib,
     phases as phases_lib,
     profiler,
+    progress,
+    provenance,
     train_step as step_lib,
     validation_loss,
     vocabulary,
@@ -58,6 +60,7 @@ class Run:
       tokenize: Text to ids and mask.
       validation: Measures losses on clips that are not trained on; None where the config wants none.
       initial: Flat parameters of the towers that start from files, where nothing is trained yet.
+      wandb: W&B's run, None where the config wants none and on all processes but the first.
     """
 
     config: config_lib.Config
@@ -69,6 +72,7 @@ class Run:
     tokenize: Callable
     validation: validation_loss.ValidationLoss | None
     initial: weights.Flat
+    wandb: object | None = None
 
 
 def set_up(config: config_lib.Config, workdir: str) -> Run:
@@ -110,10 +114,11 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     validation = None
     if config.validation.every_steps:
         validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames)
-    metric_writer.check_wandb(config.log.wandb_project)
-    initial, notes = ({}, []) if checkpoint.steps_of(workdir) else weights.read_initial(config)
+    is_trained = bool(checkpoint.steps_of(workdir))
+    initial, notes = ({}, []) if is_trained else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
+        wandb = _start_wandb(config, workdir, is_trained)
         facts = {"num_clips": len(source), "classes": list(source.info.classes)}
         workdir_lib.claim_workdir(workdir, config, digests, facts)
         workdir_lib.check_data(workdir, digests)
@@ -123,7 +128,18 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
         _say(note)
-    return Run(config, workdir, mesh, model, phases, source, tokenize, validation, initial)
+    return Run(config, workdir, mesh, model, phases, source, tokenize, validation, initial, wandb)
+
+
+def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):
+    """Returns W&B's run on process 0, where the config wants one; fails on every process."""
+    project, values, found = config.log.wandb_project, config_lib.to_dict(config), []
+
+    def start():
+        found.append(metric_writer.start_wandb(workdir, project, config.name, values, resumed=is_trained))
+
+    mesh_lib.on_process_0(start)
+    return found[0] if found else None
 
 
 def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:
@@ -177,6 +193,7 @@ class _Loop:
     stopwatch: Stopwatch
     watchdog: Watchdog
     profiler: profiler.Profiler
+    share_of_peak: float | None = None  # of the devices' FLOPs, that a clip a second is
     last_row: tuple = ()  # steps done, time worked, time waited for input
 
     @contextlib.contextmanager
@@ -189,9 +206,10 @@ class _Loop:
         watch, before = self.stopwatch, self.last_row
         self.last_row = step, watch.worked_s, watch.lost_s["input"]
         steps, worked, waited = (now - then for now, then in zip(self.last_row, before, strict=True))
+        clips_per_s = steps * self.run.config.data.batch_size / max(worked + waited, 1e-9)
         return {
-            "clips_per_s": steps * self.run.config.data.batch_size / max(worked + waited, 1e-9),
-            "step_s": worked / steps, "input_wait_s": waited / steps,
+            "clips_per_s": clips_per_s, "step_s": worked / steps, "input_wait_s": waited / steps,
+            **({"mfu": clips_per_s * self.share_of_peak} if self.share_of_peak else {}),
             "goodput": watch.goodput, "elapsed_s": watch.elapsed_s,
         }  # fmt: skip
 
@@ -220,7 +238,9 @@ def train(
         stack.enter_context(jax.set_mesh(run.mesh))
         save = config.save
         checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(run.workdir, every_steps=save.every_steps, keep=save.keep, keep_steps=stops)
+            checkpoint.Checkpoints(
+                run.workdir, every_steps=save.every_steps, keep=save.keep, keep_steps=stops, tell=progress.say
+            )
         )
         with watchdog.at("restoring or initialising the state", long=True):
             step, state = _first_state(run)
@@ -240,7 +260,7 @@ def train(
         writer = stack.enter_context(
             metric_writer.MetricWriter(
                 run.workdir, total_steps=stops[-1], start_step=step, batch_size=config.data.batch_size,
-                tensorboard=config.log.tensorboard, wandb_project=config.log.wandb_project,
+                tensorboard=config.log.tensorboard, num_clips=len(run.source), wandb=run.wandb,
             )
         )  # fmt: skip
         clips = stack.enter_context(metric_writer.ClipWriter(run.workdir, start_step=step, active=config.log.clips))
@@ -269,7 +289,7 @@ def _start_stopwatch(run: Run, step: int, began: float) -> Stopwatch:
     """Returns the stopwatch of a run that goes on after `step` steps, and notes this start, which began so."""
     device = run.mesh.devices.flat[0]
     facts = {"processes": jax.process_count(), "devices": run.mesh.size, "device": device.device_kind}
-    facts |= {"jax": jax.__version__, "mc3_jax": mc3_jax.__version__}
+    facts |= {**provenance.facts(), "config": config_lib.to_dict(run.config)}
     since_s = metric_writer.note_start(run.workdir, step, facts, time.monotonic() - began)
     rows = [row for row in metric_writer.read_metrics(run.workdir) if row["step"] <= step and "goodput" in row]
     return Stopwatch(since_s=since_s, worked_s=rows[-1]["goodput"] * rows[-1]["elapsed_s"] if rows else 0.0)
@@ -316,9 +336,14 @@ def _run_phase(
     with loop.during("input", f"reading the batch of step {step + 1}"):
         batch = next(loop.batches)
     with loop.during("compilation", f"compiling the step of phase {phase.config.name!r}", long=True):
+        begin, name = time.monotonic(), phase.config.name
+        progress.say(f"{name}  compiling, to go from step {step} to {phase.stop}")
         train_step = step_lib.jit_train_step(run.model, run.config, phase, state)
         train_step = train_step.lower(state, batch, np.int32(step)).compile()
         checkpoints.prepare(step_lib.to_tree(state))
+        if jax.process_index() == 0:
+            loop.share_of_peak = mfu.share_of_peak(run.config, phase.config, run.mesh)
+        progress.say(f"{name}  compiled in {time.monotonic() - begin:.1f} s")
     watch = loop.stopwatch
     loop.last_row = loop.last_row or (step, watch.worked_s, watch.lost_s["input"])
     unread = None

@@ -10,10 +10,12 @@ LIBRARY = {"checkpoint", "config", "data", "mesh", "model", "models", "validatio
 ENTRY = LIBRARY | {"cli", "evals", "metric_writer", "phases", "workdir"}
 # Module or package under mc3_jax → what of mc3_jax it may import.
 ALLOWED = {
-    "train": (ENTRY - {"evals"}) | {"divergence", "profiler", "stopwatch", "train_step", "validation_loss", "watchdog"},
+    "train": (ENTRY - {"evals"})
+    | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance"}
+    | {"stopwatch", "train_step", "validation_loss", "watchdog"},
     "evaluate": ENTRY | {"evaluate_sounds"},
     "evaluate_sounds": ENTRY,
-    "compile": {"cli", "config", "data", "hlo", "mesh", "model", "phases", "topology", "train_step"},
+    "compile": {"cli", "config", "data", "hlo", "mesh", "mfu", "model", "phases", "topology", "train_step"},
     "convert": LIBRARY,
     "embedder": LIBRARY,
     "search": LIBRARY | {"embedder", "evals"},
@@ -32,7 +34,11 @@ ALLOWED = {
     "workdir": {"checkpoint", "config", "mesh"},
     "checkpoint": {"integrity", "mesh"},
     "integrity": set(),
-    "metric_writer": set(),
+    "metric_writer": {"progress"},
+    "mfu": {"config", "hlo", "model", "topology"},
+    "interrupt": set(),
+    "progress": set(),
+    "provenance": set(),
     "divergence": set(),
     "profiler": set(),
     "stopwatch": set(),

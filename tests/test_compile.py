@@ -9,7 +9,15 @@ import sys
 import jax
 import pytest
 
-from mc3_jax import compile as compile_lib, config as config_lib, hlo, topology as topology_lib, weights
+from mc3_jax import (
+    compile as compile_lib,
+    config as config_lib,
+    hlo,
+    mesh as mesh_lib,
+    mfu,
+    topology as topology_lib,
+    weights,
+)
 from tests import world
 from tests.test_fits import CANVAS_PX, small_config
 
@@ -70,6 +78,17 @@ def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():
     all_learn = compile_lib.model_flops(config, config.phases[1])
     config.phases[1].trainable = ("audio", "text")
     assert all_learn / 3 < compile_lib.model_flops(config, config.phases[1]) < all_learn
+
+
+def test_the_share_of_the_peak_is_that_of_all_devices_and_unknown_where_their_data_sheet_is(monkeypatch):
+    config, mesh = small_config(), mesh_lib.make_mesh()
+    with jax.set_mesh(mesh):
+        assert mfu.share_of_peak(config, config.phases[1], mesh) is None
+        monkeypatch.setitem(topology_lib._DEVICE_KINDS, jax.devices()[0].device_kind, "h200")
+        share = mfu.share_of_peak(config, config.phases[1], mesh)
+    assert share == compile_lib.model_flops(config, config.phases[1]) / (8 * 989e12)
+    assert topology_lib.chip_of("NVIDIA H200").gpu is not None
+    assert topology_lib.chip_of("TPU v5 lite") == topology_lib.CHIPS["v5e"]
 
 
 @pytest.mark.parametrize(

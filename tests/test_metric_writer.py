@@ -3,8 +3,10 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tests import world
 BAR = """
 import time
 from mc3_jax import metric_writer
-options = dict(total_steps=4, start_step=0, batch_size=16, tensorboard=False, wandb_project="")
+options = dict(total_steps=4, start_step=0, batch_size=16, tensorboard=False)
 with metric_writer.MetricWriter({folder!r}, **options) as writer:
     for step in range(1, 5):
         writer.write(step, "refine", dict(loss=2.5, contrastive=2.25, consensus=0.25, clips_per_s=64))
@@ -26,7 +28,7 @@ with metric_writer.MetricWriter({folder!r}, **options) as writer:
 
 
 def write(folder, start_step, steps, tensorboard=False):
-    options = dict(total_steps=10, batch_size=4, tensorboard=tensorboard, wandb_project="")
+    options = dict(total_steps=10, batch_size=4, tensorboard=tensorboard)
     with metric_writer.MetricWriter(str(folder), start_step=start_step, **options) as writer:
         for step in steps:
             writer.write(step, "align", {"loss": float(step)})
@@ -91,7 +93,7 @@ FULL_DISK = """
 import os, sys, time
 from mc3_jax import metric_writer
 folder = sys.argv[1]
-options = dict(total_steps=4, start_step=0, batch_size=16, tensorboard=True, wandb_project="")
+options = dict(total_steps=4, start_step=0, batch_size=16, tensorboard=True)
 scalars = {f"term_{i}": 1.0 for i in range(30)}
 with metric_writer.MetricWriter(folder, **options) as writer:
     writer.write(1, "refine", scalars)
@@ -135,3 +137,75 @@ def test_a_full_disk_names_the_file_and_costs_no_row(small_disk):
     with pytest.raises(OSError, match="No space left on device"):  # begun again while it is full
         metric_writer.ClipWriter(str(small_disk), start_step=done, active=True)
     assert metric_writer.read_clips(str(small_disk)) == known
+
+
+def test_a_log_says_when_how_far_how_fast_and_how_long_still(tmp_path, capsys):
+    options = {"total_steps": 1804, "batch_size": 256, "num_clips": 46_000, "tensorboard": False}
+    row = {"loss": 19.8841, "contrastive": 9.5, "learning_rate": 3e-5, "grad_norm": 2.4131, "clips_per_s": 639.2}
+    with metric_writer.MetricWriter(str(tmp_path), start_step=0, **options) as writer:
+        writer.write(200, "align", row | {"mfu": 0.3123})
+        writer.write(1804, "refine", {"loss": 1.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.match(r"\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in lines)
+    assert [line[16:] for line in lines] == [
+        "align  step 200/1804  epoch 1.11  loss 19.884  contrastive 9.500  lr 3e-05  grad_norm 2.41  639 clips/s  MFU 31.2%  "
+        "10:42 left",
+        "refine  step 1804/1804  epoch 10.04  loss 1.000",
+    ]
+
+
+class Wandb(types.ModuleType):
+    """Stands in for W&B: notes what it is asked for, fails where it is to."""
+
+    def __init__(self, fails: str = ""):
+        super().__init__("wandb")
+        self.fails, self.asked = fails, []
+
+    def __getattr__(self, what: str):
+        def ask(*args, **options):
+            if what == self.fails:
+                raise RuntimeError(f"no way\nto {what}")
+            self.asked.append((what, args, options))
+            return self
+
+        return ask
+
+
+def start_wandb(folder, *, resumed=False):
+    return metric_writer.start_wandb(str(folder), "mine", "small", {"seed": 7}, resumed=resumed)
+
+
+def write_to_wandb(folder, run):
+    with metric_writer.MetricWriter(
+        str(folder), total_steps=10, start_step=0, batch_size=4, tensorboard=False, wandb=run
+    ) as writer:
+        for step in (2, 4):
+            writer.write(step, "align", {"loss": float(step)})
+
+
+def test_wandb_gets_name_config_and_rows_under_one_id_at_each_start(tmp_path, monkeypatch):
+    stand_in = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    for resumed in (False, True):
+        write_to_wandb(tmp_path, start_wandb(tmp_path, resumed=resumed))
+    starts = [options for what, _, options in stand_in.asked if what == "init"]
+    assert starts[0] == starts[1]
+    wanted = {"project": "mine", "name": "small", "config": {"seed": 7}, "dir": str(tmp_path), "resume": "allow"}
+    assert wanted.items() <= starts[0].items()
+    assert [what for what, *_ in stand_in.asked] == ["init", "log", "log", "finish"] * 2
+    assert metric_writer.start_wandb(str(tmp_path), "", "small", {}, resumed=False) is None
+
+
+def test_a_wandb_that_fails_is_one_line_at_first_and_costs_a_resumed_run_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", Wandb("init"))
+    with pytest.raises(ValueError, match=r"project = 'mine': W&B can't be started \(RuntimeError: no way to init\): `wandb"):
+        start_wandb(tmp_path)
+    assert start_wandb(tmp_path, resumed=True) is None
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it weren't installed
+    with pytest.raises(ValueError, match="mine': W&B can't be started .*: `pip install mc3_jax"):
+        start_wandb(tmp_path)
+    for fails in ("log", "finish"):
+        write_to_wandb(tmp_path, Wandb(fails))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" ")[:2] for line in said] == [["warning:", "log.wandb_project"]] + [["warning:", "W&B"]] * 2
+    assert [row["step"] for row in metric_writer.read_metrics(str(tmp_path))] == [2, 4]

@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ def assert_equal_bits(left, right):
 @pytest.mark.parametrize(
     "where", ["at the switch", *(pytest.param(f"within {p}", marks=pytest.mark.large) for p in ("align", "refine"))]
 )
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, where):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, capsys, where):
     config, workdir, state = finished
     stops = [int(p.stop) for p in train.set_up(config, workdir).phases]
     step = {"within align": 3, "at the switch": stops[0], "within refine": stops[0] // 3 * 3 + 3}[where]
@@ -63,7 +64,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     times = [row["elapsed_s"] for row in rows]  # go on where the first start's ended, or later
     assert times == sorted(times)
     starts = (tmp_path / "run" / metric_writer.STARTS_FILE).read_text().splitlines()
-    assert [json.loads(line)["step"] for line in starts] == [0, step]
+    starts = [json.loads(line) for line in starts]
+    assert [start["step"] for start in starts] == [0, step]
+    assert starts[1]["argv"] == sys.orig_argv
+    assert starts[1]["config"] == config_lib.to_dict(config)
+    assert {"host", "jaxlib", "xla_flags"} <= set(starts[1])
+    log = [line[16:] for line in capsys.readouterr().out.splitlines() if re.match(r"\d\d-\d\d \d\d:\d\d:\d\d  ", line)]
+    later = range(step + 1, stops[-1] + 1)
+    assert [line.split("  ")[1] for line in log if "  step " in line] == [f"step {i}/{stops[-1]}" for i in later]
+    saved = {int(found[1]) for line in log if (found := re.fullmatch(r"saved step ([0-9]+) in [0-9.]+ s", line))}
+    assert saved == set(kept) & set(later)
+    if where == "at the switch":
+        assert log[0] == f"refine  compiling, to go from step {step} to {stops[1]}"
+        assert re.fullmatch(r"refine  compiled in [0-9.]+ s", log[1])
 
 
 @pytest.mark.large  # of a small model, test_survival and test_fits compare such meshes with one device

@@ -1,7 +1,7 @@
 """Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong.
 
 Exit statuses: 0 done, 1 a fault with a traceback, 2 one line says what has to be mended, 75 preempted with the state saved
-and 76 a process of the job was lost or hangs (`mesh.LOST`): start the same command again.
+and 76 a process of the job was lost or hangs (`mesh.LOST`): start the same command again; 77 Ctrl-C with the state saved.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from mc3_jax import config as config_lib, validation
 
 USER_ERROR = 2  # exit status for bad input, as argparse's
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 77  # another than after SIGTERM: who pressed Ctrl-C wants no launch file to start again
 
 
 def _define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:

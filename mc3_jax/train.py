@@ -27,6 +27,7 @@ from mc3_jax import (
     cli,
     config as config_lib,
     divergence,
+    interrupt as interrupt_lib,
     mesh as mesh_lib,
     metric_writer,
     mfu,
@@ -456,6 +457,7 @@ def main(config: config_lib.Config, workdir: str) -> None:
     with cli.user_errors():
         profile = profiler.parse_range(flags.FLAGS.profile)
         mesh_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
+    interrupt = interrupt_lib.Interrupt()
     with mesh_lib.ending_together(config.heartbeat_timeout_s), Watchdog(config.hang_timeout_s) as watchdog:
         with cli.user_errors(), watchdog.at("setting up the run", long=True):
             run = set_up(config, workdir)
@@ -466,7 +468,7 @@ def main(config: config_lib.Config, workdir: str) -> None:
         with cli.user_errors(kinds):
             state = train(run, watchdog=watchdog, profile=profile, began=began)
     if int(state.step) < run.phases[-1].stop:
-        sys.exit(cli.PREEMPTED)
+        sys.exit(cli.INTERRUPTED if interrupt.came else cli.PREEMPTED)
 
 
 if __name__ == "__main__":

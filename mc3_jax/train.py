@@ -342,15 +342,15 @@ def _run_phase(
         train_step = step_lib.jit_train_step(run.model, run.config, phase, state)
         train_step = train_step.lower(state, batch, np.int32(step)).compile()
         checkpoints.prepare(step_lib.to_tree(state))
-        if jax.process_index() == 0:
-            loop.share_of_peak = mfu.share_of_peak(run.config, phase.config, run.mesh)
         progress.say(f"{name}  compiled in {time.monotonic() - begin:.1f} s")
     watch = loop.stopwatch
     loop.last_row = loop.last_row or (step, watch.worked_s, watch.lost_s["input"])
-    unread = None
+    unread, is_counted = None, jax.process_index() != 0
     while step < phase.stop:
         with loop.profiler.step(step):
             (state, *numbers), called = loop.stopwatch.call(train_step, state, batch, np.int32(step))
+        if not is_counted:  # tracing for it takes seconds, in which the devices are at the first step
+            loop.share_of_peak, is_counted = mfu.share_of_peak(run.config, phase.config, run.mesh), True
         step += 1
         # Order 1: the next batch is on its way while the step runs; at a phase's end it is left to the next phase.
         if step < phase.stop:

@@ -177,7 +177,8 @@ def test_rows_say_what_a_run_does(finished):
     rows = metric_writer.read_metrics(workdir)
     towers = {f"update_ratio_{tower}" for tower in ("audio", "video", "text")}
     for row in rows:
-        assert {"loss", "grad_norm", "temperature", "learning_rate", *towers, *metric_writer.TIMES} <= row.keys()
+        times = {*metric_writer.TIMES} - {"mfu"}  # a CPU's peak is not known
+        assert {"loss", "grad_norm", "temperature", "learning_rate", *towers, *times} <= row.keys()
         assert row["temperature"] == np.float32(config.phases[0].temperature)
         assert all(row[name] > 0 for name in (*towers, "grad_norm", "clips_per_s", "step_s"))
         assert 0 < row["goodput"] < 1

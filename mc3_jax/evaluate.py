@@ -110,6 +110,24 @@ def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[
     return loaded
 
 
+def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
+    """Raises a ValueError where nothing can be measured, before anything is computed."""
+
+    def counts(split: str) -> tuple[int, int]:
+        found = [info.splits[name] for name in split.split("+")]
+        positive = sum(each.num_positive for each in found)
+        return positive, sum(each.num_labelled for each in found) - positive
+
+    positive, negative = counts(config.eval.split)
+    if not positive or not negative:
+        others = [name for name in info.splits if all(counts(name))]
+        fix = f"set --config.eval.split={others[0]}" if others else "convert with labels of both kinds"
+        raise ValueError(
+            f"split {config.eval.split!r} of {config.data.dir} has {positive} clips labelled as sounding and {negative} as "
+            f"not: nothing to measure without both; {fix}"
+        )
+
+
 def _find_tokenizer(config: config_lib.Config, path: str) -> str:
     """Returns the folder of the tokenizer that a text tower has learned; another one would fit as well and say nothing.
 
@@ -169,7 +187,9 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         workdir_lib.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
-    source = loader.open_split(config.data.dir, config.eval.split, config.model.video.num_frames)
+    num_frames = config.model.video.num_frames
+    source = loader.open_split(config.data.dir, config.eval.split, num_frames, option="--config.eval.split")
+    _check_labels(config, source.info)
     text = config.model.text
     weights_path = workdir if has_run else config.checkpoint
     tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
@@ -187,10 +207,6 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         params = {name: value for name, (_, value) in loaded.items()}
         embeddings, known = embed_split(embed, params, batches, mesh)
     labelled = known["label"] >= 0
-    if len(np.unique(known["label"][labelled])) < 2:
-        raise ValueError(
-            f"split {config.eval.split!r} of {config.data.dir} has no clips of both labels: nothing to measure"
-        )
     known = {name: value[labelled] for name, value in known.items()}
     actions = taxonomy.statistics(
         known["label"].astype(np.int64), known["verb_id"], known["noun_id"], source.info.verbs, source.info.nouns

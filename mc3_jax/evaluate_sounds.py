@@ -120,7 +120,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     data = config.data
-    source = loader.open_split(data.dir, config.eval.split, 0, config.eval.folds)
+    source = loader.open_split(data.dir, config.eval.split, 0, config.eval.folds, option="--config.eval.split")
     facts = workdir_lib.trained_on(workdir)
     _check_classes(config, workdir, source, facts)
     num_trained_on = facts.get("num_clips")

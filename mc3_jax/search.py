@@ -114,7 +114,7 @@ def _open(folder: str, split: str, num_frames: int) -> loader.ClipSource:
     if not split:
         splits = records.ClipsInfo.load(folder).splits
         split = "+".join(name for name, found in splits.items() if found.num_clips)
-    return loader.open_split(folder, split, num_frames)
+    return loader.open_split(folder, split, num_frames, option="--split")
 
 
 def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:

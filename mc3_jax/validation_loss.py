@@ -35,7 +35,9 @@ class ValidationLoss:
         """
         chosen, batch_size = config.validation, config.data.batch_size
         self._config, self._mesh, self._model, self._tokenize = config, mesh, model, tokenize
-        self._source = loader.open_split(config.data.dir, chosen.split, num_frames, chosen.folds)
+        self._source = loader.open_split(
+            config.data.dir, chosen.split, num_frames, chosen.folds, option="--config.validation.split"
+        )
         if len(self._source) < batch_size:
             raise ValueError(
                 f"config.validation.every_steps = {chosen.every_steps}: split {chosen.split!r} of {config.data.dir} has "

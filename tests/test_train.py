@@ -343,14 +343,46 @@ def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):
         evaluate.evaluate(config, finished[1])
 
 
-def _shards_gone(config, tmp_path):
+def _change_clips(config, tmp_path, **changes):
+    """Has a config name a copy of its data whose `clips.json` says something else of some splits."""
     folder = tmp_path / "clips"
-    shutil.copytree(config.data.dir, folder)
+    shutil.copytree(config.data.dir, folder, dirs_exist_ok=True)
     info = json.loads((folder / "clips.json").read_text())
-    info["splits"]["train"] |= {"shards": [], "num_clips": 0}
+    for split, fields in changes.items():
+        info["splits"][split] |= fields
     info.pop("sha256")
     (folder / "clips.json").write_text(records.manifest(info))
     config.data.dir = str(folder)
+
+
+def _shards_gone(config, tmp_path):
+    _change_clips(config, tmp_path, train={"shards": [], "num_clips": 0})
+
+
+def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, tmp_path, monkeypatch):
+    config, clips = copy.deepcopy(finished[0]), finished[0].data.dir
+    monkeypatch.setattr(evaluate, "_load_run", lambda *_: pytest.fail("the parameters are read"))
+    counts = {name: split.num_clips for name, split in records.ClipsInfo.load(clips).splits.items()}
+    _change_clips(config, tmp_path, test={"num_positive": 0}, validation={"num_labelled": 3, "num_positive": 2})
+    with pytest.raises(ValueError, match=r"has 0 clips labelled as sounding and \d+ as not: .*set --config.eval.split=val"):
+        evaluate.evaluate(config, finished[1])
+    config.data.dir = clips
+    _change_clips(config, tmp_path, test={"num_positive": 0}, validation={"num_labelled": 3, "num_positive": 3})
+    with pytest.raises(ValueError, match="nothing to measure without both; convert with labels of both kinds"):
+        evaluate.evaluate(config, finished[1])
+    empty = {"shards": [], "num_clips": 0, "num_labelled": 0, "num_positive": 0}
+    config.data.dir = clips
+    _change_clips(config, tmp_path, validation=empty)
+    source = loader.open_split(config.data.dir, "train+validation+test", 4)
+    assert len(source) == counts["train"] + counts["test"]
+    assert source[len(source) - 1].clip_id == loader.open_split(clips, "test", 4)[counts["test"] - 1].clip_id
+    config.eval.split = "validation"
+    with pytest.raises(ValueError, match="has no clips in 'validation'") as raised:
+        evaluate.evaluate(config, finished[1])
+    told = f"(train {counts['train']}, validation 0, test {counts['test']}): set --config.eval.split=train, or convert with"
+    assert f"{told} --splits CSV" in str(raised.value)
+    with pytest.raises(ValueError, match=r"has no split 'dev', only \['test', 'train', 'validation'\]"):
+        loader.open_split(config.data.dir, "train+dev", 4)
 
 
 def _cudnn(config, _):
@@ -359,7 +391,7 @@ def _cudnn(config, _):
 
 BAD = {
     "missing data folder": (lambda c, t: setattr(c.data, "dir", str(t / "absent")), "no data folder .*absent"),
-    "empty shard list": (_shards_gone, "shard list of split 'train' .* is empty"),
+    "empty shard list": (_shards_gone, r"no clips in 'train' \(train 0, .*, test \d+\): set --config.data.split=valid"),
     "another frame count": (
         lambda c, t: setattr(c.model.video, "num_frames", 2),
         "4 frame intervals .*num_frames is 2",

@@ -35,23 +35,27 @@ class ClipSource:
       pictures: Whether batches hold them.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str, folds: Sequence[int] = (), *, pictures: bool = True):
+    def __init__(
+        self, folder: str | os.PathLike, split: str, folds: Sequence[int] = (), *, pictures: bool = True,
+        option: str = "--config.data.split",
+    ):  # fmt: skip
         """Opens a split.
 
         Args:
           folder: Of the data set.
-          split: Name; of several joined by "+" the clips come one after the other.
+          split: Name; of several joined by "+" the clips come one after the other, and some may have none.
           folds: Those whose clips count; none means all. To tell a clip's fold its record is read.
           pictures: Whether they are wanted.
+          option: That names the split, for the error.
 
         Raises:
-          ValueError: No such data, split or shards; see `records.ClipsInfo`. Or the folds have no clips.
+          ValueError: No such data, split or shards; see `records.ClipsInfo`. Or the split or the folds have no clips.
           DataError: A shard can't be opened, or holds another number of clips than `clips.json` says.
         """
         self.info = records.ClipsInfo.load(folder)
         self.split = split
         self.pictures = pictures
-        names = split.split("+")
+        names = _filled(self.info, folder, split, option)
         self._paths = [path for name in names for path in self.info.shard_paths(folder, name)]
         shards = [shard for name in names for shard in self.info.splits[name].shards]
         self._ends = np.cumsum([shard.num_clips for shard in shards]).tolist()
@@ -102,6 +106,24 @@ class ClipSource:
         return damage.Place(self._paths[shard], record - (self._ends[shard - 1] if shard else 0))
 
 
+def _filled(info: records.ClipsInfo, folder: str | os.PathLike, split: str, option: str) -> list[str]:
+    """Returns those of the splits joined by "+" that have clips.
+
+    Raises:
+      ValueError: None has, or there is no such split.
+    """
+    for name in split.split("+"):
+        if name not in info.splits:
+            raise ValueError(f"{folder} has no split {name!r}, only {sorted(info.splits)}")
+    filled = [name for name in split.split("+") if info.splits[name].num_clips]
+    if not filled:
+        others = [name for name, found in info.splits.items() if found.num_clips]
+        set_it = f"set {option}={others[0]}" if others else "convert again"
+        convert = "" if info.classes or not others else ", or convert with --splits CSV"
+        raise ValueError(f"{folder} has no clips in {split!r} ({info.describe_splits()}): {set_it}{convert}")
+    return filled
+
+
 def _open_shards(paths: list[str], shards: list[records.Shard]) -> grain.ArrayRecordDataSource:
     """Returns the records of all shards, in order.
 
@@ -125,7 +147,10 @@ def _open_shards(paths: list[str], shards: list[records.Shard]) -> grain.ArrayRe
     raise ValueError(f"the {len(paths)} shards of which {paths[0]} is the first can't be opened together: {problem}")
 
 
-def open_split(folder: str | os.PathLike, split: str, num_frames: int, folds: Sequence[int] = ()) -> ClipSource:
+def open_split(
+    folder: str | os.PathLike, split: str, num_frames: int, folds: Sequence[int] = (), *,
+    option: str = "--config.data.split",
+) -> ClipSource:  # fmt: skip
     """Returns a split whose clips have as many frames as the model takes.
 
     Args:
@@ -133,13 +158,14 @@ def open_split(folder: str | os.PathLike, split: str, num_frames: int, folds: Se
       split: "train", "validation" or "test", or several joined by "+".
       num_frames: `config.model.video.num_frames`; 0 where no pictures are wanted, whether there are any or not.
       folds: Those whose clips count; none means all.
+      option: That names the split, for the error.
 
     Raises:
       ValueError: The data can't be read, are empty, hold no pictures or were built for another frame count.
     """
     if not folder:
         raise ValueError("config.data.dir is empty: name the folder made by `python -m data_prep.ego4d`")
-    source = ClipSource(folder, split, folds, pictures=num_frames > 0)
+    source = ClipSource(folder, split, folds, pictures=num_frames > 0, option=option)
     if num_frames and source.info.num_intervals == 0:
         raise ValueError(f"{folder} holds sounds without pictures but {num_frames} frames per clip are wanted")
     if num_frames and source.info.num_intervals != num_frames:

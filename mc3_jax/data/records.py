@@ -352,17 +352,21 @@ class ClipsInfo:
             return np.full(counts.num_clips, self.num_samples, np.int64)
         return np.array([samples for shard in counts.shards for samples in shard.clip_samples], np.int64)
 
+    def describe_splits(self) -> str:
+        """Returns how many clips each split has, as "train 30, validation 0, test 0"."""
+        return ", ".join(f"{name} {split.num_clips}" for name, split in self.splits.items())
+
     def shard_paths(self, folder: str | os.PathLike, split: str) -> list[str]:
         """Returns the paths of a split's shards, in order.
 
         Raises:
-          ValueError: The data set has no such split, no shards in it, or one of them isn't there.
+          ValueError: The data set has no such split, no clips in it, or one of its shards isn't there.
         """
         if split not in self.splits:
             raise ValueError(f"{folder} has no split {split!r}, only {sorted(self.splits)}")
         paths = [pathlib.Path(folder) / shard.file for shard in self.splits[split].shards]
         if not paths:
-            raise ValueError(f"the shard list of split {split!r} in {pathlib.Path(folder) / CLIPS_FILE} is empty")
+            raise ValueError(f"{folder} has no clips in {split!r} ({self.describe_splits()})")
         missing = [str(path) for path in paths if not path.is_file()]
         if missing:
             raise ValueError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,6 +18,8 @@ from mc3_jax import checkpoint, config as config_lib, model as model_lib, vocabu
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.data.records import SAMPLE_RATE_HZ
 from mc3_jax.models import frontend
+
+_MAX_CHANNELS = 64  # of a recording: rows that short are no sounds
 
 
 class Embedder:
@@ -81,16 +84,26 @@ class Embedder:
     def embed_audio(self, waveform: Num[np.ndarray, "*batch n"], sample_rate: float) -> Float[np.ndarray, "*batch d"]:
         """Returns L2-normalised embeddings of mono sounds.
 
+        Two dimensions are always a batch of mono sounds, never the channels of one: a stereo sound as librosa gives it,
+        [2, n], is two sounds of one channel each and has two embeddings. Of soundfile's [n, 2] give `waveform.mean(1)`, of
+        librosa's `waveform.mean(0)`.
+
         Args:
-          waveform: One [n] or several [b, n]; floats in [-1, 1] or int16. What is shorter than the window is filled up with
-            silence, as in training.
+          waveform: One sound [n] or several of one length [b, n]; floats in [-1, 1] or int16. What is shorter than the window
+            is filled up with silence, as in training.
           sample_rate: Hz; resampled to 16 kHz where it is another.
 
         Raises:
           ValueError: A sound is longer than the model's window, shorter than one spectrogram frame, not finite, beyond
-            [-2, 2] (int16 values as floats), or has another dtype; or the rate is not positive.
+            [-2, 2] (int16 values as floats), or has another dtype; or the rate is not a positive number; or the waveform is
+            a path, or sounds of different lengths.
         """
-        waveform = np.asarray(waveform)
+        if isinstance(waveform, str | os.PathLike):
+            raise ValueError(f"waveform is the path {waveform}: read it first, waveform, rate = librosa.load(path, sr=None)")
+        try:
+            waveform = np.asarray(waveform)
+        except ValueError as error:
+            raise ValueError("waveform holds sounds of different lengths: embed each by itself, or cut them alike") from error
         if waveform.ndim not in (1, 2):
             raise ValueError(f"waveform must be [n] or [b, n], got {waveform.shape}: mix channels down first")
         if waveform.dtype == np.int16:
@@ -99,29 +112,37 @@ class Embedder:
             raise ValueError(f"waveform must be int16 or floats in [-1, 1], got {waveform.dtype}")
         if bad := int(np.sum(~np.isfinite(waveform))):
             raise ValueError(f"waveform must be finite, {bad} of its values are NaN or infinite: mend or drop the sound")
-        if not 0 < sample_rate < float("inf"):
-            raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
+        if np.ndim(sample_rate) or np.asarray(sample_rate).dtype.kind not in "iuf" or not 0 < sample_rate < float("inf"):
+            raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
         rows = np.atleast_2d(waveform).astype(np.float32)
         if rows.size and np.abs(rows).max() > 2:
             raise ValueError(f"waveform reaches {np.abs(rows).max():g}: floats must be in [-1, 1], or give int16")
+        self._check_length(rows.shape, float(sample_rate), waveform.ndim)
         if sample_rate != SAMPLE_RATE_HZ:
             rows = librosa.resample(rows, orig_sr=sample_rate, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq", axis=-1)
-        # 25 ms frames every 10 ms: so many samples fill the spectrogram, and hop - 1 more change nothing.
-        frame, hop = SAMPLE_RATE_HZ * 25 // 1000, SAMPLE_RATE_HZ * 10 // 1000
-        most = (self.config.audio.num_time_frames - 1) * hop + frame + hop - 1
-        if rows.shape[1] < frame:
-            raise ValueError(f"{rows.shape[1]} samples at 16 kHz are shorter than a spectrogram frame of {frame}")
-        if rows.shape[1] > most:
-            raise ValueError(
-                f"sounds of {rows.shape[1] / SAMPLE_RATE_HZ:.2f} s are longer than the model's window of "
-                f"{most / SAMPLE_RATE_HZ:.2f} s: cut them into windows"
-            )
         # Silence behind what is short, as the loader fills up clips: to 24,000 samples where there are 149 frames. The
         # spectrogram's own padding is the mean of AudioSet, which in training stands in the last frame alone.
+        hop = SAMPLE_RATE_HZ * 10 // 1000
         short = (self.config.audio.num_time_frames + 1) * hop - rows.shape[1]
         rows = np.pad(rows, ((0, 0), (0, max(short, 0))))
         out = self._in_batches(self._audio, rows)
         return out[0] if waveform.ndim == 1 else out
+
+    def _check_length(self, shape: tuple[int, int], sample_rate: float, ndim: int) -> None:
+        """Raises a ValueError where sounds are too short or too long, before they are resampled."""
+        num_samples = float(np.ceil(shape[1] * (SAMPLE_RATE_HZ / sample_rate)))  # that librosa makes of them
+        # 25 ms frames every 10 ms: so many samples fill the spectrogram, and hop - 1 more change nothing.
+        frame, hop = SAMPLE_RATE_HZ * 25 // 1000, SAMPLE_RATE_HZ * 10 // 1000
+        most = (self.config.audio.num_time_frames - 1) * hop + frame + hop - 1
+        if num_samples < frame:
+            is_turned = ndim == 2 and shape[1] <= _MAX_CHANNELS and shape[0] > shape[1]
+            hint = f"; {shape} looks like channels last: give waveform.mean(1)" if is_turned else ""
+            raise ValueError(f"{num_samples:.0f} samples at 16 kHz are shorter than a spectrogram frame of {frame}{hint}")
+        if num_samples > most:
+            raise ValueError(
+                f"sounds of {num_samples / SAMPLE_RATE_HZ:.2f} s are longer than the model's window of "
+                f"{most / SAMPLE_RATE_HZ:.2f} s: cut them into windows"
+            )
 
     def embed_video(self, frames: np.ndarray) -> Float[np.ndarray, "*batch d"]:
         """Returns L2-normalised embeddings of clips: short side resized, centre cropped, normalised as in evaluation.

@@ -1,5 +1,6 @@
 """`mc3_jax.load`: a run, a folder or a checkpoint becomes a model; what it embeds is what evaluation embeds."""
 
+import inspect
 import json
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import mc3_jax
-from mc3_jax import convert, model as model_lib, vocabulary, weights
+from mc3_jax import convert, embedder, model as model_lib, vocabulary, weights
 from mc3_jax.data import loader, tokenizer, transforms
 from tests import golden_models
 
@@ -182,12 +183,29 @@ def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model(tmp
         mc3_jax.load(tmp_path / "headless.safetensors", model=sizes)
 
 
+def embed_unchecked(model, waveform, rate):
+    """Embeds a sound without the check of arguments' types, which tests alone have."""
+    return inspect.unwrap(type(model).embed_audio)(model, waveform, rate)
+
+
+def test_a_sound_of_another_rate_is_measured_before_it_is_resampled(model, monkeypatch):
+    monkeypatch.setattr(embedder.librosa, "resample", lambda *_, **__: pytest.fail("resampled"))
+    for shape in ((44_100 * 60,), (44_100, 2), (2, 44_100 * 2)):
+        with pytest.raises(ValueError, match="longer than the model|shorter than a"):
+            model.embed_audio(np.zeros(shape), 44_100)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: m.embed_audio(np.zeros(40_000, np.float32), 16_000), r"2.50 s are longer .* window of 1.5\d s"),
         (lambda m: m.embed_audio(np.zeros(100, np.float32), 16_000), "shorter than a spectrogram frame of 400"),
         (lambda m: m.embed_audio(np.zeros((2, 3, 4), np.float32), 16_000), "mix channels down"),
+        (lambda m: m.embed_audio(np.zeros((66_150, 2)), 44_100), r"^1 samples.*; \(66150, 2\) looks like channels last: giv"),
+        (lambda m: m.embed_audio(np.zeros((900, 300)), 16_000), "shorter than a spectrogram frame of 400$"),
+        (lambda m: embed_unchecked(m, [np.zeros(16_000), np.zeros(9_000)], 16_000), "sounds of different lengths: embed"),
+        (lambda m: embed_unchecked(m, "chopping.wav", 16_000), "is the path chopping.wav: read it first, .*librosa.load"),
+        (lambda m: embed_unchecked(m, np.zeros(24_000), "44100"), "sample_rate must be a positive number of Hz, got '44100'"),
         (lambda m: m.embed_audio(np.zeros(24_000, np.int64), 16_000), "got int64"),
         (lambda m: m.embed_audio(np.full(24_000, np.nan), 16_000), "24000 of its values are NaN"),
         (lambda m: m.embed_audio(np.zeros(24_000), 0), "positive number of Hz, got 0"),

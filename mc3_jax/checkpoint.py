@@ -21,11 +21,16 @@ from orbax.checkpoint import v1 as ocp
 from mc3_jax import integrity, mesh as mesh_lib
 
 DamagedError = integrity.DamagedError
+_NUM_TRIES = 5  # at the newest checkpoint of a run that goes on and deletes it meanwhile
 _PASSING = (".saving", ".saving.orbax-checkpoint-tmp", ".deleting")
 
 
 class CheckpointError(Exception):
     """A checkpoint can't be written, or what is there isn't this model's."""
+
+
+class PrunedError(ValueError):
+    """A checkpoint is gone: training has deleted it since it was listed, as newer ones were there."""
 
 
 def checkpoint_dir(workdir: str) -> pathlib.Path:
@@ -240,12 +245,49 @@ def restore_params(workdir: str, step: int, abstract_params):
       abstract_params: `jax.ShapeDtypeStruct`s with shardings on any mesh.
 
     Raises:
-      ValueError: There is none of that step, it holds other names or shapes, or it is damaged.
+      PrunedError: There is none of that step, or no more.
+      ValueError: It holds other names or shapes, or it is damaged.
       OSError: It can't be read.
     """
     path = checkpoint_dir(workdir) / str(step)
     if not path.is_dir():
-        raise ValueError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
+        raise PrunedError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
+    try:
+        return _restore_params(path, step, abstract_params)
+    except Exception as error:  # half of it is gone: whatever Orbax makes of that
+        if mesh_lib.from_process_0(path.is_dir()):
+            raise
+        raise PrunedError(
+            f"checkpoint {path} was deleted while it was read, as training goes on: only {steps_of(workdir)} are left"
+        ) from error
+
+
+def restore_newest_params(workdir: str, abstract_params) -> tuple[int, Any]:
+    """Returns (step, parameters) of the newest checkpoint, as `restore_params`; called by every process.
+
+    A run that is trained meanwhile may delete what was the newest when it was looked for; then it is looked for again.
+
+    Args:
+      workdir: Folder of the run.
+      abstract_params: `jax.ShapeDtypeStruct`s with shardings on any mesh.
+
+    Raises:
+      ValueError: As `restore_params`, or there is no checkpoint.
+      OSError: It can't be read.
+    """
+    for tries in range(_NUM_TRIES):
+        step = mesh_lib.from_process_0(max(steps_of(workdir), default=0))
+        if not step:
+            break
+        try:
+            return step, restore_params(workdir, step, abstract_params)
+        except PrunedError:
+            if tries == _NUM_TRIES - 1:
+                raise
+    raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
+
+
+def _restore_params(path: pathlib.Path, step: int, abstract_params):
     manifest = _verify(path, step)
     context = ocp.Context()
     context.pytree.loading.partial_load = True

@@ -99,14 +99,13 @@ def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[
         num_clips = len(loader.open_split(config.data.dir, config.data.split, 0, config.data.folds))
     phases = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
     steps, stops = checkpoint.steps_of(workdir), [phase.stop for phase in phases]
-    if not steps:
-        raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
+    newest, params = checkpoint.restore_newest_params(workdir, abstract)
     loaded = {}
-    for step in [*(s for s in stops if s in steps and s < steps[-1]), steps[-1]]:
+    for step in [*(s for s in stops if s in steps and s < newest), newest]:
         done = phases_lib.phase_at(phases, step - 1).config.name
         name = done if step in stops else f"{done}, step {step}"
-        loaded[name] = (step, checkpoint.restore_params(workdir, step, abstract))
+        loaded[name] = (step, params if step == newest else checkpoint.restore_params(workdir, step, abstract))
     return loaded
 
 

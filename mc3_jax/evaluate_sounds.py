@@ -93,6 +93,12 @@ def _scores(
     if not steps:
         raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
     for step in steps:
+        try:
+            params = checkpoint.restore_params(workdir, step, abstract)
+        except checkpoint.PrunedError:  # training goes on
+            if step < steps[-1]:
+                continue
+            step, params = checkpoint.restore_newest_params(workdir, abstract)
         batches = loader.eval_batches(
             source, tokenizer_lib.blank(config.model.text.num_tokens), batch_size=config.eval.batch_size,
             num_samples=data.num_samples or None, hop_samples=config.eval.hop_samples or None,
@@ -100,7 +106,6 @@ def _scores(
             num_threads=data.num_threads, num_workers=data.num_workers, prefetch=data.prefetch,
         )  # fmt: skip
         with contextlib.closing(batches), jax.set_mesh(mesh):
-            params = checkpoint.restore_params(workdir, step, abstract)
             found = class_scores(classify, params, batches, len(source), config.model.num_classes, mesh)
         yield step, *found
 

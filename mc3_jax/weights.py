@@ -90,7 +90,10 @@ def read_run(workdir: str, step: int = 0) -> Flat:
     """
     shapes = checkpoint.unflatten(param_shapes(read_model_config(workdir)))
     abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(), shapes)
-    params = checkpoint.restore_params(workdir, step or checkpoint.steps_of(workdir)[-1], abstract)
+    if step:
+        params = checkpoint.restore_params(workdir, step, abstract)
+    else:
+        _, params = checkpoint.restore_newest_params(workdir, abstract)
     return {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(params).items()}
 
 

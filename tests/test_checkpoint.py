@@ -183,6 +183,45 @@ def test_a_checkpoint_that_may_not_be_read_is_no_damage(saved, monkeypatch):
     assert not list(checkpoint.checkpoint_dir(workdir).glob("*damaged*"))
 
 
+@pytest.mark.parametrize("moment", ["before", "between", "within"])
+def test_a_checkpoint_that_training_deletes_meanwhile_is_no_damage_and_the_newest_is_taken(
+    saved, tmp_path, monkeypatch, moment
+):
+    shutil.copytree(saved, tmp_path / "run")
+    workdir, (_, abstract) = str(tmp_path / "run"), make_state(make_mesh((1, 1)), 1)
+    folder = checkpoint.checkpoint_dir(workdir)
+    where = {"before": "steps_of", "between": "_verify", "within": "check_shapes"}[moment]  # metadata are read by then
+    real, gone = getattr(checkpoint, where), []
+
+    def meanwhile(*args):
+        found = real(*args)
+        if not gone:
+            gone.append((folder / "2").rename(folder / "2.deleting"))  # as `Checkpoints` does first
+        return found
+
+    monkeypatch.setattr(checkpoint, where, meanwhile)
+    step, params = checkpoint.restore_newest_params(workdir, abstract["params"])
+    assert step == 1
+    assert same_bits(params, make_state(make_mesh((1, 1)), 1)[0]["params"])
+    with pytest.raises(checkpoint.PrunedError, match=r"has no checkpoint of step 2, only of \[1\]"):
+        checkpoint.restore_params(workdir, 2, abstract["params"])
+
+
+def test_a_run_that_deletes_faster_than_is_read_is_told_and_not_called_damaged(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, tmp_path / "run")
+    workdir, (_, abstract) = str(tmp_path / "run"), make_state(make_mesh((1, 1)), 1)
+    folder = checkpoint.checkpoint_dir(workdir)
+
+    def meanwhile(path, step, real=checkpoint._verify):
+        shutil.copytree(path, folder / str(step + 1))
+        shutil.rmtree(path)
+        return real(path, step)
+
+    monkeypatch.setattr(checkpoint, "_verify", meanwhile)
+    with pytest.raises(checkpoint.PrunedError, match=r"6 was deleted while it was read, .* only \[1, 7\] are left"):
+        checkpoint.restore_newest_params(workdir, abstract["params"])
+
+
 def test_a_checkpoint_of_another_model_is_no_damage(saved):
     _, abstract = make_state(make_mesh((1, 1)), 1)
     del abstract["params"]["video"]

@@ -53,6 +53,7 @@ for _module in ("numpy.core", "numpy._core"):
 
 # Libraries that hold a run's settings; their objects do nothing here, whether or not they are installed.
 _SETTINGS = {"addict", "easydict", "munch", "omegaconf", "yacs"}
+_MAX_DIMS = 64  # PyTorch's and NumPy's
 _MAX_OPCODES = 20_000_000  # A checkpoint has thousands; more would only keep us busy.
 # Opcodes whose argument is the value itself.
 _LITERALS = {
@@ -333,6 +334,8 @@ def _call(function, args):
         return Opaque(function.origin)
     module, name = function.module, function.name
     if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+        if len(args) > _MAX_DIMS:  # as for shapes below; PyTorch gives seven
+            raise RefusedError(f"has a tensor made of {len(args)} values: damaged, download or copy it again")
         return _make_tensor(name, *args)
     if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
         return args[0]
@@ -352,6 +355,9 @@ def _call(function, args):
 
 def _make_tensor(function: str, storage, offset, shape, strides, *rest):
     """Returns the tensor that PyTorch's function of that name would make of these arguments."""
+    # First of all: thousands of tensors may share one shape, and each would be looked through.
+    if not all(isinstance(sizes, tuple | list) and len(sizes) <= _MAX_DIMS for sizes in (shape, strides)):
+        raise RefusedError(f"has a tensor of more than {_MAX_DIMS} dimensions: damaged, download or copy it again")
     if not isinstance(storage, Storage) or not _is_sizes((offset, *shape, *strides)) or len(shape) != len(strides):
         raise RefusedError("has a tensor without a storage or sizes: damaged, download or copy it again")
     dtype, metadata = storage.dtype, rest[2:]

@@ -290,6 +290,20 @@ def test_bombs_end_in_one_line(tmp_path):
         assert "\n" not in str(error.value), bomb
 
 
+def test_a_long_shape_that_many_tensors_share_is_not_looked_through(tmp_path, monkeypatch):
+    """A file of half a megabyte would keep the reader busy for minutes."""
+    looked_at = []
+    monkeypatch.setattr(torch_pickles, "_is_sizes", lambda values: looked_at.append(len(values)) or True)
+    ones = (1,) * 200_000
+    made = torch_files.tensor(torch_files.floats("0", 1), 0, ones, ones)
+    with pytest.raises(ValueError, match="has a tensor of more than 64 dimensions: damaged, download"):
+        checkpoint_files.read_tensors(torch_files.write_bare(tmp_path / "weights.pth", torch_files.dump({"w": made})))
+    made.args += (False,) * 200_000
+    with pytest.raises(ValueError, match="has a tensor made of 200006 values"):
+        checkpoint_files.read_tensors(torch_files.write_bare(tmp_path / "weights.pth", torch_files.dump({"w": made})))
+    assert max(looked_at) < 10  # of the storage
+
+
 def test_a_long_list_is_not_made_a_dictionary_again_and_again():
     pairs = literal([("k", i) for i in range(1000)]) + b"r\xff\xff\x00\x00"
     code = name("collections", "OrderedDict") + b"r\xfe\xff\x00\x00" + pairs + b"\x85R0"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command of ours on this machine, and again as often as it ends with 75: told to go, its state is saved.
+# Runs a command of ours on this machine, and again as often as it ends with 75: told to go, its state is saved. Where it
+# ends with 76, a process was lost or hangs, it begins again three times, as long as each time has left a newer checkpoint.
 #
 #   launch/local.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d
 #
@@ -24,9 +25,23 @@ if [[ $dry_run ]]; then
   exit
 fi
 
+workdir=
+for word in "$@"; do [[ $word != --workdir=* ]] || workdir=${word#*=}; done
+
+# Prints the step of the run's newest checkpoint, 0 where there is none.
+newest_step() {
+  local path step newest=0
+  for path in "$workdir"/checkpoints/*; do
+    step=${path##*/}
+    [[ $step == *[!0-9]* ]] || ((10#$step <= newest)) || newest=$((10#$step))
+  done
+  echo "$newest"
+}
+
 child=
 told=
 signalled=
+lost=0
 forward() {
   told=1
   signalled=1
@@ -35,6 +50,7 @@ forward() {
 trap forward TERM INT
 
 while true; do
+  before=$(newest_step)
   "${command[@]}" &
   child=$!
   [[ ! $told ]] || kill -TERM "$child"  # told between two starts
@@ -44,6 +60,11 @@ while true; do
     wait "$child" || status=$?
     [[ $signalled ]] || break  # else the signal has ended the wait, not the process
   done
-  if ((status != 75)) || [[ $told ]]; then exit "$status"; fi
-  echo "$0: status 75, starting again" >&2
+  if ((status == 76 && lost < 3 && $(newest_step) > before)); then
+    ((lost += 1))
+  elif ((status != 75)); then
+    exit "$status"
+  fi
+  [[ ! $told ]] || exit "$status"
+  echo "$0: status $status, starting again" >&2
 done

@@ -13,7 +13,11 @@ for word in "$@"; do [[ ! -e queue.{name}.$word ]] || queue={name}.$word; done
 [[ -e queue.$queue ]] || exit 0
 read -r status text <queue.$queue
 (($(wc -l <queue.$queue) == 1)) || sed -i 1d queue.$queue
-[[ -z $text ]] || echo "$text"
+if [[ $text == "makes "* ]]; then
+  mkdir -p "${{text#makes }}"
+elif [[ -n $text ]]; then
+  echo "$text"
+fi
 if [[ $status == until_term ]]; then
   trap 'exit 75' TERM
   while true; do sleep 0.05; done
@@ -29,7 +33,8 @@ def make(folder: pathlib.Path, *names: str, **queues: list[str]) -> dict[str, st
       folder: Empty; the file `calls` in it will hold one line per call.
       *names: Of the programs.
       **queues: Name, or name__word for calls with that word → how the calls end: "STATUS [OUTPUT]" each, the last one for
-        all that follow; "until_term" goes on until SIGTERM and ends with 75. Without one a call ends with 0.
+        all that follow; "STATUS makes FOLDER" makes one first; "until_term" goes on until SIGTERM and ends with 75. Without
+        one a call ends with 0.
     """
     for name in names:
         program = folder / name

@@ -43,7 +43,10 @@ def embed_queries(
     """
     if empty := [text for text in texts if not text.strip()]:
         raise ValueError(f"--text {empty[0]!r} is empty: write what is to be found")
-    found = dict(zip(texts, model.embed_text(list(texts)), strict=True)) if texts else {}
+    try:
+        found = dict(zip(texts, model.embed_text(list(texts)), strict=True)) if texts else {}
+    except ValueError as error:
+        raise ValueError(f"--text: {error}; here by --tokenizer FOLDER") from error
     for path in sounds:
         try:
             waveform, rate = _read_sound(path)
@@ -77,7 +80,13 @@ def embed_moments(
     mesh = mesh_lib.make_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
-    embed = jax.jit(model_lib.make_embed_fn(model_lib.make_model(model.config), model.config))
+    embed_all = model_lib.make_embed_fn(model_lib.make_model(model.config), model.config)
+
+    @jax.jit
+    def embed(params, batch):
+        out = embed_all(params, batch)
+        return {tower: out[tower] for tower in ("audio", "video")}  # XLA leaves out the text tower
+
     batches = loader.eval_batches(
         source, tokenizer_lib.blank(model.config.text.num_tokens), batch_size=batch_size, num_threads=num_threads,
         prefetch=num_threads,

@@ -70,6 +70,14 @@ def test_a_second_question_embeds_no_clip_again_and_another_model_does(finished,
     assert search._made_of(other, source) != digest
 
 
+def test_a_model_without_a_tokenizer_answers_sounds_and_says_what_texts_need(finished):
+    model = mc3_jax.load(finished[1])
+    model._tokenize = None
+    with pytest.raises(ValueError, match="--text: .*; here by --tokenizer FOLDER"):
+        search.embed_queries(model, [TEXT], [])
+    assert search.embed_queries(model, [], []) == {moments_lib.AGREEMENT: None}
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

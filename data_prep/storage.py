@@ -332,7 +332,8 @@ def scratch_folder(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
         with contextlib.suppress(OSError), _locked(orphan):  # the kernel drops a killed process's lock
             if (orphan / _OURS).is_file() and time.time() - orphan.stat().st_mtime > _ORPHAN_S:
                 shutil.rmtree(orphan, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name, _locked(pathlib.Path(name)):
+    # Another process may look just now whether the new folder is an orphan, and lets go of it.
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name, _locked(pathlib.Path(name), wait=True):
         (pathlib.Path(name) / _OURS).touch()
         yield pathlib.Path(name)
 
@@ -353,11 +354,11 @@ def temporary_files(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Raises OSError where another process holds the lock."""
+def _locked(folder: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
+    """Waits where another process holds the lock, or raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

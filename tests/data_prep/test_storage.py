@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 
 import fsspec
 import pytest
@@ -233,6 +234,26 @@ def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted([used.name, young.name, foreign.name, mine.name])
     os.close(descriptor)
     assert not mine.exists()
+
+
+def test_a_new_scratch_folder_waits_for_a_process_that_looks_whether_it_is_an_orphan(tmp_path, monkeypatch):
+    ends = threading.Event()
+
+    def end(descriptor: int) -> None:
+        ends.set()
+        os.close(descriptor)
+
+    class Seen(tempfile.TemporaryDirectory):
+        def __enter__(self) -> str:
+            descriptor = os.open(self.name, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            threading.Timer(0.3, end, [descriptor]).start()
+            return super().__enter__()
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Seen)
+    with storage.scratch_folder(tmp_path) as mine:
+        assert mine.is_dir()
+        assert ends.is_set()
 
 
 def test_libraries_make_their_temporary_files_in_a_scratch_folder(tmp_path):

@@ -8,8 +8,12 @@ import shutil
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Machine code is made in half the time without LLVM's optimisations; XLA's own, which decide what is computed, stay.
-_FLAGS = ("force_host_platform_device_count=8", "backend_optimization_level=0", "llvm_disable_expensive_passes=true")
+# Machine code is made in half the time without LLVM's optimisations and by XLA's older emitters; XLA's own optimisations,
+# which decide what is computed, stay.
+_FLAGS = (
+    "force_host_platform_device_count=8", "backend_optimization_level=0", "llvm_disable_expensive_passes=true",
+    "cpu_use_fusion_emitters=false",
+)  # fmt: skip
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--xla_{flag}" for flag in _FLAGS)]).strip()
 
 import jaxtyping

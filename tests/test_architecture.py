@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -34,7 +36,8 @@ ALLOWED = {
     "workdir": {"checkpoint", "config", "mesh"},
     "checkpoint": {"integrity", "mesh"},
     "integrity": set(),
-    "metric_writer": {"progress"},
+    "metric_writer": {"event_file", "progress"},
+    "event_file": set(),
     "mfu": {"config", "hlo", "model", "topology"},
     "interrupt": set(),
     "progress": set(),
@@ -92,6 +95,13 @@ def violations(root: pathlib.Path) -> list[str]:
 
 def test_imports_go_one_way():
     assert violations(ROOT) == []
+
+
+def test_programs_start_without_what_they_may_not_need():
+    """tensorboardX imports torch where there is one."""
+    code = "import sys, mc3_jax.train, mc3_jax.evaluate; print(*{'torch', 'tensorboardX', 'wandb'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize(

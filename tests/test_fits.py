@@ -120,10 +120,8 @@ def assert_equal(left, right):
         assert np.max(np.abs(ours[name] - gradient)) <= 1e-5 * max(np.max(np.abs(gradient)), 1e-12), name
 
 
-LARGE = [pytest.param(*case, marks=pytest.mark.large) for case in ((True, "dots"), (False, "full"))]
-
-
-@pytest.mark.parametrize(("scan_layers", "remat"), [pytest.param(True, "full", marks=pytest.mark.slow), *LARGE])
+@pytest.mark.large
+@pytest.mark.parametrize(("scan_layers", "remat"), [(True, "full"), (True, "dots"), (False, "full")])
 def test_layers_as_a_loop_and_rematerialisation_change_no_gradient(scan_layers, remat):
     assert_equal(model_gradients(scan_layers=scan_layers, remat=remat), model_gradients())
 

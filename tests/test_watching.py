@@ -280,6 +280,7 @@ with Watchdog(2) as dog:
 """
 
 
+@pytest.mark.slow  # waits
 def test_a_process_that_hangs_ends_and_says_where():
     done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=120, cwd=world.ROOT)
     assert done.returncode == mesh_lib.LOST, done.stderr

@@ -59,7 +59,7 @@ def test_a_shard_that_lost_an_annotation_is_told(tmp_path):
         shards.write_shard(task, str(tmp_path), "clips", make_small, {})
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_worker_that_fails_prints_no_traceback(tmp_path, capfd, num_workers):
     with pytest.raises(ValueError, match="a worker failed: two clips have the id same"):
         test_shards.run([shards.ShardTask("train", 0, 1, ({},))], tmp_path, {}, num_workers, test_shards.make_doubles)

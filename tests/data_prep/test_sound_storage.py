@@ -98,6 +98,7 @@ def test_the_data_sets_compared_below_hold_clips_and_reasons(local):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hdf5", "esc"])
 def test_from_bucket_to_bucket_two_workers_make_what_one_process_makes_on_disks(places, local, buckets, tmp_path, kind):
     shutil.copytree(places, buckets / "mine" / "in")
@@ -275,6 +276,7 @@ def test_two_parts_and_a_run_without_make_what_one_run_makes(places, local, tmp_
     assert content(folder) == local[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hdf5", "esc"])
 def test_killed_at_any_step_it_goes_on_behind_the_last_finished_file(places, tmp_path, kind):
     command, inputs = COMMANDS[kind][0], [word.format(places) for word in COMMANDS[kind][1]]

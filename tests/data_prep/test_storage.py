@@ -55,6 +55,7 @@ def convert(root: str | pathlib.Path, out: str | pathlib.Path, scratch: pathlib.
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_from_bucket_to_bucket_two_workers_make_the_data_set_that_disks_make(root, local, buckets, tmp_path):
     shutil.copytree(root, buckets / "mine" / "ego4d")
     (tmp_path / "scratch").mkdir()

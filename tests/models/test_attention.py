@@ -147,7 +147,7 @@ ENCODERS = {
         ("audio", False, "none", False),
         ("video", True, "full", True),
         ("video of many frames", False, "none", False),
-        pytest.param("video", False, "dots", True, marks=pytest.mark.slow),
+        pytest.param("video", False, "dots", True, marks=pytest.mark.large),
     ],
 )
 def test_a_whole_encoder_is_the_same_in_both_forms(name, scan_layers, remat, on_a_mesh):

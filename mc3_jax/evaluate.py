@@ -190,7 +190,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     source = loader.open_split(config.data.dir, config.eval.split, num_frames, option="--config.eval.split")
     _check_labels(config, source.info)
     text = config.model.text
-    weights_path = workdir if has_run else config.checkpoint
+    weights_path = workdir if has_run else config.checkpoint or config.init.text
     tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
     tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
     model = model_lib.make_model(config.model)

@@ -97,6 +97,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
+    is_trained = bool(checkpoint.steps_of(workdir))
     looked_at = phases_lib.all_modalities(config.phases)
     num_frames = config.model.video.num_frames if "video" in looked_at else 0
     source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)
@@ -105,6 +106,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     tokenize = tokenizer_lib.blank(text.num_tokens)
     if "text" in looked_at:
         tokenizer = vocabulary.name_for_training(workdir, config.data.tokenizer)
+        if not is_trained:
+            _check_tokenizer(config.init.text, tokenizer)
         tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
         digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(tokenizer)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
@@ -115,7 +118,6 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     validation = None
     if config.validation.every_steps:
         validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames)
-    is_trained = bool(checkpoint.steps_of(workdir))
     initial, notes = ({}, []) if is_trained else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
@@ -141,6 +143,14 @@ def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):
 
     mesh_lib.on_process_0(start)
     return found[0] if found else None
+
+
+def _check_tokenizer(start: str, tokenizer: str) -> None:
+    try:
+        if start:
+            vocabulary.find(start, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"config.data.tokenizer: {error}; config.init.text starts from it") from error
 
 
 def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:

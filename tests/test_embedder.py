@@ -1,5 +1,6 @@
 """`mc3_jax.load`: a run, a folder or a checkpoint becomes a model; what it embeds is what evaluation embeds."""
 
+import copy
 import inspect
 import json
 import pathlib
@@ -14,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 import mc3_jax
-from mc3_jax import convert, embedder, model as model_lib, vocabulary, weights
+from mc3_jax import convert, embedder, evaluate, model as model_lib, train, vocabulary, weights
 from mc3_jax.data import loader, tokenizer, transforms
 from tests import golden_models
 
@@ -114,6 +115,22 @@ def other_tokenizer(finished, tmp_path_factory):
     content["model"]["vocab"] = dict(zip(tokens, [*range(5), *reversed(range(5, len(tokens)))], strict=True))
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return str(folder)
+
+
+def test_a_text_tower_starts_with_the_tokenizer_it_has_learned_or_not_at_all(finished, other_tokenizer, tmp_path):
+    config = copy.deepcopy(finished[0])
+    config.init.text, config.data.tokenizer = finished[1], other_tokenizer
+    with pytest.raises(ValueError, match=r"^config.data.tokenizer: .* not the tokenizer .* that is in .*; config.init"):
+        train.set_up(config, str(tmp_path / "new"))
+    place = shutil.copytree(finished[1], tmp_path / "run")
+    shutil.rmtree(place / "tokenizer")
+    values = json.loads((place / "config.json").read_text())
+    values["data"]["tokenizer"] = other_tokenizer  # overwritten since
+    (place / "config.json").write_text(json.dumps(values))
+    config.init.text, config.phases = str(place), []
+    with pytest.raises(ValueError, match=r"^config.data.tokenizer: .* not the tokenizer .* name that one"):
+        evaluate.evaluate(config, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_whose_tokenizer_has_gone_embeds_text_by_its_copy_and_without_one_all_but_text(

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests import world
 
 # Joins as each line of standard input has the environment, all at once. A fork for each saves the imports.
@@ -37,6 +39,7 @@ STEP = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_process_that_slurm_starts_alone_on_its_node_takes_all_devices_and_waits_for_nobody():
     """Of several on one node each takes one device; who waits for others says so, and where."""
     two = {"SLURM_NTASKS": "2"}

@@ -72,6 +72,7 @@ def test_a_file_is_evaluated_without_a_run_and_as_the_run_it_came_from(finished,
     assert (tmp_path / "results" / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_evaluating_a_file_needs_no_workdir_on_the_command_line(exported, data, tmp_path):
     path = tmp_path / "small.py"
     path.write_text(

@@ -44,7 +44,7 @@ def make_too_large(item: dict, settings: dict):
 
 
 # A process of its own, for what is said at import and for a log that no test framework has set up.
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [pytest.param(make_small, marks=pytest.mark.large), make_and_speak])
 def test_stderr_has_what_others_say_and_nothing_of_beam(tmp_path, num_workers, make):
     program = (
@@ -92,7 +92,12 @@ def test_a_worker_that_does_not_start_ends_the_run_and_says_why(tmp_path, capfd,
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "told", "words"), [(1, "no 9 GiB", "no 9 GiB"), (1, "", "MemoryError"), (2, "", "MemoryError")]
+    ("num_workers", "told", "words"),
+    [
+        (1, "no 9 GiB", "no 9 GiB"),
+        (1, "", "MemoryError"),
+        pytest.param(2, "", "MemoryError", marks=pytest.mark.slow),
+    ],
 )
 def test_too_little_memory_is_one_line(tmp_path, capfd, num_workers, told, words):
     with pytest.raises(ValueError, match=rf"^a worker had too little memory \({words}\): take fewer --num_workers$"):

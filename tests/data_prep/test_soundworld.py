@@ -158,6 +158,7 @@ def test_materials_can_be_told_apart_by_ear_but_not_perfectly():
     assert accuracy < 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_control_alone_tells_the_label(control_scores, seed):
     labels, verbs, loudness, onsets = control_scores[seed]

@@ -25,7 +25,11 @@ class EventFile:
         self._file.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one row."""
+        """Writes one row.
+
+        Raises:
+          OSError: It can't be written; the file is closed.
+        """
         try:
             for name, value in scalars.items():
                 self._write(step=step, summary=summary.scalar(name, value))

@@ -17,6 +17,10 @@ RUN_FLAGS = --config=configs/demo.py --workdir=$(WORK)/train --config.seed=$(SEE
 KEEP_MEMORY = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:$\
 	glibc.malloc.top_pad=67108864
 
+# pip would turn 2 GB of libraries into bytecode, one file after the other, for over a minute; Python does so with those it
+# imports, once, unless it is told not to.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-ci test test-slow test-large soak tables slurm lint clean install
 
 install: $(VENV)/.installed
@@ -24,7 +28,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -e '.[prep,test]'
+	$(PY) -m pip install --quiet --no-compile -e '.[prep,test]'
 	touch $@
 
 # Narrated mp4 files -> ArrayRecord clips -> align -> refine -> evaluation -> a page to look at.

@@ -36,8 +36,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Files that train come first, the longest before all, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: (item.path.parent != world.ROOT / "tests", item.path.name != "test_survival.py"))
+    """Files that train come first, the longest before all, so that no process is left alone with them at the end.
+
+    The longest makes the world and the run that others share; theirs come behind those that would not wait for them.
+    """
+    tests = world.ROOT / "tests"
+    sharing = {item.path for item in items if {"data", "finished"} & set(item.fixturenames)}
+    longest = sharing & {tests / "test_survival.py"} or sharing & {tests / "test_train.py"}
+    items.sort(key=lambda item: (item.path.parent != tests, item.path not in longest, item.path in sharing))
 
 
 @pytest.fixture

@@ -258,7 +258,7 @@ class PhaseConfig:
       mixup: Parameter of the Beta distribution by which each sound is mixed with another of the batch, and its class too
         (Zhang et al., ICLR 2018; of waveforms, as AST); 0 is off.
       consensus: Details of Eq. 2 and 3.
-      trainable: Towers that learn, their projections with them, and "classifier".
+      trainable: Towers that learn, their projections with them, and "classifier". Of them do so those that the loss looks at.
       optimizer: This phase's.
       reset_optimizer: Start from fresh moments instead of the previous phase's (open: kept).
     """

@@ -5,14 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mc3_jax import config as config_lib, hlo, model as model_lib, topology as topology_lib
+from mc3_jax import config as config_lib, hlo, model as model_lib, phases as phases_lib, topology as topology_lib
 
 
 def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> float:
     """Returns the FLOPs a clip takes in a training step, by the model's definition.
 
-    Matrix products of the forward pass, three times of towers that learn and once of others; neither what is computed again
-    to save memory nor the front end is in it.
+    Matrix products of the forward pass of the towers that the phase's loss looks at, three times of those that learn and once
+    of others; neither what is computed again to save memory nor the front end is in it.
     """
     plain = dataclasses.replace(config.model, scan_layers=True, remat="none", attention="einsum")
     model, total = model_lib.make_model(plain), 0.0
@@ -25,8 +25,8 @@ def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> flo
         "video": {"video": jax.ShapeDtypeStruct((1, video.num_frames, size, size, 3), jnp.float32)},
         "text": {"text_ids": ids, "text_mask": ids},
     }
-    for tower, arguments in inputs.items():
-        lowered = jax.jit(lambda p, x: model.apply({"params": p}, **x)).lower(params, arguments)
+    for tower in phases_lib.modalities(phase):
+        lowered = jax.jit(lambda p, x: model.apply({"params": p}, **x)).lower(params, inputs[tower])
         text_of_it = lowered.compiler_ir("hlo").as_hlo_text()
         total += hlo.count(text_of_it).flops * (3 if tower in phase.trainable else 1)
     return total

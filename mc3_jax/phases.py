@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import optax
 
-from mc3_jax.config import MODALITIES, OptimizerConfig, PhaseConfig
+from mc3_jax.config import CLASSIFIER, MODALITIES, OptimizerConfig, PhaseConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,8 @@ def _decayed(params):
 def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
     """Returns the phase's transformation of gradients, without the learning rate (see `learning_rate`).
 
-    Towers that don't learn get zero updates and no optimizer state.
+    Towers that don't learn, or that the phase's loss does not look at, get zero updates and no optimizer state: a gradient
+    that is nowhere but zero would leave decay, and the moments of the phase before, to move them.
 
     Args:
       phase: Its `optimizer` and `trainable`.
@@ -99,7 +100,7 @@ def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
     if config.weight_decay > 0:
         steps.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
     learns = optax.chain(*steps)
-    learning = {*phase.trainable, *(["loss"] if phase.learn_scale else [])}
+    learning = {*phase.trainable}.intersection((*modalities(phase), CLASSIFIER)) | ({"loss"} if phase.learn_scale else set())
     if all(name in learning for name in params):
         return learns
     labels = {name: "learns" if name in learning else "frozen" for name in params}

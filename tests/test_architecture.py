@@ -38,7 +38,7 @@ ALLOWED = {
     "integrity": set(),
     "metric_writer": {"event_file", "progress"},
     "event_file": set(),
-    "mfu": {"config", "hlo", "model", "topology"},
+    "mfu": {"config", "hlo", "model", "phases", "topology"},
     "interrupt": set(),
     "progress": set(),
     "provenance": set(),

@@ -1,5 +1,6 @@
 """`python -m mc3_jax.compile`: what it prints, what it refuses, and what the paper's step does on eight chips."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from mc3_jax import (
@@ -78,6 +80,13 @@ def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():
     all_learn = compile_lib.model_flops(config, config.phases[1])
     config.phases[1].trainable = ("audio", "text")
     assert all_learn / 3 < compile_lib.model_flops(config, config.phases[1]) < all_learn
+
+
+def test_towers_that_a_phase_does_not_look_at_cost_nothing():
+    config = small_config()
+    whole = compile_lib.model_flops(config, config.phases[0])
+    parts = [dataclasses.replace(config.phases[0], pairs=(pair,)) for pair in ("av", "al", "vl")]
+    np.testing.assert_allclose(sum(compile_lib.model_flops(config, part) for part in parts), 2 * whole)
 
 
 def test_the_share_of_the_peak_is_that_of_all_devices_and_unknown_where_their_data_sheet_is(monkeypatch):

@@ -79,6 +79,16 @@ def test_frozen_towers_get_no_update_and_no_moments():
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(PARAMS["audio"]))
 
 
+def test_a_tower_that_the_loss_does_not_look_at_stays_where_it_is():
+    """Neither decay nor what is left of the moments may move it."""
+    phase = PhaseConfig(pairs=("av",), optimizer=OptimizerConfig(weight_decay=0.1))
+    tx = phases_lib.make_optimizer(phase, PARAMS)
+    updates, state = tx.update(GRADS | {"text": jax.tree.map(jnp.zeros_like, GRADS["text"])}, tx.init(PARAMS), PARAMS)
+    assert all((leaf == 0).all() == (name == "text") for name in PARAMS for leaf in jax.tree.leaves(updates[name]))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert moments == 2 * sum(leaf.size for name in ("audio", "video") for leaf in jax.tree.leaves(PARAMS[name]))
+
+
 def test_only_kernels_decay():
     decayed = phases_lib.make_optimizer(PhaseConfig(optimizer=OptimizerConfig(weight_decay=0.5)), PARAMS)
     plain = phases_lib.make_optimizer(PhaseConfig(), PARAMS)

@@ -34,6 +34,7 @@ def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) ->
         raise ValueError(
             f"no tokenizer folder {path}: copy distilbert-base-uncased there or run `python -m data_prep.vocabulary`"
         )
+    _check_files(pathlib.Path(path))
     tokenizer = _open(path)
     backend = tokenizer.backend_tokenizer
     size = backend.get_vocab_size(with_added_tokens=True)
@@ -78,6 +79,18 @@ def holds_tokenizer(folder: str | os.PathLike) -> bool:
     return any((pathlib.Path(folder) / name).is_file() for name in _ENOUGH)
 
 
+def _check_files(folder: pathlib.Path) -> None:
+    """Raises a ValueError where a folder has none of the files by which tokenizers are told apart.
+
+    Those of byte-pair encoding may consist of `vocab.json` and `merges.txt` alone.
+    """
+    if not holds_tokenizer(folder):
+        raise ValueError(
+            f"{folder} holds no tokenizer: name a folder with {' or '.join(_ENOUGH)}; transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes the first"
+        )
+
+
 def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike, *, beside_model: bool = False) -> None:
     """Copies a tokenizer's files, in place of those of another.
 
@@ -93,8 +106,7 @@ def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike, *, besi
       ValueError: The source holds no tokenizer.
     """
     source, folder = pathlib.Path(source), pathlib.Path(folder)
-    if not holds_tokenizer(source):
-        raise ValueError(f"{source} holds no tokenizer: name a folder with {' or '.join(_ENOUGH)}")
+    _check_files(source)
     if source.resolve() == folder.resolve():
         return
     for name in FILES:

@@ -68,6 +68,11 @@ def test_a_copy_of_distilberts_tokenizer_gives_its_ids_without_the_model_it_came
 def test_what_can_not_be_copied_or_can_not_pad_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no tokenizer: name a folder with tokenizer.json or vocab.txt"):
         copy_tokenizer(tmp_path, tmp_path / "x")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")  # of such all would have one digest
+    (tmp_path / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "c": 5}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    with pytest.raises(ValueError, match="holds no tokenizer: name a folder with tokenizer.json or vocab.txt; trans"):
+        load_tokenizer(tmp_path, 8, 100)
     make_folder(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match="has no token to pad with: copy tokenizer_config.json"):

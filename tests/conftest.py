@@ -35,6 +35,7 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="seeded mutations, injuries and kills at full length")
 
 
+@pytest.hookimpl(trylast=True)  # of what `-m` leaves
 def pytest_collection_modifyitems(items):
     """Files that train come first, the longest before all, so that no process is left alone with them at the end.
 

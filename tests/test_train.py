@@ -326,10 +326,17 @@ def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_toke
         evaluate.evaluate(config, str(tmp_path / "elsewhere"))
 
 
-def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(data, tmp_path):
+def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(finished, data, tmp_path, capsys):
     config = world.small_config(data)
     config.phases = []
+    # Two towers start at random, the third has learned another tokenizer than the one that is named.
+    config.init.text, config.data.tokenizer = finished[1], str(shutil.copytree(data / "vocabulary", tmp_path / "other"))
+    with (tmp_path / "other" / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
     found = evaluate.evaluate(config, str(tmp_path / "untrained"))
+    told = capsys.readouterr().err
+    assert f"other is not the tokenizer that the text tower of {finished[1]} has learned" in told
+    assert f"that is in {finished[1]}/tokenizer, which is taken" in told
     assert found["step"] == 0
     assert json.loads((tmp_path / "untrained" / "results.json").read_text())["checkpoint"] == "untrained"
     with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import jax
 
 from benchmarks import record, train_step
-from mc3_jax import compile as compile_lib, config as config_lib, hlo, mesh as mesh_lib
+from mc3_jax import compile as compile_lib, config as config_lib, hlo, hlo_text, mesh as mesh_lib
 from mc3_jax.models import layers
 
 PRODUCTS, ATTENTION, COPIES = "matrix products by cuBLAS", "attention by cuDNN", "copies"
@@ -66,7 +66,7 @@ def sort_events(events: Iterator[tuple[str, float]], text: str) -> dict[str, lis
       events: (name, milliseconds).
       text: The compiled program's.
     """
-    computations, _ = hlo.parse(text)
+    computations, _ = hlo_text.parse(text)
     # GPU kernels have an instruction's name with underscores.
     found = {
         re.sub(r"[.-]", "_", instruction.name): (computation, instruction)

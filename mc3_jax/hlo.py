@@ -1,17 +1,20 @@
 """What a compiled program does, counted from XLA's text of it: FLOPs, bytes of memory and bytes of collectives.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs; here it counts as often as the loop goes round.
-Counts are for one device of an SPMD program. Formats are those of `jax.stages.Compiled.as_text()` for CPU, TPU and
-NVIDIA GPU; the meaning of instructions is that of https://openxla.org/xla/operation_semantics.
+Counts are for one device of an SPMD program. The meaning of instructions is that of
+https://openxla.org/xla/operation_semantics.
 """
 
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
+
+from mc3_jax import hlo_text
+from mc3_jax.hlo_loops import trip_count
+from mc3_jax.hlo_text import Computation, Instruction, Shape
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 # Instructions that name memory and move none of it.
@@ -19,64 +22,7 @@ _FREE = {
     "after-all", "bitcast", "constant", "get-tuple-element", "iota", "opt-barrier", "parameter", "partition-id", "tuple",
 }  # fmt: skip
 _SLICES = ("dynamic-slice", "gather", "slice")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
-_BITS = re.compile(r"^[a-z]+(\d+)")
 _WINDOW = re.compile(r"\b(size|stride|pad|lhs_dilate|rhs_dilate)=([\d_x-]+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """An array's element type, dimensions, and whether it lies in the device's main memory."""
-
-    dtype: str
-    dims: tuple[int, ...]
-    in_main_memory: bool = True
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size; padding by the device's tiling is not in it."""
-        bits = _BITS.match(self.dtype)
-        width = 8 if self.dtype == "pred" else int(bits[1]) if bits else 0  # a token has no size
-        return math.ceil(math.prod(self.dims) * width / 8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """A line of a program; `shapes` are those of its result, several where that is a tuple."""
-
-    name: str
-    opcode: str
-    shapes: tuple[Shape, ...]
-    operands: tuple[str, ...]
-    attributes: str
-    literal: str
-    is_root: bool
-
-    def called(self, attribute: str) -> str | None:
-        """Returns the computation an attribute names."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else None
-
-
-@dataclasses.dataclass
-class Computation:
-    """A function of a program: its instructions by name, in order."""
-
-    name: str
-    instructions: dict[str, Instruction]
-
-    @property
-    def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
-        return next(i for i in self.instructions.values() if i.is_root)
-
-    def parameter(self, number: int) -> Instruction:
-        """Returns the instruction that stands for an argument."""
-        return next(i for i in self.instructions.values() if i.opcode == "parameter" and i.literal == str(number))
-
-    def shapes(self, name: str) -> tuple[Shape, ...]:
-        """Returns the shapes of an instruction's result."""
-        return self.instructions[name].shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,77 +81,9 @@ class Counts:
         return sum(e.num_bytes * e.times for e in self.exchanges if e.kind == kind and dtype in (None, e.dtype))
 
 
-def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Returns the computations of a program by name, and the name of its entry.
-
-    Raises:
-      ValueError: The text is no HLO module.
-    """
-    computations, entry, current = {}, None, None
-    for line in text.splitlines():
-        line = re.sub(r"/\*.*?\*/", "", line)
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$", line)
-        if header and " = " not in line:
-            current = computations[header[2]] = Computation(header[2], {})
-            entry = header[2] if header[1] else entry
-        elif current is not None and (instruction := _instruction(line.strip())):
-            current.instructions[instruction.name] = instruction
-    if entry is None:
-        raise ValueError(f"no HLO module: it has no ENTRY computation; it begins with {text[:60]!r}")
-    return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-    head = re.match(r"(ROOT )?%?([\w.\-]+) = ", line)
-    if not head:
-        return None
-    rest = line[head.end() :]
-    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    opcode = re.match(r"\s*([\w\-]+)\(", rest[end:])
-    if not opcode:
-        return None
-    start = end + opcode.end() - 1
-    stop = _closing(rest, start)
-    inside = rest[start + 1 : stop - 1]
-    operands = () if opcode[1] in ("constant", "parameter", "iota") else tuple(_operands(inside))
-    shapes = tuple(_shapes(rest[:end]))
-    return Instruction(head[2], opcode[1], shapes, operands, rest[stop:], inside, bool(head[1]))
-
-
-def _closing(text: str, start: int) -> int:
-    """Returns the position behind the parenthesis that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if depth == 0:
-            return i + 1
-    raise ValueError(f"unbalanced parentheses in HLO: {text[:120]!r}")
-
-
-def _shapes(text: str) -> Iterator[Shape]:
-    for dtype, dims, layout in _ARRAY.findall(text):
-        sizes = tuple(int(size.strip("<=")) for size in dims.split(",") if size)
-        # S(0), or nothing, is main memory; others are the device's scratch memories.
-        yield Shape(dtype, sizes, re.search(r"S\([1-9]", layout) is None)
-
-
-def _operands(inside: str) -> Iterator[str]:
-    """Yields the names of operands, which may stand behind their shapes."""
-    depth, item = 0, ""
-    for character in inside + ",":
-        depth += character in "({["
-        depth -= character in ")}]"
-        if character == "," and depth == 0:
-            if item.strip():
-                yield item.split()[-1].lstrip("%")
-            item = ""
-        else:
-            item += character
-
-
 def count(text: str) -> Counts:
     """Returns what a program does, from its text."""
-    computations, entry = parse(text)
+    computations, entry = hlo_text.parse(text)
     counts = Counts()
     _count(computations, computations[entry], 1, counts, top=True)
     return counts
@@ -215,7 +93,7 @@ def count_instruction(computations: dict[str, Computation], computation: Computa
     """Returns what an instruction outside of fusions does in one run.
 
     Args:
-      computations: Of the program, see `parse`.
+      computations: Of the program, see `hlo_text.parse`.
       computation: That it stands in.
       instruction: Of it.
     """
@@ -423,82 +301,3 @@ def _read_of(fused: Computation, number: int, shapes: tuple[Shape, ...]) -> int:
 
 def _main(shapes: tuple[Shape, ...]) -> int:
     return sum(shape.num_bytes for shape in shapes if shape.in_main_memory)
-
-
-def trip_count(computations: dict, computation: Computation, loop: Instruction) -> int | None:
-    """Returns how often a `while` goes round: as the compiler noted it, or of a counter up to a constant; None if unknown."""
-    noted = re.search(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)', loop.attributes)
-    if noted:
-        return int(noted[1])
-    condition, body = (computations[loop.called(part)] for part in ("condition", "body"))
-    compared = _comparison(computations, condition)
-    if compared is None:
-        return None
-    place, limit, inclusive = compared
-    start = _element(computation, loop.operands[0], place)
-    step = _step(computations, body, place)
-    if start is None or not step or step < 0:
-        return None
-    return max(0, math.ceil((limit + inclusive - start) / step))
-
-
-@dataclasses.dataclass
-class _Values:
-    """Looks at the values of a computation through copies, and from within a fusion at those outside."""
-
-    computation: Computation
-    outside: "_Values | None" = None
-    passed: dict[str, str] = dataclasses.field(default_factory=dict)  # a fusion's parameter -> the operand's name outside
-
-    def source(self, name: str) -> tuple["_Values", Instruction]:
-        """Returns the instruction that made a value, and where it stands."""
-        if name in self.passed:
-            return self.outside.source(self.passed[name])
-        made = self.computation.instructions[name]
-        return self.source(made.operands[0]) if made.opcode in ("bitcast", "convert", "copy", "opt-barrier") else (self, made)
-
-    def entered(self, computations: dict, name: str) -> tuple["_Values", Instruction]:
-        """Returns the same, of a fusion the instruction within that makes its result."""
-        where, made = self.source(name)
-        if made.opcode != "fusion":
-            return where, made
-        called = computations[made.called("calls")]
-        passed = {called.parameter(i).name: operand for i, operand in enumerate(made.operands)}
-        return _Values(called, where, passed).source(called.root.name)
-
-    def constant(self, name: str) -> int | None:
-        """Returns a value that is a constant whole number, or None."""
-        _, made = self.source(name)
-        return int(made.literal) if made.opcode == "constant" and re.fullmatch(r"-?\d+", made.literal) else None
-
-    def place(self, name: str) -> int | None:
-        """Returns which element of a tuple a value is, or None."""
-        _, made = self.source(name)
-        found = re.search(r"\bindex=(\d+)", made.attributes)
-        return int(found[1]) if made.opcode == "get-tuple-element" and found else None
-
-
-def _comparison(computations: dict, condition: Computation) -> tuple[int, int, bool] | None:
-    """Returns (which element of the loop's state counts, the constant it is compared with, whether that is included)."""
-    where, compare = _Values(condition).entered(computations, condition.root.name)
-    direction = re.search(r"direction=(LT|LE)", compare.attributes)
-    if compare.opcode != "compare" or not direction:
-        return None
-    place, limit = where.place(compare.operands[0]), where.constant(compare.operands[1])
-    return None if place is None or limit is None else (place, limit, direction[1] == "LE")
-
-
-def _element(computation: Computation, name: str, place: int) -> int | None:
-    """Returns an element of a tuple where it is a constant."""
-    where, made = _Values(computation).source(name)
-    return where.constant(made.operands[place]) if made.opcode == "tuple" else None
-
-
-def _step(computations: dict, body: Computation, place: int) -> int | None:
-    """Returns what a loop's body adds to an element of its state, where that is a constant."""
-    if body.root.opcode != "tuple":
-        return None
-    where, add = _Values(body).entered(computations, body.root.operands[place])
-    if add.opcode != "add":
-        return None
-    return next((where.constant(b) for a, b in (add.operands, add.operands[::-1]) if where.place(a) == place), None)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from mc3_jax import hlo
+from mc3_jax import hlo, hlo_text
 
 
 def compiled(function, *shapes, **options) -> hlo.Counts:
@@ -286,7 +286,7 @@ def test_other_text_is_refused():
 
 
 def test_sizes_of_element_types():
-    sizes = [hlo.Shape(dtype, (3,)).num_bytes for dtype in ("f32", "bf16", "pred", "s4", "f8e4m3fn", "u64", "token")]
+    sizes = [hlo_text.Shape(dtype, (3,)).num_bytes for dtype in ("f32", "bf16", "pred", "s4", "f8e4m3fn", "u64", "token")]
     assert sizes == [12, 6, 3, 2, 3, 24, 0]
 
 

@@ -1,0 +1,135 @@
+"""XLA's text of a compiled program, read: computations, their instructions, and the shapes of these.
+
+Formats are those of `jax.stages.Compiled.as_text()` for CPU, TPU and NVIDIA GPU.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
+_BITS = re.compile(r"^[a-z]+(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array's element type, dimensions, and whether it lies in the device's main memory."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    in_main_memory: bool = True
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size; padding by the device's tiling is not in it."""
+        bits = _BITS.match(self.dtype)
+        width = 8 if self.dtype == "pred" else int(bits[1]) if bits else 0  # a token has no size
+        return math.ceil(math.prod(self.dims) * width / 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a program; `shapes` are those of its result, several where that is a tuple."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    literal: str
+    is_root: bool
+
+    def called(self, attribute: str) -> str | None:
+        """Returns the computation an attribute names."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else None
+
+
+@dataclasses.dataclass
+class Computation:
+    """A function of a program: its instructions by name, in order."""
+
+    name: str
+    instructions: dict[str, Instruction]
+
+    @property
+    def root(self) -> Instruction:
+        """The instruction whose result is the computation's."""
+        return next(i for i in self.instructions.values() if i.is_root)
+
+    def parameter(self, number: int) -> Instruction:
+        """Returns the instruction that stands for an argument."""
+        return next(i for i in self.instructions.values() if i.opcode == "parameter" and i.literal == str(number))
+
+    def shapes(self, name: str) -> tuple[Shape, ...]:
+        """Returns the shapes of an instruction's result."""
+        return self.instructions[name].shapes
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """Returns the computations of a program by name, and the name of its entry.
+
+    Raises:
+      ValueError: The text is no HLO module.
+    """
+    computations, entry, current = {}, None, None
+    for line in text.splitlines():
+        line = re.sub(r"/\*.*?\*/", "", line)
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$", line)
+        if header and " = " not in line:
+            current = computations[header[2]] = Computation(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif current is not None and (instruction := _instruction(line.strip())):
+            current.instructions[instruction.name] = instruction
+    if entry is None:
+        raise ValueError(f"no HLO module: it has no ENTRY computation; it begins with {text[:60]!r}")
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = re.match(r"(ROOT )?%?([\w.\-]+) = ", line)
+    if not head:
+        return None
+    rest = line[head.end() :]
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    opcode = re.match(r"\s*([\w\-]+)\(", rest[end:])
+    if not opcode:
+        return None
+    start = end + opcode.end() - 1
+    stop = _closing(rest, start)
+    inside = rest[start + 1 : stop - 1]
+    operands = () if opcode[1] in ("constant", "parameter", "iota") else tuple(_operands(inside))
+    shapes = tuple(_shapes(rest[:end]))
+    return Instruction(head[2], opcode[1], shapes, operands, rest[stop:], inside, bool(head[1]))
+
+
+def _closing(text: str, start: int) -> int:
+    """Returns the position behind the parenthesis that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if depth == 0:
+            return i + 1
+    raise ValueError(f"unbalanced parentheses in HLO: {text[:120]!r}")
+
+
+def _shapes(text: str) -> Iterator[Shape]:
+    for dtype, dims, layout in _ARRAY.findall(text):
+        sizes = tuple(int(size.strip("<=")) for size in dims.split(",") if size)
+        # S(0), or nothing, is main memory; others are the device's scratch memories.
+        yield Shape(dtype, sizes, re.search(r"S\([1-9]", layout) is None)
+
+
+def _operands(inside: str) -> Iterator[str]:
+    """Yields the names of operands, which may stand behind their shapes."""
+    depth, item = 0, ""
+    for character in inside + ",":
+        depth += character in "({["
+        depth -= character in ")}]"
+        if character == "," and depth == 0:
+            if item.strip():
+                yield item.split()[-1].lstrip("%")
+            item = ""
+        else:
+            item += character

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_prep import decoder_child, media
+from data_prep import decoder_answers, decoder_child, media
 
 COMMAND = (sys.executable, "-P", "-m", "data_prep.decoder_child")
 # A busy machine or a slow disk may make the decoder wait for twice as long as it computes.
@@ -44,9 +44,6 @@ _MAX_CHILDREN = 8  # that a video may cost
 _LOOK_S = 0.02  # how often a decoder's memory is looked at
 _START_S = 120.0  # for the imports of a child, on a busy machine
 _MAX_LINE_BYTES = 1 << 20
-_MAX_JPEG_BYTES = 1 << 26
-_MAX_CLIP_BYTES = 1 << 30  # a record must stay below protobuf's 2 GiB
-_MAX_SIDE_PX = 65535  # of a JPEG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +262,8 @@ class Decoder:
         while open_windows:
             line = self._line()
             try:
-                part = check_question(line, remote.num_bytes) if remote else None
-                answer = check_answer(line, windows) if part is None else {}
+                part = decoder_answers.check_question(line, remote.num_bytes) if remote else None
+                answer = decoder_answers.check_answer(line, windows) if part is None else {}
             except ValueError as error:
                 raise DecoderError(f"decoder's answer makes no sense: {error}") from None
             if part is not None:
@@ -294,15 +291,9 @@ class Decoder:
         """
         self._send({"path": str(path), "probe": kinds}, limits, 0)
         try:
-            answer = _object(self._line())
-            reason, length = answer.get("reason", ""), answer.get("length_s")
-            if reason is not None and not _printable(str(reason)):
-                raise ValueError("an empty reason")
-            if reason is None and not (length is None or (type(length) is float and math.isfinite(length))):
-                raise ValueError(f"a length of {length!r:.40}")
+            return decoder_answers.check_length(self._line())
         except ValueError as error:
             raise DecoderError(f"decoder's answer makes no sense: {error}") from None
-        return length if reason is None else _printable(str(reason))
 
     def _send(self, request: dict, limits: Limits, num_clips: int) -> None:
         """Sends a request; from now on its limits count."""
@@ -396,77 +387,8 @@ class Decoder:
     def _last_words(self) -> str:
         self._stderr.seek(max(self._stderr.seek(0, os.SEEK_END) - 4096, 0))
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return _printable(lines[-1]) if lines else ""
+        return decoder_answers.printable(lines[-1]) if lines else ""
 
 
 def _resident_mb(pid: int) -> float:
     return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
-    """Returns (start, stop) of the part of a file of so many bytes that the child wants to see, None if it is an answer.
-
-    Raises:
-      ValueError: There is no such part.
-    """
-    asked = _object(line)
-    if "start" not in asked:
-        return None
-    start = _number(asked, "start", 0, num_bytes - 1)
-    return start, _number(asked, "stop", start + 1, min(start + decoder_child.MAX_PART_BYTES, num_bytes))
-
-
-def check_answer(line: bytes, windows: list[media.Window]) -> dict:
-    """Returns an answer to one of the windows.
-
-    Either {"index", "reason"} or {"index", "jpegs", "times_us", "height", "width", "audio"}, where "jpegs" and "audio" are
-    numbers of bytes that follow in this order.
-
-    Raises:
-      ValueError: It can't be one.
-    """
-    answer = _object(line)
-    index = _number(answer, "index", 0, len(windows) - 1)
-    if "reason" in answer:
-        reason = _printable(str(answer["reason"]))
-        if not reason:
-            raise ValueError("an empty reason")
-        return {"index": index, "reason": reason}
-    window = windows[index]
-    samples = media.num_samples(window.stop_s - window.start_s)
-    lists = {}
-    for key, most in (("jpegs", _MAX_JPEG_BYTES), ("times_us", 1 << 62)):
-        numbers = answer.get(key)
-        if not isinstance(numbers, list) or len(numbers) != len(window.frame_times_s):
-            raise ValueError(f"{key} are not {len(window.frame_times_s)} numbers")
-        lists[key] = [_number({key: n}, key, 1 if key == "jpegs" else -most, most) for n in numbers]
-    if sum(lists["jpegs"]) > _MAX_CLIP_BYTES:
-        raise ValueError(f"{sum(lists['jpegs'])} bytes of jpegs")
-    least, most = (1, _MAX_SIDE_PX) if window.frame_times_s else (0, 0)
-    sides = {key: _number(answer, key, least, most) for key in ("height", "width")}
-    size = _number(answer, "audio", 2 if window.open_end else 2 * samples, 2 * samples)
-    if size % 2:
-        raise ValueError(f"audio is {size} bytes of int16")
-    return {"index": index, **lists, **sides, "audio": size}
-
-
-def _object(line: bytes) -> dict:
-    try:
-        answer = json.loads(line)
-    except RecursionError:
-        raise ValueError("a line of brackets") from None
-    if not isinstance(answer, dict):
-        raise ValueError("no object")
-    return answer
-
-
-def _printable(words: str) -> str:
-    """Returns the words short and without what would steer a terminal."""
-    return "".join(c for c in words if c.isprintable())[:200]
-
-
-def _number(answer: dict, key: str, least: int, most: int) -> int:
-    number = answer.get(key)
-    if type(number) is not int or not least <= number <= most:
-        raise ValueError(f"{key} is {str(number)[:40]!r}, not from {least} to {most}")
-    return number

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from data_prep import guard, media, narrated, shards
+from data_prep import decoder_answers, guard, media, narrated, shards
 from mc3_jax.data import records
 from tests.data_prep import test_media
 
@@ -391,9 +391,9 @@ ANSWER = {"index": 0, "jpegs": [9] * 16, "times_us": [0] * 16, "height": 2, "wid
     ],
 )
 def test_an_answer_is_what_can_be_true_of_the_window(change, words):
-    assert guard.check_answer(json.dumps(ANSWER).encode(), windows_at((1.0,))) == ANSWER
+    assert decoder_answers.check_answer(json.dumps(ANSWER).encode(), windows_at((1.0,))) == ANSWER
     with pytest.raises(ValueError, match=words):
-        guard.check_answer(json.dumps({**ANSWER, **change}).encode(), windows_at((1.0,)))
+        decoder_answers.check_answer(json.dumps({**ANSWER, **change}).encode(), windows_at((1.0,)))
 
 
 def test_a_decoder_that_cannot_start_is_no_fault_of_the_videos(folder, monkeypatch):

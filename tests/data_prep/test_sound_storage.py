@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import epic_sounds, esc50, guard, media, storage, verify
+from data_prep import decoder_answers, epic_sounds, esc50, guard, media, storage, verify
 from tests import world
 from tests.data_prep import bucket, test_epic_sounds, test_esc50, test_guard, test_media, test_restart
 from tests.data_prep.test_storage import content
@@ -256,10 +256,10 @@ def test_a_decoder_that_asks_for_another_part_costs_the_sounds_it_was_asked_for(
 @pytest.mark.parametrize("asked", [{"start": -1, "stop": 5}, {"start": 99, "stop": 101}, {"start": 5, "stop": 5},
                                    {"start": 0, "stop": 1 << 23}, {"start": "0", "stop": 1}, {"start": 0}])  # fmt: skip
 def test_a_decoder_that_asks_for_what_is_no_part_of_the_file_is_told_from_one_that_answers(asked):
-    assert guard.check_question(b'{"start": 10, "stop": 100}', 100) == (10, 100)
-    assert guard.check_question(b'{"index": 0, "reason": "x"}', 100) is None
+    assert decoder_answers.check_question(b'{"start": 10, "stop": 100}', 100) == (10, 100)
+    assert decoder_answers.check_question(b'{"index": 0, "reason": "x"}', 100) is None
     with pytest.raises(ValueError, match="(start|stop) is "):
-        guard.check_question(json.dumps(asked).encode(), 1 << 30 if asked.get("stop") == 1 << 23 else 100)
+        decoder_answers.check_question(json.dumps(asked).encode(), 1 << 30 if asked.get("stop") == 1 << 23 else 100)
 
 
 @pytest.mark.parametrize("kind", ["hdf5", "esc"])

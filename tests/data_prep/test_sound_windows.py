@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import audio, guard, media
+from data_prep import audio, decoder_answers, media
 from tests.data_prep import test_media
 
 SECONDS = 9.003
@@ -111,9 +111,9 @@ def test_one_stamp_that_is_off_is_mended_and_lost_sound_is_not():
 def test_an_answer_about_sound_is_bounded_by_its_window(window, size, good):
     answer = {"index": 0, "jpegs": [], "times_us": [], "height": 0, "width": 0, "audio": size}
     if good:
-        assert guard.check_answer(json.dumps(answer).encode(), [window]) == answer
+        assert decoder_answers.check_answer(json.dumps(answer).encode(), [window]) == answer
         with pytest.raises(ValueError, match="height is '2', not from 0 to 0"):
-            guard.check_answer(json.dumps({**answer, "height": 2}).encode(), [window])
+            decoder_answers.check_answer(json.dumps({**answer, "height": 2}).encode(), [window])
     else:
         with pytest.raises(ValueError, match="audio is"):
-            guard.check_answer(json.dumps(answer).encode(), [window])
+            decoder_answers.check_answer(json.dumps(answer).encode(), [window])

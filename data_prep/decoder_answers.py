@@ -1,0 +1,98 @@
+"""What `data_prep.decoder_child` says, believed only as far as it can be true of what `data_prep.guard` asked."""
+
+import json
+import math
+
+from data_prep import decoder_child, media
+
+_MAX_JPEG_BYTES = 1 << 26
+_MAX_CLIP_BYTES = 1 << 30  # a record must stay below protobuf's 2 GiB
+_MAX_SIDE_PX = 65535  # of a JPEG
+
+
+def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
+    """Returns (start, stop) of the part of a file of so many bytes that the child wants to see, None if it is an answer.
+
+    Raises:
+      ValueError: There is no such part.
+    """
+    asked = _object(line)
+    if "start" not in asked:
+        return None
+    start = _number(asked, "start", 0, num_bytes - 1)
+    return start, _number(asked, "stop", start + 1, min(start + decoder_child.MAX_PART_BYTES, num_bytes))
+
+
+def check_answer(line: bytes, windows: list[media.Window]) -> dict:
+    """Returns an answer to one of the windows.
+
+    Either {"index", "reason"} or {"index", "jpegs", "times_us", "height", "width", "audio"}, where "jpegs" and "audio" are
+    numbers of bytes that follow in this order.
+
+    Raises:
+      ValueError: It can't be one.
+    """
+    answer = _object(line)
+    index = _number(answer, "index", 0, len(windows) - 1)
+    if "reason" in answer:
+        return {"index": index, "reason": _reason(answer["reason"])}
+    window = windows[index]
+    samples = media.num_samples(window.stop_s - window.start_s)
+    lists = {}
+    for key, most in (("jpegs", _MAX_JPEG_BYTES), ("times_us", 1 << 62)):
+        numbers = answer.get(key)
+        if not isinstance(numbers, list) or len(numbers) != len(window.frame_times_s):
+            raise ValueError(f"{key} are not {len(window.frame_times_s)} numbers")
+        lists[key] = [_number({key: n}, key, 1 if key == "jpegs" else -most, most) for n in numbers]
+    if sum(lists["jpegs"]) > _MAX_CLIP_BYTES:
+        raise ValueError(f"{sum(lists['jpegs'])} bytes of jpegs")
+    least, most = (1, _MAX_SIDE_PX) if window.frame_times_s else (0, 0)
+    sides = {key: _number(answer, key, least, most) for key in ("height", "width")}
+    size = _number(answer, "audio", 2 if window.open_end else 2 * samples, 2 * samples)
+    if size % 2:
+        raise ValueError(f"audio is {size} bytes of int16")
+    return {"index": index, **lists, **sides, "audio": size}
+
+
+def check_length(line: bytes) -> float | str | None:
+    """Returns the length of a file, seconds, None where it does not say; or why it can't give clips.
+
+    Raises:
+      ValueError: The line can't be an answer to that.
+    """
+    answer = _object(line)
+    reason, length = answer.get("reason", ""), answer.get("length_s")
+    if reason is not None:
+        return _reason(reason)
+    if not (length is None or (type(length) is float and math.isfinite(length))):
+        raise ValueError(f"a length of {length!r:.40}")
+    return length
+
+
+def printable(words: str) -> str:
+    """Returns the words short and without what would steer a terminal."""
+    return "".join(c for c in words if c.isprintable())[:200]
+
+
+def _reason(told) -> str:
+    reason = printable(str(told))
+    if not reason:
+        raise ValueError("an empty reason")
+    return reason
+
+
+def _object(line: bytes) -> dict:
+    try:
+        answer = json.loads(line)
+    except RecursionError:
+        raise ValueError("a line of brackets") from None
+    if not isinstance(answer, dict):
+        raise ValueError("no object")
+    return answer
+
+
+def _number(answer: dict, key: str, least: int, most: int) -> int:
+    number = answer.get(key)
+    if type(number) is not int or not least <= number <= most:
+        raise ValueError(f"{key} is {str(number)[:40]!r}, not from {least} to {most}")
+    return number

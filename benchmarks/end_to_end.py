@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import input_pipeline, record
 from data_prep import vocabulary
-from mc3_jax import compile as compile_lib, config as config_lib, mesh as mesh_lib, metric_writer, train
+from mc3_jax import compile as compile_lib, config as config_lib, mesh as mesh_lib, metric_writer, run as run_lib, train
 from mc3_jax.data import loader
 
 WANTED, QUEUES = 1.02, 8
@@ -71,7 +71,7 @@ def run(config: config_lib.Config, workdir: str, skipped: int, *, synthetic: boo
         if synthetic:
             stack.enter_context(mock.patch.object(mesh_lib, "put_batch", put_once))
             stack.enter_context(mock.patch.object(loader, "train_batches", lambda *a, **k: read_once(read(*a, **k))))
-        train.train(train.set_up(config, workdir))
+        train.train(run_lib.set_up(config, workdir))
     rows = metric_writer.read_metrics(workdir)
     before, after = rows[skipped - 1], rows[-1]
     seconds = (after["elapsed_s"] - before["elapsed_s"]) / (after["step"] - before["step"])

@@ -26,6 +26,12 @@ def say(line: str) -> None:
         print(f"{time.strftime('%m-%d %H:%M:%S')}  {line}", flush=True)
 
 
+def notice(line: str, file=None) -> None:
+    """Prints a line as it is, on process 0; `file` is standard output unless it is said."""
+    if jax.process_index() == 0:
+        print(line, file=file, flush=True)
+
+
 def row(
     step: int, total_steps: int, phase: str, scalars: Mapping[str, float], *, batch_size: int, num_clips: int = 0
 ) -> str:

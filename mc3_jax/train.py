@@ -3,8 +3,8 @@
 Parameters are, in this order: the workdir's newest intact checkpoint; else the files that `config.init` names, tower by
 tower; else random. `docs/training.md` tells what a run survives, `mc3_jax/cli.py` the exit statuses.
 
-This file owns the order of things: what is set up, when a phase begins, when the state is written, when numbers are read.
-Order matters in four places, marked below.
+`mc3_jax.run` makes a run ready. This file owns the order of things: when a phase begins, when the state is written, when
+numbers are read. Order matters in four places, marked below.
 """
 
 import contextlib
@@ -31,172 +31,25 @@ from mc3_jax import (
     mesh as mesh_lib,
     metric_writer,
     mfu,
-    model as model_lib,
     phases as phases_lib,
     profiler,
     progress,
     provenance,
+    run as run_lib,
     train_step as step_lib,
-    validation_loss,
-    vocabulary,
     weights,
     workdir as workdir_lib,
 )
-from mc3_jax.data import damage, loader, tokenizer as tokenizer_lib
-from mc3_jax.models.mc3 import MC3
+from mc3_jax.data import damage, loader
 from mc3_jax.stopwatch import Stopwatch
 from mc3_jax.watchdog import Watchdog
-
-
-@dataclasses.dataclass
-class Run:
-    """A run made ready: everything a user can get wrong has been checked.
-
-    Attributes:
-      config, workdir: As given.
-      mesh: Of all devices.
-      model: The three towers.
-      phases: Placed in the run.
-      source: Training clips.
-      tokenize: Text to ids and mask.
-      validation: Measures losses on clips that are not trained on; None where the config wants none.
-      initial: Flat parameters of the towers that start from files, where nothing is trained yet.
-      wandb: W&B's run, None where the config wants none and on all processes but the first.
-    """
-
-    config: config_lib.Config
-    workdir: str
-    mesh: jax.sharding.Mesh
-    model: MC3
-    phases: list[phases_lib.Phase]
-    source: loader.ClipSource
-    tokenize: Callable
-    validation: validation_loss.ValidationLoss | None
-    initial: weights.Flat
-    wandb: object | None = None
-
-
-def set_up(config: config_lib.Config, workdir: str) -> Run:
-    """Reads and checks all a run needs, and claims its workdir.
-
-    Args:
-      config: A validated config.
-      workdir: Folder of the run.
-
-    Raises:
-      ValueError: The data, the workdir or the devices don't fit the config; one line says how.
-    """
-    if config.checkpoint:
-        raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
-    if not config.phases:
-        raise ValueError(
-            "config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start"
-        )
-    workdir_lib.check_workdir(workdir, config)
-    model_lib.check_attention(config.model)
-    mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
-    mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
-    mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
-    is_trained = bool(checkpoint.steps_of(workdir))
-    looked_at = phases_lib.all_modalities(config.phases)
-    num_frames = config.model.video.num_frames if "video" in looked_at else 0
-    source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)
-    _check_classes(config, source)
-    text, digests = config.model.text, {"data.dir": source.digest}
-    tokenize = tokenizer_lib.blank(text.num_tokens)
-    if "text" in looked_at:
-        tokenizer = vocabulary.name_for_training(workdir, config.data.tokenizer)
-        if not is_trained:
-            _check_tokenizer(config.init.text, tokenizer)
-        tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
-        digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(tokenizer)
-    phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
-    _check_negatives(config, source, phases)
-    model = model_lib.make_model(config.model)
-    num_samples = config.data.num_samples or source.info.num_samples
-    shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
-    validation = None
-    if config.validation.every_steps:
-        validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames)
-    initial, notes = ({}, []) if is_trained else weights.read_initial(config)
-    with workdir_lib.lock_workdir(workdir):
-        workdir_lib.check_workdir(workdir, config)  # another run may have come between
-        wandb = _start_wandb(config, workdir, is_trained)
-        facts = {"num_clips": len(source), "classes": list(source.info.classes)}
-        workdir_lib.claim_workdir(workdir, config, digests, facts)
-        workdir_lib.check_data(workdir, digests)
-        if "data.tokenizer" in digests:
-            vocabulary.keep(workdir, tokenizer)
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    _say(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
-    for note in notes:
-        _say(note)
-    return Run(config, workdir, mesh, model, phases, source, tokenize, validation, initial, wandb)
-
-
-def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):
-    """Returns W&B's run on process 0, where the config wants one; fails on every process."""
-    project, values, found = config.log.wandb_project, config_lib.to_dict(config), []
-
-    def start():
-        found.append(metric_writer.start_wandb(workdir, project, config.name, values, resumed=is_trained))
-
-    mesh_lib.on_process_0(start)
-    return found[0] if found else None
-
-
-def _check_tokenizer(start: str, tokenizer: str) -> None:
-    try:
-        if start:
-            vocabulary.find(start, tokenizer)
-    except ValueError as error:
-        raise ValueError(f"config.data.tokenizer: {error}; config.init.text starts from it") from error
-
-
-def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:
-    found = len(source.info.classes)
-    if any(phase.classification_weight > 0 for phase in config.phases) and found != config.model.num_classes:
-        raise ValueError(
-            f"config.model.num_classes = {config.model.num_classes}: {config.data.dir} has {found} classes"
-            + (f", set it to {found}" if found else ", it can't be classified")
-        )
-
-
-def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phases: list[phases_lib.Phase]) -> None:
-    """Refuses batches that always hold clips twice, each the other's negative; warns where many do between two epochs."""
-    data, num_clips = config.data, len(source)
-    contrasting = [phase for phase in phases if phase.config.contrastive_weight > 0 and phase.config.pairs]
-    if not contrasting or num_clips >= 10 * data.batch_size:
-        return
-    if num_clips < data.batch_size:
-        raise ValueError(
-            f"config.data.batch_size = {data.batch_size}: split {data.split!r} of {data.dir} has {num_clips} clips, so that "
-            f"some would be several times in a batch, as their own negatives; set it to {num_clips} at most"
-        )
-    exposed = [phase for phase in contrasting if not phase.config.mask_same_text]  # a clip and itself have one narration
-    steps = [step for phase in exposed for step in range(phase.start, phase.stop)]
-    batches, rows = loader.count_repeats(
-        source, steps, batch_size=data.batch_size, seed=config.seed, clips_per_video=data.clips_per_video
-    )
-    if rows:
-        _say(
-            f"warning: {batches} of {len(steps)} steps go over the border of two epochs and hold clips twice, as their own "
-            f"negatives ({rows} rows in all), for there are {num_clips} clips; a smaller config.data.batch_size makes it "
-            "rarer and the phase's mask_same_text leaves them out",
-            sys.stderr,
-        )
-
-
-def _say(line: str, file=None) -> None:
-    if jax.process_index() == 0:
-        print(line, file=file, flush=True)
 
 
 @dataclasses.dataclass
 class _Loop:
     """What the steps of a start have in common."""
 
-    run: Run
+    run: run_lib.Run
     batches: Iterator
     checkpoints: checkpoint.Checkpoints
     writer: metric_writer.MetricWriter
@@ -226,12 +79,12 @@ class _Loop:
 
 
 def train(
-    run: Run, *, watchdog: Watchdog | None = None, profile: range = range(0), began: float | None = None
+    run: run_lib.Run, *, watchdog: Watchdog | None = None, profile: range = range(0), began: float | None = None
 ) -> step_lib.TrainState:
     """Runs (or resumes) the phases that are not done yet and returns the final state, or that at a preemption.
 
     Args:
-      run: Made ready by `set_up`.
+      run: Made ready by `run.set_up`.
       watchdog: What is told where this process is.
       profile: Steps done before each of those that are traced, to `WORKDIR/profile`.
       began: When this start began, by `time.monotonic`; None is now.
@@ -256,10 +109,12 @@ def train(
         with watchdog.at("restoring or initialising the state", long=True):
             step, state = _first_state(run)
         if step >= stops[-1]:
-            _say(f"all {step} steps are done")
+            progress.notice(f"all {step} steps are done")
             return state
         if profile and not range(max(step, profile.start), min(stops[-1], profile.stop)):
-            _say(f"warning: this start goes from step {step} to {stops[-1]}, nothing of --profile is in it", sys.stderr)
+            progress.notice(
+                f"warning: this start goes from step {step} to {stops[-1]}, nothing of --profile is in it", sys.stderr
+            )
         batches = loader.train_batches(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
             clips_per_video=config.data.clips_per_video, num_samples=config.data.num_samples or None,
@@ -288,15 +143,15 @@ def train(
             checkpoints.wait()
         stopwatch.settle()
         if step < stops[-1]:
-            _say(f"stopped after step {step}, its state is saved; start again to go on")
+            progress.notice(f"stopped after step {step}, its state is saved; start again to go on")
         lost = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in sorted(stopwatch.lost_s.items()))
-        _say(
+        progress.notice(
             f"{step - first} steps; the devices waited for {lost}; goodput since the first start {stopwatch.goodput:.1%}"
         )
     return state
 
 
-def _start_stopwatch(run: Run, step: int, began: float) -> Stopwatch:
+def _start_stopwatch(run: run_lib.Run, step: int, began: float) -> Stopwatch:
     """Returns the stopwatch of a run that goes on after `step` steps, and notes this start, which began so."""
     device = run.mesh.devices.flat[0]
     facts = {"processes": jax.process_count(), "devices": run.mesh.size, "device": device.device_kind}
@@ -313,15 +168,15 @@ def _place(mesh: jax.sharding.Mesh, batches: Iterator[loader.Batch], step: int, 
         yield mesh_lib.put_batch(mesh, batch)
 
 
-def _first_state(run: Run) -> tuple[int, step_lib.TrainState]:
+def _first_state(run: run_lib.Run) -> tuple[int, step_lib.TrainState]:
     """Returns (step, state) to go on from: the newest intact checkpoint, or fresh parameters under those read from files."""
     saved, initial = checkpoint.steps_of(run.workdir), run.initial
     step, tree = checkpoint.restore_newest(run.workdir, lambda step: step_lib.to_tree(_plan_state(run, step)[1]))
     if tree is not None:
-        _say(f"resuming after step {step}")
+        progress.notice(f"resuming after step {step}")
         return step, step_lib.TrainState(**tree)
     if saved:
-        _say("warning: no checkpoint is intact, beginning at step 0", sys.stderr)
+        progress.notice("warning: no checkpoint is intact, beginning at step 0", sys.stderr)
         with cli.user_errors():
             workdir_lib.check_workdir(run.workdir, run.config)  # what the towers start from counts again
             initial, _ = weights.read_initial(run.config)
@@ -333,7 +188,7 @@ def _first_state(run: Run) -> tuple[int, step_lib.TrainState]:
     return 0, state.replace(params=params, memory=memory)
 
 
-def _plan_state(run: Run, step: int) -> tuple[Callable[[], step_lib.TrainState], step_lib.TrainState]:
+def _plan_state(run: run_lib.Run, step: int) -> tuple[Callable[[], step_lib.TrainState], step_lib.TrainState]:
     """Returns the function that makes the state of a step's phase afresh, and its shapes with their places."""
     init = functools.partial(step_lib.init_state, run.model, run.config, phases_lib.phase_at(run.phases, step))
     return init, mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
@@ -444,7 +299,7 @@ def _stop_diverged(
         values = {name: float(value) for name, value in metrics.items()}
         found = divergence.describe(step, phase.config.name, values, norms, health.finite_rows, clips)
         # First of all said: what follows may meet a full disk.
-        _say(f"step {step} does not count: {divergence.summarize(found)}", sys.stderr)
+        progress.notice(f"step {step} does not count: {divergence.summarize(found)}", sys.stderr)
         divergence.write(path, found)
 
     with loop.during("save", f"saving the state before step {step}, which does not count", long=True):
@@ -470,7 +325,7 @@ def main(config: config_lib.Config, workdir: str) -> None:
     interrupt = interrupt_lib.Interrupt()
     with mesh_lib.ending_together(config.heartbeat_timeout_s), Watchdog(config.hang_timeout_s) as watchdog:
         with cli.user_errors(), watchdog.at("setting up the run", long=True):
-            run = set_up(config, workdir)
+            run = run_lib.set_up(config, workdir)
         kinds = (
             checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, mesh_lib.Process0Error,
             damage.DataError, OSError,

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import pytest
 
-from mc3_jax import train
+from mc3_jax import run as run_lib, train
 from tests import world
 
 
@@ -107,10 +107,10 @@ def finished(data, tmp_path_factory):
     config, workdir = world.small_config(data), tmp_path_factory.mktemp("run") / "full"
     with made_once(tmp_path_factory, "shared_run") as (folder, is_empty):
         if is_empty:
-            state = train.train(train.set_up(config, str(folder / "full")))
+            state = train.train(run_lib.set_up(config, str(folder / "full")))
             np.savez(folder / "state.npz", *jax.tree.leaves(jax.device_get(state)))
         shutil.copytree(folder / "full", workdir)  # each process has its own, since it evaluates in it
-    run = train.set_up(config, str(workdir))
+    run = run_lib.set_up(config, str(workdir))
     with np.load(folder / "state.npz") as arrays:
         leaves = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
     state = jax.tree.unflatten(jax.tree.structure(train._plan_state(run, run.phases[-1].stop)[1]), leaves)

@@ -12,9 +12,9 @@ LIBRARY = {"checkpoint", "config", "data", "mesh", "model", "models", "validatio
 ENTRY = LIBRARY | {"cli", "evals", "metric_writer", "phases", "workdir"}
 # Module or package under mc3_jax → what of mc3_jax it may import.
 ALLOWED = {
-    "train": (ENTRY - {"evals"})
-    | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance"}
-    | {"stopwatch", "train_step", "validation_loss", "watchdog"},
+    "train": {"checkpoint", "cli", "config", "data", "mesh", "metric_writer", "phases", "weights", "workdir"}
+    | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance", "run", "stopwatch", "train_step", "watchdog"},
+    "run": (ENTRY - {"cli", "evals"}) | {"progress", "train_step", "validation_loss"},
     "evaluate": ENTRY | {"evaluate_sounds"},
     "evaluate_sounds": ENTRY,
     "compile": {"cli", "config", "data", "hlo", "mesh", "mfu", "model", "phases", "topology", "train_step"},

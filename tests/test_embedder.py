@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 import mc3_jax
-from mc3_jax import convert, embedder, evaluate, model as model_lib, train, vocabulary, weights
+from mc3_jax import convert, embedder, evaluate, model as model_lib, run as run_lib, vocabulary, weights
 from mc3_jax.data import loader, tokenizer, transforms
 from tests import golden_models
 
@@ -121,7 +121,7 @@ def test_a_text_tower_starts_with_the_tokenizer_it_has_learned_or_not_at_all(fin
     config = copy.deepcopy(finished[0])
     config.init.text, config.data.tokenizer = finished[1], other_tokenizer
     with pytest.raises(ValueError, match=r"^config.data.tokenizer: .* not the tokenizer .* that is in .*; config.init"):
-        train.set_up(config, str(tmp_path / "new"))
+        run_lib.set_up(config, str(tmp_path / "new"))
     place = shutil.copytree(finished[1], tmp_path / "run")
     shutil.rmtree(place / "tokenizer")
     values = json.loads((place / "config.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 
 from configs import epic_sounds
 from data_prep import epic_sounds as convert
-from mc3_jax import checkpoint, evaluate_sounds, model as model_lib, train, validation
+from mc3_jax import checkpoint, evaluate_sounds, model as model_lib, run as run_lib, train, validation
 from mc3_jax.config import CLASSIFIER
 from mc3_jax.evals import classification
 
@@ -72,7 +72,7 @@ def small_config(clips, mode: str):
 @pytest.mark.slow
 def test_public_rows_are_trained_on_by_the_recipe_and_measured_as_the_data_set_does(clips, tmp_path):
     config, workdir = small_config(clips, "finetune"), str(tmp_path / "finetune")
-    state = train.train(train.set_up(config, workdir))
+    state = train.train(run_lib.set_up(config, workdir))
     results = evaluate_sounds.evaluate(config, workdir)
     with PUBLIC.open() as file:
         rows = list(csv.DictReader(file))
@@ -102,7 +102,7 @@ def test_a_probe_of_the_recipe_moves_the_classifier_alone(clips, tmp_path):
     config = small_config(clips, "probe")
     for phase in config.phases:
         phase.epochs = 1
-    run = train.set_up(config, str(tmp_path / "probe"))
+    run = run_lib.set_up(config, str(tmp_path / "probe"))
     init = functools.partial(model_lib.init_params, run.model, config.model, config.seed)
     before = checkpoint.flatten(jax.device_get(jax.jit(init)()))
     after = checkpoint.flatten(jax.device_get(train.train(run).params))

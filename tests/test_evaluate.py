@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mc3_jax import evaluate_sounds, train
+from mc3_jax import evaluate_sounds, run as run_lib, train
 from mc3_jax.evals import embeddings as embeddings_lib
 from tests import test_sounds, test_survival
 from tests.test_sounds import clips  # noqa: F401  a fixture
@@ -64,7 +64,7 @@ def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_pa
 def test_scores_of_sounds_do_not_depend_on_devices_and_processes(clips, tmp_path):  # noqa: F811
     config, workdir = test_sounds.small_config(clips, "scratch"), tmp_path / "run"
     config.phases[0].epochs = 2
-    train.train(train.set_up(config, str(workdir)))
+    train.train(run_lib.set_up(config, str(workdir)))
     wanted = evaluate_sounds.evaluate(config, str(workdir))
     scores = dict(np.load(workdir / "scores.npz"))
     config_file = test_survival.write_config(tmp_path, config)

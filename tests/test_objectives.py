@@ -13,6 +13,7 @@ from mc3_jax import (
     model as model_lib,
     objective,
     phases as phases_lib,
+    run as run_lib,
     train,
     train_step as step_lib,
     validation,
@@ -167,14 +168,14 @@ def test_a_run_through_every_kind_of_phase_is_resumed_bit_for_bit_and_evaluated_
     for phase in config.phases:
         phase.epochs = 0.5
     validation.validate(config)
-    state = train.train(train.set_up(config, str(tmp_path / "run")))
-    stops = [phase.stop for phase in train.set_up(config, str(tmp_path / "run")).phases]
+    state = train.train(run_lib.set_up(config, str(tmp_path / "run")))
+    stops = [phase.stop for phase in run_lib.set_up(config, str(tmp_path / "run")).phases]
     assert int(state.memory["steps"]) == stops[2] - stops[1]
     for step in (stops[0], stops[2] - 1):
         for path in checkpoint.checkpoint_dir(str(tmp_path / "run")).iterdir():
             if int(path.name) > step:
                 path.rename(tmp_path / f"{step}-{path.name}")
-        assert_equal_bits(train.train(train.set_up(config, str(tmp_path / "run"))), state)
+        assert_equal_bits(train.train(run_lib.set_up(config, str(tmp_path / "run"))), state)
     shapes = {name: state.params[name] for name in ("audio", "video", "text")}
     abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(), jax.eval_shape(lambda: shapes))
     params = checkpoint.restore_params(str(tmp_path / "run"), stops[2], abstract)

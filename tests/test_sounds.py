@@ -25,6 +25,7 @@ from mc3_jax import (
     metric_writer,
     model as model_lib,
     phases as phases_lib,
+    run as run_lib,
     train,
     train_step as step_lib,
     validation,
@@ -99,7 +100,7 @@ def small_config(clips, mode: str):
 def scratch(clips, tmp_path_factory):
     """A run of the mode "scratch": (config, workdir, state, results)."""
     config, workdir = small_config(clips, "scratch"), str(tmp_path_factory.mktemp("run") / "scratch")
-    state = train.train(train.set_up(config, workdir))
+    state = train.train(run_lib.set_up(config, workdir))
     return config, workdir, state, evaluate_sounds.evaluate(config, workdir)
 
 
@@ -153,7 +154,7 @@ def test_scores_are_the_mean_over_all_windows_on_any_number_of_devices(scratch):
 def test_a_probe_starts_from_a_runs_tower_and_leaves_its_bits(clips, scratch, tmp_path):
     config = small_config(clips, "probe")
     config.init.audio = scratch[1]
-    state = train.train(train.set_up(config, str(tmp_path / "probe")))
+    state = train.train(run_lib.set_up(config, str(tmp_path / "probe")))
     flat = checkpoint.flatten(jax.device_get(state.params))
     began = weights.read_run(scratch[1])
     tower = [name for name in flat if name.startswith("audio/encoder/")]
@@ -169,7 +170,7 @@ def test_a_stretched_grid_hears_the_whole_sound(clips, scratch, tmp_path):
     config.init.audio, config.data.num_samples, config.eval.hop_samples = scratch[1], 32_000, 0
     config.model.audio.num_time_frames = 198
     config.phases[0].epochs = 1
-    state = train.train(train.set_up(config, str(tmp_path / "stretched")))
+    state = train.train(run_lib.set_up(config, str(tmp_path / "stretched")))
     assert state.params["audio"]["encoder"]["position_embedding"].shape == (2 + 4 * 12, 48)
     assert evaluate_sounds.evaluate(config, str(tmp_path / "stretched"))["num_clips"] == 24
 
@@ -201,7 +202,7 @@ def test_classes_that_are_not_those_of_the_data_are_one_line(clips, tmp_path):
     config = small_config(clips, "scratch")
     config.model.num_classes = 4
     with pytest.raises(ValueError, match="num_classes = 4: .* has 3 classes, set it to 3"):
-        train.set_up(config, str(tmp_path))
+        run_lib.set_up(config, str(tmp_path))
 
 
 def test_clips_the_run_was_trained_on_are_counted_and_said(scratch, tmp_path, capsys):

@@ -22,6 +22,7 @@ from mc3_jax import (
     integrity,
     mesh as mesh_lib,
     metric_writer,
+    run as run_lib,
     train,
     train_step as step_lib,
 )
@@ -128,7 +129,7 @@ def rows_of(workdir, num_processes=1):
 
 def newest_state(config, workdir):
     """Returns the state of the newest checkpoint as (step, state)."""
-    run = train.set_up(config, str(workdir))
+    run = run_lib.set_up(config, str(workdir))
     return checkpoint.restore_newest(str(workdir), lambda step: step_lib.to_tree(train._plan_state(run, step)[1]))
 
 

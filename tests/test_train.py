@@ -23,6 +23,7 @@ from mc3_jax import (
     model as model_lib,
     objective,
     phases as phases_lib,
+    run as run_lib,
     train,
     train_step as step_lib,
     validation_loss,
@@ -43,7 +44,7 @@ def assert_equal_bits(left, right):
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, capsys, where):
     config, workdir, state = finished
-    stops = [int(p.stop) for p in train.set_up(config, workdir).phases]
+    stops = [int(p.stop) for p in run_lib.set_up(config, workdir).phases]
     step = {"within align": 3, "at the switch": stops[0], "within refine": stops[0] // 3 * 3 + 3}[where]
     shutil.copytree(workdir, tmp_path / "run")
     kept = sorted(int(p.name) for p in checkpoint.checkpoint_dir(str(tmp_path / "run")).iterdir())
@@ -52,7 +53,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
         shutil.rmtree(checkpoint.checkpoint_dir(str(tmp_path / "run")) / str(later))
     config = copy.deepcopy(config)  # looking at other clips meanwhile changes nothing
     config.validation = config_lib.ValidationConfig(every_steps=4, split="validation+test", num_batches=1)
-    resumed = train.train(train.set_up(config, str(tmp_path / "run")))
+    resumed = train.train(run_lib.set_up(config, str(tmp_path / "run")))
     assert int(resumed.step) == stops[-1]
     assert_equal_bits(resumed, state)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -116,7 +117,7 @@ def test_a_run_goes_on_on_another_mesh_with_the_same_clips_in_the_same_rows(fini
         if int(path.name) > 3:
             shutil.rmtree(path)
     config.fsdp = 4
-    train.train(train.set_up(config, str(moved)))
+    train.train(run_lib.set_up(config, str(moved)))
     assert metric_writer.read_clips(str(moved)) == metric_writer.read_clips(workdir)
     for row, expected in zip(metric_writer.read_metrics(str(moved)), metric_writer.read_metrics(workdir), strict=True):
         np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-4)
@@ -160,11 +161,11 @@ def test_a_run_is_not_gone_on_with_on_other_data_but_on_moved_ones(finished, tmp
     config, moved = copy.deepcopy(config), tmp_path / "vocabulary"
     shutil.copytree(config.data.tokenizer, moved)
     config.data.tokenizer = str(moved)
-    train.set_up(config, workdir)
+    run_lib.set_up(config, workdir)
     text = (moved / "tokenizer.json").read_text()
     (moved / "tokenizer.json").write_text(text + "\n")
     with pytest.raises(ValueError, match="config.data.tokenizer names other data than the run in"):
-        train.set_up(config, workdir)
+        run_lib.set_up(config, workdir)
 
 
 def test_a_run_keeps_its_tokenizer_and_goes_on_with_the_copy_where_it_has_gone(finished, tmp_path):
@@ -174,17 +175,17 @@ def test_a_run_keeps_its_tokenizer_and_goes_on_with_the_copy_where_it_has_gone(f
     shutil.rmtree(place / "tokenizer")  # of a run begun before there was one
     (place / "tokenizer.tmp").mkdir()  # of a start that was killed
     (place / "tokenizer.tmp" / "tokenizer.json").write_text("half")
-    train.set_up(config, str(place))
+    run_lib.set_up(config, str(place))
     assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
     (place / "tokenizer" / "tokenizer.json").write_text("{}")
-    train.set_up(config, str(place))
+    run_lib.set_up(config, str(place))
     assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
     assert not (place / "tokenizer.tmp").exists()
     config.data.tokenizer = str(tmp_path / "gone")
-    assert train.set_up(config, str(place)).tokenize("#C C cuts")[1].sum() > 3
+    assert run_lib.set_up(config, str(place)).tokenize("#C C cuts")[1].sum() > 3
     (place / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="no tokenizer folder .*gone"):
-        train.set_up(config, str(place))
+        run_lib.set_up(config, str(place))
 
 
 def test_masks_are_for_training_alone():
@@ -217,7 +218,7 @@ def test_training_reads_the_groups_that_the_config_names(finished, monkeypatch, 
 
     monkeypatch.setattr(loader, "train_batches", stop)
     with pytest.raises(KeyboardInterrupt):
-        train.train(train.set_up(config, str(tmp_path / "run")))
+        train.train(run_lib.set_up(config, str(tmp_path / "run")))
     assert asked["clips_per_video"] == 5
 
 
@@ -340,7 +341,7 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
     assert found["step"] == 0
     assert json.loads((tmp_path / "untrained" / "results.json").read_text())["checkpoint"] == "untrained"
     with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):
-        train.set_up(config, str(tmp_path / "run"))
+        run_lib.set_up(config, str(tmp_path / "run"))
 
 
 def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):
@@ -419,7 +420,7 @@ def test_bad_set_ups_are_refused_with_the_value_and_the_fix(case, data, tmp_path
     change, message = BAD[case]
     change(config, tmp_path)
     with pytest.raises(ValueError, match=message):
-        train.set_up(config, str(tmp_path / "run"))
+        run_lib.set_up(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -430,14 +431,14 @@ def test_the_workdir_of_a_different_run_is_refused_and_names_the_field(finished)
     with pytest.raises(
         ValueError, match=r"different run: config.phases\[1\].consensus.alpha_video is 0.5 there and 0.25"
     ):
-        train.set_up(other, workdir)
+        run_lib.set_up(other, workdir)
 
 
 def test_phases_that_cannot_keep_their_optimizer_are_refused_before_training(data, tmp_path):
     config = world.small_config(data)
     config.phases[1].trainable = ("audio",)
     with pytest.raises(ValueError, match="'refine' keeps the optimizer state"):
-        train.set_up(config, str(tmp_path / "run"))
+        run_lib.set_up(config, str(tmp_path / "run"))
 
 
 def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_are_told(data, tmp_path, capsys):
@@ -446,12 +447,12 @@ def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_ar
     num_clips = len(source)
     config.data.batch_size = 8 * (num_clips // 8 + 1)
     with pytest.raises(ValueError, match=rf"batch_size = .* has {num_clips} clips, .* set it to {num_clips} at most"):
-        train.set_up(config, str(tmp_path / "run"))
+        run_lib.set_up(config, str(tmp_path / "run"))
 
     def warning(batch_size, **change):
         config.data.batch_size = batch_size
         phases = [dataclasses.replace(phase, epochs=3, **change) for phase in config.phases]
-        train._check_negatives(config, source, phases_lib.plan_phases(phases, num_clips, batch_size))
+        run_lib._check_negatives(config, source, phases_lib.plan_phases(phases, num_clips, batch_size))
         return capsys.readouterr().err
 
     told = warning(num_clips // 2 + 1)

@@ -28,6 +28,7 @@ from mc3_jax import (
     model as model_lib,
     phases as phases_lib,
     profiler,
+    run as run_lib,
     train,
     train_step as step_lib,
     watchdog,
@@ -144,10 +145,10 @@ def test_a_run_that_diverges_stops_before_the_update_and_says_all_about_it(finis
     config.save.every_steps = 1  # the state before the step is still being written when that is found out
     for _ in range(2):  # started again, it comes to the same step
         with pytest.raises(divergence.DivergedError, match="step 2 of phase 'align': loss nan, gradient norm nan. .*-2.json"):
-            train.train(train.set_up(config, workdir), profile=range(1))
+            train.train(run_lib.set_up(config, workdir), profile=range(1))
     assert [row["step"] for row in metric_writer.read_metrics(workdir)] == [1]
     assert [row["step"] for row in metric_writer._read_rows(tmp_path / "run" / "starts.jsonl")] == [0, 1]
-    run = train.set_up(config, workdir)
+    run = run_lib.set_up(config, workdir)
     step, state = checkpoint.restore_newest(workdir, lambda step: step_lib.to_tree(train._plan_state(run, step)[1]))
     assert step == int(state["step"]) == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mc3_jax import checkpoint, convert, evaluate, train, weights, workdir as workdir_lib
+from mc3_jax import checkpoint, convert, evaluate, run as run_lib, train, weights, workdir as workdir_lib
 from tests import world
 
 
@@ -24,7 +24,7 @@ def exported(finished, tmp_path_factory):
 
 def first_params(config, workdir):
     """Returns the flat parameters a run starts from."""
-    run = train.set_up(config, str(workdir))
+    run = run_lib.set_up(config, str(workdir))
     with jax.set_mesh(run.mesh):
         return {n: np.asarray(v) for n, v in checkpoint.flatten(train._first_state(run)[1].params).items()}
 
@@ -50,12 +50,12 @@ def test_a_resumed_run_does_not_need_the_files_it_started_from(finished, exporte
     config.init.text = str(tmp_path / "gone.pth")
     config.phases = config.phases[:1]
     config.phases[0].epochs = 0.5
-    state = train.train(train.set_up(config, str(tmp_path / "run")))
+    state = train.train(run_lib.set_up(config, str(tmp_path / "run")))
     (tmp_path / "gone.pth").unlink()
-    again = train.train(train.set_up(config, str(tmp_path / "run")))
+    again = train.train(run_lib.set_up(config, str(tmp_path / "run")))
     assert int(again.step) == int(state.step)
     with pytest.raises(ValueError, match="gone.pth is no file"):
-        train.set_up(config, str(tmp_path / "other"))
+        run_lib.set_up(config, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 
 
@@ -86,7 +86,7 @@ def test_evaluating_a_file_needs_no_workdir_on_the_command_line(exported, data, 
 
 def test_training_refuses_evaluations_field(finished, exported, tmp_path):
     with pytest.raises(ValueError, match=r"config.checkpoint is evaluation's: .* config.init"):
-        train.set_up(dataclasses.replace(finished[0], checkpoint=exported), str(tmp_path / "run"))
+        run_lib.set_up(dataclasses.replace(finished[0], checkpoint=exported), str(tmp_path / "run"))
 
 
 def test_a_file_is_not_evaluated_over_a_runs_results(finished, exported):

@@ -1,0 +1,163 @@
+"""A run made ready for training: all that a user can get wrong is looked at before the first step."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+
+import jax
+
+from mc3_jax import (
+    checkpoint,
+    config as config_lib,
+    mesh as mesh_lib,
+    metric_writer,
+    model as model_lib,
+    phases as phases_lib,
+    progress,
+    train_step as step_lib,
+    validation_loss,
+    vocabulary,
+    weights,
+    workdir as workdir_lib,
+)
+from mc3_jax.data import loader, tokenizer as tokenizer_lib
+from mc3_jax.models.mc3 import MC3
+
+
+@dataclasses.dataclass
+class Run:
+    """What `set_up` returns.
+
+    Attributes:
+      config, workdir: As given.
+      mesh: Of all devices.
+      model: The three towers.
+      phases: Placed in the run.
+      source: Training clips.
+      tokenize: Text to ids and mask.
+      validation: Measures losses on clips that are not trained on; None where the config wants none.
+      initial: Flat parameters of the towers that start from files, where nothing is trained yet.
+      wandb: W&B's run, None where the config wants none and on all processes but the first.
+    """
+
+    config: config_lib.Config
+    workdir: str
+    mesh: jax.sharding.Mesh
+    model: MC3
+    phases: list[phases_lib.Phase]
+    source: loader.ClipSource
+    tokenize: Callable
+    validation: validation_loss.ValidationLoss | None
+    initial: weights.Flat
+    wandb: object | None = None
+
+
+def set_up(config: config_lib.Config, workdir: str) -> Run:
+    """Reads and checks all a run needs, and claims its workdir.
+
+    Args:
+      config: A validated config.
+      workdir: Folder of the run.
+
+    Raises:
+      ValueError: The data, the workdir or the devices don't fit the config; one line says how.
+    """
+    if config.checkpoint:
+        raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
+    if not config.phases:
+        raise ValueError(
+            "config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start"
+        )
+    workdir_lib.check_workdir(workdir, config)
+    model_lib.check_attention(config.model)
+    mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
+    mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
+    mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
+    is_trained = bool(checkpoint.steps_of(workdir))
+    looked_at = phases_lib.all_modalities(config.phases)
+    num_frames = config.model.video.num_frames if "video" in looked_at else 0
+    source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)
+    _check_classes(config, source)
+    text, digests = config.model.text, {"data.dir": source.digest}
+    tokenize = tokenizer_lib.blank(text.num_tokens)
+    if "text" in looked_at:
+        tokenizer = vocabulary.name_for_training(workdir, config.data.tokenizer)
+        if not is_trained:
+            _check_tokenizer(config.init.text, tokenizer)
+        tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
+        digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(tokenizer)
+    phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
+    _check_negatives(config, source, phases)
+    model = model_lib.make_model(config.model)
+    num_samples = config.data.num_samples or source.info.num_samples
+    shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
+    validation = None
+    if config.validation.every_steps:
+        validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames)
+    initial, notes = ({}, []) if is_trained else weights.read_initial(config)
+    with workdir_lib.lock_workdir(workdir):
+        workdir_lib.check_workdir(workdir, config)  # another run may have come between
+        wandb = _start_wandb(config, workdir, is_trained)
+        facts = {"num_clips": len(source), "classes": list(source.info.classes)}
+        workdir_lib.claim_workdir(workdir, config, digests, facts)
+        workdir_lib.check_data(workdir, digests)
+        if "data.tokenizer" in digests:
+            vocabulary.keep(workdir, tokenizer)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    progress.notice(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
+    for note in notes:
+        progress.notice(note)
+    return Run(config, workdir, mesh, model, phases, source, tokenize, validation, initial, wandb)
+
+
+def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):
+    """Returns W&B's run on process 0, where the config wants one; fails on every process."""
+    project, values, found = config.log.wandb_project, config_lib.to_dict(config), []
+
+    def start():
+        found.append(metric_writer.start_wandb(workdir, project, config.name, values, resumed=is_trained))
+
+    mesh_lib.on_process_0(start)
+    return found[0] if found else None
+
+
+def _check_tokenizer(start: str, tokenizer: str) -> None:
+    try:
+        if start:
+            vocabulary.find(start, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"config.data.tokenizer: {error}; config.init.text starts from it") from error
+
+
+def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:
+    found = len(source.info.classes)
+    if any(phase.classification_weight > 0 for phase in config.phases) and found != config.model.num_classes:
+        raise ValueError(
+            f"config.model.num_classes = {config.model.num_classes}: {config.data.dir} has {found} classes"
+            + (f", set it to {found}" if found else ", it can't be classified")
+        )
+
+
+def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phases: list[phases_lib.Phase]) -> None:
+    """Refuses batches that always hold clips twice, each the other's negative; warns where many do between two epochs."""
+    data, num_clips = config.data, len(source)
+    contrasting = [phase for phase in phases if phase.config.contrastive_weight > 0 and phase.config.pairs]
+    if not contrasting or num_clips >= 10 * data.batch_size:
+        return
+    if num_clips < data.batch_size:
+        raise ValueError(
+            f"config.data.batch_size = {data.batch_size}: split {data.split!r} of {data.dir} has {num_clips} clips, so that "
+            f"some would be several times in a batch, as their own negatives; set it to {num_clips} at most"
+        )
+    exposed = [phase for phase in contrasting if not phase.config.mask_same_text]  # a clip and itself have one narration
+    steps = [step for phase in exposed for step in range(phase.start, phase.stop)]
+    batches, rows = loader.count_repeats(
+        source, steps, batch_size=data.batch_size, seed=config.seed, clips_per_video=data.clips_per_video
+    )
+    if rows:
+        progress.notice(
+            f"warning: {batches} of {len(steps)} steps go over the border of two epochs and hold clips twice, as their own "
+            f"negatives ({rows} rows in all), for there are {num_clips} clips; a smaller config.data.batch_size makes it "
+            "rarer and the phase's mask_same_text leaves them out",
+            sys.stderr,
+        )

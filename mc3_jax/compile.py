@@ -228,15 +228,16 @@ def _define_flags() -> None:
 
 def _data_shapes(config: config_lib.Config) -> dict:
     """Returns num_samples, canvas_px and num_clips of the data where there are any, else of the flags."""
+    own = config.data.num_samples
     if config.data.dir and pathlib.Path(config.data.dir).is_dir():
-        source = loader.open_split(config.data.dir, "train", config.model.video.num_frames)
-        return {
-            "num_samples": source.info.num_samples, "canvas_px": source.info.canvas_px, "num_clips": len(source)
-        }  # fmt: skip
+        num_frames = config.model.video.num_frames if "video" in phases_lib.all_modalities(config.phases) else 0
+        source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)
+        info = source.info
+        return {"num_samples": own or info.num_samples, "canvas_px": info.canvas_px, "num_clips": len(source)}
     canvas = re.fullmatch(r"(\d+)x(\d+)", flags.FLAGS.canvas_px)
     if not canvas:
         raise ValueError(f"--canvas_px={flags.FLAGS.canvas_px}: height x width, as 256x456")
-    return {"num_samples": flags.FLAGS.num_samples, "canvas_px": (int(canvas[1]), int(canvas[2]))}
+    return {"num_samples": own or flags.FLAGS.num_samples, "canvas_px": (int(canvas[1]), int(canvas[2]))}
 
 
 def main(config: config_lib.Config, _workdir: str) -> None:

@@ -240,7 +240,7 @@ def export_weights(args: argparse.Namespace) -> None:
     flat = (
         weights.read_run(args.source, args.step)
         if weights.is_run(args.source)
-        else weights.read_checkpoint(args.source, config)
+        else weights.read_checkpoint(args.source, config)[0]
     )
     if config.num_classes:
         print(f"the classifier of {config.num_classes} classes is left out: only the towers are exported")

@@ -81,6 +81,15 @@ class Embedder:
             out.append(np.asarray(embed(self.params, *(x[rows] for x in inputs))))
         return np.concatenate(out)[:num] if out else np.zeros((0, self.config.embed_dim), np.float32)
 
+    @property
+    def window_samples(self) -> int:
+        """Samples at 16 kHz to which what is short is filled up with silence, as the loader fills up clips.
+
+        Of 149 frames it is 24,000. The spectrogram's own padding is the mean of AudioSet, which in training stands in the
+        last frame alone.
+        """
+        return (self.config.audio.num_time_frames + 1) * SAMPLE_RATE_HZ // 100
+
     def embed_audio(self, waveform: Num[np.ndarray, "*batch n"], sample_rate: float) -> Float[np.ndarray, "*batch d"]:
         """Returns L2-normalised embeddings of mono sounds.
 
@@ -120,11 +129,7 @@ class Embedder:
         self._check_length(rows.shape, float(sample_rate), waveform.ndim)
         if sample_rate != SAMPLE_RATE_HZ:
             rows = librosa.resample(rows, orig_sr=sample_rate, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq", axis=-1)
-        # Silence behind what is short, as the loader fills up clips: to 24,000 samples where there are 149 frames. The
-        # spectrogram's own padding is the mean of AudioSet, which in training stands in the last frame alone.
-        hop = SAMPLE_RATE_HZ * 10 // 1000
-        short = (self.config.audio.num_time_frames + 1) * hop - rows.shape[1]
-        rows = np.pad(rows, ((0, 0), (0, max(short, 0))))
+        rows = np.pad(rows, ((0, 0), (0, max(self.window_samples - rows.shape[1], 0))))
         out = self._in_batches(self._audio, rows)
         return out[0] if waveform.ndim == 1 else out
 
@@ -203,5 +208,5 @@ def load(
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
     config = dataclasses.replace(config, num_classes=0)  # embeds, and classifies nothing
     tokenizer = vocabulary.find(path, tokenizer)
-    params = weights.read_checkpoint(path, config)
+    params, _ = weights.read_checkpoint(path, config)
     return Embedder(params, config, tokenizer, batch_size, vocabulary.why_none(path))

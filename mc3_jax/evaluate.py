@@ -153,7 +153,9 @@ def _find_tokenizer(config: config_lib.Config, path: str) -> str:
 
 def _load_file(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
     """Returns name → (0, parameters) of the weights that `config.checkpoint` names."""
-    flat = weights.read_checkpoint(config.checkpoint, config.model, temporal=config.init.temporal)
+    flat, notes = weights.read_checkpoint(config.checkpoint, config.model, temporal=config.init.temporal)
+    if jax.process_index() == 0:
+        print("\n".join(notes), flush=True)
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
     return {pathlib.Path(config.checkpoint).name: (0, mesh_lib.replace_leaves(abstract, checkpoint.unflatten(flat)))}
 
@@ -187,19 +189,25 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     num_frames = config.model.video.num_frames
-    source = loader.open_split(config.data.dir, config.eval.split, num_frames, option="--config.eval.split")
+    source = loader.open_split(
+        config.data.dir, config.eval.split, num_frames, config.eval.folds, option="--config.eval.split"
+    )
     _check_labels(config, source.info)
     text = config.model.text
     weights_path = workdir if has_run else config.checkpoint or config.init.text
     tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
-    tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
+    untrained = _untrained(config) if has_run else []
+    if "text" in untrained and not tokenizer:
+        tokenize = tokenizer_lib.blank(text.num_tokens)
+    else:
+        tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
     model = model_lib.make_model(config.model)
     load_other = _load_file if config.checkpoint else _load_untrained
     loaded = _load_run(config, workdir, mesh) if has_run else load_other(config, mesh)
     batches = loader.eval_batches(
-        source, tokenize, batch_size=config.eval.batch_size, process_index=jax.process_index(),
-        process_count=jax.process_count(), num_threads=config.data.num_threads, num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
+        source, tokenize, batch_size=config.eval.batch_size, num_samples=config.data.num_samples or None,
+        process_index=jax.process_index(), process_count=jax.process_count(), num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers, prefetch=config.data.prefetch,
     )  # fmt: skip
     embed = jax.jit(model_lib.make_embed_fn(model, config.model))
     with contextlib.closing(batches), jax.set_mesh(mesh):
@@ -215,16 +223,25 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         name: {"step": loaded[name][0]} | measure(value, known, config.eval) for name, value in embeddings.items()
     }
     if jax.process_index() == 0:
-        _write(config, workdir, source, results, embeddings, known, actions)
+        _write(config, workdir, source, results, embeddings, known, actions, untrained)
     return results[list(results)[-1]]
 
 
-def _write(config, workdir: str, source, results: dict, embeddings: dict, known: dict, actions: dict) -> None:
+def _untrained(config: config_lib.Config) -> list[str]:
+    """Returns the towers of a run that no phase looks at and no file started: their pairs say nothing."""
+    looked_at = phases_lib.all_modalities(config.phases)
+    return [name for name in config_lib.MODALITIES if name not in looked_at and not getattr(config.init, name)]
+
+
+def _write(
+    config, workdir: str, source, results: dict, embeddings: dict, known: dict, actions: dict, untrained: list[str]
+) -> None:
     """Writes results.json and the report, and prints the headline."""
     *before, last = results
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "data": source.info.name,
         "checkpoint": last, **results[last], "earlier": {name: results[name] for name in before}, "taxonomy": actions,
+        "untrained": untrained,
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +252,7 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
     facts = (
         f"{source.info.name}, {config.eval.split} split, {len(known['label'])} labelled clips; seed {config.seed}; "
         f"checkpoint {where}"
+        + (f"; no phase looks at {' and '.join(untrained)}, whose pairs say nothing" if untrained else "")
     )
     chosen = config.eval
     page = report.write(
@@ -252,6 +270,8 @@ def _write(config, workdir: str, source, results: dict, embeddings: dict, known:
         within = "no verb has both labels" if inside is None else f"AV within verbs {inside:.3f}"
         print(f"{name}: {line}  {within}{hit}")
     alone = {name: "–" if value is None else f"{value:.3f}" for name, value in results[last]["controls"].items()}
+    if untrained:
+        print(f"no phase looks at {' and '.join(untrained)}: what stands here of its pairs says nothing")
     print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))
     print(discovery.describe_margin(results[last]["margin"]))
     print(f"{path}\n{page}")

@@ -65,8 +65,7 @@ def _num_seen(config: config_lib.Config, source: loader.ClipSource, facts: dict)
     train = loader.open_split(data.dir, data.split, 0, data.folds)
     if facts.get("data.dir", train.digest) != train.digest:
         return 0
-    trained_on = {train[i].clip_id for i in range(len(train))}
-    return sum(source[i].clip_id in trained_on for i in range(len(source)))
+    return loader.num_shared(source, train)
 
 
 def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipSource, facts: dict) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from mc3_jax import config as config_lib, phases as phases_lib
+from mc3_jax import config as config_lib
 from mc3_jax.losses import active, classification, consensus, contrastive
 
 MAX_SCALE = 100.0  # of a scale that is learned: CLIP's and CLAP's
@@ -31,7 +31,8 @@ def init_memory(config: config_lib.Config, phase: config_lib.PhaseConfig, params
     sizes = phase.memory
     if not sizes.pool_size:
         return ()
-    names = sorted(phases_lib.modalities(phase))
+    letters = {letter for pair in phase.pairs for letter in pair}
+    names = sorted(contrastive.MODALITY_OF_LETTER[letter] for letter in letters)
     memory = active.init_memory(names, sizes.pool_size, sizes.dictionary_size, config.model.embed_dim)
     return memory | {"momentum": {name: jax.tree.map(jnp.copy, params[name]) for name in names}}
 
@@ -63,7 +64,7 @@ def phase_loss(
     """
     terms = {}
     loss = jnp.zeros((), jnp.float32)
-    if phase.contrastive_weight > 0:
+    if phase.contrastive_weight > 0 and phase.pairs:
         temperature = jnp.float32(phase.temperature)
         if phase.learn_scale:
             temperature = jnp.exp(-loss_params["log_scale"])

@@ -100,7 +100,10 @@ def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
     if config.weight_decay > 0:
         steps.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
     learns = optax.chain(*steps)
-    learning = {*phase.trainable}.intersection((*modalities(phase), CLASSIFIER)) | ({"loss"} if phase.learn_scale else set())
+    looked_at = {*modalities(phase)} | ({CLASSIFIER} if phase.classification_weight > 0 else set())
+    learning = looked_at & {*phase.trainable}
+    if phase.learn_scale and phase.contrastive_weight > 0:
+        learning.add("loss")
     if all(name in learning for name in params):
         return learns
     labels = {name: "learns" if name in learning else "frozen" for name in params}
@@ -130,6 +133,6 @@ def check_carried(phase: PhaseConfig, tx: optax.GradientTransformation, params, 
     if jax.tree.structure(jax.eval_shape(tx.init, params)) != jax.tree.structure(opt_state):
         raise ValueError(
             f"phase {phase.name!r} keeps the optimizer state of the phase before, but theirs differ in shape "
-            "(other towers learn or the optimizer differs): set reset_optimizer=True"
+            "(other towers learn and are looked at by the loss, or the optimizer differs): set reset_optimizer=True"
         )
     return opt_state

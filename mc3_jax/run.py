@@ -93,7 +93,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
     validation = None
     if config.validation.every_steps:
-        validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames)
+        validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames, source)
     initial, notes = ({}, []) if is_trained else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # another run may have come between
@@ -155,9 +155,10 @@ def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phase
         source, steps, batch_size=data.batch_size, seed=config.seed, clips_per_video=data.clips_per_video
     )
     if rows:
+        can_mask = all("text" in phases_lib.modalities(p.config) and not p.config.memory.pool_size for p in exposed)
         progress.notice(
             f"warning: {batches} of {len(steps)} steps go over the border of two epochs and hold clips twice, as their own "
             f"negatives ({rows} rows in all), for there are {num_clips} clips; a smaller config.data.batch_size makes it "
-            "rarer and the phase's mask_same_text leaves them out",
+            + ("rarer and the phase's mask_same_text leaves them out" if can_mask else "rarer"),
             sys.stderr,
         )

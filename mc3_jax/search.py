@@ -88,8 +88,8 @@ def embed_moments(
         return {tower: out[tower] for tower in ("audio", "video")}  # XLA leaves out the text tower
 
     batches = loader.eval_batches(
-        source, tokenizer_lib.blank(model.config.text.num_tokens), batch_size=batch_size, num_threads=num_threads,
-        prefetch=num_threads,
+        source, tokenizer_lib.blank(model.config.text.num_tokens), batch_size=batch_size,
+        num_samples=model.window_samples, num_threads=num_threads, prefetch=num_threads,
     )  # fmt: skip
     parts: dict[str, list[np.ndarray]] = {"audio": [], "video": []}
     progress = tqdm(total=len(source), unit="clip", desc="embedding", disable=not sys.stderr.isatty())

@@ -221,10 +221,11 @@ def _make_head(config: config_lib.Config, phase: config_lib.PhaseConfig) -> Call
     return head
 
 
-def _ask_memory(embed: Callable, phase: config_lib.PhaseConfig, params, memory):
+def _ask_memory(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig, params, memory):
     """Returns the memory with its encoders moved on, and the function of (step, batch) that makes keys with them."""
     if not phase.memory.pool_size:
         return memory, lambda step, batch: None
+    embed = make_train_embed_fn(model, config, dataclasses.replace(phase, consensus_weight=0.0))  # the pairs' towers alone
     current = {name: params[name] for name in memory["momentum"]}
     momentum = active.momentum_update(memory["momentum"], current, phase.memory.momentum)
     momentum = jax.lax.stop_gradient(momentum)
@@ -259,7 +260,7 @@ def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
     embed, head = make_train_embed_fn(model, config, phase), _make_head(config, phase)
 
     def loss_fn(params, step, batch: Batch, memory=()):
-        memory, make_keys = _ask_memory(embed, phase, params, memory)
+        memory, make_keys = _ask_memory(model, config, phase, params, memory)
         batch, targets = _make_targets(config, phase, step, batch)
         keys = _constrain(make_keys(step, batch), PartitionSpec())
         embeddings = _constrain(embed(params, step, batch), PartitionSpec())
@@ -328,7 +329,7 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
             embeddings = jax.lax.map(lambda chunk: embed_chunk(step, chunk), chunks)
             return jax.tree.map(_join_rows, _constrain(embeddings, PartitionSpec()))
 
-        memory, make_keys = _ask_memory(embed, phase, params, memory)
+        memory, make_keys = _ask_memory(model, config, phase, params, memory)
         _, targets = _make_targets(config, phase, step, batch)
         keys = in_chunks(make_keys) if phase.memory.pool_size else None
         embeddings = in_chunks(functools.partial(embed, params))

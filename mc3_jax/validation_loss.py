@@ -20,7 +20,10 @@ class ValidationLoss:
     sounds and pictures are not augmented on the devices, and there is no dropout.
     """
 
-    def __init__(self, config: config_lib.Config, mesh: jax.sharding.Mesh, model: MC3, tokenize: Callable, num_frames: int):
+    def __init__(
+        self, config: config_lib.Config, mesh: jax.sharding.Mesh, model: MC3, tokenize: Callable, num_frames: int,
+        trained_on: loader.ClipSource,
+    ):  # fmt: skip
         """Opens the split.
 
         Args:
@@ -29,9 +32,10 @@ class ValidationLoss:
           model: That is trained.
           tokenize: Text to ids and mask.
           num_frames: Of a clip, 0 where no phase looks at pictures.
+          trained_on: Clips of the same data set, none of which may be among these.
 
         Raises:
-          ValueError: The split can't be read, or has fewer clips than a batch.
+          ValueError: The split can't be read, has fewer clips than a batch, or clips that are trained on.
         """
         chosen, batch_size = config.validation, config.data.batch_size
         self._config, self._mesh, self._model, self._tokenize = config, mesh, model, tokenize
@@ -42,6 +46,12 @@ class ValidationLoss:
             raise ValueError(
                 f"config.validation.every_steps = {chosen.every_steps}: split {chosen.split!r} of {config.data.dir} has "
                 f"{len(self._source)} clips, fewer than a batch of {batch_size}: choose a larger validation.split, or 0 steps"
+            )
+        if shared := loader.num_shared(self._source, trained_on):
+            raise ValueError(
+                f"config.validation.every_steps = {chosen.every_steps}: of the {len(self._source)} clips of split "
+                f"{chosen.split!r} and folds {tuple(chosen.folds)} {shared} are trained on: choose others by "
+                "validation.split and validation.folds, or 0 steps"
             )
         self._num_batches = min(chosen.num_batches, len(self._source) // batch_size)
         self._compiled: tuple[str, Callable] | None = None

@@ -212,8 +212,15 @@ def _fit_audio(params: Flat, config: config_lib.ModelConfig, image: bool, path: 
             position = np.concatenate([position[:1], position])
             notes.append("distillation token copied from the class token")
     grid = model_lib.make_model(config).audio_tower.grid
-    position, note = fitting.fit_audio_positions(position, grid, from_image=image, path=path)
+    # How long a grid is follows from how many rows it has. Ours say that; AST's files are taken to have the model's.
+    rows = _read_grid(path)[0] if is_run(path) or is_own_folder(path) else grid[0]
+    position, note = fitting.fit_audio_positions(position, grid, None if image else rows, path)
     return params | {"encoder/position_embedding": position}, notes + ([note] if note else [])
+
+
+def _read_grid(path: str) -> tuple[int, int]:
+    """Returns the (mel, time) patches of the audio tower in a folder of ours or a run."""
+    return model_lib.make_model(read_model_config(path)).audio_tower.grid
 
 
 def _fit_video(
@@ -238,8 +245,12 @@ def _drop_other_head(params: Flat, embed_dim: int) -> tuple[Flat, list[str]]:
     return encoder, [f"its head of {len(bias)} outputs is left out, embed_dim being {embed_dim}"]
 
 
-def read_checkpoint(path: str, config: config_lib.ModelConfig, *, temporal: str = "zeros") -> Flat:
-    """Returns all parameters of a model's towers from one file or folder, nothing of it at random; no classifier is read.
+def read_checkpoint(
+    path: str, config: config_lib.ModelConfig, *, temporal: str = "zeros"
+) -> tuple[Flat, list[str]]:
+    """Returns all parameters of a model's towers from one file or folder, and what was done to them; see `read_towers`.
+
+    Nothing of it is at random, and no classifier is read.
 
     Args:
       path: As for `read_towers`.
@@ -250,9 +261,9 @@ def read_checkpoint(path: str, config: config_lib.ModelConfig, *, temporal: str 
       ValueError: As `read_towers`; or a tower or projection isn't in it.
     """
     paths, config = dict.fromkeys(config_lib.MODALITIES, path), dataclasses.replace(config, num_classes=0)
-    flat, _ = read_towers(paths, config, temporal=temporal, drop_heads=False)
+    flat, notes = read_towers(paths, config, temporal=temporal, drop_heads=False)
     checkpoint.check_shapes(flat, param_shapes(config), path)
-    return flat
+    return flat, notes
 
 
 def read_initial(config: config_lib.Config) -> tuple[Flat, list[str]]:

@@ -25,7 +25,7 @@ ALLOWED = {
     "weights": {"checkpoint", "config", "mesh", "model", "models", "validation"},
     "train_step": {"config", "losses", "model", "models", "objective", "phases"},
     "model": {"config", "models"},
-    "objective": {"config", "losses", "phases"},
+    "objective": {"config", "losses"},
     "phases": {"config"},
     "cli": {"config", "validation"},
     "validation": {"config", "phases"},

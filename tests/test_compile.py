@@ -20,6 +20,7 @@ from mc3_jax import (
     topology as topology_lib,
     weights,
 )
+from mc3_jax.data import loader
 from tests import world
 from tests.test_fits import CANVAS_PX, small_config
 
@@ -73,6 +74,18 @@ def test_model_flops_of_the_papers_video_tower_are_those_counted_by_hand():
     without = compile_lib.model_flops(config, phase)
     phase.trainable = ("audio", "video")
     assert compile_lib.model_flops(config, phase) - without == 2 * 2 * products  # backward, twice the forward pass
+
+
+def test_the_data_a_step_is_compiled_for_are_those_that_are_trained_on(data):
+    config = world.small_config(data)
+    config.data.split, config.data.num_samples = "train+validation", 16_000
+    source = loader.open_split(config.data.dir, "train+validation", 4)
+    wanted = {"num_samples": 16_000, "canvas_px": source.info.canvas_px, "num_clips": len(source)}
+    assert compile_lib._data_shapes(config) == wanted
+    for phase in config.phases:
+        phase.pairs, phase.consensus_weight = ("al",), 0.0
+    config.model.video.num_frames = 5  # none of which are wanted
+    assert compile_lib._data_shapes(config) == wanted
 
 
 def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():

@@ -108,7 +108,7 @@ def test_the_encoders_of_a_memory_start_with_the_weights_that_are_read(tmp_path)
     read = weights.complete({}, config.model, config.seed + 1)  # another draw stands for the files of config.init
     mesh, model = mesh_lib.make_mesh(devices=jax.devices()[:1]), model_lib.make_model(config.model)
     source = object.__new__(loader.ClipSource)  # no clip is asked for
-    run = train.Run(config, str(tmp_path), mesh, model, phases, source, tokenizer.blank(6), None, read)
+    run = run_lib.Run(config, str(tmp_path), mesh, model, phases, source, tokenizer.blank(6), None, read)
     with jax.set_mesh(mesh):
         step, state = train._first_state(run)
     assert step == 0
@@ -118,6 +118,35 @@ def test_the_encoders_of_a_memory_start_with_the_weights_that_are_read(tmp_path)
         np.testing.assert_array_equal(leaf, read[name])
         if name in momentum:
             np.testing.assert_array_equal(momentum[name], leaf, err_msg=name)
+
+
+def test_a_memory_keeps_towers_of_its_pairs_alone_whatever_the_consensus_looks_at():
+    config = test_fits.small_config()
+    cm_acc(config.phases[0])
+    config.phases[0].consensus_weight = 1.0
+    model = model_lib.make_model(config.model)
+    params = jax.eval_shape(lambda: model_lib.init_params(model, config.model, 0))
+    memory = jax.eval_shape(lambda params: objective.init_memory(config, config.phases[0], params), params)
+    assert memory["momentum"].keys() == memory["pool"].keys() == {"audio", "video"}
+    batch = jax.eval_shape(test_fits.batch)
+    for chunk_size in (0, 8):
+        config.data.chunk_size = chunk_size
+        grad_fn = step_lib.make_grad_fn(model, config, config.phases[0])
+        grads, (terms, after) = jax.eval_shape(grad_fn, params, jax.ShapeDtypeStruct((), np.int32), batch, memory)
+        assert grads.keys() == params.keys()
+        assert {"consensus", "contrastive_av"} <= terms.keys()
+        assert jax.tree.structure(after) == jax.tree.structure(memory)
+
+
+def test_without_pairs_there_is_no_contrast():
+    phase = test_fits.small_config().phases[1]
+    phase.pairs, phase.consensus_weight = (), 2.0
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(8, 4)).astype(np.float32) for name in ("audio", "video", "text")}
+    x = {name: jax.numpy.asarray(v / np.linalg.norm(v, axis=1, keepdims=True)) for name, v in x.items()}
+    loss, (terms, _) = objective.phase_loss(x, phase)
+    assert loss == 2 * terms["consensus"] > 0
+    assert "contrastive" not in terms
 
 
 def test_a_state_without_memory_is_saved_as_before_there_was_one():

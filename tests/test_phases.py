@@ -117,6 +117,19 @@ def test_a_scale_learns_where_its_phase_says_so():
         assert bool(updates["loss"]["log_scale"] != 0) == learns
 
 
+def test_a_classifier_and_a_scale_that_no_loss_looks_at_stay_where_they_are():
+    params = PARAMS | {"classifier": PARAMS["text"], "loss": {"log_scale": jnp.float32(2.0)}}
+    for weight in (0.0, 1.0):
+        phase = PhaseConfig(
+            contrastive_weight=weight, classification_weight=weight, consensus_weight=1.0, learn_scale=True,
+            trainable=("audio", "video", "text", "classifier"), optimizer=OptimizerConfig(weight_decay=0.1),
+        )  # fmt: skip
+        tx = phases_lib.make_optimizer(phase, params)
+        updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+        for name in ("classifier", "loss"):
+            assert all((leaf != 0).all() == bool(weight) for leaf in jax.tree.leaves(updates[name]))
+
+
 @pytest.mark.parametrize(
     ("pairs", "consensus_weight", "names"),
     [

@@ -1,5 +1,6 @@
 """`python -m mc3_jax.search`: what it finds is what the model's own embeddings say, and what it can't use it names."""
 
+import copy
 import csv
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import soundfile
 
 import mc3_jax
-from mc3_jax import search
+from mc3_jax import embedder, search, weights
 from mc3_jax.data import loader
 from mc3_jax.evals import moments as moments_lib
 
@@ -47,6 +48,18 @@ def test_hits_are_those_of_the_models_own_embeddings(finished, found):
     page = (found / "index.html").read_text()
     assert "onion" in page
     assert rows[0]["video_uid"] in page
+
+
+def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished):
+    config, workdir, _ = finished
+    sizes = copy.deepcopy(config.model)
+    sizes.audio.num_time_frames = 99
+    flat, _ = weights.read_checkpoint(workdir, sizes)
+    model = embedder.Embedder(flat, sizes, "", 4)
+    source = loader.open_split(config.data.dir, "test", config.model.video.num_frames)
+    found = search.embed_moments(model, source, batch_size=8, num_threads=1)
+    middles = np.stack([source[i].audio[4_000:20_000] for i in range(3)])
+    np.testing.assert_allclose(found.audio[:3], model.embed_audio(middles, 16_000), atol=1e-5)
 
 
 def test_a_second_question_embeds_no_clip_again_and_another_model_does(finished, found, monkeypatch, capsys, tmp_path):

@@ -130,6 +130,7 @@ def test_the_validation_loss_is_that_of_the_objective_on_fixed_clips_whatever_th
     mesh, model = mesh_lib.make_mesh(), model_lib.make_model(config.model)
     tokenize = tokenizer.load_tokenizer(config.data.tokenizer, 16, 600)
     phase = phases_lib.plan_phases(config.phases, 100, 16)[1]
+    trained_on = loader.open_split(config.data.dir, "train", 4)
     source = loader.open_split(config.data.dir, "validation+test", 4)
     batch = next(loader.train_batches(source, tokenize, batch_size=16, seed=0, clips_per_video=config.data.clips_per_video))
     embeddings = jax.jit(model_lib.make_embed_fn(model, config.model))(state.params, batch)
@@ -137,7 +138,7 @@ def test_the_validation_loss_is_that_of_the_objective_on_fixed_clips_whatever_th
     with jax.set_mesh(mesh):
         for chunk_size in (0, 8):
             config.data.chunk_size = chunk_size
-            measure = validation_loss.ValidationLoss(config, mesh, model, tokenize, 4)
+            measure = validation_loss.ValidationLoss(config, mesh, model, tokenize, 4, trained_on)
             for _ in range(2):  # always the same clips
                 found = measure.measure(phase, state.params)
                 assert found["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
@@ -145,9 +146,12 @@ def test_the_validation_loss_is_that_of_the_objective_on_fixed_clips_whatever_th
     assert [measure.is_due(step, 7) for step in (1, 7)] == [True, True]
     config.validation.every_steps = 4
     assert [measure.is_due(step, 7) for step in (3, 4, 7)] == [False, True, True]
+    both = loader.open_split(config.data.dir, "train+test", 4)
+    with pytest.raises(ValueError, match=rf"the {len(source)} clips .* {len(both) - len(trained_on)} are trained on:"):
+        validation_loss.ValidationLoss(config, mesh, model, tokenize, 4, both)
     config.data.batch_size = 64
     with pytest.raises(ValueError, match="split 'validation.test' of .* clips, fewer than a batch of 64"):
-        validation_loss.ValidationLoss(config, mesh, model, tokenize, 4)
+        validation_loss.ValidationLoss(config, mesh, model, tokenize, 4, trained_on)
 
 
 def test_a_mesh_has_the_devices_of_a_process_side_by_side():
@@ -330,6 +334,7 @@ def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_toke
 def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(finished, data, tmp_path, capsys):
     config = world.small_config(data)
     config.phases = []
+    config.data.num_samples, config.model.audio.num_time_frames = 16_000, 99  # cut out of 24,000, as in training
     # Two towers start at random, the third has learned another tokenizer than the one that is named.
     config.init.text, config.data.tokenizer = finished[1], str(shutil.copytree(data / "vocabulary", tmp_path / "other"))
     with (tmp_path / "other" / "tokenizer_config.json").open("a") as file:
@@ -342,6 +347,19 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
     assert json.loads((tmp_path / "untrained" / "results.json").read_text())["checkpoint"] == "untrained"
     with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):
         run_lib.set_up(config, str(tmp_path / "run"))
+
+
+def test_a_run_that_no_phase_shows_text_is_evaluated_without_a_tokenizer_and_says_so(finished, tmp_path, capsys):
+    config, place = copy.deepcopy(finished[0]), tmp_path / "run"
+    shutil.copytree(finished[1], place, ignore=shutil.ignore_patterns("tokenizer", "data.json"))
+    for phase in config.phases:
+        phase.pairs, phase.consensus_weight = ("av",), 0.0
+    (place / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    config.data.tokenizer = ""
+    evaluate.evaluate(config, str(place))
+    assert json.loads((place / "results.json").read_text())["untrained"] == ["text"]
+    assert "no phase looks at text: what stands here of its pairs says nothing" in capsys.readouterr().out
+    assert "no phase looks at text, whose pairs say nothing" in (place / "report" / "index.html").read_text()
 
 
 def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):
@@ -461,6 +479,9 @@ def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_ar
     assert not warning(num_clips)  # an epoch a batch
     assert not warning(num_clips // 2 + 1, contrastive_weight=0.0)
     assert not warning(num_clips // 2 + 1, mask_same_text=True)
+    assert told.endswith("makes it rarer and the phase's mask_same_text leaves them out\n")
+    blind = warning(num_clips // 2 + 1, pairs=("av",), consensus_weight=0.0)  # may not compare what it does not look at
+    assert blind.endswith("makes it rarer\n")
 
 
 def test_resolved_config_is_saved_beside_the_checkpoints(finished):

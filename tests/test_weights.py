@@ -10,7 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from mc3_jax import checkpoint, convert, evaluate, run as run_lib, train, weights, workdir as workdir_lib
+from mc3_jax import (
+    checkpoint,
+    convert,
+    evaluate,
+    model as model_lib,
+    run as run_lib,
+    train,
+    weights,
+    workdir as workdir_lib,
+)
 from tests import world
 
 
@@ -124,6 +133,13 @@ def test_towers_of_ours_are_fitted_like_anybodys(finished):
     said = " ".join(notes)
     for words in ("from 4 to 6", "4x4 interpolated to 5x5", "4x9 cut or stretched to 4x12", "head of 8 outputs is left out"):
         assert words in said
+    # A grid of 36 could have three rows or six as well: a run says how many.
+    wider = copy.deepcopy(config.model)
+    wider.audio.stride_px = 20
+    rows, columns = model_lib.make_model(wider).audio_tower.grid
+    assert rows == 3
+    _, notes = weights.read_towers({"audio": workdir}, wider)
+    assert f"4x9 cut or stretched to 3x{columns}" in notes[0]
     full = weights.complete(params, sizes, seed=0)
     assert {n: v.shape for n, v in full.items()} == {n: s.shape for n, s in weights.param_shapes(sizes).items()}
 

@@ -99,11 +99,23 @@ class ClipSource:
             records.check(clip, self.info)
             return clip
 
+    def records_of(self) -> dict[str, Int[np.ndarray, " n"]]:
+        """Returns shard → the records of it that are clips of this source."""
+        shards = np.searchsorted(self._ends, self._places, side="right")
+        records_ = self._places - np.array([0, *self._ends])[shards]
+        return {self._paths[shard]: records_[shards == shard] for shard in np.unique(shards)}
+
     def place(self, index: int) -> damage.Place:
         """Returns the shard and the record of a clip."""
         record = int(self._places[index])
         shard = bisect.bisect_right(self._ends, record)
         return damage.Place(self._paths[shard], record - (self._ends[shard - 1] if shard else 0))
+
+
+def num_shared(one: ClipSource, other: ClipSource) -> int:
+    """Returns how many clips of one source are the other's, too: the same records of the same shards."""
+    mine, theirs = one.records_of(), other.records_of()
+    return sum(int(np.isin(mine[shard], theirs[shard]).sum()) for shard in mine.keys() & theirs.keys())
 
 
 def _filled(info: records.ClipsInfo, folder: str | os.PathLike, split: str, option: str) -> list[str]:

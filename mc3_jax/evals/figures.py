@@ -74,7 +74,8 @@ def curves(scores: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray) -
 
 def histogram(values: np.ndarray, labels: np.ndarray) -> go.Figure:
     """Returns the density of a score among clips that sound and among those that don't."""
-    edges = np.linspace(values.min(), max(values.max(), values.min() + 1e-6), 41)
+    low = float(values.min())
+    edges = np.linspace(low, max(float(values.max()), low + 1e-3), 41)  # of float32, close edges would be the same
     bars = [
         go.Bar(x=((edges[1:] + edges[:-1]) / 2).round(5), name=name, opacity=0.6, marker={"color": colour},
                y=np.histogram(values[labels == label], edges, density=True)[0].round(4), width=edges[1] - edges[0])

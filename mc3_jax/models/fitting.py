@@ -70,23 +70,24 @@ def fit_temporal(
 
 
 def fit_audio_positions(
-    table: Float[np.ndarray, "n w"], grid: tuple[int, int], *, from_image: bool, path: str
+    table: Float[np.ndarray, "n w"], grid: tuple[int, int], num_mel_patches: int | None, path: str
 ) -> tuple[Float[np.ndarray, "m w"], str | None]:
     """Returns the positions of class token, distillation token and AST's (mel, time) grid, and what was done, or None.
 
     Args:
       table: Of the checkpoint, the two tokens first.
       grid: (mel, time) patches wanted.
-      from_image: The checkpoint's grid is an image's, square; else an AST's with as many patches along mel.
+      num_mel_patches: Along mel in the checkpoint's grid, an AST's; None where it is an image's, square.
       path: For the error.
 
     Raises:
       ValueError: The checkpoint's grid can't be told.
     """
     num = max(len(table) - 2, 0)
-    rows = math.isqrt(num) if from_image else grid[0]
+    from_image = num_mel_patches is None
+    rows = math.isqrt(num) if from_image else num_mel_patches
     if rows < 1 or num % rows or (from_image and rows * rows != num):
-        want = "a square" if from_image else f"a grid of {grid[0]} patches along mel"
+        want = "a square" if from_image else f"a grid of {rows} patches along mel"
         raise ValueError(f"{path}: {num} positions are not {want}: give the config the checkpoint's num_mel and stride_px")
     have = (rows, num // rows)
     if have == grid:

@@ -78,6 +78,16 @@ def test_a_page_asks_for_nothing_beside_itself(pages, kind):
     assert [link for link in links if not link.startswith(("data:", "runs/"))] == []
 
 
+def test_a_histogram_of_scores_that_are_all_alike_has_bars():
+    labels = np.array([0, 1, 0, 1])
+    for scores in (np.full(4, 0.99995, np.float32), np.float32([1, 1, 1, 0.9999999])):
+        for bar in figures.histogram(scores, labels).data:
+            density = np.array(bar.y, float)
+            assert bar.width > 0
+            assert np.isfinite(density).all()
+            np.testing.assert_allclose(density.sum() * bar.width, 1, rtol=1e-3)
+
+
 def test_embedded_json_says_what_it_said():
     value = {HOSTILE: ["<!--", "]]>", "\u2029", "&lt;", 1.5]}
     shown = page.embed(json.dumps(value, ensure_ascii=False))

@@ -31,7 +31,7 @@ def test_a_grid_is_cut_in_the_middle_where_it_is_long_enough_and_stretched_where
 
 def test_an_audioset_grid_is_cut_as_ast_cuts_it():
     table = RNG.normal(size=(2 + 12 * 101, 3)).astype(np.float32)
-    fitted, note = fitting.fit_audio_positions(table, (12, 14), from_image=False, path="x")
+    fitted, note = fitting.fit_audio_positions(table, (12, 14), 12, "x")
     grid = table[2:].reshape(12, 101, 3)
     np.testing.assert_array_equal(fitted[:2], table[:2])
     np.testing.assert_array_equal(fitted[2:].reshape(12, 14, 3), grid[:, 50 - 7 : 50 - 7 + 14])
@@ -41,9 +41,9 @@ def test_an_audioset_grid_is_cut_as_ast_cuts_it():
 def test_positions_that_are_no_grid_are_refused():
     table = np.zeros((2 + 170, 3), np.float32)
     with pytest.raises(ValueError, match="x.pth: 170 positions are not a square"):
-        fitting.fit_audio_positions(table, (12, 14), from_image=True, path="x.pth")
+        fitting.fit_audio_positions(table, (12, 14), None, "x.pth")
     with pytest.raises(ValueError, match="170 positions are not a grid of 12 patches along mel: give the config"):
-        fitting.fit_audio_positions(table, (12, 14), from_image=False, path="x.pth")
+        fitting.fit_audio_positions(table, (12, 14), 12, "x.pth")
     with pytest.raises(ValueError, match="171 positions can't be fitted to 196 patches"):
         fitting.fit_image_positions(table, 196, "x.pth")
 

@@ -1,10 +1,11 @@
 """The paper's run: MC3 on 250K Ego4D clips, Sec. 4.4 and 5 of SoundingActions (CVPR 2024).
 
     python -m data_prep.ego4d --root ego4d --out data/ego4d_clips --max_train_clips 250000
-    python -m mc3_jax.train --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d \
-        --config.data.dir=data/ego4d_clips
+    python -m mc3_jax.train --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d
+    python -m mc3_jax.evaluate --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d
 
-Epochs are over the clips that are there: 9,766 steps for 250,000, several times as many without that sample.
+Epochs are over the clips that are there: 9,766 steps for 250,000, several times as many without that sample. Evaluation
+needs the labels of sounding actions, which have to be there at the conversion (docs/data.md).
 
 Beside the clips it reads three things from `weights/`, which is for you to fill; nothing is downloaded:
 
@@ -15,8 +16,8 @@ Beside the clips it reads three things from `weights/`, which is for you to fill
 - `weights/distilbert-base-uncased/`: the tokenizer's files (`vocab.txt` or `tokenizer.json`, `tokenizer_config.json`) of
   huggingface.co/distilbert/distilbert-base-uncased. Its weights are not read.
 
-Other names and places: `--config.init.video=`, `.text=`, `.audio=` and `--config.data.tokenizer=`; an empty
-`--config.init.audio=` starts a tower at random.
+Other names and places: `--config.data.dir=`, `--config.data.tokenizer=`, `--config.init.video=`, `.text=` and `.audio=`; an
+empty `--config.init.audio=` starts a tower at random.
 
 `--config=configs/mc3_ego4d.py:egovlp_rates` has the learning rates that EgoVLP's trainer sets, on whose code the paper is
 built.
@@ -67,7 +68,8 @@ def get_config(mode: str = "paper") -> Config:
             video="weights/egovlp.pth",
             text="weights/egovlp.pth",
         ),
-        data=DataConfig(tokenizer="weights/distilbert-base-uncased", batch_size=256),  # Sec. 4.4: 256 over 8 A40s
+        # Sec. 4.4: 256 over 8 A40s.
+        data=DataConfig(dir="data/ego4d_clips", tokenizer="weights/distilbert-base-uncased", batch_size=256),
         phases=phases,
         save=SaveConfig(every_steps=500, keep=2),
     )

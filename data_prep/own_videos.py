@@ -24,7 +24,8 @@ def _parser() -> argparse.ArgumentParser:
     moments = parser.add_mutually_exclusive_group(required=True)
     moments.add_argument("--narrations", type=storage.parse, help="CSV with columns video, time_s, text and maybe label")
     moments.add_argument("--every_s", type=float, help="seconds from one window to the next, without narrations")
-    narrated.add_options(parser, "own_clips")
+    narrated.add_options(parser, "")
+    parser.set_defaults(num_candidates=None)
     add(
         "--splits",
         type=storage.parse,
@@ -42,13 +43,18 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     Raises:
       ValueError: Bad options, missing or damaged files, or lost records.
     """
+    # Windows have a name of their own, so that neither replaces the other in one folder, and are not trained on: of an
+    # interval evaluation and search look at one frame alone.
+    is_grid = args.every_s is not None
+    args.name = args.name or ("own_windows" if is_grid else "own_clips")
+    args.num_candidates = (1 if is_grid else 4) if args.num_candidates is None else args.num_candidates
     narrated.check_options(args, beam_args)
     if not storage.is_folder(args.videos):
         raise ValueError(f"no folder {args.videos}: point --videos at the folder of your video files")
     verbs, nouns = (
         narrations.read_taxonomy(path) if path else narrations.Taxonomy([], {}) for path in (args.verbs, args.nouns)
     )
-    if args.every_s is not None:
+    if is_grid:
         moments, rejects = _read_grid(args)
         chosen = {name: moments if name == "test" else [] for name in records.SPLITS}
         num_in = len(moments) + len(rejects)

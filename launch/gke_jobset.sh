@@ -7,7 +7,7 @@
 #     --config.model.scan_layers=True
 #
 # IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed. CLAIM is a ReadWriteMany volume (Filestore),
-# mounted at /mnt/mc3: data, weights and --workdir lie there. HOSTS times CHIPS (of a host) is the TOPOLOGY.
+# mounted at /mnt/mc3: its data/, weights/ and runs/ are the image's. HOSTS times CHIPS (of a host) is the TOPOLOGY.
 set -euo pipefail
 
 dry_run=

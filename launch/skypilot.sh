@@ -4,8 +4,8 @@
 #   IMAGE=us-docker.pkg.dev/MINE/mc3/gpu BUCKET=gs://MINE [GPUS=A100-80GB:8] \
 #     launch/skypilot.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
 #
-# IMAGE is `docker build --target gpu -f launch/Dockerfile .`, pushed. BUCKET is mounted at /mnt/mc3: data, weights and
-# --workdir lie there.
+# IMAGE is `docker build --target gpu -f launch/Dockerfile .`, pushed. BUCKET is mounted at /mnt/mc3: its
+# data/, weights/ and runs/ are the image's.
 set -euo pipefail
 
 dry_run=

@@ -8,8 +8,8 @@
 #     --config.model.scan_layers=True
 #
 # One process per worker (host) drives its chips. IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed.
-# MOUNT is a file system that all workers share and that outlives them (Filestore): data, weights and --workdir
-# lie there; SETUP, run on every worker first, mounts it. The slice is left when the run is over; the last line says how
+# MOUNT is a file system that all workers share and that outlives them (Filestore); as /mnt/mc3 its
+# data/, weights/ and runs/ are the image's. SETUP, run on every worker first, mounts it. The slice is left when the run is over; the last line says how
 # it is deleted.
 set -euo pipefail
 

@@ -223,7 +223,10 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         name: {"step": loaded[name][0]} | measure(value, known, config.eval) for name, value in embeddings.items()
     }
     if jax.process_index() == 0:
-        _write(config, workdir, source, results, embeddings, known, actions, untrained)
+        num_seen = 0
+        if has_run:
+            num_seen = evaluate_sounds.num_seen(config, source, workdir_lib.trained_on(workdir))
+        _write(config, workdir, source, results, embeddings, known, actions, untrained, num_seen)
     return results[list(results)[-1]]
 
 
@@ -234,14 +237,15 @@ def _untrained(config: config_lib.Config) -> list[str]:
 
 
 def _write(
-    config, workdir: str, source, results: dict, embeddings: dict, known: dict, actions: dict, untrained: list[str]
-) -> None:
+    config, workdir: str, source, results: dict, embeddings: dict, known: dict, actions: dict, untrained: list[str],
+    num_seen: int,
+) -> None:  # fmt: skip
     """Writes results.json and the report, and prints the headline."""
     *before, last = results
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "data": source.info.name,
         "checkpoint": last, **results[last], "earlier": {name: results[name] for name in before}, "taxonomy": actions,
-        "untrained": untrained,
+        "untrained": untrained, "num_seen": num_seen,
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,6 +256,7 @@ def _write(
     facts = (
         f"{source.info.name}, {config.eval.split} split, {len(known['label'])} labelled clips; seed {config.seed}; "
         f"checkpoint {where}"
+        + (f"; {num_seen} of them were trained on" if num_seen else "")
         + (f"; no phase looks at {' and '.join(untrained)}, whose pairs say nothing" if untrained else "")
     )
     chosen = config.eval
@@ -270,6 +275,8 @@ def _write(
         within = "no verb has both labels" if inside is None else f"AV within verbs {inside:.3f}"
         print(f"{name}: {line}  {within}{hit}")
     alone = {name: "–" if value is None else f"{value:.3f}" for name, value in results[last]["controls"].items()}
+    if num_seen:
+        print(f"warning: the run was trained on {num_seen} of these clips: this is no measure of what it has learned")
     if untrained:
         print(f"no phase looks at {' and '.join(untrained)}: what stands here of its pairs says nothing")
     print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))

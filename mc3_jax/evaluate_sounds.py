@@ -56,7 +56,7 @@ def class_scores(
     return total / windows[:, None], classes
 
 
-def _num_seen(config: config_lib.Config, source: loader.ClipSource, facts: dict) -> int:
+def num_seen(config: config_lib.Config, source: loader.ClipSource, facts: dict) -> int:
     """Returns how many of the clips to be evaluated the run was trained on, where both are of one data set."""
     data = config.data
     both = set(config.eval.split.split("+")) & set(data.split.split("+"))
@@ -144,7 +144,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "folds": list(config.eval.folds),
         "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": num_trained_on,
-        "num_seen": _num_seen(config, source, facts), "last": epochs[-1],
+        "num_seen": num_seen(config, source, facts), "last": epochs[-1],
         "best": max(epochs, key=lambda epoch: epoch["top1"]), "epochs": epochs,
     }  # fmt: skip
     if jax.process_index() == 0:

@@ -25,7 +25,7 @@ from mc3_jax import embedder, mesh as mesh_lib, model as model_lib
 from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
 from mc3_jax.evals import moments as moments_lib
 
-_MAX_SOUND_S = 60.0  # of a file that is read as a question; the model's window is far shorter
+_MAX_SOUND_S = 60.0  # of a file that is read as a question
 
 
 def embed_queries(
@@ -36,7 +36,8 @@ def embed_queries(
     Args:
       model: Embeds them.
       texts: Sentences, as the model was trained with: of Ego4D "#C C chops the onion".
-      sounds: Files that libsndfile reads; several channels are averaged.
+      sounds: Files that libsndfile reads; several channels are averaged. Of one that is longer than the model's window, the
+        loudest window is taken, and it is said.
 
     Raises:
       ValueError: An empty text, a file that can't be read, or a sound that the model does not take.
@@ -50,17 +51,29 @@ def embed_queries(
     for path in sounds:
         try:
             waveform, rate = _read_sound(path)
-            found[path] = model.embed_audio(waveform, rate)
+            start, stop = _loudest(waveform, int(rate * model.window_samples / records.SAMPLE_RATE_HZ))
+            if (start, stop) != (0, len(waveform)):
+                print(f"--sound {_printable(path)}: its loudest part, from {start / rate:.2f} to {stop / rate:.2f} s")
+            found[path] = model.embed_audio(waveform[start:stop], rate)
         except (ValueError, OSError, soundfile.SoundFileError) as error:
             raise ValueError(f"--sound {path}: {error}") from error
     return found or {moments_lib.AGREEMENT: None}
 
 
 def _read_sound(path: str) -> tuple[np.ndarray, int]:
-    """Returns (mean of the channels, sample rate in Hz) of a sound file, no more than is too long for any model."""
+    """Returns (mean of the channels, sample rate in Hz) of a sound file, of a long one its first minute."""
     with soundfile.SoundFile(path) as file:
         channels = file.read(int(_MAX_SOUND_S * file.samplerate), dtype="float32", always_2d=True)
         return channels.mean(axis=1), file.samplerate
+
+
+def _loudest(waveform: np.ndarray, length: int) -> tuple[int, int]:
+    """Returns [start, stop) of the loudest part of this length; all of what is no longer."""
+    if len(waveform) <= length:
+        return 0, len(waveform)
+    power = np.cumsum(np.concatenate([[0.0], waveform.astype(np.float64) ** 2]))
+    start = int(np.argmax(power[length:] - power[:-length]))
+    return start, start + length
 
 
 def embed_moments(
@@ -126,6 +139,17 @@ def _open(folder: str, split: str, num_frames: int) -> loader.ClipSource:
     return loader.open_split(folder, split, num_frames, option="--split")
 
 
+def _check_window(model: embedder.Embedder, source: loader.ClipSource, folder: str) -> None:
+    """Warns where clips last longer or shorter than what the model hears."""
+    clip_s, heard_s = sum(source.info.window_s), model.window_samples / records.SAMPLE_RATE_HZ
+    if abs(clip_s - heard_s) > 0.05:
+        print(
+            f"warning: the clips of {folder} last {clip_s:g} s, and the model hears {heard_s:g} s: of longer ones the middle "
+            "is heard beside pictures of the whole, shorter ones end in silence; cut them anew with --window",
+            file=sys.stderr,
+        )
+
+
 def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
     """Answers every question of the command line: prints, writes and returns question → hits.
 
@@ -137,6 +161,7 @@ def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     model = embedder.load(args.model, tokenizer=args.tokenizer)
     source = _open(args.clips, args.split, model.config.video.num_frames)
+    _check_window(model, source, args.clips)
     queries = embed_queries(model, args.text, args.sound)
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +198,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--clips", required=True, help="data set to look through, e.g. of data_prep.own_videos --every_s 0.75")
     add("--out", required=True, help="folder for hits.csv, index.html and the embeddings")
     add("--text", action="append", default=[], help="what to find, in the words of narrations; may be repeated")
-    add("--sound", action="append", default=[], help="sound file to find moments like; may be repeated")
+    add("--sound", action="append", default=[], help="sound file to find moments like, by its loudest part; may be repeated")
     add("--by", choices=moments_lib.SCORES, default="both", help="what of a moment the question is compared with")
     add("--top", type=int, default=10, help="moments a question (default %(default)s)")
     add("--split", default="", help="of the data set; default all")

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -50,7 +51,21 @@ def test_hits_are_those_of_the_models_own_embeddings(finished, found):
     assert rows[0]["video_uid"] in page
 
 
-def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished):
+def test_of_a_long_sound_the_loudest_part_is_asked_for(finished, tmp_path, capsys):
+    model, rate = mc3_jax.load(finished[1]), 8_000
+    wave = np.random.default_rng(0).normal(size=5 * rate).astype(np.float32) * 0.01
+    wave[2 * rate : 3 * rate + 4_000] *= 20
+    soundfile.write(tmp_path / "long.wav", wave, rate, subtype="FLOAT")
+    [found] = search.embed_queries(model, [], [str(tmp_path / "long.wav")]).values()
+    told = re.search(r"long.wav: its loudest part, from (\S+) to (\S+) s", capsys.readouterr().out)
+    start, stop = float(told[1]), float(told[2])
+    assert (start, stop) == pytest.approx((2.0, 3.5), abs=0.011)
+    place = search._loudest(wave, 12_000)
+    np.testing.assert_allclose(found, model.embed_audio(wave[place[0] : place[1]], rate), atol=1e-6)
+    assert search._loudest(wave[:12_000], 12_000) == (0, 12_000)
+
+
+def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished, capsys):
     config, workdir, _ = finished
     sizes = copy.deepcopy(config.model)
     sizes.audio.num_time_frames = 99
@@ -59,6 +74,8 @@ def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished)
     source = loader.open_split(config.data.dir, "test", config.model.video.num_frames)
     found = search.embed_moments(model, source, batch_size=8, num_threads=1)
     middles = np.stack([source[i].audio[4_000:20_000] for i in range(3)])
+    search._check_window(model, source, "here")
+    assert "the clips of here last 1.5 s, and the model hears 1 s" in capsys.readouterr().err
     np.testing.assert_allclose(found.audio[:3], model.embed_audio(middles, 16_000), atol=1e-5)
 
 

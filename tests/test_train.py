@@ -349,17 +349,22 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
         run_lib.set_up(config, str(tmp_path / "run"))
 
 
-def test_a_run_that_no_phase_shows_text_is_evaluated_without_a_tokenizer_and_says_so(finished, tmp_path, capsys):
+def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is_evaluated(finished, tmp_path, capsys):
     config, place = copy.deepcopy(finished[0]), tmp_path / "run"
     shutil.copytree(finished[1], place, ignore=shutil.ignore_patterns("tokenizer", "data.json"))
     for phase in config.phases:
         phase.pairs, phase.consensus_weight = ("av",), 0.0
+    config.data.split = "train+test"
     (place / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
     config.data.tokenizer = ""
     evaluate.evaluate(config, str(place))
-    assert json.loads((place / "results.json").read_text())["untrained"] == ["text"]
-    assert "no phase looks at text: what stands here of its pairs says nothing" in capsys.readouterr().out
-    assert "no phase looks at text, whose pairs say nothing" in (place / "report" / "index.html").read_text()
+    num = len(loader.open_split(config.data.dir, config.eval.split, 4))
+    results, told = json.loads((place / "results.json").read_text()), capsys.readouterr().out
+    assert (results["untrained"], results["num_seen"]) == (["text"], num)
+    assert "no phase looks at text: what stands here of its pairs says nothing" in told
+    assert f"warning: the run was trained on {num} of these clips" in told
+    page = (place / "report" / "index.html").read_text()
+    assert f"{num} of them were trained on; no phase looks at text, whose pairs say nothing" in page
 
 
 def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):

@@ -262,7 +262,7 @@ def test_clips_of_any_container_show_and_sound_what_their_moment_does(videos, tm
     assert not (pathlib.Path.cwd() / "g").exists()
 
 
-def test_without_narrations_every_video_is_cut_from_its_beginning_to_its_end(videos, tmp_path):
+def test_without_narrations_every_video_is_cut_from_its_beginning_to_its_end(videos, tmp_path, capsys):
     own_videos.main(["--videos", str(videos), "--every_s", "1", "--out", str(tmp_path), "--num_workers", "1",
                      "--num_shards", "2"])  # fmt: skip
     made = Converted(videos, tmp_path)
@@ -273,6 +273,8 @@ def test_without_narrations_every_video_is_cut_from_its_beginning_to_its_end(vid
         places[clip.video_uid].append(clip.start_us)
         assert (clip.time_us - clip.start_us, clip.stop_us - clip.start_us) == (500_000, 1_500_000)
         assert (clip.narration, clip.source, clip.label) == ("", "grid", -1)
+        middles = [math.floor((clip.start_us / 1e6 + (i + 0.5) * 1.5 / 4) * 30 + 1e-4) for i in range(4)]
+        assert [test_media.number_in(frame) for frame in clip.frames] == middles, clip.clip_id
         lag, correlation = test_media.lag_of(clip.audio, clip.start_us / 1e6)
         assert abs(lag) < 20, clip.clip_id
         assert correlation > 0.7, clip.clip_id
@@ -282,6 +284,9 @@ def test_without_narrations_every_video_is_cut_from_its_beginning_to_its_end(vid
         "no audio stream": 1, "video file can't be opened": 1, "video file is a link that leads out of the folder": 1,
     }  # fmt: skip
     assert verify.verify(tmp_path, 1)[0] == []
+    with pytest.raises(SystemExit):  # narrations would take the windows' place
+        convert(videos, tmp_path, write(tmp_path, ["a", 1.0, "#C C chops", 1]))
+    assert "own_windows" in capsys.readouterr().err
 
 
 def test_a_grid_ends_where_the_video_does_and_believes_no_absurd_length(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from data_prep import terminal
 from mc3_jax import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,11 +41,13 @@ class RunError(Exception):
 
     Attributes:
       status: Its exit status.
+      last: Line that its log ends with, "" where it wrote none.
     """
 
-    def __init__(self, command: list[str], status: int, log: str):
-        super().__init__(f"{' '.join(command)} ended with status {status}; see {log}")
-        self.status = status
+    def __init__(self, command: list[str], status: int, log: str, last: str = ""):
+        ends = f", which ends with: {last}" if last else ""
+        super().__init__(f"{' '.join(command)} ended with status {status}; see {log}{ends}")
+        self.status, self.last = status, last
 
 
 class DivergedError(RunError):
@@ -56,9 +60,18 @@ def call(command: list[str], log) -> None:
     Raises:
       RunError: It ended with another status than 0.
     """
+    begin = os.path.getsize(log.name)  # before it stands what others have written
     status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if status:
-        raise RunError(command, status, log.name)
+        raise RunError(command, status, log.name, _last_line(log.name, begin))
+
+
+def _last_line(path: str, begin: int) -> str:
+    """Returns the last line, of those that aren't blank, from a byte of a file on; of a very long one its end."""
+    with open(path, "rb") as file:
+        file.seek(max(begin, os.path.getsize(path) - 4000))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return terminal.printable(lines[-1].strip()) if lines else ""
 
 
 def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, trains: bool = True) -> dict:
@@ -99,7 +112,7 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
             took["done"] = True
         except RunError as error:
             if error.status == cli.USER_ERROR and _diverged(workdir):
-                raise DivergedError(words, error.status, f"{workdir}/log.txt") from error
+                raise DivergedError(words, error.status, f"{workdir}/log.txt", error.last) from error
             raise
         finally:
             took["seconds"] = round(took["seconds"] + time.monotonic() - begin, 1)

@@ -150,15 +150,15 @@ def test_seconds_are_those_of_all_starts_and_what_diverged_is_not_begun_again(tm
         if status := ends.pop(0):
             if status == 2:
                 (tmp_path / "b" / "diverged-7.json").touch()
-            raise runs.RunError(command, status, log.name)
+            raise runs.RunError(command, status, log.name, "error: its last line")
         (tmp_path / "a" / "results.json").write_text("{}")
 
     monkeypatch.setattr(runs, "call", call)
     with pytest.raises(runs.RunError, match="status 75"):
         runs.run(suite, "configs/tables/mc3.py", tmp_path / "a", [])
     assert runs.run(suite, "configs/tables/mc3.py", tmp_path / "a", [])["seconds"] >= 0.6
-    for _ in range(2):
-        with pytest.raises(runs.DivergedError):
+    for said in ("which ends with: error: its last line", "status 2; see"):
+        with pytest.raises(runs.DivergedError, match=said):
             runs.run(suite, "configs/tables/mc3.py", tmp_path / "b", [])
     assert not ends
 
@@ -189,8 +189,14 @@ def test_other_clips_than_the_worlds_need_their_tokenizer(tmp_path, capsys):
 
 
 def test_a_command_that_fails_names_itself_and_its_log(tmp_path):
-    with (tmp_path / "log").open("w") as log, pytest.raises(runs.RunError, match="ended with status 2; see .*log"):
-        runs.call(["ls", "--no-such-option"], log)
+    (tmp_path / "log").write_text("error: of an earlier start\n")
+    for line, said in (
+        ("", "$"),
+        ("error: \x1b[31mno labels\n\n", r", which ends with: error: \\x1b\[31mno labels$"),
+    ):
+        command = ["sh", "-c", 'printf "%s" "$1"; exit 2', "sh", f"on its way\n{line}" if line else ""]
+        with (tmp_path / "log").open("a") as log, pytest.raises(runs.RunError, match=f"ended with status 2; see .*log{said}"):
+            runs.call(command, log)
 
 
 def discovered(scores: np.ndarray, labels: np.ndarray) -> dict:

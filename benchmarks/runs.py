@@ -11,13 +11,16 @@ import sys
 import time
 from collections.abc import Iterator
 
+from configs.tables import shared
 from data_prep import terminal
 from mc3_jax import cli
+from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Larger than the demo's for narrower intervals, and of a seed by which nothing was chosen.
 WORLD = {"videos": 320, "seed": 20}
 OWN_CLIPS = "--config.data.dir=./clips"  # in its words, said from the folder of the suite: the clips are its world's
+MEASURED = ("validation", "test")  # what is chosen and what is reported
 TOOK = "took.json"  # in a run's folder: how it was called and how long it took, whether or not it is done
 
 
@@ -126,17 +129,21 @@ def _diverged(workdir: pathlib.Path) -> bool:
     return any(workdir.glob("diverged-*.json"))
 
 
-def make_suite(name: str, out: pathlib.Path, clips: str | None, tokenizer: str | None) -> Suite:
+def make_suite(
+    name: str, out: pathlib.Path, clips: str | None, tokenizer: str | None, splits: tuple[str, ...] = MEASURED
+) -> Suite:
     """Returns a suite, with the clips of "soundworld" made unless they are there or others are named.
 
     Args:
       name: Of the suite.
       out: Folder, absolute.
       clips, tokenizer: Folders instead of the suite's.
+      splits: That its runs are measured on.
 
     Raises:
       RunError: The world could not be made.
-      ValueError: Other clips than the world's without a tokenizer.
+      ValueError: Clips are not there or not labelled both ways in a split, or they are others than the world's and have no
+        tokenizer.
     """
     if name == "soundworld" and clips and not tokenizer:
         raise ValueError(f"--clips {clips}: its words are not the demo's, name its --tokenizer too")
@@ -144,9 +151,25 @@ def make_suite(name: str, out: pathlib.Path, clips: str | None, tokenizer: str |
     data: tuple[str, ...] = ()
     if name == "soundworld" and not clips:
         data = make_world(out)
+    else:
+        folder = clips or shared.suite(name)[0].data.dir
+        _check_labels(os.path.join(ROOT, folder), splits)  # pathlib would spoil gs://
     data += (f"--config.data.dir={clips}",) if clips else ()
     data += (f"--config.data.tokenizer={tokenizer}",) if tokenizer else ()
     return Suite(name, out, data)
+
+
+def _check_labels(clips: str, splits: tuple[str, ...]) -> None:
+    """Raises a ValueError where nothing can be measured on a split, before anything is trained."""
+    info = records.ClipsInfo.load(clips)
+    for name in splits:
+        split = info.splits[name]
+        negative = split.num_labelled - split.num_positive
+        if not split.num_positive or not negative:
+            raise ValueError(
+                f"split {name!r} of {clips} has {split.num_positive} clips labelled as sounding and {negative} as not: "
+                "nothing to measure without both; convert with --labels, of both kinds for " + " and ".join(splits)
+            )
 
 
 def make_world(out: pathlib.Path) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--axes: duration_s cuts SoundWorld's videos anew: leave it out where clips are given")
     out = (args.out or pathlib.Path("runs/tables") / args.suite).resolve()
     with runs.ending_in_one_line():
-        suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer)
+        suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer, ("validation",))
         found = run_axes(suite, axes, args.seed, lambda line: print(line, flush=True))
         (out / "supplementary.json").write_text(json.dumps({"seed": args.seed, "axes": found}, indent=1) + "\n")
         (out / "supplementary.md").write_text(render(found))

@@ -10,7 +10,8 @@ test split is read once for each row and seed, at what was chosen. Started again
 one that was interrupted resumes, one that diverged is left out and said.
 
 Suite "soundworld" makes its world first; "ego4d" takes the clips and the tokenizer of `configs/mc3_ego4d.py`, or those that
-`--clips` and `--tokenizer` name, as any data set in this format.
+`--clips` and `--tokenizer` name, as any data set in this format. Validation and test each need clips that
+are labelled as sounding and clips that are labelled as not.
 """
 
 import argparse

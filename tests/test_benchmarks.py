@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import runs, sounds, supplementary, table_pages, tables, train_step
 from mc3_jax import phases as phases_lib, validation
+from mc3_jax.data import records
 from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics, suite_report
 from tests import world
 
@@ -186,6 +187,54 @@ def test_other_clips_than_the_worlds_need_their_tokenizer(tmp_path, capsys):
     with pytest.raises(SystemExit):
         tables.main(["--out", str(tmp_path), "--clips", "elsewhere"])
     assert "--clips elsewhere: its words are not the demo's, name its --tokenizer too" in capsys.readouterr().err
+
+
+def make_clips(folder, **labels: tuple[int, int]) -> None:
+    """Writes what `clips.json` says of a data set whose splits have so many (positive, labelled) clips."""
+    splits = {}
+    for name in records.SPLITS:
+        positive, labelled = labels.get(name, (0, 0))
+        splits[name] = records.SplitInfo(num_clips=9, num_labelled=labelled, num_positive=positive, shards=[])
+    folder.mkdir()
+    records.ClipsInfo(
+        name="made_up", window_s=(0.5, 1.0), num_intervals=4, num_candidates=1, short_side_px=72, canvas_px=(72, 96),
+        num_samples=24_000, verbs=[], nouns=[], splits=splits,
+    ).dump(folder)  # fmt: skip
+
+
+def ended(command, capsys, *words: str) -> str:
+    """Returns the one line that a command ends with before anything is run."""
+    with pytest.raises(SystemExit, match="2"):
+        command.main(list(words))
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_clips_without_labels_of_both_kinds_are_refused_before_anything_is_trained(fake_runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(table_pages, "write", lambda *args: "")
+    make_clips(tmp_path / "both", validation=(2, 5), test=(3, 5))
+    make_clips(tmp_path / "validation", validation=(2, 5), test=(5, 5))
+    make_clips(tmp_path / "neither")
+    for command, clips, split, positive, others in (
+        (tables, "validation", "test", 5, "validation and test"),
+        (tables, "neither", "validation", 0, "validation and test"),
+        (supplementary, "neither", "validation", 0, "validation"),
+    ):
+        given = ["--suite=ego4d", f"--out={tmp_path}/out", f"--clips={tmp_path}/{clips}"]
+        given += ["--axes=inverse"] if command is supplementary else []
+        line = ended(command, capsys, *given)
+        said = f"{clips} has {positive} clips labelled as sounding and 0 as not: nothing to measure without both"
+        assert line.startswith(f"error: split '{split}' of ")
+        assert said in line
+        assert line.endswith(f"convert with --labels, of both kinds for {others}")
+    assert "no data folder /nowhere" in ended(tables, capsys, "--suite=ego4d", f"--out={tmp_path}/out", "--clips=/nowhere")
+    assert "gs://b/c is in a bucket" in ended(tables, capsys, "--suite=ego4d", f"--out={tmp_path}/out", "--clips=gs://b/c")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)  # where commands run
+    assert f"no data folder {tmp_path}/data/ego4d_clips" in ended(tables, capsys, "--suite=ego4d", f"--out={tmp_path}/out")
+    assert not fake_runs
+    tables.main(["--suite=ego4d", f"--out={tmp_path}/out", "--clips=both", "--rows=clap", "--seeds=0"])
+    supplementary.main(["--suite=ego4d", f"--out={tmp_path}/out", "--clips=validation", "--axes=inverse"])
+    assert len(fake_runs) == 2 + 1 + 3
 
 
 def test_a_command_that_fails_names_itself_and_its_log(tmp_path):

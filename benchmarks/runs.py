@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 WORLD = {"videos": 320, "seed": 20}
 OWN_CLIPS = "--config.data.dir=./clips"  # in its words, said from the folder of the suite: the clips are its world's
 MEASURED = ("validation", "test")  # what is chosen and what is reported
+READING = ("num_threads", "num_workers", "prefetch")  # fields of a config's `data` that change no run
+EPILOG = "Overrides behind -- go to every run, those of how clips are read: -- --config.data.num_workers=16"
 TOOK = "took.json"  # in a run's folder: how it was called and how long it took, whether or not it is done
 
 
@@ -32,11 +35,13 @@ class Suite:
       name: Of the suite, which goes behind the name of a config file (`configs/tables/mc3.py:soundworld`).
       out: Folder of everything that is made.
       data: Overrides that name the clips and the tokenizer.
+      reading: Overrides of how clips are read. They leave a run what it is, and no run is known by them.
     """
 
     name: str
     out: pathlib.Path
     data: tuple[str, ...]
+    reading: tuple[str, ...] = ()
 
 
 class RunError(Exception):
@@ -111,7 +116,7 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
         try:
             with (workdir / "log.txt").open("a") as log:
                 for module in ("mc3_jax.train", "mc3_jax.evaluate")[0 if trains else 1 :]:
-                    call([sys.executable, "-m", module, *words], log)
+                    call([sys.executable, "-m", module, *words, *suite.reading], log)
             took["done"] = True
         except RunError as error:
             if error.status == cli.USER_ERROR and _diverged(workdir):
@@ -130,7 +135,12 @@ def _diverged(workdir: pathlib.Path) -> bool:
 
 
 def make_suite(
-    name: str, out: pathlib.Path, clips: str | None, tokenizer: str | None, splits: tuple[str, ...] = MEASURED
+    name: str,
+    out: pathlib.Path,
+    clips: str | None,
+    tokenizer: str | None,
+    reading: list[str],
+    splits: tuple[str, ...] = MEASURED,
 ) -> Suite:
     """Returns a suite, with the clips of "soundworld" made unless they are there or others are named.
 
@@ -138,13 +148,20 @@ def make_suite(
       name: Of the suite.
       out: Folder, absolute.
       clips, tokenizer: Folders instead of the suite's.
+      reading: Overrides for every run, of how clips are read.
       splits: That its runs are measured on.
 
     Raises:
       RunError: The world could not be made.
       ValueError: Clips are not there or not labelled both ways in a split, or they are others than the world's and have no
-        tokenizer.
+        tokenizer. Or an override is of something else.
     """
+    for word in reading:
+        if not re.fullmatch(rf"--config\.data\.({'|'.join(READING)})=\d+", word):
+            raise ValueError(
+                f"{word!r} can't stand behind --: only --config.data.{{{','.join(READING)}}}=N can, which say how clips "
+                "are read; others would make other runs, and belong into configs/tables"
+            )
     if name == "soundworld" and clips and not tokenizer:
         raise ValueError(f"--clips {clips}: its words are not the demo's, name its --tokenizer too")
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +173,7 @@ def make_suite(
         _check_labels(os.path.join(ROOT, folder), splits)  # pathlib would spoil gs://
     data += (f"--config.data.dir={clips}",) if clips else ()
     data += (f"--config.data.tokenizer={tokenizer}",) if tokenizer else ()
-    return Suite(name, out, data)
+    return Suite(name, out, data, tuple(reading))
 
 
 def _check_labels(clips: str, splits: tuple[str, ...]) -> None:
@@ -187,6 +204,13 @@ def make_world(out: pathlib.Path) -> tuple[str, ...]:
             if not done.exists():
                 call([sys.executable, "-m", *words], log)
     return f"--config.data.dir={clips}", f"--config.data.tokenizer={vocabulary}"
+
+
+def split_words(argv: list[str] | None) -> tuple[list[str], list[str]]:
+    """Returns (words of a command, overrides behind `--`), by default of this process's command."""
+    words = sys.argv[1:] if argv is None else argv
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
 
 
 @contextlib.contextmanager

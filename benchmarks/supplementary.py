@@ -4,7 +4,7 @@ Clip duration, anchor, exponents of K, temperature, consensus weight, inverse of
 state across the switch; and, not the paper's, which share of the epochs is refine's. Each value is a run of the suite's MC3
 at the setting that `benchmarks.tables` has chosen in the same folder (else what its sweep begins with), evaluated on
 validation: the test split is the tables' alone. Writes `supplementary.json` and `supplementary.md`; started again, it goes
-on.
+on. What stands behind `--` goes to every run: `-- --config.data.num_workers=16`.
 """
 
 import argparse
@@ -114,14 +114,17 @@ def render(found: dict[str, dict[str, dict]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs what is not done yet and writes the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.supplementary", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.supplementary", description=__doc__.split("\n")[0], epilog=runs.EPILOG
+    )
     parser.add_argument("--suite", choices=("soundworld", "ego4d"), default="soundworld")
     parser.add_argument("--axes", default=",".join(AXES), help="of them, joined by commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="folder; default runs/tables/SUITE, that of the tables")
     parser.add_argument("--clips", help="folder of clips instead of the suite's")
     parser.add_argument("--tokenizer", help="tokenizer instead of the suite's")
-    args = parser.parse_args(argv)
+    own, reading = runs.split_words(argv)
+    args = parser.parse_args(own)
     unknown = [axis for axis in args.axes.split(",") if axis not in AXES]
     if unknown:
         parser.error(f"--axes: {unknown[0]!r} is none of {', '.join(AXES)}")
@@ -130,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--axes: duration_s cuts SoundWorld's videos anew: leave it out where clips are given")
     out = (args.out or pathlib.Path("runs/tables") / args.suite).resolve()
     with runs.ending_in_one_line():
-        suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer, ("validation",))
+        suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer, reading, ("validation",))
         found = run_axes(suite, axes, args.seed, lambda line: print(line, flush=True))
         (out / "supplementary.json").write_text(json.dumps({"seed": args.seed, "axes": found}, indent=1) + "\n")
         (out / "supplementary.md").write_text(render(found))

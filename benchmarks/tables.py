@@ -11,7 +11,8 @@ one that was interrupted resumes, one that diverged is left out and said.
 
 Suite "soundworld" makes its world first; "ego4d" takes the clips and the tokenizer of `configs/mc3_ego4d.py`, or those that
 `--clips` and `--tokenizer` name, as any data set in this format. Validation and test each need clips that
-are labelled as sounding and clips that are labelled as not.
+are labelled as sounding and clips that are labelled as not. What stands behind `--` goes to every run, and may say how clips
+are read: `-- --config.data.num_workers=16`.
 """
 
 import argparse
@@ -150,7 +151,9 @@ def sweep(suite: Suite, rows: list[Row], say) -> dict[str, dict]:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables", description=__doc__.split("\n")[0], epilog=runs.EPILOG
+    )
     parser.add_argument("--suite", choices=("soundworld", "ego4d"), default="soundworld")
     parser.add_argument("--seeds", default="0,1,2", help="of initialisation, order and augmentation")
     parser.add_argument("--rows", default=",".join(row.file for row in ROWS), help="files of configs/tables")
@@ -158,7 +161,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clips", help="folder of clips instead of the suite's")
     parser.add_argument("--tokenizer", help="tokenizer instead of the suite's")
     parser.add_argument("--only_tables", action="store_true", help="run nothing, write tables of what is done")
-    args = parser.parse_args(argv)
+    own, reading = runs.split_words(argv)
+    args = parser.parse_args(own, argparse.Namespace(reading=reading))
     known = {row.file: row for row in ROWS}
     unknown = [name for name in args.rows.split(",") if name not in known]
     if unknown:
@@ -191,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run_all(args: argparse.Namespace, say) -> None:
     out = args.out.resolve()
-    suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer)
+    suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer, args.reading)
     found = sweep(suite, args.rows, say)
     for seed in args.seeds:
         for row in args.rows:

@@ -1,5 +1,6 @@
 """The benchmarks that run the commands: what is chosen, what is skipped, and what their tables say."""
 
+import dataclasses
 import json
 import time
 
@@ -115,20 +116,25 @@ def test_a_trial_that_diverges_scores_nothing_and_another_failure_ends_it_all(tm
 
 
 def test_a_run_that_is_done_is_skipped_and_one_with_other_flags_is_refused(tmp_path, monkeypatch):
-    called = []
+    called, read = [], []
 
     def call(command, log):
         called.append(command[2])
+        read.append(command[-1])
         if command[2] == "mc3_jax.evaluate":
             (tmp_path / "run" / "results.json").write_text('{"split": "test"}')
 
     monkeypatch.setattr(runs, "call", call)
     suite = runs.Suite("soundworld", tmp_path, (f"--config.data.dir={tmp_path}/clips",))
-    for _ in range(2):
-        results = runs.run(suite, "configs/tables/mc3.py", tmp_path / "run", ["--config.seed=1"])
+    workers = "--config.data.num_workers=16"
+    for reading in ((workers,), ()):  # by which no run is known
+        with_workers = dataclasses.replace(suite, reading=reading)
+        results = runs.run(with_workers, "configs/tables/mc3.py", tmp_path / "run", ["--config.seed=1"])
         assert results["split"] == "test"
         assert {runs.OWN_CLIPS, "--config.seed=1", "--config=configs/tables/mc3.py:soundworld"} < set(results["words"])
     assert called == ["mc3_jax.train", "mc3_jax.evaluate"]
+    assert read == [workers, workers]
+    assert workers not in results["words"]
     other_clips = runs.Suite("soundworld", tmp_path, ("--config.data.dir=elsewhere",))
     for other, config, flag, said in (
         (suite, "mc3", "--config.seed=2", "--config.seed=1, --config.seed=2"),
@@ -235,6 +241,26 @@ def test_clips_without_labels_of_both_kinds_are_refused_before_anything_is_train
     tables.main(["--suite=ego4d", f"--out={tmp_path}/out", "--clips=both", "--rows=clap", "--seeds=0"])
     supplementary.main(["--suite=ego4d", f"--out={tmp_path}/out", "--clips=validation", "--axes=inverse"])
     assert len(fake_runs) == 2 + 1 + 3
+
+
+@pytest.mark.parametrize("command", [tables, supplementary])
+def test_what_stands_behind_the_words_of_a_command_says_how_clips_are_read(command, tmp_path, monkeypatch, capsys):
+    suites = []
+
+    def run(suite, config, workdir, flags, *, trains=True):
+        suites.append(suite)
+        raise runs.RunError(["train"], 2, "log")
+
+    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(runs, "make_world", lambda out: ())
+    reading = [f"--config.data.{name}=16" for name in ("num_workers", "num_threads", "prefetch")]
+    ended(command, capsys, f"--out={tmp_path}", "--", *reading)
+    assert [suite.reading for suite in suites] == [tuple(reading)]
+    for word in ("--config.data.batch_size=8", "--config.data.num_workers", "--config.data.num_workers=a", "16"):
+        line = ended(command, capsys, f"--out={tmp_path}", "--", reading[0], word)
+        fix = "only --config.data.{num_threads,num_workers,prefetch}=N can"
+        assert line.startswith(f"error: '{word}' can't stand behind --: {fix}")
+    assert len(suites) == 1
 
 
 def test_a_command_that_fails_names_itself_and_its_log(tmp_path):

@@ -154,8 +154,9 @@ def make_suite(
     Raises:
       RunError: The world could not be made.
       ValueError: Clips are not there or not labelled both ways in a split, or they are others than the world's and have no
-        tokenizer. Or an override is of something else.
+        tokenizer. Or an override is of something else, or this process is one of several.
     """
+    _check_alone()
     for word in reading:
         if not re.fullmatch(rf"--config\.data\.({'|'.join(READING)})=\d+", word):
             raise ValueError(
@@ -174,6 +175,17 @@ def make_suite(
     data += (f"--config.data.dir={clips}",) if clips else ()
     data += (f"--config.data.tokenizer={tokenizer}",) if tokenizer else ()
     return Suite(name, out, data, tuple(reading))
+
+
+def _check_alone() -> None:
+    """Raises a ValueError where Slurm has started this command several times: all would make the same runs in one folder."""
+    # Of the step, not of the job (`SLURM_NTASKS`): one process may well run where a job of eight has been allocated.
+    count = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if count.isdecimal() and int(count) > 1:
+        raise ValueError(
+            f"SLURM_STEP_NUM_TASKS is {count}: that many copies would make the same runs in one folder; start one process, "
+            "which takes all GPUs of its node: without srun, or by srun --ntasks=1"
+        )
 
 
 def _check_labels(clips: str, splits: tuple[str, ...]) -> None:

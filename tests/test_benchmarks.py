@@ -263,6 +263,23 @@ def test_what_stands_behind_the_words_of_a_command_says_how_clips_are_read(comma
     assert len(suites) == 1
 
 
+@pytest.mark.parametrize("command", [tables, supplementary])
+def test_copies_that_slurm_has_started_are_refused_and_one_process_of_a_larger_job_is_not(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runs, "make_world", lambda out: ())
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # the job's
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    line = ended(command, capsys, f"--out={tmp_path}/out")
+    assert line.startswith("error: SLURM_STEP_NUM_TASKS is 8: that many copies would make the same runs in one folder;")
+    assert "start one process" in line
+    for tasks in ("1", None):
+        monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+        if tasks:
+            monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+        assert runs.make_suite("soundworld", tmp_path, None, None, []).name == "soundworld"
+
+
 def test_a_command_that_fails_names_itself_and_its_log(tmp_path):
     (tmp_path / "log").write_text("error: of an earlier start\n")
     for line, said in (

@@ -18,7 +18,9 @@ from data_prep import command, narrated, narrations, storage, video_files
 from data_prep.sources import ego4d_json, ego4dsounds, egoclip, files, narration_json, sounding_labels
 from mc3_jax.data import records
 
-_ANNOTATIONS = "v2/annotations"
+_DOWNLOADS = "v2"
+_ANNOTATIONS = f"{_DOWNLOADS}/annotations"
+_CUT = "clips"  # Ego4D's folder of pieces with uids of their own, by which no narration names a video
 _HELD_OUT = "validation+test"
 _UID = re.compile(r"[\w-]+", re.ASCII)
 
@@ -28,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--root", required=True, type=storage.parse, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
     narrated.add_options(parser, "ego4d_clips")
-    add("--video_dir", default="v2/video_540ss", help="folder of mp4 files under --root")
+    add("--video_dir", default=f"{_DOWNLOADS}/video_540ss", help="folder of mp4 files under --root, such as v2/full_scale")
     add(
         "--narrations",
         type=storage.parse,
@@ -56,10 +58,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
     narrated.check_options(args, beam_args)
-    for folder in (args.root, args.root / args.video_dir):
-        if not storage.is_folder(folder):
-            raise ValueError(f"no folder {folder}: point --root at what Ego4D's CLI filled")
     folder = args.root / args.video_dir
+    if not storage.is_folder(folder):
+        for above in (args.root, args.root / _DOWNLOADS):
+            if not storage.is_folder(above):
+                raise ValueError(f"no folder {above}: point --root at what Ego4D's CLI filled")
+        there = {path.parent.name for path in (args.root / _DOWNLOADS).glob("*/*.mp4")} - {_CUT}
+        names = " or ".join(f"--video_dir {_DOWNLOADS}/{name}" for name in sorted(there))
+        fix = f"mp4 files are elsewhere, say {names}" if there else "download videos, or name their folder by --video_dir"
+        raise ValueError(f"no folder {folder}: {fix}")
     # A bucket's files are asked for; `glob` takes a local folder that may not be listed for an empty one.
     names = [path.name for path in folder.glob("*.mp4")] if storage.is_remote(folder) else os.listdir(folder)
     if not any(name.endswith(".mp4") for name in names):

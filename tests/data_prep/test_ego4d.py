@@ -455,7 +455,7 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--name", "a-b"], "--name must be letters, digits and _, got 'a-b'"),
         (["--name", "../up"], "--name must be"),
         (["--name", "é"], "--name must be"),
-        (["--video_dir", "v2/clips"], "no folder .*v2/clips: point --root at what Ego4D's CLI filled"),
+        (["--video_dir", "v2/clips"], "no folder .*v2/clips: mp4 files are elsewhere, say --video_dir v2/video_540ss$"),
         (["--video_dir", "v2/annotations"], "no mp4 files in .*v2/annotations: choose another --video_dir"),
         (["--labels", "absent.csv"], "no file absent.csv"),
         (["--splits", "absent.csv"], "no file absent.csv"),
@@ -477,6 +477,24 @@ def test_a_wrong_option_is_one_line_and_status_2(root, tmp_path, capsys, args, w
     assert ended.value.code == 2
     assert_one_line(capsys.readouterr().err, words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "gs://"])
+def test_a_video_folder_that_is_missing_is_told_with_those_that_hold_videos(buckets, monkeypatch, capsys, prefix):
+    monkeypatch.chdir(buckets)
+    for folder, name, words in (
+        ("elsewhere", "a.mp4", "no folder {0}: point --root at what Ego4D's CLI filled$"),
+        ("ego4d", "ego4d.json", "no folder {0}/v2: point --root at what Ego4D's CLI filled$"),
+        ("ego4d/v2/clips", "a.mp4", "no folder {0}/v2/video_540ss: download videos, or name their folder by --video_dir$"),
+        ("ego4d/v2/full_scale", "a.mp4", "no folder {0}/v2/video_540ss: .*, say --video_dir v2/full_scale$"),
+        ("ego4d/v2/annotations", "narration.json", "say --video_dir v2/full_scale$"),
+        ("ego4d/v2/mine", "a.mp4", "say --video_dir v2/full_scale or --video_dir v2/mine$"),
+    ):
+        (buckets / "mine" / folder).mkdir(parents=True, exist_ok=True)
+        (buckets / "mine" / folder / name).touch()
+        with pytest.raises(SystemExit):
+            ego4d.main(["--root", f"{prefix}mine/ego4d", "--out", "out"])
+        assert_one_line(capsys.readouterr().err, words.format(f"{prefix}mine/ego4d"))
 
 
 def test_without_docker_beams_own_job_server_asks_for_another_environment(root, tmp_path, capsys, monkeypatch):

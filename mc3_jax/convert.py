@@ -237,11 +237,12 @@ def export_weights(args: argparse.Namespace) -> None:
     tokenizer = _find_tokenizer(args.source, args.tokenizer, config) if args.to in ("folder", "hf_text") else ""
     if args.step and not weights.is_run(args.source):
         raise ValueError(f"--step {args.step}: {args.source} is no run")
-    flat = (
-        weights.read_run(args.source, args.step)
-        if weights.is_run(args.source)
-        else weights.read_checkpoint(args.source, config)[0]
-    )
+    origin = pathlib.Path(args.source).name
+    if weights.is_run(args.source):
+        step, flat = weights.read_run(args.source, args.step)
+        origin += f", step {step}"
+    else:
+        flat, _ = weights.read_checkpoint(args.source, config)
     if config.num_classes:
         print(f"the classifier of {config.num_classes} classes is left out: only the towers are exported")
         flat = {name: value for name, value in flat.items() if not name.startswith(f"{config_lib.CLASSIFIER}/")}
@@ -253,8 +254,7 @@ def export_weights(args: argparse.Namespace) -> None:
         (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
         os.replace(aside, out)
     elif args.to == "folder":
-        origin = [f"{pathlib.Path(args.source).name}" + (f", step {args.step}" if args.step else "")]
-        write_own_folder(flat, config, out, tokenizer, origin, vocabulary.learned(args.source))
+        write_own_folder(flat, config, out, tokenizer, [origin], vocabulary.learned(args.source))
     else:
         write_hugging_face(flat, config, args.to.removeprefix("hf_"), out)
         if tokenizer:

@@ -78,8 +78,8 @@ def read_run_config(workdir: str) -> config_lib.Config:
     return config_lib.from_dict(config_lib.Config, values, f"{workdir}/{CONFIG_FILE}")
 
 
-def read_run(workdir: str, step: int = 0) -> Flat:
-    """Returns the parameters of a run's checkpoint, on the host.
+def read_run(workdir: str, step: int = 0) -> tuple[int, Flat]:
+    """Returns the step of a run's checkpoint and its parameters, on the host.
 
     Args:
       workdir: Of the run.
@@ -93,8 +93,8 @@ def read_run(workdir: str, step: int = 0) -> Flat:
     if step:
         params = checkpoint.restore_params(workdir, step, abstract)
     else:
-        _, params = checkpoint.restore_newest_params(workdir, abstract)
-    return {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(params).items()}
+        step, params = checkpoint.restore_newest_params(workdir, abstract)
+    return step, {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(params).items()}
 
 
 def read_sources(path: str) -> dict[str, layouts.Source]:
@@ -104,7 +104,7 @@ def read_sources(path: str) -> dict[str, layouts.Source]:
       ValueError: It can't be read, or its layout is unknown.
     """
     if is_run(path):
-        return layouts.recognize(read_run(path), path)
+        return layouts.recognize(read_run(path)[1], path)
     tensors = checkpoint_files.read_tensors(pathlib.Path(path))
     beside = pathlib.Path(path) / PROJECTION_FILE
     if beside.is_file():

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 import mc3_jax
-from mc3_jax import convert, embedder, evaluate, model as model_lib, run as run_lib, vocabulary, weights
+from mc3_jax import checkpoint, convert, embedder, evaluate, model as model_lib, run as run_lib, vocabulary, weights
 from mc3_jax.data import loader, tokenizer, transforms
 from tests import golden_models
 
@@ -103,6 +103,8 @@ def test_a_folder_exported_from_a_run_is_that_run_tokenizer_included(finished, m
     texts = [clip.narration for clip in clips[0]]
     np.testing.assert_array_equal(again.embed_text(texts), model.embed_text(texts))
     assert (tmp_path / "model" / "tokenizer.json").is_file()
+    newest = checkpoint.steps_of(finished[1])[-1]
+    assert f"Where the weights come from:\n  - full, step {newest}\n" in (tmp_path / "model" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +189,7 @@ def test_an_earlier_step_of_a_run_can_be_exported(finished, tmp_path):
     convert.main(["export", finished[1], "--to", "folder", "--step", "3", "--out", str(tmp_path / "early")])
     early, last = (weights.read_checkpoint(str(p), finished[0].model)[0] for p in (tmp_path / "early", finished[1]))
     assert any((early[name] != last[name]).any() for name in early)
+    assert json.loads((tmp_path / "early" / "config.json").read_text())["origin"] == ["full, step 3"]
 
 
 def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model(tmp_path):

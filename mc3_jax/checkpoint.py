@@ -29,6 +29,10 @@ class CheckpointError(Exception):
     """A checkpoint can't be written, or what is there isn't this model's."""
 
 
+class MisfitError(ValueError):
+    """Parameters don't fit the model's sizes."""
+
+
 class PrunedError(ValueError):
     """A checkpoint is gone: training has deleted it since it was listed, as newer ones were there."""
 
@@ -376,7 +380,7 @@ def check_shapes(found: dict, expected: dict, where: str) -> None:
     """Checks that two flat trees have the same names and shapes.
 
     Raises:
-      ValueError: They don't; a list of - missing, + unexpected and ! of another shape.
+      MisfitError: They don't; a list of - missing, + unexpected and ! of another shape.
     """
     missing = [f"- {name} {list(leaf.shape)}" for name, leaf in expected.items() if name not in found]
     unexpected = [f"+ {name} {list(leaf.shape)}" for name, leaf in found.items() if name not in expected]
@@ -389,4 +393,4 @@ def check_shapes(found: dict, expected: dict, where: str) -> None:
     for kind in (missing, unexpected, other):
         shown += kind[:10] + ([f"{kind[0][0]} {len(kind) - 10} more"] if len(kind) > 10 else [])
     if shown:
-        raise ValueError(f"{where} doesn't fit the model (- missing, + unexpected, ! other shape): {'; '.join(shown)}")
+        raise MisfitError(f"{where} doesn't fit the model (- missing, + unexpected, ! other shape): {'; '.join(shown)}")

@@ -23,7 +23,7 @@ import safetensors.numpy
 import transformers
 
 import mc3_jax
-from mc3_jax import config as config_lib, validation, vocabulary, weights
+from mc3_jax import checkpoint, config as config_lib, validation, vocabulary, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import layouts
 
@@ -181,21 +181,44 @@ def import_weights(args: argparse.Namespace) -> None:
         another; or the output is a run.
     """
     _check_out(pathlib.Path(args.out))
-    config = _read_config(args.config)
     paths = {tower: getattr(args, tower) or args.checkpoint for tower in config_lib.MODALITIES}
     paths = {tower: path for tower, path in paths.items() if path}
     if not paths:
         raise ValueError("name what to import: --checkpoint FILE for all towers, or --audio, --video, --text")
+    config, whose = _read_sizes(args.config, list(paths.values()))
     text = paths.get("text", "")
     source = text if text and (weights.is_run(text) or weights.is_own_folder(text)) else ""
     tokenizer = _find_tokenizer(source, args.tokenizer, config)
-    flat, notes = weights.read_towers(paths, config, temporal=args.temporal)
+    try:
+        flat, notes = weights.read_towers(paths, config, temporal=args.temporal)
+    except checkpoint.MisfitError as error:
+        raise ValueError(f"{error}; the sizes are {whose}") from error
     notes += [f"{tower} starts at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
     flat = weights.complete(flat, config, args.seed)
     learned = vocabulary.learned(source) if source else []
     write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned)
     print("\n".join(notes))
     print(f"{sum(value.size for value in flat.values()):,} parameters -> {args.out}")
+
+
+def _read_sizes(named: str, sources: list[str]) -> tuple[config_lib.ModelConfig, str]:
+    """Returns the sizes of the model to import, and in words whose they are.
+
+    Args:
+      named: Config file of the command line; "" takes those of a run or a folder of ours, if that is the only source, and
+        otherwise the paper's.
+      sources: Files and folders that the towers come from.
+
+    Raises:
+      ValueError: The config file or the source's can't be read.
+    """
+    if named:
+        return _read_config(named), f"those of --config {named}"
+    is_one = len({os.path.realpath(source) for source in sources}) == 1
+    if is_one and (weights.is_run(sources[0]) or weights.is_own_folder(sources[0])):
+        # No classifier comes along: only towers are imported.
+        return dataclasses.replace(weights.read_model_config(sources[0]), num_classes=0), f"those of {sources[0]}"
+    return _read_config(""), "the paper's, others are named by --config FILE"
 
 
 def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConfig) -> str:
@@ -288,7 +311,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     take.add_argument("--checkpoint", default="", help="file or folder that holds several towers")
     for tower in config_lib.MODALITIES:
         take.add_argument(f"--{tower}", default="", help=f"file or folder the {tower} tower comes from")
-    take.add_argument("--config", default="", help="file in configs/ with the model's sizes; default the paper's")
+    take.add_argument(
+        "--config", default="", help="file in configs/ with the model's sizes; default those of a run or folder of ours, "
+        "if that is the only source, otherwise the paper's",
+    )  # fmt: skip
     take.add_argument("--tokenizer", help="folder of the tokenizer to enclose; default that of a text tower of ours")
     take.add_argument("--temporal", choices=("zeros", "linear"), default="zeros", help="fill of temporal positions")
     take.add_argument("--seed", type=int, default=0, help="of what no file holds")

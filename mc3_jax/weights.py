@@ -116,7 +116,7 @@ def _check_num_heads(path: str, tower: str, config: config_lib.ModelConfig) -> N
     """Checks the number of heads, which no shape tells: the same matrices would be cut into other heads.
 
     Raises:
-      ValueError: What lies beside the weights says another number.
+      MisfitError: What lies beside the weights says another number.
     """
     ours = getattr(config, tower).num_heads
     if is_run(path) or is_own_folder(path):
@@ -127,7 +127,9 @@ def _check_num_heads(path: str, tower: str, config: config_lib.ModelConfig) -> N
     else:
         return
     if theirs != ours:
-        raise ValueError(f"{path} has model.{tower}.num_heads = {theirs} and the config {ours}: set it to {theirs}")
+        raise checkpoint.MisfitError(
+            f"{path} has model.{tower}.num_heads = {theirs} and the config {ours}: set it to {theirs}"
+        )
 
 
 def read_towers(
@@ -146,8 +148,8 @@ def read_towers(
       drop_heads: Whether a projection to another dimension, such as a classifier's, is left out; else it is refused.
 
     Raises:
-      ValueError: A file is damaged, unknown, holds no such tower, or has other names or shapes; a +/- list of them; or
-        the number of heads beside it is another.
+      MisfitError: A file has other names or shapes, a +/- list of them; or the number of heads beside it is another.
+      ValueError: A file is damaged, unknown or holds no such tower.
     """
     shapes = param_shapes(config)
     flat, notes = {}, []

@@ -185,6 +185,24 @@ def test_a_tower_of_one_file_and_a_whole_of_another_may_be_combined(folder, tmp_
     assert_equal_bits(flat(tmp_path / "mixed"), flat(folder))
 
 
+def test_a_folder_of_ours_that_is_the_only_source_brings_its_sizes_along(folder, tmp_path, capsys):
+    convert.main(["import", "--checkpoint", str(folder), "--text", f"{folder}/", "--out", str(tmp_path / "copy")])
+    assert weights.read_model_config(str(tmp_path / "copy")) == golden_models.model_config()
+    assert_equal_bits(flat(folder), flat(tmp_path / "copy"))
+    described = json.loads((folder / "config.json").read_text())
+    described["model"]["num_classes"] = 3  # as of a run that classifies; towers alone are imported
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(described))
+    assert convert._read_sizes("", [str(tmp_path / "copy")])[0] == golden_models.model_config()
+    capsys.readouterr()
+    (tmp_path / "tiny.py").write_text(CONFIG_FILE.replace("config()", "config(text__num_heads=6)"))
+    tiny = str(tmp_path / "tiny.py")
+    with pytest.raises(SystemExit):
+        convert.main(["import", "--text", str(folder), "--config", tiny, "--out", str(tmp_path / "none")])
+    said = f"num_heads = 4 and the config 6: set it to 4; the sizes are those of --config {tiny}\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_shape_fits(folder):
     with pytest.raises(ValueError, match=r"folder has model.text.num_heads = 4 and the config 6: set it to 4"):
         weights.read_checkpoint(str(folder), golden_models.model_config(text__num_heads=6))
@@ -235,6 +253,7 @@ def test_bad_input_ends_with_one_line_and_status_2(arguments, message, tmp_path,
     if message == "! encoder":
         done = world.run("mc3_jax.convert", *arguments)
         status, said = done.returncode, done.stderr
+        assert "; the sizes are the paper's, others are named by --config FILE" in said
     else:
         with pytest.raises(SystemExit) as ended:
             convert.main(arguments)

@@ -105,6 +105,9 @@ def test_a_folder_exported_from_a_run_is_that_run_tokenizer_included(finished, m
     assert (tmp_path / "model" / "tokenizer.json").is_file()
     newest = checkpoint.steps_of(finished[1])[-1]
     assert f"Where the weights come from:\n  - full, step {newest}\n" in (tmp_path / "model" / "README.md").read_text()
+    convert.main(["import", "--checkpoint", finished[1], "--out", str(tmp_path / "imported")])
+    assert weights.read_model_config(str(tmp_path / "imported")) == weights.read_model_config(finished[1])
+    assert vocabulary.learned(str(tmp_path / "imported")) == vocabulary.learned(finished[1])
 
 
 @pytest.fixture(scope="module")

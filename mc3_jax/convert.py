@@ -174,7 +174,7 @@ def _check_out(folder: pathlib.Path) -> None:
 def import_weights(args: argparse.Namespace) -> None:
     """Makes a folder of ours from checkpoints.
 
-    The tokenizer is that of a text tower of ours, or the one that is named.
+    The tokenizer is the one that came with the text tower, or the one that is named.
 
     Raises:
       ValueError: No checkpoint is named, or one can't be taken, see `weights.read_towers`; the tokenizer is missing or
@@ -187,15 +187,14 @@ def import_weights(args: argparse.Namespace) -> None:
         raise ValueError("name what to import: --checkpoint FILE for all towers, or --audio, --video, --text")
     config, whose = _read_sizes(args.config, list(paths.values()))
     text = paths.get("text", "")
-    source = text if text and (weights.is_run(text) or weights.is_own_folder(text)) else ""
-    tokenizer = _find_tokenizer(source, args.tokenizer, config)
+    tokenizer = _find_tokenizer(text, args.tokenizer, config)
     try:
         flat, notes = weights.read_towers(paths, config, temporal=args.temporal)
     except checkpoint.MisfitError as error:
         raise ValueError(f"{error}; the sizes are {whose}") from error
     notes += [f"{tower} starts at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
     flat = weights.complete(flat, config, args.seed)
-    learned = vocabulary.learned(source) if source else []
+    learned = vocabulary.learned(text) if text else []
     write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned)
     print("\n".join(notes))
     print(f"{sum(value.size for value in flat.values()):,} parameters -> {args.out}")
@@ -222,14 +221,14 @@ def _read_sizes(named: str, sources: list[str]) -> tuple[config_lib.ModelConfig,
 
 
 def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConfig) -> str:
-    """Returns the folder of the tokenizer to enclose with the text tower of a run or a folder of ours; "" for none.
+    """Returns the folder of the tokenizer to enclose with a text tower, and prints which or why none; "" for none.
 
     A tokenizer that the tower has learned and that is gone is an error and no remark: without it the copy embeds no text,
     and who makes the copy may be the last who can still find it.
 
     Args:
-      source: Run or folder of ours; "" where the text tower is of neither.
-      named: Folder of the command line; "" is none, None is that of the source.
+      source: File or folder that the text tower comes from; "" where it starts at random.
+      named: Folder of the command line; "" is none, None is the one that came with the source.
       config: Of the text tower.
 
     Raises:
@@ -237,12 +236,21 @@ def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConf
     """
     found = vocabulary.find(source, named or "") if source and named != "" else named
     if found:
-        tokenizer_lib.load_tokenizer(found, config.text.num_tokens, config.text.vocab_size)
+        try:
+            tokenizer_lib.load_tokenizer(found, config.text.num_tokens, config.text.vocab_size)
+        except ValueError as error:
+            if named:
+                raise
+            raise ValueError(f"{error}; or give --tokenizer '' to enclose none") from error
+        print(f"the tokenizer in {found} is enclosed")
         return found
-    reason = vocabulary.why_none(source) if source else "none is named"
-    if named is None and source and reason:
+    reason = vocabulary.why_none(source) if source else ""
+    if named is None and reason:
         raise ValueError(f"{reason}: name it by --tokenizer FOLDER, or give --tokenizer '' to enclose none")
-    print(f"no tokenizer is enclosed: {reason or f'{source} has none'}")
+    if named == "" and source and (left := vocabulary.own(source)):
+        reason = f"the one in {left} is left out"
+    reason = reason or (f"{source} has none" if source else "there is no text tower to take it from")
+    print(f"no tokenizer is enclosed: {reason}" + (", --tokenizer FOLDER names one" if named is None else ""))
     return ""
 
 
@@ -315,7 +323,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--config", default="", help="file in configs/ with the model's sizes; default those of a run or folder of ours, "
         "if that is the only source, otherwise the paper's",
     )  # fmt: skip
-    take.add_argument("--tokenizer", help="folder of the tokenizer to enclose; default that of a text tower of ours")
+    take.add_argument("--tokenizer", help="folder of the tokenizer to enclose; default the text tower's; '' for none")
     take.add_argument("--temporal", choices=("zeros", "linear"), default="zeros", help="fill of temporal positions")
     take.add_argument("--seed", type=int, default=0, help="of what no file holds")
     take.add_argument("--out", required=True, help="folder to write")

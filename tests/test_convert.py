@@ -12,7 +12,8 @@ import torch
 import transformers
 
 import mc3_jax
-from mc3_jax import checkpoint, config as config_lib, convert, model as model_lib, weights
+from mc3_jax import checkpoint, config as config_lib, convert, model as model_lib, vocabulary, weights
+from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files
 from tests import golden_models, world
 from tests.models import torch_models
@@ -201,6 +202,34 @@ def test_a_folder_of_ours_that_is_the_only_source_brings_its_sizes_along(folder,
     said = f"num_heads = 4 and the config 6: set it to 4; the sizes are those of --config {tiny}\n"
     assert capsys.readouterr().err.endswith(said)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_text_tower_is_imported_with_the_tokenizer_in_its_folder_unless_told_otherwise(folder, tmp_path, capsys):
+    plain, ours, theirs, again = (tmp_path / name for name in ("plain", "ours", "theirs", "again"))
+    (tmp_path / "tiny.py").write_text(CONFIG_FILE)
+    convert.main(["export", str(folder), "--to", "hf_text", "--out", str(plain)])
+    assert f"no tokenizer is enclosed: {folder} has none, --tokenizer FOLDER names one" in capsys.readouterr().out
+    # As of distilbert-base-uncased: what kind it is says the model's config.json alone.
+    (plain / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cut", "onion"]))
+    text = ["import", "--checkpoint", str(folder), "--config", str(tmp_path / "tiny.py"), "--text"]
+    convert.main([*text, str(plain), "--out", str(ours)])
+    assert f"the tokenizer in {plain} is enclosed" in capsys.readouterr().out
+    digest = tokenizer_lib.tokenizer_digest(plain)
+    assert vocabulary.learned(str(ours)) == [digest, tokenizer_lib.tokenizer_digest(ours)]
+    assert vocabulary.find(str(ours)) == str(ours)
+
+    convert.main(["export", str(ours), "--to", "hf_text", "--out", str(theirs)])
+    convert.main([*text, str(theirs), "--out", str(again)])
+    assert f"the tokenizer in {theirs} is enclosed" in capsys.readouterr().out
+    assert vocabulary.find(str(again)) == str(again)
+
+    assert convert._find_tokenizer(str(plain), "", golden_models.model_config()) == ""
+    assert f"no tokenizer is enclosed: the one in {plain} is left out\n" in capsys.readouterr().out
+    (plain / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(116))]))
+    with pytest.raises(SystemExit):
+        convert.main([*text, str(plain), "--out", str(tmp_path / "none")])
+    assert "has 121 tokens but" in (said := capsys.readouterr().err)
+    assert "or give --tokenizer '' to enclose none" in said
 
 
 def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_shape_fits(folder):

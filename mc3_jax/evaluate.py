@@ -73,6 +73,9 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
 def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], config: config_lib.EvalConfig) -> dict:
     """Returns discovery, controls and retrieval of one checkpoint as nested numbers.
 
+    Where all clips sound, as in a list of positives, retrieval alone can be measured: "discovery" and "controls" are empty
+    and "margin" is None.
+
     Args:
       embeddings: Of labelled clips.
       known: What is known of them.
@@ -82,13 +85,16 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
     draws = {"num_bootstrap": config.num_bootstrap, "seed": config.seed}
     scores = discovery.similarities(embeddings)
     heard = {name: known[name] for name in ("loudness", "onset_strength")}
-    alone = {name: metrics.roc_auc(labels, score) for name, score in heard.items()}
     named, groups = retrieval.named_groups(labels, verbs, known["noun_id"])
+    retrieved = retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups, config.seed)
+    if labels.all():
+        return {"discovery": {}, "controls": {}, "margin": None, "retrieval": retrieved}
+    alone = {name: metrics.roc_auc(labels, score) for name, score in heard.items()}
     return {
         "discovery": {pair: discovery.discover(score, labels, verbs, **draws) for pair, score in scores.items()},
         "controls": {**alone, "verb_prior": controls.verb_prior_roc_auc(verbs, labels, config.seed)},
         "margin": discovery.compare(scores["av"], heard, labels, **draws),
-        "retrieval": retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups, config.seed),
+        "retrieval": retrieved,
     }
 
 
@@ -118,7 +124,7 @@ def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
         return positive, sum(each.num_labelled for each in found) - positive
 
     positive, negative = counts(config.eval.split)
-    if not positive or not negative:
+    if not positive:
         others = [name for name in info.splits if all(counts(name))]
         fix = f"set --config.eval.split={others[0]}" if others else "convert with labels of both kinds"
         raise ValueError(
@@ -267,21 +273,29 @@ def _write(
         sizes=report.Sizes(chosen.num_examples, chosen.num_clusters, chosen.num_cluster_examples, chosen.seed),
     )  # fmt: skip
     for name, result in results.items():
-        found = result["discovery"]
-        line = "  ".join(f"{pair.upper()} ROC-AUC {found[pair]['roc_auc']:.3f}" for pair in ("av", "al"))
-        inside = found["av"]["within_verb_roc_auc"]
-        v2a = result["retrieval"].get("v2a")
-        hit = f"  V→A hit@5 {v2a['hit@5']:.3f} (chance {v2a['chance']['hit@5']:.3f})" if v2a else ""
-        within = "no verb has both labels" if inside is None else f"AV within verbs {inside:.3f}"
-        print(f"{name}: {line}  {within}{hit}")
+        print(f"{name}: {_headline(result)}")
     alone = {name: "–" if value is None else f"{value:.3f}" for name, value in results[last]["controls"].items()}
     if num_seen:
         print(f"warning: the run was trained on {num_seen} of these clips: this is no measure of what it has learned")
     if untrained:
         print(f"no phase looks at {' and '.join(untrained)}: what stands here of its pairs says nothing")
-    print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))
-    print(discovery.describe_margin(results[last]["margin"]))
+    if alone:
+        print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))
+        print(discovery.describe_margin(results[last]["margin"]))
+    else:
+        print("all labelled clips sound: discovery is not measured")
     print(f"{path}\n{page}")
+
+
+def _headline(result: dict) -> str:
+    found, said = result["discovery"], []
+    if found:
+        said += [f"{pair.upper()} ROC-AUC {found[pair]['roc_auc']:.3f}" for pair in ("av", "al")]
+        inside = found["av"]["within_verb_roc_auc"]
+        said.append("no verb has both labels" if inside is None else f"AV within verbs {inside:.3f}")
+    if v2a := result["retrieval"].get("v2a"):
+        said.append(f"V→A hit@5 {v2a['hit@5']:.3f} (chance {v2a['chance']['hit@5']:.3f})")
+    return "  ".join(said) or "no verb-noun pair has three clips that sound"
 
 
 def main(config: config_lib.Config, workdir: str) -> None:

@@ -1,6 +1,7 @@
 """The demo's path, shrunk: real mp4 files to a report; resumed equals uninterrupted; one device equals eight."""
 
 import copy
+import csv
 import dataclasses
 import json
 import pathlib
@@ -365,6 +366,29 @@ def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is
     assert f"warning: the run was trained on {num} of these clips" in told
     page = (place / "report" / "index.html").read_text()
     assert f"{num} of them were trained on; no phase looks at text, whose pairs say nothing" in page
+
+
+def test_of_clips_that_all_sound_retrieval_alone_is_measured(finished, data, tmp_path, capsys):
+    with (data / "world" / "v2" / "annotations" / "sounding_labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(row for row in rows if sum(int(row[name]) for name in row if name.startswith("vote_")) > 1)
+    words = ("--root", data / "world", "--labels", tmp_path / "labels.csv", "--labels_only", "--labels_split", "test")
+    done = world.run("data_prep.ego4d", *words, "--short_side", "72", "--out", tmp_path / "clips")
+    assert done.returncode == 0, done.stderr
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
+    config.data.dir = str(tmp_path / "clips")
+    found = evaluate.evaluate(config, str(place))
+    assert (found["discovery"], found["controls"], found["margin"]) == ({}, {}, None)
+    assert found["retrieval"].keys() in ({"v2a", "a2v", "l2a", "a2l"}, set())
+    assert "all labelled clips sound: discovery is not measured" in capsys.readouterr().out
+    page = (place / "report" / "index.html").read_text()
+    assert "Not measured: all labelled clips sound." in page
+    assert "ROC curves" not in page
+    assert "Missed" in page
+    assert "False alarms" not in page
 
 
 def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):

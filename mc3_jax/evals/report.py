@@ -49,11 +49,10 @@ def best_and_worst(scores: np.ndarray, labels: np.ndarray, count: int) -> dict[s
     }  # fmt: skip
 
 
-def _discovery_table(results: dict[str, dict]) -> page.Table:
+def _discovery_table(results: dict[str, dict]) -> page.Table | None:
     rows = []
     for name, result in results.items():
-        for pair in ("av", "al", "vl"):
-            r = result["discovery"][pair]
+        for pair, r in result["discovery"].items():
             low, high = r["roc_auc_interval"]
             rows.append(
                 [page.text(name), page.text(pair.upper()), page.number(r["roc_auc"], note=f" [{low:.3f}, {high:.3f}]"),
@@ -64,7 +63,7 @@ def _discovery_table(results: dict[str, dict]) -> page.Table:
     columns = ("after", "pair", "ROC-AUC", "average precision", "PR-AUC, trapezoid", "within verbs", "chance (AP)", "clips",
                "positive")  # fmt: skip
     last = frozenset(range(len(rows) - 3, len(rows)))
-    return page.Table("Discovery, in brackets the 95 % bootstrap interval", columns, rows, last)
+    return page.Table("Discovery, in brackets the 95 % bootstrap interval", columns, rows, last) if rows else None
 
 
 def _controls_table(controls: Mapping[str, float | None]) -> page.Table:
@@ -102,6 +101,12 @@ def _verbs_table(found: discovery.Verbs, names: list[str]) -> page.Table:
 
 
 def _curve_plots(scores: dict, labels: np.ndarray, metric_rows: list[dict]) -> list[page.Plot]:
+    losses = [
+        page.Plot(f"loss-{i}", title, f"{title} over the steps of training", figure)
+        for i, (title, figure) in enumerate(figures.losses(metric_rows).items())
+    ]
+    if labels.all():
+        return losses
     last = list(scores)[-1]
     drawn = figures.curves(scores, labels)
     plots = [
@@ -115,9 +120,7 @@ def _curve_plots(scores: dict, labels: np.ndarray, metric_rows: list[dict]) -> l
         alt = f"Histogram of the cosine of {title}, clips that sound against clips that don't"
         figure = figures.histogram(scores[last][pair], labels)
         plots.append(page.Plot(f"histogram-{pair}", f"Similarity of {title}, {last}", alt, figure))
-    for i, (title, figure) in enumerate(figures.losses(metric_rows).items()):
-        plots.append(page.Plot(f"loss-{i}", title, f"{title} over the steps of training", figure))
-    return plots
+    return plots + losses
 
 
 def _queries(embeddings: dict, known: dict, seed: int) -> dict[str, list[retrieval.Query]]:
@@ -233,7 +236,8 @@ def write(
       folder: Made where missing.
       title: Of the page.
       facts: One line: config, data, seed, steps.
-      results: Checkpoint name → {"discovery", "retrieval", "controls", "margin"}; the last is the run's result.
+      results: Checkpoint name → {"discovery", "retrieval", "controls", "margin"}, without the first, third and fourth where
+        all clips sound; the last is the run's result.
       embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips.
       known: What is known of those clips.
       metric_rows: `metric_writer.read_metrics`.
@@ -255,7 +259,8 @@ def write(
     return page.write(
         folder, "report.html.j2", title=title, facts=facts, plots=[*curves, mapped, *_verb_plots(shown, actions)],
         clips=clips, discovery=_discovery_table(results), controls=_controls_table(results[last]["controls"]),
-        paper=_paper_table(), margin=discovery.describe_margin(results[last]["margin"]),
+        paper=_paper_table(),
+        margin=discovery.describe_margin(results[last]["margin"]) if results[last]["margin"] else "",
         retrieval=_retrieval_table(results),
         queries=[(_SHOWN_DIRECTION_TITLES[direction], found) for direction, found in shown.queries.items() if found],
         curves=[plot.name for plot in curves], map_clips=map_clips, num_mapped=min(MAX_MAPPED, len(labels)),

@@ -262,7 +262,7 @@ def test_to_dict_holds_every_field():
         (["--workdir={tmp}/w", "config.seed=7"], "'config.seed=7' is no flag"),
         (["--nope=3"], "nope"),
         ([], "--workdir is missing"),
-        (["--workdir={tmp}/w"], "config.data.dir"),
+        (["--workdir={tmp}/w", "--config.data.dir="], "config.data.dir is empty"),
         (["--workdir={tmp}/w", "--config.data.dir={tmp}/absent"], "absent"),
     ],
 )

@@ -73,6 +73,7 @@ def test_norms_of_leaves_are_those_of_each_alone(fsdp):
     np.testing.assert_allclose(norms(tree), wanted, rtol=1e-6)
 
 
+@pytest.mark.slow  # compiles a step for a mesh
 def test_a_state_is_drawn_at_its_places_and_the_same_as_anywhere(stepping):
     config = test_fits.small_config()
     model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 100)
@@ -92,6 +93,7 @@ def test_xla_knows_the_options_that_a_gpu_is_given():
         jax.jit(jnp.sin, compiler_options={"xla_gpu_no_such_option": 1})(0.0)
 
 
+@pytest.mark.slow  # compiles a step for a mesh
 def test_a_finite_step_counts_and_says_by_how_much_each_tower_changed(stepping):
     make_state, step, batch = stepping
     before = jax.device_get(make_state())
@@ -117,6 +119,7 @@ def _spoil_moment(state):
 
 
 
+@pytest.mark.slow  # compiles a step for a mesh
 @pytest.mark.parametrize(
     ("spoil", "count", "finite"),
     [

@@ -127,8 +127,13 @@ def write_own_folder(
       learned: Digests of the tokenizers that the text tower may be used with, beside that of the one that is enclosed.
 
     Raises:
-      ValueError: The tokenizer's folder holds none.
+      ValueError: The tokenizer's folder holds none; or none is to be copied and the folder to write holds another's.
     """
+    if not tokenizer and tokenizer_lib.holds_tokenizer(folder):
+        raise ValueError(
+            f"--out {folder} holds a tokenizer, which would be taken for the one of this model, which has none: choose "
+            "another folder, or name its tokenizer by --tokenizer FOLDER"
+        )
     digests = list(learned)
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer:

@@ -225,6 +225,11 @@ def test_a_text_tower_is_imported_with_the_tokenizer_in_its_folder_unless_told_o
 
     assert convert._find_tokenizer(str(plain), "", golden_models.model_config()) == ""
     assert f"no tokenizer is enclosed: the one in {plain} is left out\n" in capsys.readouterr().out
+    before = (again / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):  # that of another would be taken for this model's
+        convert.main([*text, str(plain), "--tokenizer", "", "--out", str(again)])
+    assert f"--out {again} holds a tokenizer, which would be taken" in capsys.readouterr().err
+    assert (again / "model.safetensors").read_bytes() == before
     (plain / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(116))]))
     with pytest.raises(SystemExit):
         convert.main([*text, str(plain), "--out", str(tmp_path / "none")])

@@ -207,9 +207,14 @@ def restore(workdir: str, step: int, abstract_state):
     manifest = _verify(path, step)
     try:
         state = ocp.load(path, abstract_state)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} can't be restored: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:600]
-        raise CheckpointError(f"checkpoint {path} can't be restored: {reason}") from error
+        raise CheckpointError(
+            f"checkpoint {path} can't be restored, its state is not that of this config: {reason}; where an earlier version "
+            f"has written it, begin another run from it: --config.init.audio={workdir}, .video and .text"
+        ) from error
     _check_arrays(path, state, manifest)
     return state
 

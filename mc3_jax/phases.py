@@ -102,7 +102,7 @@ def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
     learns = optax.chain(*steps)
     looked_at = {*modalities(phase)} | ({CLASSIFIER} if phase.classification_weight > 0 else set())
     learning = looked_at & {*phase.trainable}
-    if phase.learn_scale and phase.contrastive_weight > 0:
+    if phase.learn_scale and phase.contrastive_weight > 0 and phase.pairs:
         learning.add("loss")
     if all(name in learning for name in params):
         return learns

@@ -17,6 +17,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 ALIGNMENT = 64  # JAX takes over an array on a CPU without copying it where it begins at a multiple of this
+# Parameters of glibc's mallopt and what they are set to, in bytes: at most so much of what is freed is kept, and all up to
+# the largest size that glibc takes comes from what is kept.
+_M_TRIM_THRESHOLD, _KEPT = -1, 1 << 30
+_M_MMAP_THRESHOLD, _LARGEST = -3, 32 << 20
 _FREE, _IN_USE = 0, 1  # first byte of a shared block, whose array begins at `ALIGNMENT`
 
 
@@ -142,6 +146,17 @@ class Borrowed:
                 block[0] = _FREE
 
         return _lend(block, ALIGNMENT, arrival.shape, arrival.dtype, free)
+
+
+def keep_freed() -> None:
+    """Has this process keep what it frees, for what it allocates next; nothing where the C library isn't glibc.
+
+    Else the records of a batch, freed together, go back to the kernel, which clears as many pages for those of the next.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST)
 
 
 def _lend(

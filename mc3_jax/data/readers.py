@@ -111,7 +111,7 @@ class _MakeBatch:
 
     def _stack(self, values: list[np.ndarray | np.generic]) -> np.ndarray:
         if len(values) * values[0].nbytes < _LARGE:
-            return np.stack(values)
+            return np.array(values)  # of numbers, in a tenth of the time of np.stack
         return np.stack(values, out=self.memory.take((len(values), *values[0].shape), values[0].dtype))
 
 
@@ -172,7 +172,8 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _begin_worker(_index: int, _count: int) -> None:
-    """Has a worker end when its parent ends, however it does."""
+    """Has a worker keep the memory that it frees, and end when its parent ends, however it does."""
+    memory_lib.keep_freed()
 
     def watch() -> None:
         multiprocessing.parent_process().join()

@@ -155,9 +155,9 @@ def decode(record: bytes) -> Clip:
     def values(name: str, kind: str, num: int | None = None):
         if name not in feature:
             raise ValueError(f"record lacks the feature {name!r}; it has {sorted(feature) or 'none'}")
-        if feature[name].WhichOneof("kind") != kind:
-            raise ValueError(f"feature {name!r} must be {kind}, got {feature[name].WhichOneof('kind')}")
         found = getattr(feature[name], kind).value
+        if not found and feature[name].WhichOneof("kind") != kind:
+            raise ValueError(f"feature {name!r} must be {kind}, got {feature[name].WhichOneof('kind')}")
         if num is not None and len(found) != num:
             raise ValueError(f"feature {name!r} must hold {num} value(s), got {len(found)}")
         return found

@@ -115,8 +115,13 @@ def audio_windows(length: int, num_samples: int, hop_samples: int) -> Int[np.nda
 
 
 def crop_audio(audio: Int16[np.ndarray, " n"], start: int, num_samples: int) -> tuple[Int16[np.ndarray, " s"], int]:
-    """Returns `num_samples` of a sound from `start` on, zeros behind its end, and how many of them are the sound's."""
+    """Returns `num_samples` of a sound from `start` on, zeros behind its end, and how many of them are the sound's.
+
+    Where the sound holds them all, they are a view of it.
+    """
     part = audio[start : start + num_samples]
+    if len(part) == num_samples:
+        return part, num_samples
     out = np.zeros(num_samples, np.int16)
     out[: len(part)] = part
     return out, len(part)

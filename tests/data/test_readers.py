@@ -4,6 +4,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -84,6 +85,23 @@ def test_workers_take_nothing_of_what_containers_keep_small():
     assert list_shared() <= before
     assert_batches_are_of_steps(held, range(1, 5))
     batches.close()
+
+
+def make_row_and_free_records(number):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(2):
+        sum(map(len, [bytes(170_000) for _ in range(64)]))  # all there at once
+    made = make_row(number)
+    made.arrays["page_faults"] = np.int32(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return made
+
+
+def test_workers_keep_the_memory_of_records_that_they_free():
+    batches = readers_lib.read(make_row_and_free_records, None, range(1, 5), num_workers=1, **ROWS)
+    page_faults = np.concatenate([batch["page_faults"] for batch in batches])
+    assert len(page_faults) == 8
+    assert page_faults[0] >= 2600  # 64 records of 170 KB
+    assert np.median(page_faults[1:]) < 500
 
 
 def slowly(batches):

@@ -320,6 +320,7 @@ class EvalConfig:
       hop_samples: Of sounds longer than the window, the scores of windows so far apart are averaged; 0 takes the middle one.
       batch_size: Global.
       num_bootstrap: Resamplings behind each 95 % interval.
+      instance_pool: Clips, drawn at random, among which each one's own is looked for; all where there are fewer, or of 0.
       num_examples: Best and worst clips shown in the report, each.
       num_clusters: Of the video embeddings, shown in the report (20 in the paper).
       num_cluster_examples: Clips shown of each cluster (8 in the paper).
@@ -331,6 +332,7 @@ class EvalConfig:
     hop_samples: int = 0
     batch_size: int = 256
     num_bootstrap: int = 1000
+    instance_pool: int = 1000
     num_examples: int = 4
     num_clusters: int = 20
     num_cluster_examples: int = 8

@@ -2,6 +2,7 @@
 
 Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
 retrieval (`mc3_jax/evals`), and writes `embeddings.npz` (of the newest), `results.json` and `report/index.html` into WORKDIR.
+Of a split without labels it measures how well each clip is found by another modality of itself.
 Weights from elsewhere are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py
 --config.checkpoint=FILE`. So are the towers as they start, where the config has no phases.
 """
@@ -71,13 +72,13 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
 
 
 def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], config: config_lib.EvalConfig) -> dict:
-    """Returns discovery, controls and retrieval of one checkpoint as nested numbers.
+    """Returns discovery, controls and both retrievals of one checkpoint as nested numbers.
 
-    Where all clips sound, as in a list of positives, retrieval alone can be measured: "discovery" and "controls" are empty
-    and "margin" is None.
+    Where all clips sound, as in a list of positives, or none is labelled, retrieval alone can be measured: "discovery" and
+    "controls" are empty and "margin" is None.
 
     Args:
-      embeddings: Of labelled clips.
+      embeddings: Of labelled clips, or of clips without labels.
       known: What is known of them.
       config: Bootstrap and seed.
     """
@@ -86,15 +87,18 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
     scores = discovery.similarities(embeddings)
     heard = {name: known[name] for name in ("loudness", "onset_strength")}
     named, groups = retrieval.named_groups(labels, verbs, known["noun_id"])
-    retrieved = retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups, config.seed)
-    if labels.all():
-        return {"discovery": {}, "controls": {}, "margin": None, "retrieval": retrieved}
+    retrieved = {
+        "retrieval": retrieval.retrieve({k: v[named] for k, v in embeddings.items()}, groups, config.seed),
+        "instance_retrieval": retrieval.retrieve_instances(embeddings, pool_size=config.instance_pool, seed=config.seed),
+    }
+    if 0 not in labels:
+        return {"discovery": {}, "controls": {}, "margin": None, **retrieved}
     alone = {name: metrics.roc_auc(labels, score) for name, score in heard.items()}
     return {
         "discovery": {pair: discovery.discover(score, labels, verbs, **draws) for pair, score in scores.items()},
         "controls": {**alone, "verb_prior": controls.verb_prior_roc_auc(verbs, labels, config.seed)},
         "margin": discovery.compare(scores["av"], heard, labels, **draws),
-        "retrieval": retrieved,
+        **retrieved,
     }
 
 
@@ -116,7 +120,7 @@ def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[
 
 
 def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
-    """Raises a ValueError where nothing can be measured, before anything is computed."""
+    """Raises a ValueError where clips are labelled but none as sounding, before anything is computed."""
 
     def counts(split: str) -> tuple[int, int]:
         found = [info.splits[name] for name in split.split("+")]
@@ -124,7 +128,7 @@ def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
         return positive, sum(each.num_labelled for each in found) - positive
 
     positive, negative = counts(config.eval.split)
-    if not positive:
+    if negative and not positive:
         others = [name for name in info.splits if all(counts(name))]
         fix = f"set --config.eval.split={others[0]}" if others else "convert with labels of both kinds"
         raise ValueError(
@@ -183,7 +187,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     not hold a run.
 
     Raises:
-      ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or data without labels.
+      ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or no labelled clip sounds.
     """
     if config.model.num_classes:
         return evaluate_sounds.evaluate(config, workdir)
@@ -220,11 +224,12 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         params = {name: value for name, (_, value) in loaded.items()}
         embeddings, known = embed_split(embed, params, batches, mesh)
     labelled = known["label"] >= 0
-    known = {name: value[labelled] for name, value in known.items()}
+    if labelled.any():
+        known = {name: value[labelled] for name, value in known.items()}
+        embeddings = {name: {k: v[labelled] for k, v in e.items()} for name, e in embeddings.items()}
     actions = taxonomy.statistics(
         known["label"].astype(np.int64), known["verb_id"], known["noun_id"], source.info.verbs, source.info.nouns
     )
-    embeddings = {name: {k: v[labelled] for k, v in e.items()} for name, e in embeddings.items()}
     results = {
         name: {"step": loaded[name][0]} | measure(value, known, config.eval) for name, value in embeddings.items()
     }
@@ -259,8 +264,10 @@ def _write(
     embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known | {"clip_id": clip_ids})
     path.write_text(json.dumps(content, indent=1) + "\n")  # last of the two: where it is, both are
     where = config.checkpoint or f"after step {results[last]['step']} ({last})"
+    labels = known["label"]
+    described = f"{len(labels)} " + ("clips without labels" if labels.max() < 0 else "labelled clips")
     facts = (
-        f"{source.info.name}, {config.eval.split} split, {len(known['label'])} labelled clips; seed {config.seed}; "
+        f"{source.info.name}, {config.eval.split} split, {described}; seed {config.seed}; "
         f"checkpoint {where}"
         + (f"; {num_seen} of them were trained on" if num_seen else "")
         + (f"; no phase looks at {' and '.join(untrained)}, whose pairs say nothing" if untrained else "")
@@ -283,7 +290,7 @@ def _write(
         print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))
         print(discovery.describe_margin(results[last]["margin"]))
     else:
-        print("all labelled clips sound: discovery is not measured")
+        print(("no clip is labelled" if labels.max() < 0 else "all labelled clips sound") + ": discovery is not measured")
     print(f"{path}\n{page}")
 
 
@@ -295,7 +302,10 @@ def _headline(result: dict) -> str:
         said.append("no verb has both labels" if inside is None else f"AV within verbs {inside:.3f}")
     if v2a := result["retrieval"].get("v2a"):
         said.append(f"V→A hit@5 {v2a['hit@5']:.3f} (chance {v2a['chance']['hit@5']:.3f})")
-    return "  ".join(said) or "no verb-noun pair has three clips that sound"
+    if not found:
+        own = result["instance_retrieval"]["v2a"]
+        said.append(f"own clip V→A recall@5 {own['recall@5']:.3f} (chance {own['chance']['recall@5']:.3f})")
+    return "  ".join(said)
 
 
 def main(config: config_lib.Config, workdir: str) -> None:

@@ -101,6 +101,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "hop_samples": _NOT_NEGATIVE,
         "batch_size": _AT_LEAST_1,
         "num_bootstrap": _AT_LEAST_1,
+        "instance_pool": _NOT_NEGATIVE,
         "num_examples": _NOT_NEGATIVE,
         "num_clusters": _AT_LEAST_1,
         "num_cluster_examples": _AT_LEAST_1,

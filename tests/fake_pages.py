@@ -40,17 +40,20 @@ class Source:
         )  # fmt: skip
 
 
-def run_page(folder: pathlib.Path, num_clips: int = 60, retrieval: bool = True, log: bool = True) -> pathlib.Path:
+def run_page(
+    folder: pathlib.Path, num_clips: int = 60, retrieval: bool = True, log: bool = True, labels: bool = True
+) -> pathlib.Path:
     """Writes the page of a made-up run of two phases and returns its path.
 
     Args:
       folder: Of the page.
-      num_clips: Labelled.
+      num_clips: Evaluated.
       retrieval: Whether verbs and nouns are known.
       log: Whether the run has rows of losses.
+      labels: Whether clips have labels.
     """
     rng = np.random.default_rng(0)
-    known = {"index": np.arange(num_clips) + 3, "label": rng.integers(0, 2, num_clips)}
+    known = {"index": np.arange(num_clips) + 3, "label": rng.integers(0, 2, num_clips) if labels else np.full(num_clips, -1)}
     for name in ("verb_id", "noun_id"):
         known[name] = rng.integers(0, 3, num_clips) if retrieval else np.full(num_clips, -1)
     embeddings, results = {}, {}
@@ -65,14 +68,18 @@ def run_page(folder: pathlib.Path, num_clips: int = 60, retrieval: bool = True, 
         }  # fmt: skip
         measured = {"hit@1": 0.1, "hit@5": 0.2, "hit@10": 0.3, "recall@5": 0.1, "mean_hits@5": 0.2}
         direction = measured | {"chance": measured, "num_queries": 9, "pool_size": 8}
+        found = {"recall@1": 0.1, "recall@5": 0.2, "recall@10": 0.3, "median_rank": 7.5}
         results[name] = {
             "discovery": {p: pair | {"roc_auc": 0.6 + 0.01 * i} for i, p in enumerate(discovery.PAIR_MODALITIES)},
             "retrieval": {"v2a": direction, "a2l": direction} if retrieval else {},
+            "instance_retrieval": {"v2a": found | {"chance": found, "pool_size": num_clips}},
             "controls": {"loudness": 0.5, "verb_prior": 0.6 if retrieval else None},
             "margin": {
                 "controls": ["loudness"], "best_control_roc_auc": 0.5, "margin": 0.1, "margin_interval": [0.0, 0.2]
             },
         }  # fmt: skip
+        if not labels:
+            results[name] |= {"discovery": {}, "retrieval": {}, "controls": {}, "margin": None}
     rows = [{"step": i, "phase": "align" if i < 5 else "refine", "loss": 1.0 / (i + 1), "contrastive_av": 1.0,
              "consensus": 0.1} for i in range(10)]  # fmt: skip
     return report.write(

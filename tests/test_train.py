@@ -376,6 +376,9 @@ def test_measured_of_clips_that_all_sound_is_retrieval_alone():
     found = evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
     assert (found["discovery"], found["controls"], found["margin"]) == ({}, {}, None)
     assert found["retrieval"].keys() == {"v2a", "a2v", "l2a", "a2l"}
+    assert found["instance_retrieval"]["v2l"]["pool_size"] == 12
+    unlabelled = evaluate.measure(embeddings, known | {"label": np.full(12, -1)}, config_lib.EvalConfig(num_bootstrap=10))
+    assert unlabelled == found | {"retrieval": {}}
     known["label"][0] = 0
     found = evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
     assert found["discovery"].keys() == {"av", "al", "vl"}

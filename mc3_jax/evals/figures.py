@@ -13,6 +13,7 @@ from mc3_jax.evals import metrics
 # Okabe & Ito (2008): told apart by the colour-blind as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#7F7F7F", "#1D2430")
 SOUNDING, SILENT = COLOURS[0], COLOURS[1]
+LABELS = {1: "sounds", 0: "does not sound", -1: "no label"}
 MAX_POINTS = 500  # of a curve: more than a screen has pixels for
 
 
@@ -161,12 +162,13 @@ def scatter_map(places: np.ndarray, labels: np.ndarray, texts: Sequence[str]) ->
 
     Args:
       places: [n, 2].
-      labels: 0 or 1, [n].
+      labels: 0 or 1, or all -1, [n].
       texts: Shown over a point, made with `plain`.
     """
     traces = []
-    for label, name, colour, symbol in ((1, "sounds", SOUNDING, "circle"), (0, "does not sound", SILENT, "x")):
-        rows = np.flatnonzero(labels == label)
+    drawn = ((1, SOUNDING, "circle"), (0, SILENT, "x"))
+    for label, colour, symbol in drawn if labels.max() >= 0 else ((-1, SOUNDING, "circle"),):
+        name, rows = LABELS[label], np.flatnonzero(labels == label)
         traces.append(
             go.Scatter(x=places[rows, 0].round(2), y=places[rows, 1].round(2), mode="markers", name=name, hoverinfo="text",
                        customdata=rows.tolist(), hovertext=[texts[i] for i in rows],

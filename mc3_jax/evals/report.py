@@ -12,6 +12,7 @@ from mc3_jax.evals import clustering, discovery, figures, media, page, paper, pr
 MAX_MAPPED = 600  # clips: each takes 15 ms of t-SNE and MP3, and 15 KB of the page
 NUM_QUERIES = 4  # of each direction
 _RETRIEVAL_COLUMNS = ("hit@1", "hit@5", "hit@10", "recall@5", "mean_hits@5")
+_INSTANCE_COLUMNS = {"recall@1": ".3f", "recall@5": ".3f", "recall@10": ".3f", "median_rank": ".1f"}  # and their format
 _SHOWN_DIRECTION_TITLES = {"v2a": "Video to audio", "a2l": "Audio to text"}  # Fig. 7
 
 EXPLANATIONS = {
@@ -19,6 +20,8 @@ EXPLANATIONS = {
     "Missed": "Positive clips with the lowest.",
     "False alarms": "Negative clips with the highest.",
     "Rightly left": "Negative clips with the lowest.",
+    "Highest": "Clips with the highest audio-video similarity.",
+    "Lowest": "Clips with the lowest.",
 }
 
 
@@ -40,8 +43,16 @@ class Sizes:
 
 
 def best_and_worst(scores: np.ndarray, labels: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Returns kind (of `EXPLANATIONS`) → rows of the clips that are most and least like it."""
+    """Returns kind (of `EXPLANATIONS`) → rows of the clips that are most and least like it.
+
+    Args:
+      scores: Audio-video, [n].
+      labels: 0 or 1, or all -1, [n].
+      count: Rows of a kind, at most.
+    """
     order = np.argsort(-scores, kind="stable")
+    if labels.max() < 0:
+        return {"Highest": order[:count], "Lowest": order[::-1][:count]}
     positive, negative = order[labels[order] == 1], order[labels[order] == 0]
     return {
         "Found": positive[:count], "Missed": positive[::-1][:count],
@@ -92,6 +103,19 @@ def _retrieval_table(results: dict[str, dict]) -> page.Table | None:
     return page.Table("Retrieval, in brackets that of a random order", columns, rows, last) if rows else None
 
 
+def _instance_table(results: dict[str, dict]) -> page.Table:
+    rows, start = [], 0
+    for name, result in results.items():
+        start = len(rows)
+        for direction, r in result["instance_retrieval"].items():
+            cells = [page.number(r[c], form, f" ({r['chance'][c]:{form}})") for c, form in _INSTANCE_COLUMNS.items()]
+            title = direction.upper().replace("2", "→")
+            rows.append([page.text(name), page.text(title), *cells, page.number(r["pool_size"], "d")])
+    columns = ("after", "direction", *(c.replace("_", " ") for c in _INSTANCE_COLUMNS), "pool")
+    return page.Table("Retrieval of the own clip, in brackets that of a random order", columns, rows,
+                      frozenset(range(start, len(rows))))  # fmt: skip
+
+
 def _verbs_table(found: discovery.Verbs, names: list[str]) -> page.Table:
     rows = [
         [page.text(name), page.number(int(n), "d"), page.number(float(rate), ".1%"), page.number(float(score))]
@@ -105,7 +129,7 @@ def _curve_plots(scores: dict, labels: np.ndarray, metric_rows: list[dict]) -> l
         page.Plot(f"loss-{i}", title, f"{title} over the steps of training", figure)
         for i, (title, figure) in enumerate(figures.losses(metric_rows).items())
     ]
-    if labels.all():
+    if 0 not in labels:
         return losses
     last = list(scores)[-1]
     drawn = figures.curves(scores, labels)
@@ -146,8 +170,7 @@ def _map(embeddings, known, labels, scores, clusters, clips, verb_of, seed) -> t
     for row in rows:
         clip = clips[int(known["index"][row])]
         verb = verb_of(int(known["verb_id"][row]))
-        facts = (f"{verb}; AV score {scores[row]:.3f}; {'sounds' if labels[row] else 'does not sound'}; "
-                 f"cluster {clusters[row] + 1}")  # fmt: skip
+        facts = f"{verb}; AV score {scores[row]:.3f}; {figures.LABELS[labels[row]]}; cluster {clusters[row] + 1}"
         texts.append(f"{figures.plain(clip.narration)}<br>{figures.plain(facts, 64)}")
         shown.append({"index": clip.index, "clip_id": clip.clip_id, "narration": clip.narration, "middle": clip.middle,
                       "facts": facts, "has_sound": bool(clip.audio)})  # fmt: skip
@@ -159,7 +182,7 @@ def _map(embeddings, known, labels, scores, clusters, clips, verb_of, seed) -> t
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """What of a run its page shows; rows are those of the labelled clips.
+    """What of a run its page shows; rows are those of the labelled clips, or of all where none is labelled.
 
     Attributes:
       scores: Checkpoint → pair → cosine of each clip.
@@ -194,7 +217,7 @@ def _choose(embeddings: dict, known: dict, source, sizes: Sizes) -> _Shown:
     )
     queries = _queries(newest, known, sizes.seed)
     best = best_and_worst(av, labels, sizes.num_examples)
-    verbs = discovery.by_verb(av, labels, verb_ids)
+    verbs = discovery.by_verb(av, labels, np.where(labels >= 0, verb_ids, -1))
     rows = [int(row) for cluster in described for row in cluster.examples]
     rows += [row for found in queries.values() for query in found for row in (query.query, *query.retrieved)]
     rows += projection.sample(len(labels), MAX_MAPPED, sizes.seed).tolist()
@@ -236,9 +259,8 @@ def write(
       folder: Made where missing.
       title: Of the page.
       facts: One line: config, data, seed, steps.
-      results: Checkpoint name → {"discovery", "retrieval", "controls", "margin"}, without the first, third and fourth where
-        all clips sound; the last is the run's result.
-      embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips.
+      results: Checkpoint name → what `evaluate.measure` returns; the last is the run's result.
+      embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips, or of all where none is labelled.
       known: What is known of those clips.
       metric_rows: `metric_writer.read_metrics`.
       source: `loader.ClipSource` the clips come from.
@@ -261,7 +283,7 @@ def write(
         clips=clips, discovery=_discovery_table(results), controls=_controls_table(results[last]["controls"]),
         paper=_paper_table(),
         margin=discovery.describe_margin(results[last]["margin"]) if results[last]["margin"] else "",
-        retrieval=_retrieval_table(results),
+        has_labels=labels.max() >= 0, retrieval=_retrieval_table(results), instances=_instance_table(results),
         queries=[(_SHOWN_DIRECTION_TITLES[direction], found) for direction, found in shown.queries.items() if found],
         curves=[plot.name for plot in curves], map_clips=map_clips, num_mapped=min(MAX_MAPPED, len(labels)),
         has_tail=bool(actions["groups"]), num_clips=len(labels), spearman=page.number(shown.verbs.spearman, "+.2f").text,
@@ -269,5 +291,5 @@ def write(
         verbs=_verbs_table(shown.verbs, shown.verb_names) if shown.verb_names else None,
         examples=[(kind, EXPLANATIONS[kind], rows.tolist()) for kind, rows in shown.best.items() if len(rows)],
         clip_of=lambda row: clips[int(known["index"][row])], score_of=lambda row: f"{av[row]:.3f}",
-        label_of=lambda row: bool(labels[row]),
+        label_of=lambda row: figures.LABELS[labels[row]],
     )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Sounding-action retrieval among clips that sound (Sec. 5.2): does the nearest clip show the same verb and noun?
+"""Retrieval: of sounding actions, which need labels, and of a clip by another modality of itself, which needs none.
 
-The paper's "Recall@K" can't be one quantity: its Random row fits hits / relevant, its models' rows fit the mean number of
-hits. All three are reported: hit@K, recall@K (hits / relevant) and mean_hits@K.
+Of sounding actions (Sec. 5.2): among clips that sound, does the nearest show the same verb and noun? The paper's "Recall@K"
+can't be one quantity: its Random row fits hits / relevant, its models' rows fit the mean number of hits. All three are
+reported: hit@K, recall@K (hits / relevant) and mean_hits@K.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import numpy as np
 DIRECTION_MODALITIES = {  # (asked with, answered by)
     "v2a": ("video", "audio"), "a2v": ("audio", "video"), "l2a": ("text", "audio"), "a2l": ("audio", "text")
 }  # fmt: skip
+INSTANCE_DIRECTION_MODALITIES = DIRECTION_MODALITIES | {"v2l": ("video", "text"), "l2v": ("text", "video")}
 RANKS = (1, 5, 10)
 _BLOCK_BYTES = 64 << 20  # of similarities held at a time
 
@@ -125,6 +127,49 @@ def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int
         counts = {"num_queries": len(queries), "pool_size": len(pool), "num_groups": len(np.unique(groups[queries]))}
         results[name] = {**result, "chance": chance, **counts}
     return results
+
+
+def retrieve_instances(embeddings: Mapping[str, np.ndarray], *, pool_size: int, seed: int) -> dict[str, dict]:
+    """Returns how well a clip is found by another modality of itself, the usual measure of cross-modal retrieval.
+
+    Each clip of the pool asks with one modality, and the others of the pool compete with it in the other. recall@K is the
+    share of clips that are among the first K, median_rank the median of their ranks, from 1. Where similarities are equal,
+    every order of them is as likely: recall@K counts the chance to be among the first K, and the rank is the middle one.
+
+    Args:
+      embeddings: {"audio", "video", "text"}: L2-normalised [n, d], of one clip or more.
+      pool_size: Clips drawn; all where there are fewer, or of 0.
+      seed: Of the draw.
+    """
+    num = len(embeddings["audio"])
+    pool = np.arange(num)
+    if 0 < pool_size < num:
+        pool = np.sort(np.random.default_rng(seed).choice(num, pool_size, replace=False))
+    size = len(pool)
+    chance = {f"recall@{k}": min(k, size) / size for k in RANKS} | {"median_rank": (size + 1) / 2}
+    found = {}
+    for name, (asked, answered) in INSTANCE_DIRECTION_MODALITIES.items():
+        num_above, num_equal = _count_above(embeddings[asked][pool], embeddings[answered][pool])
+        result = {f"recall@{k}": float(np.clip((k - num_above) / num_equal, 0, 1).mean()) for k in RANKS}
+        result["median_rank"] = float(np.median(num_above + (num_equal + 1) / 2))
+        found[name] = {**result, "chance": chance, "pool_size": size}
+    return found
+
+
+def _count_above(asked: np.ndarray, answered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of each row of `asked` how many rows of `answered` are more similar to it than its own, and how many as similar.
+
+    Its own, of the same place, is one of the latter.
+    """
+    size = len(asked)
+    block = max(_BLOCK_BYTES // (4 * size), 1)
+    num_above, num_equal = np.empty(size, np.int64), np.empty(size, np.int64)
+    for start in range(0, size, block):
+        scores = asked[start : start + block] @ answered.T
+        own = scores[np.arange(len(scores)), start + np.arange(len(scores))][:, None]
+        num_above[start : start + block] = (scores > own).sum(1)
+        num_equal[start : start + block] = (scores == own).sum(1)
+    return num_above, num_equal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,12 @@ def statistics(
     one that lacks either in no group.
 
     Args:
-      labels: 0 or 1.
+      labels: 0 or 1; -1 of clips that count nowhere.
       verb_ids, noun_ids: Indices into the names, -1 where nobody knows.
       verbs, nouns: Names of the taxonomy.
     """
+    labelled = labels >= 0
+    labels, verb_ids, noun_ids = labels[labelled], verb_ids[labelled], noun_ids[labelled]
     of_verbs = []
     for verb in np.unique(verb_ids[verb_ids >= 0]):
         inside = verb_ids == verb

@@ -192,6 +192,18 @@ def test_a_run_without_groups_or_log_or_with_few_clips_has_a_page(tmp_path, miss
     assert ("Not measured: no verb-noun pair" in "".join(parsed.text)) == ("retrieval" in missing)
 
 
+def test_clips_without_labels_have_a_page_that_calls_none_of_them_sounding(tmp_path):
+    text = fake_pages.run_page(tmp_path, labels=False).read_text()
+    parsed = Parsed(text)
+    said = "".join(parsed.text)
+    assert "Not measured: no clip is labelled." in said
+    assert "Not measured: no verb has five labelled clips." in said
+    assert re.search(r"0\.200 \(0\.200\).*7\.5 \(7\.5\)", said, re.DOTALL)
+    assert [word for word in ("does not sound", "% sound", ", sounds", "Found", "Missed", "Rightly left") if word in said] == []
+    assert re.search(r"Highest\s+Clips with the highest.*Lowest\s+Clips with the lowest", said, re.DOTALL)
+    assert {clip["facts"].split("; ")[-2] for clip in parsed.data["map-clips"]["clips"]} == {"no label"}
+
+
 def test_a_page_explains_its_words_and_says_of_a_margin_what_its_interval_says(pages):
     for kind, words in (("run", ("AV", "AL", "VL", "within verbs", "verb prior", "onset strength", "V→A")),
                         ("suite", ("AV", "AL", "within verbs", "V→A"))):  # fmt: skip

@@ -65,6 +65,44 @@ def test_chance_is_what_random_orders_get():
         assert abs(np.mean(values) - chance[name]) < 4 * error, name
 
 
+def test_the_own_clips_rank_is_that_of_a_sort():
+    rng = np.random.default_rng(2)
+    embeddings = {name: unit(rng, 40) for name in ("audio", "video", "text")}
+    embeddings["audio"] += 0.3 * embeddings["video"]
+    found = retrieval.retrieve_instances(embeddings, pool_size=0, seed=0)
+    assert found.keys() == {"v2a", "a2v", "l2a", "a2l", "v2l", "l2v"}
+    ranks = [np.argsort(-(embeddings["audio"] @ embeddings["video"][i])).tolist().index(i) + 1 for i in range(40)]
+    for k in retrieval.RANKS:
+        assert found["v2a"][f"recall@{k}"] == np.mean(np.array(ranks) <= k)
+        assert found["v2a"]["chance"][f"recall@{k}"] == k / 40
+    assert found["v2a"]["median_rank"] == np.median(ranks) < 15
+    assert (found["v2a"]["chance"]["median_rank"], found["v2a"]["pool_size"]) == (20.5, 40)
+
+
+def test_clips_that_are_equally_similar_share_their_ranks(monkeypatch):
+    monkeypatch.setattr(retrieval, "_BLOCK_BYTES", 4 * 6 * 4)  # four rows at a time
+    corners = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 2]]
+    found = retrieval.retrieve_instances({"audio": corners, "video": corners, "text": np.ones_like(corners)}, pool_size=9, seed=0)
+    assert found["v2a"]["recall@1"] == pytest.approx((3 * 1 / 3 + 2 * 1 / 2 + 1) / 6)
+    assert found["v2a"]["recall@5"] == 1
+    assert found["v2a"]["median_rank"] == np.median([2, 2, 2, 1.5, 1.5, 1])
+    for name in ("l2a", "a2l"):  # text says nothing: chance
+        assert {k: found[name][k] for k in found[name]["chance"]} == pytest.approx(found[name]["chance"])
+
+
+def test_the_pool_of_the_own_clip_is_drawn_by_the_seed():
+    rng = np.random.default_rng(3)
+    audio = unit(rng, 500)
+    embeddings = {"audio": audio, "video": audio + 1.5 * unit(rng, 500), "text": unit(rng, 500)}
+    every = retrieval.retrieve_instances(embeddings, pool_size=500, seed=0)["v2a"]
+    some = [retrieval.retrieve_instances(embeddings, pool_size=50, seed=seed)["l2a"] for seed in (0, 0, 1)]
+    assert every["pool_size"] == 500
+    assert [found["pool_size"] for found in some] == [50] * 3
+    assert some[0] == some[1] != some[2]
+    few = retrieval.retrieve_instances(embeddings, pool_size=50, seed=0)["v2a"]
+    assert few["recall@1"] > every["recall@1"] > 0.1  # pairs stay together, and fewer compete
+
+
 def test_no_group_of_three_is_no_result():
     groups = np.array([0, 0, 1, 1])
     embeddings = {name: unit(np.random.default_rng(0), 4) for name in ("audio", "video", "text")}

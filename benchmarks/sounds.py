@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs what is not done yet and writes the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sounds", description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, type=pathlib.Path, help="folder of ESC-50 or ESC-10")
-    parser.add_argument("--esc10", action="store_true", help="of ESC-50 the rows of ESC-10 alone")
+    parser.add_argument("--esc10", action="store_true", help="take only the ESC-10 rows of ESC-50")
     parser.add_argument("--init", required=True, help="workdir or file that holds the audio tower")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/sounds"))

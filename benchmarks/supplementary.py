@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m benchmarks.supplementary", description=__doc__.split("\n")[0], epilog=runs.EPILOG
     )
     parser.add_argument("--suite", choices=("soundworld", "ego4d"), default="soundworld")
-    parser.add_argument("--axes", default=",".join(AXES), help="of them, joined by commas")
+    parser.add_argument("--axes", default=",".join(AXES), help="axes to vary, joined by commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="folder; default runs/tables/SUITE, that of the tables")
     parser.add_argument("--clips", help="folder of clips instead of the suite's")

@@ -157,12 +157,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.tables", description=__doc__.split("\n")[0], epilog=runs.EPILOG
     )
     parser.add_argument("--suite", choices=("soundworld", "ego4d"), default="soundworld")
-    parser.add_argument("--seeds", default="0,1,2", help="of initialisation, order and augmentation")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of initialisation, order and augmentation")
     parser.add_argument("--rows", default=",".join(row.file for row in ROWS), help="files of configs/tables")
     parser.add_argument("--out", type=pathlib.Path, help="folder; default runs/tables/SUITE")
     parser.add_argument("--clips", help="folder of clips instead of the suite's")
     parser.add_argument("--tokenizer", help="tokenizer instead of the suite's")
-    parser.add_argument("--only_tables", action="store_true", help="run nothing, write tables of what is done")
+    parser.add_argument("--only_tables", action="store_true", help="run nothing; write tables of runs that are done")
     own, reading = runs.split_words(argv)
     args = parser.parse_args(own, argparse.Namespace(reading=reading))
     known = {row.file: row for row in ROWS}

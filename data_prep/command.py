@@ -34,24 +34,24 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     add("--name", default=name, help="name of the data set; shard files begin with it")
     add(
         "--num_shards", type=int, default=0,
-        help=f"over all splits; 0 means one per {_SHARD_CLIPS} clips, at least {_MIN_SHARDS}",
+        help=f"shards of all splits together; 0 means one per {_SHARD_CLIPS} clips, at least {_MIN_SHARDS}",
     )  # fmt: skip
     add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
     limits = guard.Limits()
     add(
         "--cpu_limit", nargs=2, type=float, default=(limits.video_cpu_s, limits.clip_cpu_s), metavar=("VIDEO", "CLIP"),
-        help="CPU seconds that decoding may take: VIDEO and for each clip of it CLIP more (default %(default)s); "
-        "of wall clock three times as many",
+        help="CPU seconds that decoding a video may take: VIDEO, and CLIP more for each of its clips (default %(default)s); "
+        "three times as many by the wall clock",
     )  # fmt: skip
-    add("--memory_limit", type=int, default=limits.memory_mb, help="of a decoder, MiB (default %(default)s)")
-    add("--dry_run", action="store_true", help="tell what would be done, decode and write nothing")
+    add("--memory_limit", type=int, default=limits.memory_mb, help="memory of a decoder, MiB (default %(default)s)")
+    add("--dry_run", action="store_true", help="say what would be done; decode and write nothing")
     add(
         "--part", metavar="I/N",
-        help="write only the shards I, I + N, I + 2 N, ...; the same command without it makes the data set of all",
+        help="write only shards I, I + N, I + 2 N, ...; the same command without --part then assembles the data set",
     )  # fmt: skip
     add(
         "--scratch", type=_folder,
-        help="local folder for copies of what comes from or goes to a bucket; default the system's",
+        help="local folder for copies of files from and to buckets; default the system's temporary folder",
     )  # fmt: skip
 
 
@@ -62,10 +62,10 @@ def _folder(text: str) -> pathlib.Path:
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of clips that hold pictures."""
     add = parser.add_argument
-    add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip, one frame of each is used")
-    add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one")
-    add("--short_side", type=int, default=256, help="of the stored frames, px")
-    add("--jpeg_quality", type=int, default=90)
+    add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip; a model sees one frame of each")
+    add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one of them")
+    add("--short_side", type=int, default=256, help="short side of the stored frames, px")
+    add("--jpeg_quality", type=int, default=90, help="1 to 100 (default %(default)s)")
 
 
 def check_picture_options(args: argparse.Namespace) -> None:

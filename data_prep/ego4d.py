@@ -1,12 +1,12 @@
 """Ego4D to clips: `python -m data_prep.ego4d --root EGO4D --out CLIPS`.
 
-Reads the folder that Ego4D's own CLI makes (or `data_prep.soundworld`): narrations of the camera wearer become clips
-[t - 0.5 s, t + 1.0 s] in ArrayRecord shards, all of them or a sample (`--max_train_clips`). Labelled narrations, where there
-are any, are taken whole and become validation and test; their videos are no training videos unless you say so. Both may come
-from others' files: `--narrations egoclip.csv`, `--labels test_clips_11k.csv` (`data_prep/sources`). Every row of these files
-ends as a clip or as a row of rejected.jsonl, and the sums are checked; of a narration that stands in both lists the label
-list's row is the clip. `data_prep.guard` keeps a video's harm to the video. With `--runner=DataflowRunner` or the like,
-options it doesn't know go to Beam; folders and files may be `gs://` or `s3://`.
+Reads the folder that Ego4D's own CLI (or `data_prep.soundworld`) makes. Narrations of the camera wearer, all of them or a
+sample (`--max_train_clips`), become clips [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. A label list, if there is one, is
+taken whole and becomes validation and test; its videos are not trained on unless you say so. Both may come from others'
+files: `--narrations egoclip.csv`, `--labels test_clips_11k.csv` (`data_prep/sources`). Every row of these files ends as a
+clip or as a row of rejected.jsonl, and the sums are checked; of a narration in both lists, the label list's row is the clip.
+`data_prep.guard` keeps a bad video from harming others. With `--runner=DataflowRunner` or the like, options that this command
+doesn't know go to Beam; folders and files may be `gs://` or `s3://`.
 """
 
 import argparse
@@ -45,13 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--labels_split",
         choices=(*records.SPLITS, _HELD_OUT),
-        help=f"of the label list's videos that --splits does not name; default {_HELD_OUT}, one in eleven in validation",
+        help="split of those of the label list's videos that --splits does not name; "
+        f"default {_HELD_OUT}, one in eleven in validation",
     )
     add(
         "--splits",
         type=storage.parse,
-        help=f"video_uid,split; default {_ANNOTATIONS}/splits.csv if there; of other videos the label list's are held out "
-        "and the rest trained on, without a label list all go by hash",
+        help=f"CSV with columns video_uid, split; default {_ANNOTATIONS}/splits.csv if there; videos it does not name are "
+        "held out if they are in the label list and trained on otherwise; without a label list all are split by hash",
     )
     return parser
 

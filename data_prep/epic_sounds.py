@@ -20,9 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("epic_sounds", __doc__.split("\n")[0])
     add = parser.add_argument
     add("--annotations", required=True, nargs="+", type=storage.parse,
-        help=f"folder or files: {', '.join(epic_sounds.FILES)}")  # fmt: skip
+        help=f"folder of annotation files, or the files: {', '.join(epic_sounds.FILES)}")  # fmt: skip
     add("--audio", required=True, type=storage.parse, help="EPIC_audio.hdf5, or a folder of sound files or videos")
-    add("--frames", action="store_true", help="store pictures over each segment as well; default is sound alone")
+    add("--frames", action="store_true", help="also store pictures over each segment; needs videos")
     sounds.add_options(parser, "epic_sounds")
     command.add_picture_options(parser)
     return parser

@@ -15,9 +15,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("esc50", __doc__.split("\n")[0])
     add = parser.add_argument
     add("--root", required=True, type=storage.parse, help="folder with meta/esc50.csv or meta/esc10.csv and audio/")
-    add("--esc10", action="store_true", help="take the rows of ESC-10 only, classes numbered among themselves")
-    add("--test_fold", type=int, default=5, help="fold of the split test; 0 is none")
-    add("--validation_fold", type=int, default=4, help="fold of the split validation; 0 is none")
+    add("--esc10", action="store_true", help="take only the rows of ESC-10 and renumber its classes")
+    add("--test_fold", type=int, default=5, help="fold that becomes the test split; 0 for none")
+    add("--validation_fold", type=int, default=4, help="fold that becomes the validation split; 0 for none")
     sounds.add_options(parser, "esc50")
     return parser
 

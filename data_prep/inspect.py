@@ -326,14 +326,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("inspect"), help="folder for the pictures")
     parser.add_argument(
-        "--split", choices=records.SPLITS, help="of the contact sheet; default is the largest labelled one, of --clip_id all"
+        "--split", choices=records.SPLITS, help="split to draw clips from; default the largest labelled, for --clip_id all"
     )
     parser.add_argument(
         "--clip_id", action="append", default=[],
-        help="show this clip alone, whichever split it is in; may be given more than once",
+        help="show only this clip; may be given more than once",
     )  # fmt: skip
-    parser.add_argument("--num_clips", type=int, default=12, help="on the contact sheet")
-    parser.add_argument("--seed", type=int, default=0, help="of the clips on the contact sheet")
+    parser.add_argument("--num_clips", type=int, default=12, help="clips on the contact sheet")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the clips drawn for the contact sheet")
     args = parser.parse_args(argv)
     if not 1 <= args.num_clips <= 100:
         parser.error(f"--num_clips must be from 1 to 100, got {args.num_clips}")

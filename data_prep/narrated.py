@@ -23,13 +23,14 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     add = parser.add_argument
     add("--clean_text", action="store_true", help="store narrations without tags (#C C, #unsure) and spare white space")
     add(
-        "--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"), help="seconds around the time"
-    )
+        "--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"),
+        help="seconds of a clip before and after its narration's time (default 0.5 1.0)",
+    )  # fmt: skip
     add(
         "--max_train_clips", type=int, default=0,
-        help="sample so many of the narrations that may be training clips (the paper: 250000); 0 takes all",
+        help="sample this many of the narrations that may become training clips (the paper: 250000); 0 takes all",
     )  # fmt: skip
-    add("--sample_seed", type=int, default=0, help="of --max_train_clips: another one is another sample")
+    add("--sample_seed", type=int, default=0, help="seed of the sample of --max_train_clips")
 
 
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:

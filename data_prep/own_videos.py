@@ -1,11 +1,11 @@
 """Your own videos to clips: `python -m data_prep.own_videos --videos FOLDER --narrations MINE.csv --out CLIPS`.
 
-With `--every_s SECONDS` in place of narrations, all of every video is cut into windows, for `mc3_jax.search` to look through.
-They have no text, so all are clips of the test split.
+With `--every_s SECONDS` in place of narrations, every video is cut into windows from beginning to end, for `mc3_jax.search`
+to look through. They have no text, so all are clips of the test split.
 
 The CSV has the columns video, time_s, text and, if there are labels, label; see `data_prep.sources.own_csv`. All its rows are
-taken. Videos are split as `--splits` says; others by the hash of their name, or where rows have labels, those with a label
-into validation and test and the rest into training. Without taxonomies, no verb and noun is told.
+used. Videos are split as `--splits` says. Videos it does not name are split by the hash of their name; but if any rows have
+labels, videos with a label go to validation and test and the rest to training. Without taxonomies, verb and noun are unknown.
 """
 
 import argparse
@@ -22,17 +22,17 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--videos", required=True, type=storage.parse, help="folder of video files, of any kind that FFmpeg knows")
     moments = parser.add_mutually_exclusive_group(required=True)
-    moments.add_argument("--narrations", type=storage.parse, help="CSV with columns video, time_s, text and maybe label")
-    moments.add_argument("--every_s", type=float, help="seconds from one window to the next, without narrations")
+    moments.add_argument("--narrations", type=storage.parse, help="CSV with columns video, time_s, text and optionally label")
+    moments.add_argument("--every_s", type=float, help="without narrations: cut windows, this many seconds apart")
     narrated.add_options(parser, "")
     parser.set_defaults(num_candidates=None)
     add(
         "--splits",
         type=storage.parse,
-        help="CSV video_uid,split, videos named as in --narrations; of others those with labels are held out and the rest "
-        "trained on, without labels all go by hash",
+        help="CSV with columns video_uid, split, videos named as in --narrations; videos it does not name are held out if "
+        "they have labels and trained on otherwise; without any labels all are split by hash",
     )
-    add("--verbs", type=storage.parse, help="taxonomy CSV label,group, as Ego4D's; default none")
+    add("--verbs", type=storage.parse, help="taxonomy of verbs, a CSV with columns label, group like Ego4D's; default none")
     add("--nouns", type=storage.parse, help="the same for nouns")
     return parser
 

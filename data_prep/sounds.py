@@ -53,8 +53,8 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Adds the options of sounds and those of all clips; `name` is the data set's default."""
     command.add_options(parser, name)
     add = parser.add_argument
-    add("--max_audio_s", type=float, default=60.0, help="of a longer sound the first so many seconds (default %(default)s)")
-    add("--window_s", type=float, default=1.5, help="of a sound that a reader hands out by default, seconds (%(default)s)")
+    add("--max_audio_s", type=float, default=60.0, help="store at most the first MAX_AUDIO_S seconds (default %(default)s)")
+    add("--window_s", type=float, default=1.5, help="seconds of a sound that readers hand out by default (%(default)s)")
 
 
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:

@@ -121,9 +121,9 @@ def read_texts(folder: pathlib.Path) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Trains and saves a vocabulary, or ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.vocabulary", description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", required=True, type=pathlib.Path, help="folder made by data_prep.ego4d")
+    parser.add_argument("--clips", required=True, type=pathlib.Path, help="folder of a data set with narrations")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the tokenizer")
-    parser.add_argument("--size", type=int, default=600, help="most tokens, special ones included")
+    parser.add_argument("--size", type=int, default=600, help="largest number of tokens, special ones included")
     args = parser.parse_args(argv)
     try:
         if args.size < 64:

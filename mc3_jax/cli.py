@@ -1,7 +1,8 @@
 """Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong.
 
-Exit statuses: 0 done, 1 a fault with a traceback, 2 one line says what has to be mended, 75 preempted with the state saved
-and 76 a process of the job was lost or hangs (`mesh.LOST`): start the same command again; 77 Ctrl-C with the state saved.
+Exit statuses: 0 done; 1 a fault, with a traceback; 2 one line says what has to be mended; 75 preempted, with the state saved;
+76 a process of the job was lost or hangs (`mesh.LOST`); 77 Ctrl-C, with the state saved. After 75 and 76, start the same
+command again.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ def _define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     config = config_flags.DEFINE_config_file(
         "config",
         None,
-        "File in configs/ whose get_config() returns an mc3_jax.config.Config; fields can be overridden.",
+        "File in configs/ whose get_config() returns an mc3_jax.config.Config; override fields by --config.FIELD=VALUE.",
     )
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results.")
     return config, workdir

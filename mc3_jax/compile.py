@@ -1,15 +1,15 @@
-"""Compiles a run's train step for a machine one need not have, and tells what it takes.
+"""Compiles a run's train step for a machine that need not be at hand, and says how much memory and time it takes.
 
     python -m mc3_jax.compile --config=configs/mc3_ego4d.py --topology=v5e:4x4 --config.model.scan_layers=True
 
-Topologies are the NVIDIA GPUs of a node (`h200:8`, `h100:8`, `a100:1`; `pip install '.[compile_gpu]'`), a kind of TPU and its
-slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install '.[compile]'`), or `cpu:8`. None need be at hand.
-Fields of the config are overridden as in training. The step is the one `mc3_jax.train` runs, on the mesh that it makes. What
-is printed is counted from the compiled program, loops multiplied out (`mc3_jax.hlo`); bounds on time assume that computing,
-memory and interconnect are each at their peak and hide each other. Programs for GPUs are compiled without autotuning, which
-needs one: with it, kernels differ a little.
+A topology is the NVIDIA GPUs of one node (`h200:8`, `h100:8`, `a100:1`; `pip install '.[compile_gpu]'`), a kind of TPU and
+its slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install '.[compile]'`), or `cpu:8`. Fields of the config are
+overridden as in training. The step is the one that `mc3_jax.train` runs, on the same mesh. Numbers are counted from the
+compiled program, loops multiplied out (`mc3_jax.hlo`). Bounds on time assume that computing, memory and interconnect each run
+at their peak and at the same time. Programs for GPUs are compiled without autotuning, which needs a GPU: with it, kernels
+differ a little.
 
-Status 1 means that the step does not fit the chip, 2 that something has to be mended in the command.
+Status 1 means that the step does not fit the chip, 2 that something in the command has to be mended.
 """
 
 import dataclasses
@@ -220,10 +220,10 @@ def _advice(topology: str, needed_gib: float, there_gib: float) -> str:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("topology", None, f"{topology_lib.TOPOLOGIES}.")
+    flags.DEFINE_string("topology", None, f"Machine to compile for: {topology_lib.TOPOLOGIES}.")
     flags.DEFINE_string("phase", "", "Phase of the config whose step is compiled; the last if empty.")
-    flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Audio samples of a clip, where config.data.dir isn't there.")
-    flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, height x width, likewise.")
+    flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Audio samples of a clip; used if folder config.data.dir is missing.")
+    flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, height x width; used in the same case.")
 
 
 def _data_shapes(config: config_lib.Config) -> dict:

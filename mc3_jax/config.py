@@ -1,9 +1,8 @@
-"""What a run is: dataclasses with units, defaults and sources; `mc3_jax.validation` says what may stand in them.
+"""What a run is: dataclasses with units, defaults and sources; `mc3_jax.validation` says which values are allowed.
 
 A file in `configs/` returns one `Config`. Any field can be overridden on the command line:
 `--config=configs/demo.py --config.data.batch_size=64 --config.phases[0].epochs=2`. Unknown fields and wrong types are
-refused. "(open)" marks what neither the paper nor its public code settles; the default is the one argued for in
-`docs/method.md`.
+refused. "(open)" marks what neither the paper nor public code settles; `docs/method.md` gives the reason for the default.
 """
 
 import dataclasses
@@ -24,8 +23,8 @@ class AudioConfig:
       num_time_frames: Spectrogram length; shorter ones are padded with zeros after normalising.
       patch_px, stride_px: Patch size and stride, the same along mel and time.
       width, depth, num_heads: Of the transformer.
-      max_time_mask, max_mel_mask: Training: longest SpecAugment mask in frames and in mel bands; 0, the paper's as it
-        names none, is off.
+      max_time_mask, max_mel_mask: Longest SpecAugment mask in training, in frames and in mel bands; 0 is off (open: the
+        paper names none).
     """
 
     num_mel: int = 128
@@ -46,14 +45,14 @@ class VideoConfig:
     Attributes:
       image_size_px, patch_px: Of a frame and its patches.
       num_frames: Frames per clip (open: 4, as EgoVLP's loader).
-      num_positions: Temporal positions of the table; EgoVLP's checkpoint holds 16, of which the first are used.
+      num_positions: Length of the table of temporal positions; EgoVLP's checkpoint holds 16, of which the first are used.
       width, depth, num_heads: Of the transformer.
-      time_init: "zeros", EgoVLP's, starts the time attention at output 0, for weights inflated from images; "random" is
-        for training from scratch, where zeros would keep it there.
-      resize_px: Evaluation: short side before the centre crop of `image_size_px`. That size shows the whole central
-        square, as EgoVLP's evaluation does, a larger one cuts its border off.
-      crop_scale: Training: share of the frame's area a random crop takes, (low, high).
-      flip_probability: Training: of a horizontal flip.
+      time_init: "zeros", EgoVLP's, starts time attention with output 0, for weights inflated from images; "random" is for
+        training from scratch, where zeros would keep the output at 0.
+      resize_px: Short side in evaluation, before the centre crop of `image_size_px`. If both are equal, the crop is the
+        whole central square, as in EgoVLP's evaluation; a larger short side cuts off its border.
+      crop_scale: Share of the frame's area that a random crop takes in training, (low, high).
+      flip_probability: Of a horizontal flip in training.
     """
 
     image_size_px: int = 224
@@ -74,9 +73,9 @@ class TextConfig:
     """DistilBERT base uncased; defaults are the paper's sizes.
 
     Attributes:
-      vocab_size: Rows of the embedding; the tokenizer's size where it is smaller than this is fine.
+      vocab_size: Rows of the embedding table; the tokenizer may have fewer tokens.
       num_positions: Rows of the position table.
-      num_tokens: Length narrations are padded or cut to.
+      num_tokens: Length that narrations are padded or cut to.
       width, depth, num_heads, mlp_width: Of the transformer.
       dropout: Everywhere DistilBERT has it.
     """
@@ -93,18 +92,18 @@ class TextConfig:
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The three towers and the space they meet in.
+    """The three towers and their joint embedding space.
 
     Attributes:
       embed_dim: Of the joint space (EgoVLP's projections: 256).
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are float32 always.
-      scan_layers: Run a tower's blocks, all but the last, as one loop: compiling for a TPU takes minutes less at the paper's
-        sizes, for a copy of their parameters; a GPU moves twice the memory. Parameters keep their names and shapes.
-      remat: What of a block stays in memory for the backward pass, the rest being computed again: "none" (nothing is
-        computed again), "dots" keeps what Dense layers put out, "full" the block's input alone.
-      attention: Of audio and video: "einsum", matrix products that any machine does; "cudnn", bfloat16 on an NVIDIA GPU:
-        cuDNN's flash attention, and sums for frames and class tokens (`mc3_jax.models.attention`); "auto", the latter where
-        it can be had. Where "cudnn" can't be had training refuses it; all else takes "einsum".
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are always float32.
+      scan_layers: Run a tower's blocks, all but the last, as one loop. At the paper's sizes this saves minutes of compiling
+        for a TPU and costs a copy of their parameters; a GPU moves twice the memory. Parameters keep their names and shapes.
+      remat: What of a block stays in memory for the backward pass; the rest is computed again. "none" computes nothing
+        again, "dots" keeps the outputs of Dense layers, "full" keeps only the block's input.
+      attention: Of audio and video. "einsum": matrix products that run on any machine. "cudnn": for bfloat16 on an NVIDIA
+        GPU, cuDNN's flash attention, and sums for frames and class tokens (`mc3_jax.models.attention`). "auto": "cudnn" if
+        available, else "einsum". If "cudnn" is set and not available, training refuses it; all else uses "einsum".
       num_classes: Of a classifier on the audio tower, AST's head; 0 is none.
     """
 
@@ -127,8 +126,7 @@ class InitConfig:
       audio: AST or DeiT/ViT (paper: DeiT-B distilled, ImageNet), or a checkpoint that holds an audio tower.
       video: EgoVLP (paper), ViT or DeiT, or a checkpoint that holds a video tower.
       text: EgoVLP (paper) or DistilBERT, or a checkpoint that holds a text tower.
-      temporal: Where the model has more temporal positions than the checkpoint: "zeros" appends zeros, "linear"
-        interpolates.
+      temporal: If the model has more temporal positions than the checkpoint, "zeros" appends zeros, "linear" interpolates.
     """
 
     audio: str = ""
@@ -143,24 +141,24 @@ class DataConfig:
 
     Attributes:
       dir: Folder of shards; holds `clips.json`.
-      tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`; of no use
-        where no phase looks at text.
-      split: Trained on; several joined by "+".
+      tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`; not needed
+        if no phase uses text.
+      split: Split trained on; several joined by "+".
       folds: Of those splits, the folds trained on; none means all.
-      num_samples: Of the audio, a random crop where a clip's is longer; 0 is the data set's.
-      silence_db: Windows of longer sounds whose level is more than so many dB below that of the loudest are neither trained
-        on nor, where the scores of windows are averaged, counted in evaluation; 0 takes all.
+      num_samples: Length of the audio; longer clips are cropped at random. 0 takes the data set's length.
+      silence_db: For sounds longer than the window: windows whose level is more than this many dB below the loudest one's
+        are not trained on, nor counted when evaluation averages the scores of windows; 0 takes all windows.
       batch_size: Global, over all processes and devices (paper: 256).
       chunk_size: Rows of the global batch embedded at a time in training, 0 for all at once: gradient caching (Gao et al.,
-        RepL4NLP 2021). The loss and its gradient stay those of the whole batch, for one more forward pass.
-      accumulate_steps: Stays 1. Gradients accumulated over batches are not those of a contrastive loss.
-      clips_per_video: Clips come in groups of up to this many of one video, shuffled, so that a batch holds negatives of
-        the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1, the paper's,
-        shuffles single clips.
-      num_threads: Threads that read and decode, per process, where there are no workers.
-      num_workers: Processes that read and decode instead of threads, per process, on Linux; 0 is none. For a host of many
-        cores: Python's lock lets threads keep some five of them busy.
-      prefetch: Batches read ahead, per process; at least one a thread or worker, since each makes a batch of its own.
+        RepL4NLP 2021). Loss and gradient stay those of the whole batch, at the cost of one more forward pass.
+      accumulate_steps: Must be 1: gradients accumulated over batches are not those of a contrastive loss.
+      clips_per_video: Clips are shuffled in groups of up to this many from one video, so that a batch holds negatives of
+        the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1 shuffles single clips
+        (open).
+      num_threads: Threads that read and decode, per process, if there are no workers.
+      num_workers: Processes that read and decode instead of threads, per training process, on Linux; 0 is none. For hosts
+        with many cores: Python's lock lets threads keep only some five of them busy.
+      prefetch: Batches read ahead, per process; at least one per thread or worker, since each makes a batch of its own.
     """
 
     dir: str = ""
@@ -183,11 +181,12 @@ class ConsensusConfig:
     """Eq. 2 and 3 of the paper.
 
     Attributes:
-      anchor: Modality every other is compared with (Sec. 4.4: audio).
+      anchor: Modality that the others are compared with (Sec. 4.4: audio).
       alpha_audio, alpha_video, alpha_text: Exponents of K_i (Sec. 4.4: 0.5 for video, 1 for language); the anchor's
         is unused.
       inverse: K⁻¹ (open): "argmin" inverts with the exponent of the modality that attained the minimum, so that c is
-        one of the scores; "linear" is 2y - 1; "per_modality" inverts with each modality's own, so that no score is raised.
+        one of the scores; "linear" is 2y - 1; "per_modality" inverts with each modality's own exponent, so that no score is
+        raised.
       stop_gradient: Whether c is a fixed target (open).
     """
 
@@ -201,12 +200,12 @@ class ConsensusConfig:
 
 @dataclasses.dataclass
 class MemoryConfig:
-    """Negatives out of a memory, chosen by their gradients (CM-ACC, Ma et al., ICLR 2021); see `mc3_jax.losses.active`.
+    """Negatives from a memory, chosen by their gradients (CM-ACC, Ma et al., ICLR 2021); see `mc3_jax.losses.active`.
 
     Attributes:
       pool_size: Keys of past batches kept for each modality, a multiple of the batch size; 0 is off.
       dictionary_size: Negatives for each modality, a multiple of the batch size.
-      momentum: Of the encoders that make keys, a step (the public code's 0.9).
+      momentum: By which the encoders of keys follow the trained ones, per step (the public code's 0.9).
     """
 
     pool_size: int = 0
@@ -216,17 +215,17 @@ class MemoryConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """Adam, as the paper names it, and what one may add.
+    """Adam, which the paper uses, and options that it does not name.
 
     Attributes:
       learning_rate: Peak (Sec. 4.4: 3e-5).
       b1, b2, eps: Adam's.
-      weight_decay: Decoupled; 0 is plain Adam. Biases, norms, embeddings of position are not decayed.
-      clip_norm: Global gradient norm is clipped to this; 0 is off.
+      weight_decay: Decoupled; 0 is plain Adam. Biases, norms and position embeddings are not decayed.
+      clip_norm: Largest global norm of the gradient, which is clipped to it; 0 is off.
       schedule: "constant" (the paper names none) or "cosine" to `final_scale` at the end of the phase.
       final_scale: Where the cosine ends, as a share of the peak.
-      hold_share: Share of the phase's steps, warm-up and all, after which the cosine begins.
-      warmup_steps: Linear, from 0, at the beginning of the phase.
+      hold_share: Share of the phase's steps, including warm-up, after which the cosine begins.
+      warmup_steps: Linear warm-up from 0 at the beginning of the phase.
     """
 
     learning_rate: float = 3e-5
@@ -248,17 +247,17 @@ class PhaseConfig:
     Attributes:
       name: Shown in logs and the report; unique in a run.
       epochs: Length in passes over the training split; may be fractional.
-      pairs: Modality pairs contrasted, both directions each.
+      pairs: Modality pairs contrasted, each in both directions.
       temperature: Of InfoNCE (open: 0.05, EgoVLP's).
-      learn_scale: Learn 1/temperature, from `temperature` on and up to 100 (CLAP's).
+      learn_scale: Learn 1/temperature, starting from `temperature` and limited to 100 (CLAP's).
       memory: Where negatives come from beside the batch.
       mask_same_text: Leave other clips of the batch with the same narration, token by token, out of every pair's negatives.
       contrastive_weight, consensus_weight: Of the two terms of Eq. 4.
-      classification_weight: Of the cross entropy of the classifier, where the model has one.
-      mixup: Parameter of the Beta distribution by which each sound is mixed with another of the batch, and its class too
-        (Zhang et al., ICLR 2018; of waveforms, as AST); 0 is off.
+      classification_weight: Of the classifier's cross entropy, if the model has a classifier.
+      mixup: Parameter of the Beta distribution by which each sound and its class are mixed with another of the batch
+        (Zhang et al., ICLR 2018; of waveforms, as in AST); 0 is off.
       consensus: Details of Eq. 2 and 3.
-      trainable: Towers that learn, their projections with them, and "classifier". Of them do so those that the loss looks at.
+      trainable: Towers that learn, with their projections, and "classifier"; only those that the loss uses do so.
       optimizer: This phase's.
       reset_optimizer: Start from fresh moments instead of the previous phase's (open: kept).
     """
@@ -282,11 +281,11 @@ class PhaseConfig:
 
 @dataclasses.dataclass
 class SaveConfig:
-    """How often the state is written and how much of it stays. The end of each phase is always written and kept.
+    """How often the state is saved and how many checkpoints are kept. The end of each phase is always saved and kept.
 
     Attributes:
       every_steps: Interval.
-      keep: Newest checkpoints kept, ends of phases among them; with 2, a damaged one costs no more than an interval.
+      keep: Number of newest checkpoints kept, ends of phases among them; with 2, a damaged one costs at most an interval.
     """
 
     every_steps: int = 500
@@ -295,13 +294,13 @@ class SaveConfig:
 
 @dataclasses.dataclass
 class ValidationConfig:
-    """The loss on clips that nobody trains on, while training goes on.
+    """The loss on clips that are not trained on, measured during training.
 
     Attributes:
-      every_steps: Interval, and at the end of each phase; 0 is never.
+      every_steps: Interval; it is also measured at the end of each phase. 0 is never.
       split: Of the data set; several joined by "+".
-      folds: Of those splits, the folds that count; none means all.
-      num_batches: Of `data.batch_size` clips, always the same; as many as the split fills, at most.
+      folds: Of those splits, the folds used; none means all.
+      num_batches: Batches of `data.batch_size` clips, always of the same clips; at most as many as the split fills.
     """
 
     every_steps: int = 0
@@ -317,14 +316,16 @@ class EvalConfig:
     Attributes:
       split: Split evaluated; several joined by "+".
       folds: Of those splits, the folds evaluated; none means all.
-      hop_samples: Of sounds longer than the window, the scores of windows so far apart are averaged; 0 takes the middle one.
+      hop_samples: For sounds longer than the window, the scores of windows this far apart are averaged; 0 takes only the
+        middle one.
       batch_size: Global.
-      num_bootstrap: Resamplings behind each 95 % interval.
-      instance_pool: Clips, drawn at random, among which each one's own is looked for; all where there are fewer, or of 0.
-      num_examples: Best and worst clips shown in the report, each.
+      num_bootstrap: Resamplings for each 95 % interval.
+      instance_pool: Number of clips, drawn at random, among which each has to find itself by another modality; all clips of
+        the split if it has fewer, or if 0.
+      num_examples: Number of best clips, and of worst clips, shown in the report.
       num_clusters: Of the video embeddings, shown in the report (20 in the paper).
       num_cluster_examples: Clips shown of each cluster (8 in the paper).
-      seed: Of the bootstrap, of the halves retrieval groups are split into, and of what the report draws at random.
+      seed: Of the bootstrap, of how retrieval groups are split in halves, and of what the report draws at random.
     """
 
     split: str = "test"
@@ -345,7 +346,7 @@ class LogConfig:
 
     Attributes:
       every_steps: Interval of rows.
-      clips: Write which clips each step takes to `clips.jsonl` (`clips-1.jsonl` in the second process, and so on).
+      clips: Write to `clips.jsonl` which clips each step uses (`clips-1.jsonl` in the second process, and so on).
       tensorboard: Write TensorBoard event files.
       wandb_project: Weights & Biases project; empty is off (needs the `wandb` extra).
     """
@@ -363,14 +364,14 @@ class Config:
     Attributes:
       name: Of the run.
       seed: Of initialisation, data order, augmentation and dropout.
-      fsdp: Devices along the mesh axis over which parameters are sharded; the rest go along "data".
+      fsdp: Number of devices that parameters are sharded over: the size of mesh axis "fsdp". The rest is axis "data".
       loss_block_rows: Rows of a pair's similarity matrix [batch, batch] held at once, for batches whose matrix would not fit;
         0 holds all. The loss and its gradient are the same. A phase with a memory has no such matrix.
-      heartbeat_timeout_s: Of several processes, one that is silent for so long counts as lost and the others end.
-      hang_timeout_s: Where training makes no progress for so long it ends, saying which process hangs and where; 0 is never.
-        Compiling, restoring and saving may take `mc3_jax.watchdog.LONG` times as long.
-      checkpoint: Evaluation only: weights to evaluate instead of the workdir's run, a file or folder as
-        `mc3_jax.weights.read_checkpoint` reads it.
+      heartbeat_timeout_s: With several processes, one that is silent for this long counts as lost and the others end.
+      hang_timeout_s: If training makes no progress for this long, it ends and says which process hangs and where; 0 is
+        never. Compiling, restoring and saving may take `mc3_jax.watchdog.LONG` times as long.
+      checkpoint: Evaluation only: weights to evaluate instead of the workdir's run, a file or folder that
+        `mc3_jax.weights.read_checkpoint` reads.
     """
 
     name: str = "mc3"

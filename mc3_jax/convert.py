@@ -4,9 +4,9 @@
     python -m mc3_jax.convert export runs/mc3_ego4d --to pth --out mc3.pth
     python -m mc3_jax.convert show anything.pth
 
-What comes in is read without running anything of it; see `mc3_jax.models.checkpoint_files`. What goes out has EgoVLP's
-layout with action2sound's `audio_model` (`pth`, `safetensors`), Hugging Face's (`hf_text`, `hf_audio`), or is a folder of
-ours. Weights are float32 and go out with the bits they have.
+Files are read without executing anything in them; see `mc3_jax.models.checkpoint_files`. Exports have EgoVLP's layout with
+action2sound's `audio_model` (`pth`, `safetensors`) or Hugging Face's (`hf_text`, `hf_audio`), or are a folder of ours.
+Weights are float32 and are written bit for bit.
 """
 
 import argparse
@@ -323,26 +323,28 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     take = commands.add_parser("import", help="checkpoints of others -> a folder of ours")
     take.add_argument("--checkpoint", default="", help="file or folder that holds several towers")
     for tower in config_lib.MODALITIES:
-        take.add_argument(f"--{tower}", default="", help=f"file or folder the {tower} tower comes from")
+        take.add_argument(f"--{tower}", default="", help=f"file or folder that the {tower} tower comes from")
     take.add_argument(
-        "--config", default="", help="file in configs/ with the model's sizes; default those of a run or folder of ours, "
-        "if that is the only source, otherwise the paper's",
+        "--config", default="", help="file in configs/ with the model's sizes; default: those of a run or folder of ours "
+        "if it is the only source, otherwise the paper's",
     )  # fmt: skip
     take.add_argument("--tokenizer", help="folder of the tokenizer to enclose; default the text tower's; '' for none")
-    take.add_argument("--temporal", choices=("zeros", "linear"), default="zeros", help="fill of temporal positions")
-    take.add_argument("--seed", type=int, default=0, help="of what no file holds")
+    take.add_argument(
+        "--temporal", choices=("zeros", "linear"), default="zeros", help="how missing temporal positions are filled"
+    )
+    take.add_argument("--seed", type=int, default=0, help="seed of weights that no file holds")
     take.add_argument("--out", required=True, help="folder to write")
     take.set_defaults(run=import_weights)
     give = commands.add_parser("export", help="a folder of ours or a run -> PyTorch, Hugging Face or a folder")
     give.add_argument("source", help="folder of ours or workdir of a run")
     give.add_argument("--to", required=True, choices=("pth", "safetensors", "hf_text", "hf_audio", "folder"))
-    give.add_argument("--step", type=int, default=0, help="of a run's checkpoint; default the newest")
-    give.add_argument("--tokenizer", help="folder of the source's tokenizer, where it is elsewhere now; '' encloses none")
+    give.add_argument("--step", type=int, default=0, help="step of a run's checkpoint; default the newest")
+    give.add_argument("--tokenizer", help="folder of the source's tokenizer, if it has moved; '' encloses none")
     give.add_argument("--out", required=True, help="file or folder to write")
     give.set_defaults(run=export_weights)
     look = commands.add_parser("show", help="what a checkpoint holds")
-    look.add_argument("source")
-    look.add_argument("--names", action="store_true", help="every tensor's name, shape and dtype")
+    look.add_argument("source", help="file or folder to look at")
+    look.add_argument("--names", action="store_true", help="also print every tensor's name, shape and dtype")
     look.set_defaults(run=show)
     return parser.parse_args(argv)
 

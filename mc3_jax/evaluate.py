@@ -1,10 +1,10 @@
 """Evaluates a run: `python -m mc3_jax.evaluate --config=configs/demo.py --workdir=DIR`.
 
 Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
-retrieval (`mc3_jax/evals`), and writes `embeddings.npz` (of the newest), `results.json` and `report/index.html` into WORKDIR.
-Of a split without labels it measures how well each clip is found by another modality of itself.
-Weights from elsewhere are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py
---config.checkpoint=FILE`. So are the towers as they start, where the config has no phases.
+retrieval (`mc3_jax/evals`), and writes `results.json`, `report/index.html` and the newest checkpoint's `embeddings.npz` into
+DIR. If no clip of the split is labelled, it measures how well each clip is found by another modality of itself. Weights from
+elsewhere are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE`. If
+the config has no phases, its towers are evaluated as they start, without a run too.
 """
 
 import contextlib
@@ -183,8 +183,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
 
     Where the model has classes, `evaluate_sounds` does.
 
-    With `config.checkpoint` those weights are measured alone, without phases the towers as they start; then the workdir need
-    not hold a run.
+    With `config.checkpoint` only those weights are measured, and without phases the towers as they start. In both cases the
+    workdir must not hold a run.
 
     Raises:
       ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or no labelled clip sounds.

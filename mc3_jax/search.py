@@ -1,9 +1,9 @@
 """Finds moments of videos by words or by a sound: `python -m mc3_jax.search --model M --clips C --text "..." --out S`.
 
-M is whatever `mc3_jax.load` takes; C is a data set of clips, e.g. all of your own videos cut by
-`python -m data_prep.own_videos --videos FOLDER --every_s 0.75 --out C`. Every clip's sound and pictures are embedded once; S
-keeps the embeddings (`moments.npz`), so that the next question about the same clips and model is answered in seconds. Without
-a question, moments are ranked by how well their sound and pictures agree: those are the actions that sound.
+M is whatever `mc3_jax.load` takes; C is a data set of clips, e.g. your own videos cut into windows by
+`python -m data_prep.own_videos --videos FOLDER --every_s 0.75 --out C`. The sound and pictures of every clip are embedded
+once; S keeps the embeddings (`moments.npz`), so that the next question about the same clips and model takes seconds. Without
+a question, moments are ranked by how well their sound and pictures agree; at the top are actions that sound.
 
 Prints the best moments and writes `hits.csv` and, to look and listen, `index.html`.
 """
@@ -197,14 +197,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--model", required=True, help="workdir of a run, folder of mc3_jax.convert, or a checkpoint of the paper's sizes")
     add("--clips", required=True, help="data set to look through, e.g. of data_prep.own_videos --every_s 0.75")
     add("--out", required=True, help="folder for hits.csv, index.html and the embeddings")
-    add("--text", action="append", default=[], help="what to find, in the words of narrations; may be repeated")
-    add("--sound", action="append", default=[], help="sound file to find moments like, by its loudest part; may be repeated")
-    add("--by", choices=moments_lib.SCORES, default="both", help="what of a moment the question is compared with")
-    add("--top", type=int, default=10, help="moments a question (default %(default)s)")
-    add("--split", default="", help="of the data set; default all")
-    add("--tokenizer", default="", help="folder of the tokenizer, where the model has none")
+    add("--text", action="append", default=[], help="what to find, worded like the training narrations; may be repeated")
+    add("--sound", action="append", default=[], help="sound file; finds moments like its loudest part; may be repeated")
+    add("--by", choices=moments_lib.SCORES, default="both", help="compare questions with a moment's sound, pictures or both")
+    add("--top", type=int, default=10, help="moments shown per question (default %(default)s)")
+    add("--split", default="", help="split of the data set; default all")
+    add("--tokenizer", default="", help="folder of the tokenizer, if the model has none")
     add("--batch_size", type=int, default=64, help="clips computed at a time (default %(default)s)")
-    add("--num_threads", type=int, default=4, help="that read and decode clips (default %(default)s)")
+    add("--num_threads", type=int, default=4, help="threads that read and decode clips (default %(default)s)")
     return parser.parse_args(argv)
 
 

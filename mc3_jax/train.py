@@ -1,10 +1,10 @@
 """Trains a run: `python -m mc3_jax.train --config=configs/demo.py --workdir=DIR`. Starting it again resumes it.
 
-Parameters are, in this order: the workdir's newest intact checkpoint; else the files that `config.init` names, tower by
-tower; else random. `docs/training.md` tells what a run survives, `mc3_jax/cli.py` the exit statuses.
+Parameters come from the workdir's newest intact checkpoint; else, tower by tower, from the files that `config.init` names;
+else they are random. `docs/training.md` says what a run survives, `mc3_jax/cli.py` lists the exit statuses.
 
-`mc3_jax.run` makes a run ready. This file owns the order of things: when a phase begins, when the state is written, when
-numbers are read. Order matters in four places, marked below.
+`mc3_jax.run` prepares a run. This file decides in what order things happen: when a phase begins, when the state is written,
+when numbers are read. Order matters in four places, marked below.
 """
 
 import contextlib
@@ -337,5 +337,5 @@ def main(config: config_lib.Config, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("profile", "", "START:STOP: trace these steps to WORKDIR/profile, as 100:110.")
+    flags.DEFINE_string("profile", "", "START:STOP, as 100:110: trace the steps after START up to STOP to WORKDIR/profile.")
     cli.run(main)

@@ -337,5 +337,7 @@ def main(config: config_lib.Config, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("profile", "", "START:STOP, as 100:110: trace the steps after START up to STOP to WORKDIR/profile.")
+    flags.DEFINE_string(
+        "profile", "", "START:STOP, as 100:110: trace the steps after START, up to STOP, to WORKDIR/profile."
+    )
     cli.run(main)

@@ -2,9 +2,10 @@
 
 Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
 retrieval (`mc3_jax/evals`), and writes `results.json`, `report/index.html` and the newest checkpoint's `embeddings.npz` into
-DIR. If no clip of the split is labelled, it measures how well each clip is found by another modality of itself. Weights from
-elsewhere are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE`. If
-the config has no phases, its towers are evaluated as they start, without a run too.
+DIR. If no clip of the split is labelled, it measures only how well each clip is found by another modality of itself.
+
+Weights from elsewhere are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py
+--config.checkpoint=FILE`. If the config has no phases, its towers are evaluated as they start, without a run too.
 """
 
 import contextlib
@@ -133,7 +134,7 @@ def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
         fix = f"set --config.eval.split={others[0]}" if others else "convert with labels of both kinds"
         raise ValueError(
             f"split {config.eval.split!r} of {config.data.dir} has {positive} clips labelled as sounding and {negative} as "
-            f"not: nothing to measure without both; {fix}"
+            f"not: nothing to measure without clips that sound; {fix}"
         )
 
 

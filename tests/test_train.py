@@ -30,7 +30,7 @@ from mc3_jax import (
     validation_loss,
 )
 from mc3_jax.data import loader, records, tokenizer
-from mc3_jax.evals import retrieval
+from mc3_jax.evals import embeddings as embeddings_lib, retrieval
 from tests import world
 
 
@@ -407,6 +407,25 @@ def test_clips_that_all_sound_are_evaluated(finished, data, tmp_path, capsys):
     assert "False alarms" not in page
 
 
+@pytest.mark.slow  # embeds and shows the training clips
+def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys):
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
+    config.eval.split = "train"
+    found = evaluate.evaluate(config, str(place))
+    assert (found["discovery"], found["controls"], found["margin"], found["retrieval"]) == ({}, {}, None, {})
+    pool = found["instance_retrieval"]["a2l"]["pool_size"]
+    told, results = capsys.readouterr().out, json.loads((place / "results.json").read_text())
+    assert re.search(r"refine: own clip V→A recall@5 0\.\d{3} \(chance 0\.\d{3}\)", told)
+    assert "no clip is labelled: discovery is not measured" in told
+    assert results["num_seen"] == pool == len(loader.open_split(config.data.dir, "train", 4))
+    assert results["taxonomy"] == {"num_clips": 0, "num_sounding": 0, "verbs": [], "groups": []}
+    _, known = embeddings_lib.load(place / embeddings_lib.FILE)
+    assert known["label"].tolist() == [-1] * pool
+    page = (place / "report" / "index.html").read_text()
+    assert f"{pool} clips without labels" in page
+    assert "Not measured: no clip is labelled." in page
+
+
 def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):
     config = copy.deepcopy(finished[0])
     config.phases = []
@@ -439,7 +458,7 @@ def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, 
         evaluate.evaluate(config, finished[1])
     config.data.dir = clips
     _change_clips(config, tmp_path, test={"num_positive": 0}, validation={"num_labelled": 3, "num_positive": 3})
-    with pytest.raises(ValueError, match="nothing to measure without both; convert with labels of both kinds"):
+    with pytest.raises(ValueError, match="nothing to measure without clips that sound; convert with labels of"):
         evaluate.evaluate(config, finished[1])
     empty = {"shards": [], "num_clips": 0, "num_labelled": 0, "num_positive": 0}
     config.data.dir = clips

@@ -260,7 +260,7 @@ def write(
       title: Of the page.
       facts: One line: config, data, seed, steps.
       results: Checkpoint name → what `evaluate.measure` returns; the last is the run's result.
-      embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips, or of all where none is labelled.
+      embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips, or of all if none is labelled.
       known: What is known of those clips.
       metric_rows: `metric_writer.read_metrics`.
       source: `loader.ClipSource` the clips come from.

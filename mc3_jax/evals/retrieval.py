@@ -157,9 +157,9 @@ def retrieve_instances(embeddings: Mapping[str, np.ndarray], *, pool_size: int, 
 
 
 def _count_above(asked: np.ndarray, answered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns of each row of `asked` how many rows of `answered` are more similar to it than its own, and how many as similar.
+    """Returns, for each row of `asked`, how many rows of `answered` are nearer to it than its own, and how many as near.
 
-    Its own, of the same place, is one of the latter.
+    Its own is the row of the same place, which is one of the latter.
     """
     size = len(asked)
     block = max(_BLOCK_BYTES // (4 * size), 1)

@@ -199,7 +199,7 @@ def test_clips_without_labels_have_a_page_that_calls_none_of_them_sounding(tmp_p
     assert "Not measured: no clip is labelled." in said
     assert "Not measured: no verb has five labelled clips." in said
     assert re.search(r"0\.200 \(0\.200\).*7\.5 \(7\.5\)", said, re.DOTALL)
-    assert [word for word in ("does not sound", "% sound", ", sounds", "Found", "Missed", "Rightly left") if word in said] == []
+    assert not re.search("does not sound|% sound|, sounds|Found|Missed|Rightly left", said)
     assert re.search(r"Highest\s+Clips with the highest.*Lowest\s+Clips with the lowest", said, re.DOTALL)
     assert {clip["facts"].split("; ")[-2] for clip in parsed.data["map-clips"]["clips"]} == {"no label"}
 

@@ -82,7 +82,8 @@ def test_the_own_clips_rank_is_that_of_a_sort():
 def test_clips_that_are_equally_similar_share_their_ranks(monkeypatch):
     monkeypatch.setattr(retrieval, "_BLOCK_BYTES", 4 * 6 * 4)  # four rows at a time
     corners = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 2]]
-    found = retrieval.retrieve_instances({"audio": corners, "video": corners, "text": np.ones_like(corners)}, pool_size=9, seed=0)
+    embeddings = {"audio": corners, "video": corners, "text": np.ones_like(corners)}
+    found = retrieval.retrieve_instances(embeddings, pool_size=9, seed=0)
     assert found["v2a"]["recall@1"] == pytest.approx((3 * 1 / 3 + 2 * 1 / 2 + 1) / 6)
     assert found["v2a"]["recall@5"] == 1
     assert found["v2a"]["median_rank"] == np.median([2, 2, 2, 1.5, 1.5, 1])

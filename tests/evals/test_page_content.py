@@ -193,10 +193,11 @@ def test_a_run_without_groups_or_log_or_with_few_clips_has_a_page(tmp_path, miss
 
 
 def test_clips_without_labels_have_a_page_that_calls_none_of_them_sounding(tmp_path):
-    text = fake_pages.run_page(tmp_path, labels=False).read_text()
+    text = fake_pages.run_page(tmp_path, labels=False, log=False).read_text()
     parsed = Parsed(text)
     said = "".join(parsed.text)
     assert "Not measured: no clip is labelled." in said
+    assert "Not drawn: there are no labels, and no losses of a run." in said
     assert "Not measured: no verb has five labelled clips." in said
     assert re.search(r"0\.200 \(0\.200\).*7\.5 \(7\.5\)", said, re.DOTALL)
     assert not re.search("does not sound|% sound|, sounds|Found|Missed|Rightly left", said)

@@ -227,6 +227,12 @@ def _check_entries(entries: list, size: int):
     if len(set(names)) < len(names):
         raise RefusedError("is a zip archive with two entries of one name: damaged or hostile, not read")
     for entry in entries:
+        # Python unpacks all of bzip2 and LZMA that it has read before it looks at the size that is claimed.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise RefusedError(
+                f"has an entry {entry.filename[:80]!r} that is compressed as torch.save never does: unpack it and zip it "
+                "again without compression"
+            )
         if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
             raise RefusedError(f"has an entry {entry.filename[:80]!r} with two sizes: {_ANEW}")
     if sum(entry.compress_size for entry in entries) > size:

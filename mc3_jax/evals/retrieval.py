@@ -22,6 +22,8 @@ _BLOCK_BYTES = 64 << 20  # of similarities held at a time
 def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns indices of queries and of the pool: each group of more than two is halved, the odd one to the queries.
 
+    The pool is in random order.
+
     Args:
       groups: Of each clip, [n].
       seed: Of the halves.
@@ -35,7 +37,9 @@ def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
             queries.append(members[:half])
             pool.append(members[half:])
     empty = np.zeros(0, np.int64)
-    return (np.concatenate(queries), np.concatenate(pool)) if queries else (empty, empty)
+    # Of equal similarities the earlier in the pool comes first: group by group, embeddings that are all alike would hit the
+    # first group alone, and not as often as chance.
+    return (np.concatenate(queries), rng.permutation(np.concatenate(pool))) if queries else (empty, empty)
 
 
 def named_groups(labels: np.ndarray, verb_ids: np.ndarray, noun_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

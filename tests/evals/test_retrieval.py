@@ -50,6 +50,38 @@ def test_retrieval_is_what_counting_by_hand_gives():
             assert result[f"recall@{k}"] == pytest.approx(np.mean(share))
 
 
+def test_a_direction_is_asked_with_its_first_letter_and_answered_by_its_second():
+    groups = np.repeat(np.arange(20), 4)
+    queries, pool = retrieval.split_groups(groups, 0)
+    asking = {"v2a": "video", "a2v": "audio", "l2a": "text", "a2l": "audio"}
+    for direction, asked in asking.items():
+        answered = {"a": "audio", "v": "video", "l": "text"}[direction[-1]]
+        # What asks is right where it asks alone, and what answers where it answers.
+        embeddings = {name: unit(np.random.default_rng(0), len(groups), 20) for name in ("audio", "video", "text")}
+        embeddings[asked][queries] = np.eye(20)[groups[queries]]
+        embeddings[answered][pool] = np.eye(20)[groups[pool]]
+        found = retrieval.retrieve(embeddings, groups, 0)
+        assert [name for name, result in found.items() if result["hit@1"] == 1] == [direction]
+
+
+def test_embeddings_that_are_all_alike_get_what_a_random_order_gets():
+    groups = np.repeat(np.arange(10), [3, 3, 3, 3, 3, 3, 3, 3, 3, 30])
+    alike = {name: np.ones((len(groups), 1), np.float32) for name in ("audio", "video", "text")}
+    found = [retrieval.retrieve(alike, groups, seed)["v2a"] for seed in range(300)]
+    for name in ("hit@1", "hit@5", "mean_hits@5"):
+        values = [result[name] for result in found]
+        error = np.std(values) / np.sqrt(len(values))
+        assert abs(np.mean(values) - found[0]["chance"][name]) < 4 * error, name
+
+
+def test_all_of_a_pool_smaller_than_k_is_found():
+    groups = np.repeat(np.arange(2), 4)
+    embeddings = {name: unit(np.random.default_rng(0), 8) for name in ("audio", "video", "text")}
+    result = retrieval.retrieve(embeddings, groups, 0)["a2l"]
+    assert result["recall@10"] == result["chance"]["recall@10"] == 1
+    assert result["mean_hits@10"] == result["chance"]["mean_hits@10"] == 2
+
+
 def test_chance_is_what_random_orders_get():
     groups = np.repeat(np.arange(10), [3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
     found: dict[str, list] = {}

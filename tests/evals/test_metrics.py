@@ -19,6 +19,11 @@ def test_metrics_equal_scikit_learns_with_ties():
     ours = metrics.pr_curve(LABELS, SCORES)
     np.testing.assert_allclose(ours[0][1:], recall[:-1][::-1])
     np.testing.assert_allclose(ours[1][1:], precision[:-1][::-1])
+    # Theirs begins at a precision of 1 whatever comes first, so that scores that are all alike would get more than chance.
+    assert (ours[0][0], ours[1][0]) == (0, precision[-2])
+    area = sklearn.metrics.auc(recall[:-1], precision[:-1]) + recall[-2] * precision[-2]
+    assert metrics.pr_auc_trapezoid(LABELS, SCORES) == pytest.approx(area, abs=1e-12)
+    assert metrics.pr_auc_trapezoid(LABELS, np.zeros(200)) == pytest.approx(LABELS.mean(), abs=1e-12)
 
 
 def test_integer_weights_are_repeated_samples():
@@ -43,6 +48,24 @@ def test_a_score_that_knows_only_the_group_is_worth_nothing_within_groups():
     labels = (RNG.random(500) < np.array([0.1, 0.3, 0.5, 0.7, 0.9])[groups]).astype(int)
     assert metrics.roc_auc(labels, groups.astype(float)) > 0.7
     assert metrics.within_group_roc_auc(labels, groups.astype(float), groups)[0] == 0.5
+
+
+def test_groups_count_by_their_samples():
+    labels = np.array([1, 0, 1, 0, 0, 1, 1, 1])
+    scores = np.array([0.9, 0.1, 0.1, 0.9, 0.8, 0.7, 0.5, 0.3])  # areas 1, 0 and, of one class, none
+    groups = np.array([0, 0, 1, 1, 1, 1, 2, 2])
+    assert metrics.within_group_roc_auc(labels, scores, groups) == (pytest.approx(2 / 6), 6)
+    weights = np.array([[3.0, 3, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1, 1]])  # in the second a group lost its negatives
+    mean, used = metrics.within_group_roc_auc(labels, scores, groups, weights)
+    np.testing.assert_allclose(mean, [6 / 10, 1])
+    np.testing.assert_allclose(used, [10, 2])
+
+
+def test_an_interval_holds_95_percent_of_what_the_resamplings_give():
+    counts = metrics.bootstrap_weights(50, 1000, 3)[:, 7]
+    found = metrics.bootstrap_interval(lambda weights: weights[:, 7] + 0.001 * weights[:, 8], 50, 1000, 3)
+    values = counts + 0.001 * metrics.bootstrap_weights(50, 1000, 3)[:, 8]
+    np.testing.assert_allclose(found, np.percentile(values, [2.5, 97.5]))
 
 
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
@@ -102,6 +125,16 @@ def test_a_margin_is_called_a_lead_only_where_its_interval_lies_above_zero(margi
     found = {"controls": ["loudness", "onset_strength"], "best_control_roc_auc": 0.55, "margin": margin}
     said = discovery.describe_margin(found | {"margin_interval": interval})
     assert said == f"AV minus the better of loudness and onset strength (0.550): {verdict}"
+
+
+def test_the_score_of_a_pair_is_the_cosine_of_its_two_letters_modalities():
+    embeddings = {
+        "audio": np.array([[1.0, 0], [0.6, 0.8]]),
+        "video": np.array([[0, 1.0], [0, 1]]),
+        "text": np.array([[-1.0, 0], [0.8, 0.6]]),
+    }
+    found = {pair: scores.tolist() for pair, scores in discovery.similarities(embeddings).items()}
+    assert found == {"av": [0, 0.8], "al": [-1, pytest.approx(0.96)], "vl": [0, 0.6]}
 
 
 def test_verb_prior_sees_no_label_of_its_own_clip():

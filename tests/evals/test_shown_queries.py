@@ -66,4 +66,5 @@ def test_too_few_verbs_have_no_correlation():
     found = discovery.by_verb(np.arange(12.0), np.arange(12) % 2, np.repeat([0, 1], 6))
     assert len(found.verb_ids) == 2
     assert np.isnan(found.spearman)
+    assert discovery.by_verb(np.arange(5.0), np.arange(5) % 2, np.zeros(5, int)).counts.tolist() == [5]
     assert len(discovery.by_verb(np.arange(3.0), np.array([0, 1, 0]), np.full(3, -1)).verb_ids) == 0

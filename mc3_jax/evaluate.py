@@ -207,7 +207,9 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     text = config.model.text
     weights_path = workdir if has_run else config.checkpoint or config.init.text
     tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
-    untrained = _untrained(config) if has_run else []
+    run = workdir if has_run else config.checkpoint if config.checkpoint and weights.is_run(config.checkpoint) else ""
+    trained = weights.read_run_config(run) if run == config.checkpoint != "" else config
+    untrained = _untrained(trained) if run or not config.checkpoint else []
     if "text" in untrained and not tokenizer:
         tokenize = tokenizer_lib.blank(text.num_tokens)
     else:
@@ -236,14 +238,15 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     }
     if jax.process_index() == 0:
         num_seen = 0
-        if has_run:
-            num_seen = evaluate_sounds.num_seen(config, source, workdir_lib.trained_on(workdir))
+        if run:
+            facts = workdir_lib.trained_on(run)
+            num_seen = evaluate_sounds.num_seen(config, source, known["index"], trained.data, facts)
         _write(config, workdir, source, results, embeddings, known, actions, untrained, num_seen)
     return results[list(results)[-1]]
 
 
 def _untrained(config: config_lib.Config) -> list[str]:
-    """Returns the towers of a run that no phase looks at and no file started: their pairs say nothing."""
+    """Returns the towers that no phase of a config looks at and no file started: their pairs say nothing."""
     looked_at = phases_lib.all_modalities(config.phases)
     return [name for name in config_lib.MODALITIES if name not in looked_at and not getattr(config.init, name)]
 

@@ -56,16 +56,26 @@ def class_scores(
     return total / windows[:, None], classes
 
 
-def num_seen(config: config_lib.Config, source: loader.ClipSource, facts: dict) -> int:
-    """Returns how many of the clips to be evaluated the run was trained on, where both are of one data set."""
-    data = config.data
-    both = set(config.eval.split.split("+")) & set(data.split.split("+"))
-    if not both:
+def num_seen(
+    config: config_lib.Config, source: loader.ClipSource, rows: Int[np.ndarray, " n"], trained: config_lib.DataConfig,
+    facts: dict,
+) -> int:  # fmt: skip
+    """Returns how many of the clips that are measured the run was trained on, where both are of one data set.
+
+    Args:
+      config: Of the evaluation.
+      source: Of the clips evaluated.
+      rows: Those of them that are measured.
+      trained: What the run was trained on: its split and folds count.
+      facts: `workdir.trained_on` of the run.
+    """
+    filled = {name for name, split in source.info.splits.items() if split.num_clips}
+    if not filled & set(trained.split.split("+")) & set(config.eval.split.split("+")):
         return 0
-    train = loader.open_split(data.dir, data.split, 0, data.folds)
+    train = loader.open_split(config.data.dir, trained.split, 0, trained.folds)
     if facts.get("data.dir", train.digest) != train.digest:
         return 0
-    return loader.num_shared(source, train)
+    return int(loader.are_shared(source, train)[rows].sum())
 
 
 def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipSource, facts: dict) -> None:
@@ -144,7 +154,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "folds": list(config.eval.folds),
         "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": num_trained_on,
-        "num_seen": num_seen(config, source, facts), "last": epochs[-1],
+        "num_seen": num_seen(config, source, np.flatnonzero(known), data, facts), "last": epochs[-1],
         "best": max(epochs, key=lambda epoch: epoch["top1"]), "epochs": epochs,
     }  # fmt: skip
     if jax.process_index() == 0:
@@ -158,8 +168,8 @@ def _write(
     """Writes and prints what was found; `probabilities` and `classes` are of the last checkpoint and all clips."""
     if content["num_seen"]:
         print(
-            f"warning: the run was trained on {content['num_seen']} of these {len(source)} clips: this is no measure of what "
-            "it hears"
+            f"warning: the run was trained on {content['num_seen']} of these {content['num_clips']} clips: this is no "
+            "measure of what it hears"
         )
     clip_ids = np.array([source[i].clip_id for i in range(len(source))])
     with (path / "scores.npz").open("wb") as f:

@@ -47,7 +47,7 @@ class ValidationLoss:
                 f"config.validation.every_steps = {chosen.every_steps}: split {chosen.split!r} of {config.data.dir} has "
                 f"{len(self._source)} clips, fewer than a batch of {batch_size}: choose a larger validation.split, or 0 steps"
             )
-        if shared := loader.num_shared(self._source, trained_on):
+        if shared := int(loader.are_shared(self._source, trained_on).sum()):
             raise ValueError(
                 f"config.validation.every_steps = {chosen.every_steps}: of the {len(self._source)} clips of split "
                 f"{chosen.split!r} and folds {tuple(chosen.folds)} {shared} are trained on: choose others by "

@@ -345,7 +345,8 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
     assert f"other is not the tokenizer that the text tower of {finished[1]} has learned" in told
     assert f"that is in {finished[1]}/tokenizer, which is taken" in told
     assert found["step"] == 0
-    assert json.loads((tmp_path / "untrained" / "results.json").read_text())["checkpoint"] == "untrained"
+    results = json.loads((tmp_path / "untrained" / "results.json").read_text())
+    assert (results["checkpoint"], results["untrained"], results["num_seen"]) == ("untrained", ["audio", "video"], 0)
     with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):
         run_lib.set_up(config, str(tmp_path / "run"))
 
@@ -366,6 +367,12 @@ def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is
     assert f"warning: the run was trained on {num} of these clips" in told
     page = (place / "report" / "index.html").read_text()
     assert f"{num} of them were trained on; no phase looks at text, whose pairs say nothing" in page
+    # The run's weights evaluated elsewhere are the run's; clips without a label are not measured, and so not counted.
+    config.checkpoint, config.eval.split, config.data.split = str(place), "train+test", "train"
+    evaluate.evaluate(config, str(tmp_path / "elsewhere"))
+    results = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
+    assert (results["untrained"], results["num_seen"]) == (["text"], num)
+    assert results["discovery"]["av"]["num_clips"] == num
 
 
 def test_measured_of_clips_that_all_sound_is_retrieval_alone():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from mc3_jax.data import damage, readers, records, transforms
 from mc3_jax.data.readers import Batch
@@ -99,11 +99,12 @@ class ClipSource:
             records.check(clip, self.info)
             return clip
 
-    def records_of(self) -> dict[str, Int[np.ndarray, " n"]]:
-        """Returns shard → the records of it that are clips of this source."""
+    def rows_of(self) -> dict[str, tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]]:
+        """Returns shard → (clips of this source that lie in it, their records there)."""
         shards = np.searchsorted(self._ends, self._places, side="right")
         records_ = self._places - np.array([0, *self._ends])[shards]
-        return {self._paths[shard]: records_[shards == shard] for shard in np.unique(shards)}
+        rows = {self._paths[shard]: np.flatnonzero(shards == shard) for shard in np.unique(shards)}
+        return {path: (inside, records_[inside]) for path, inside in rows.items()}
 
     def place(self, index: int) -> damage.Place:
         """Returns the shard and the record of a clip."""
@@ -112,10 +113,13 @@ class ClipSource:
         return damage.Place(self._paths[shard], record - (self._ends[shard - 1] if shard else 0))
 
 
-def num_shared(one: ClipSource, other: ClipSource) -> int:
-    """Returns how many clips of one source are the other's, too: the same records of the same shards."""
-    mine, theirs = one.records_of(), other.records_of()
-    return sum(int(np.isin(mine[shard], theirs[shard]).sum()) for shard in mine.keys() & theirs.keys())
+def are_shared(one: ClipSource, other: ClipSource) -> Bool[np.ndarray, " n"]:
+    """Returns which clips of one source are the other's, too: the same records of the same shards."""
+    mine, theirs, shared = one.rows_of(), other.rows_of(), np.zeros(len(one), bool)
+    for shard in mine.keys() & theirs.keys():
+        rows, records_ = mine[shard]
+        shared[rows] = np.isin(records_, theirs[shard][1])
+    return shared
 
 
 def _filled(info: records.ClipsInfo, folder: str | os.PathLike, split: str, option: str) -> list[str]:

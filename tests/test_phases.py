@@ -5,6 +5,7 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mc3_jax import phases as phases_lib
@@ -90,13 +91,28 @@ def test_a_tower_that_the_loss_does_not_look_at_stays_where_it_is():
 
 
 def test_only_kernels_decay():
-    decayed = phases_lib.make_optimizer(PhaseConfig(optimizer=OptimizerConfig(weight_decay=0.5)), PARAMS)
-    plain = phases_lib.make_optimizer(PhaseConfig(), PARAMS)
-    with_decay, _ = decayed.update(GRADS, decayed.init(PARAMS), PARAMS)
-    without, _ = plain.update(GRADS, plain.init(PARAMS), PARAMS)
-    difference = jax.tree.map(lambda a, b: a - b, with_decay, without)["audio"]["dense"]
-    np.testing.assert_allclose(difference["kernel"], 0.5, rtol=1e-6)
-    np.testing.assert_allclose(difference["bias"], 0.0)
+    table = {"position_embedding": jnp.ones((3, 4)), "stacked": {"bias": jnp.ones((2, 4))}}  # a bias of blocks in one loop
+    params = PARAMS | {"audio": PARAMS["audio"] | table}
+    grads = jax.tree.map(jnp.ones_like, params)
+    decayed = phases_lib.make_optimizer(PhaseConfig(optimizer=OptimizerConfig(weight_decay=0.5)), params)
+    plain = phases_lib.make_optimizer(PhaseConfig(), params)
+    with_decay, _ = decayed.update(grads, decayed.init(params), params)
+    without, _ = plain.update(grads, plain.init(params), params)
+    difference = jax.tree.map(lambda a, b: a - b, with_decay, without)["audio"]
+    np.testing.assert_allclose(difference["dense"]["kernel"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(difference["dense"]["bias"], 0.0)
+    assert (difference["position_embedding"] == 0).all()
+    assert (difference["stacked"]["bias"] == 0).all()
+
+
+@pytest.mark.parametrize("trainable", [("audio", "video", "text"), ("audio",)])
+def test_gradients_are_clipped_by_the_norm_of_all_that_learn(trainable):
+    phase = PhaseConfig(trainable=trainable, optimizer=OptimizerConfig(clip_norm=0.5))
+    tx = phases_lib.make_optimizer(phase, PARAMS)
+    _, state = tx.update(jax.tree.map(lambda g: 100 * g, GRADS), tx.init(PARAMS), PARAMS)
+    moments = [leaf for path, leaf in jax.tree.leaves_with_path(state) if ".mu" in jax.tree_util.keystr(path)]
+    assert len(moments) == 2 * len(trainable)
+    np.testing.assert_allclose(optax.tree.norm(moments), 0.5 * (1 - phase.optimizer.b1), rtol=1e-5)
 
 
 def test_an_optimizer_state_of_another_shape_is_not_carried():

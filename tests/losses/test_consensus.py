@@ -183,6 +183,14 @@ def test_loss_and_gradient_are_finite_where_a_modality_opposes_the_anchor(invers
     assert all(np.all(np.isfinite(g)) for g in grads.values())
 
 
+def test_bfloat16_embeddings_agree_in_float32():
+    x = to_jax(embeddings(), jnp.bfloat16)
+    wide = jax.tree.map(lambda value: value.astype(jnp.float32), x)
+    (found, described), (expected, wanted) = (consensus_loss(e, anchor="audio", alphas=ALPHAS) for e in (x, wide))
+    assert found.dtype == described["consensus_score"].dtype == jnp.float32
+    assert (float(found), described["consensus_score"]) == (float(expected), wanted["consensus_score"])
+
+
 def test_other_samples_do_not_matter():
     x = to_jax(embeddings(num=4))
     whole, _ = consensus_loss(x, anchor="audio", alphas=ALPHAS)

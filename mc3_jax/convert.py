@@ -25,11 +25,13 @@ import transformers
 import mc3_jax
 from mc3_jax import checkpoint, config as config_lib, validation, vocabulary, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
-from mc3_jax.models import layouts
+from mc3_jax.models import checkpoint_files, layouts
 
 # The classifiers of timm's distilled DeiT, which AST carries along and never reads; ImageNet's 1,000 classes.
 _UNREAD_HEADS = ("v.head", "v.head_dist")
 _NUM_UNREAD_CLASSES = 1000
+# What tells in `config.json` what a folder holds: our format, or Hugging Face's `model_type`.
+_KINDS = {"folder": weights.FORMAT, "hf_text": "distilbert", "hf_audio": "audio-spectrogram-transformer"}
 
 
 def to_torch_layout(flat: weights.Flat) -> dict[str, np.ndarray]:
@@ -166,14 +168,29 @@ def _read_config(path: str) -> config_lib.ModelConfig:
     return config.model
 
 
-def _check_out(folder: pathlib.Path) -> None:
-    """Refuses to write over a run, whose config.json a folder's would replace.
+def _check_out(out: pathlib.Path, kind: str) -> None:
+    """Refuses to write over a run, or over other weights than such as are written: all have `config.json` and the like.
+
+    Args:
+      out: What is to be written.
+      kind: What it will be, of `--to`.
 
     Raises:
-      ValueError: The folder is a run's workdir.
+      ValueError: It is a run's workdir, a folder of another kind, or a file where a folder is written or the reverse.
     """
-    if weights.is_run(str(folder)):
-        raise ValueError(f"--out {folder} is the workdir of a run: choose another folder")
+    if weights.is_run(str(out)):
+        raise ValueError(f"--out {out} is the workdir of a run: choose another folder")
+    is_file = kind in ("pth", "safetensors")
+    if out.is_dir() if is_file else out.is_file():
+        raise ValueError(f"--out {out} is a {'folder' if is_file else 'file'}, --to {kind} writes the other: choose another")
+    if not is_file and (out / weights.CONFIG_FILE).is_file():
+        there = checkpoint_files.read_config(out)
+        found = there.get("format") if "format" in there else there.get("model_type")
+        if found != _KINDS[kind]:
+            raise ValueError(
+                f"--out {out} holds a {weights.CONFIG_FILE} of {found!r}, whose weights those of {_KINDS[kind]!r} would "
+                "replace: choose another folder"
+            )
 
 
 def import_weights(args: argparse.Namespace) -> None:
@@ -183,9 +200,9 @@ def import_weights(args: argparse.Namespace) -> None:
 
     Raises:
       ValueError: No checkpoint is named, or one can't be taken, see `weights.read_towers`; the tokenizer is missing or
-        another; or the output is a run.
+        another; or the output is a run or holds something else.
     """
-    _check_out(pathlib.Path(args.out))
+    _check_out(pathlib.Path(args.out), "folder")
     paths = {tower: getattr(args, tower) or args.checkpoint for tower in config_lib.MODALITIES}
     paths = {tower: path for tower, path in paths.items() if path}
     if not paths:
@@ -264,9 +281,9 @@ def export_weights(args: argparse.Namespace) -> None:
 
     Raises:
       ValueError: The source is neither, a step is asked of something that is no run, the tokenizer is missing or another, or
-        the output is a run.
+        the output is a run or holds something else.
     """
-    _check_out(pathlib.Path(args.out))
+    _check_out(pathlib.Path(args.out), args.to)
     config = weights.read_model_config(args.source)
     if args.tokenizer is not None and args.to not in ("folder", "hf_text"):
         raise ValueError(f"--tokenizer {args.tokenizer}: --to {args.to} encloses none, leave it out")

@@ -1,6 +1,8 @@
 """`python -m mc3_jax.convert`: in by one command, out to the sources' own modules, bit for bit both ways."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -242,6 +244,15 @@ def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_s
         weights.read_checkpoint(str(folder), golden_models.model_config(text__num_heads=6))
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(folder, tmp_path):
+    params = flat(folder)
+    params["text/projection/bias"] = params["text/projection/bias"] * np.float32(np.nan)
+    weights.write_folder(str(tmp_path / "broken"), params, golden_models.model_config())
+    message = r"broken, text tower, has values that are NaN or infinite in projection/bias \(1 such\)"
+    with pytest.raises(ValueError, match=message):
+        mc3_jax.load(str(tmp_path / "broken"))
+
+
 def test_show_says_what_a_checkpoint_holds(folder, capsys):
     convert.main(["show", str(GOLDEN / "egovlp_tiny.pth")])
     convert.main(["show", str(folder)])
@@ -260,6 +271,23 @@ def test_the_workdir_of_a_run_is_never_written_over(folder, tmp_path, capsys):
             convert.main([*arguments, "--out", str(tmp_path)])
         assert "is the workdir of a run: choose another folder" in capsys.readouterr().err
     assert (tmp_path / "config.json").read_text() == "its own"
+
+
+def test_weights_of_another_kind_are_never_written_over(folder, tmp_path, capsys):
+    own = shutil.copytree(folder, tmp_path / "own")
+    text = tmp_path / "text"
+    convert.main(["export", str(own), "--to", "hf_text", "--out", str(text)])
+    for kind, out in (("hf_text", own), ("hf_audio", own), ("hf_audio", text), ("folder", text), ("pth", own),
+                      ("folder", own / "model.safetensors")):  # fmt: skip
+        before = {path: path.read_bytes() for path in tmp_path.glob("*/*")}
+        with pytest.raises(SystemExit):
+            convert.main(["export", str(own), "--to", kind, "--out", str(out)])
+        told = capsys.readouterr().err
+        assert re.search(r"error: --out \S+ (holds a config.json of|is a folder, --to pth|is a file, --to)", told)
+        assert {path: path.read_bytes() for path in tmp_path.glob("**/*") if path.is_file()} == before
+    for kind, out in (("hf_text", text), ("folder", own)):  # again, from itself
+        convert.main(["export", str(own), "--to", kind, "--out", str(out)])
+    assert_equal_bits(flat(own), flat(folder))
 
 
 def test_a_config_file_that_fails_is_one_line_with_its_name(tmp_path):

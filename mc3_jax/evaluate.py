@@ -82,7 +82,16 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
       embeddings: Of labelled clips, or of clips without labels.
       known: What is known of them.
       config: Bootstrap and seed.
+
+    Raises:
+      ValueError: Embeddings that are not finite.
     """
+    for tower, value in embeddings.items():
+        if bad := int((~np.isfinite(value)).any(1).sum()):
+            raise ValueError(
+                f"the {tower} embeddings of {bad} of {len(value)} clips are not finite: the weights are damaged or have "
+                "diverged, evaluate others"
+            )
     labels, verbs = known["label"].astype(np.int64), known["verb_id"]
     draws = {"num_bootstrap": config.num_bootstrap, "seed": config.seed}
     scores = discovery.similarities(embeddings)

@@ -149,7 +149,7 @@ def read_towers(
 
     Raises:
       MisfitError: A file has other names or shapes, a +/- list of them; or the number of heads beside it is another.
-      ValueError: A file is damaged, unknown or holds no such tower.
+      ValueError: A file is damaged, unknown, holds no such tower, or values that are not finite.
     """
     shapes = param_shapes(config)
     flat, notes = {}, []
@@ -185,6 +185,11 @@ def _take_tower(
     params, dropped = _drop_other_head(params, config.embed_dim) if drop_heads else (params, [])
     fresh = _starts_afresh([name for name in wanted if name not in params], params, image and tower == "video")
     checkpoint.check_shapes(params, {name: shape for name, shape in wanted.items() if name not in fresh}, where)
+    if broken := sorted(name for name, value in params.items() if not np.isfinite(value).all()):
+        raise ValueError(
+            f"{where} has values that are NaN or infinite in {broken[0]} ({len(broken)} such): training has diverged or the "
+            "file is damaged, take another"
+        )
     notes += dropped + ([f"not in the file, starts afresh: {', '.join(sorted(set(fresh.values())))}"] if fresh else [])
     return {f"{tower}/{name}": np.asarray(value, np.float32) for name, value in params.items()}, notes
 

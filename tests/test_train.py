@@ -386,6 +386,10 @@ def test_measured_of_clips_that_all_sound_is_retrieval_alone():
     assert found["instance_retrieval"]["v2l"]["pool_size"] == 12
     unlabelled = evaluate.measure(embeddings, known | {"label": np.full(12, -1)}, config_lib.EvalConfig(num_bootstrap=10))
     assert unlabelled == found | {"retrieval": {}}
+    embeddings["video"][3:5, 1] = np.nan
+    with pytest.raises(ValueError, match="the video embeddings of 2 of 12 clips are not finite: the weights are damaged"):
+        evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
+    embeddings["video"][3:5, 1] = 0
     known["label"][0] = 0
     found = evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
     assert found["discovery"].keys() == {"av", "al", "vl"}

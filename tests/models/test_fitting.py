@@ -24,6 +24,8 @@ def test_stretching_is_pytorchs_bilinear_interpolation(size):
 def test_a_grid_is_cut_in_the_middle_where_it_is_long_enough_and_stretched_where_not():
     grid = RNG.normal(size=(24, 24, 3)).astype(np.float32)
     np.testing.assert_array_equal(fitting.cut_or_stretch_grid(grid, (12, 14)), grid[6:18, 5:19])
+    odd = fitting.cut_or_stretch_grid(grid, (13, 15))  # 12 - n // 2 : 12 - n // 2 + n, AST's
+    np.testing.assert_array_equal(odd, grid[6:19, 5:20])
     both = fitting.cut_or_stretch_grid(grid, (12, 101))
     np.testing.assert_allclose(both, torch_bilinear(grid[6:18], (12, 101)), atol=1e-6)
     np.testing.assert_array_equal(fitting.cut_or_stretch_grid(grid, (24, 24)), grid)

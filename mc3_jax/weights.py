@@ -112,11 +112,12 @@ def read_sources(path: str) -> dict[str, layouts.Source]:
     return layouts.recognize(tensors, path)
 
 
-def _check_num_heads(path: str, tower: str, config: config_lib.ModelConfig) -> None:
-    """Checks the number of heads, which no shape tells: the same matrices would be cut into other heads.
+def _check_unseen(path: str, tower: str, config: config_lib.ModelConfig) -> None:
+    """Checks what no shape tells: the number of heads, into which the same matrices would be cut, and the activation.
 
     Raises:
-      MisfitError: What lies beside the weights says another number.
+      MisfitError: What lies beside the weights says another number of heads.
+      ValueError: It says another activation than exact GELU, which is the only one here.
     """
     ours = getattr(config, tower).num_heads
     if is_run(path) or is_own_folder(path):
@@ -124,6 +125,12 @@ def _check_num_heads(path: str, tower: str, config: config_lib.ModelConfig) -> N
     elif pathlib.Path(path).is_dir():
         described = checkpoint_files.read_config(path)
         theirs = described.get("num_attention_heads", described.get("n_heads", ours))
+        activation = described.get("hidden_act", described.get("activation", "gelu"))
+        if activation not in ("gelu", "gelu_python"):
+            raise ValueError(
+                f"{path} has the activation {activation!r}: the {tower} tower here has exact GELU ('gelu') and would compute "
+                "something else with these weights, take others"
+            )
     else:
         return
     if theirs != ours:
@@ -149,14 +156,15 @@ def read_towers(
 
     Raises:
       MisfitError: A file has other names or shapes, a +/- list of them; or the number of heads beside it is another.
-      ValueError: A file is damaged, unknown, holds no such tower, or values that are not finite.
+      ValueError: A file is damaged, unknown, holds no such tower, or values that are not finite; or the activation beside it
+        is another.
     """
     shapes = param_shapes(config)
     flat, notes = {}, []
     for path in dict.fromkeys(paths.values()):
         found = read_sources(path)
         for tower in (tower for tower, own in paths.items() if own == path):
-            _check_num_heads(path, tower, config)
+            _check_unseen(path, tower, config)
             params, done = _take_tower(found, tower, config, shapes, temporal, drop_heads, path)
             flat |= params
             notes.append(f"{tower} from {path}" + (f": {'; '.join(done)}" if done else ""))

@@ -244,6 +244,15 @@ def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_s
         weights.read_checkpoint(str(folder), golden_models.model_config(text__num_heads=6))
 
 
+def test_an_encoder_with_another_activation_is_refused_though_every_shape_fits(folder, tmp_path):
+    theirs = tmp_path / "theirs"
+    convert.main(["export", str(folder), "--to", "hf_text", "--out", str(theirs)])
+    described = json.loads((theirs / "config.json").read_text())
+    (theirs / "config.json").write_text(json.dumps(described | {"activation": "relu"}))
+    with pytest.raises(ValueError, match="theirs has the activation 'relu': the text tower here has exact GELU"):
+        weights.read_towers({"text": str(theirs)}, golden_models.model_config())
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(folder, tmp_path):
     params = flat(folder)
     params["text/projection/bias"] = params["text/projection/bias"] * np.float32(np.nan)

@@ -157,9 +157,12 @@ class Embedder:
             model was trained on `config.video.num_frames`, the middles of as many equal intervals.
 
         Raises:
-          ValueError: Another shape or dtype, no frames or too many.
+          ValueError: Another shape or dtype, frames of different sizes, no frames or too many.
         """
-        frames = np.asarray(frames)
+        try:
+            frames = np.asarray(frames)
+        except ValueError as error:
+            raise ValueError("frames are of different sizes: scale them alike, or embed each clip by itself") from error
         if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 [t, h, w, 3] or [b, t, h, w, 3], got {frames.dtype} {frames.shape}")
         if 0 in frames.shape[-4:]:
@@ -173,12 +176,14 @@ class Embedder:
         """Returns L2-normalised embeddings of sentences, cut at the model's number of tokens.
 
         Raises:
-          ValueError: The model came without a tokenizer, or `texts` is a bare string.
+          ValueError: The model came without a tokenizer, or `texts` is a bare string or holds something else.
         """
         if self._tokenize is None:
             raise ValueError(f"{self._why_no_tokenizer}: name it, mc3_jax.load(path, tokenizer=FOLDER)")
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of strings, got the string {texts[:40]!r}: put it in a list")
+        if other := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"texts must be a list of strings, got {other[0]!r:.40} among them")
         tokens = [self._tokenize(text) for text in texts]
         shape = (len(tokens), self.config.text.num_tokens)
         ids, mask = (np.array([t[i] for t in tokens], np.int32).reshape(shape) for i in (0, 1))

@@ -206,9 +206,13 @@ def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model(tmp
         mc3_jax.load(tmp_path / "headless.safetensors", model=sizes)
 
 
-def embed_unchecked(model, waveform, rate):
-    """Embeds a sound without the check of arguments' types, which tests alone have."""
-    return inspect.unwrap(type(model).embed_audio)(model, waveform, rate)
+def embed_unchecked(model, *args, tower="audio"):
+    """Embeds without the check of arguments' types, which tests alone have."""
+    return inspect.unwrap(getattr(type(model), f"embed_{tower}"))(model, *args)
+
+
+def frames(height: int) -> np.ndarray:
+    return np.zeros((height, 160, 3), np.uint8)
 
 
 def test_a_sound_of_another_rate_is_measured_before_it_is_resampled(model, monkeypatch):
@@ -237,7 +241,9 @@ def test_a_sound_of_another_rate_is_measured_before_it_is_resampled(model, monke
         (lambda m: m.embed_video(np.zeros((4, 0, 160, 3), np.uint8)), r"empty: \(4, 0, 160, 3\)"),
         (lambda m: m.embed_video(np.zeros((4, 90, 160, 3), np.float32)), "must be uint8"),
         (lambda m: m.embed_video(np.zeros((9, 90, 160, 3), np.uint8)), "9 frames, the model takes at most 4"),
+        (lambda m: embed_unchecked(m, [frames(90), frames(80)], tower="video"), "frames are of different sizes: scale them"),
         (lambda m: m.embed_text("#C C cuts"), "must be a list of strings"),
+        (lambda m: embed_unchecked(m, ["#C C cuts", None], tower="text"), "list of strings, got None among them"),
     ],
 )
 def test_bad_input_is_refused_with_the_value_and_the_fix(call, message, model):

@@ -215,6 +215,20 @@ def test_clips_the_run_was_trained_on_are_counted_and_said(scratch, tmp_path, ca
     assert "24 of them were trained on" in (place / "report" / "index.html").read_text()
 
 
+def test_the_best_epoch_is_that_of_the_highest_top1_and_the_last_the_newest(scratch, tmp_path, monkeypatch):
+    config, workdir, _, _ = scratch
+
+    def scores(config, workdir, source, mesh):
+        classes = np.array([source[i].class_id for i in range(len(source))])
+        right = np.eye(3)[classes]
+        for step, probabilities in ((1, 1 - right), (2, right), (3, 1 - right)):
+            yield step, probabilities / probabilities.sum(1, keepdims=True), classes
+
+    monkeypatch.setattr(evaluate_sounds, "_scores", scores)
+    found = evaluate_sounds.evaluate(config, str(shutil.copytree(workdir, tmp_path / "run")))
+    assert (found["best"]["step"], found["last"]["step"]) == (2, 3)
+
+
 def test_data_with_other_classes_or_counts_are_not_taken_for_the_runs(scratch, tmp_path):
     config, workdir, _, results = scratch
     place = shutil.copytree(workdir, tmp_path / "run")

@@ -393,6 +393,8 @@ def test_measured_of_clips_that_all_sound_is_retrieval_alone():
     known["label"][0] = 0
     found = evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
     assert found["discovery"].keys() == {"av", "al", "vl"}
+    ahead = found["discovery"]["av"]["roc_auc"] - found["margin"]["best_control_roc_auc"]
+    assert found["margin"]["margin"] == pytest.approx(ahead)
 
 
 @pytest.mark.slow  # converts and evaluates

@@ -216,9 +216,10 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     text = config.model.text
     weights_path = workdir if has_run else config.checkpoint or config.init.text
     tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
-    run = workdir if has_run else config.checkpoint if config.checkpoint and weights.is_run(config.checkpoint) else ""
-    trained = weights.read_run_config(run) if run == config.checkpoint != "" else config
-    untrained = _untrained(trained) if run or not config.checkpoint else []
+    run, trained = workdir if has_run else "", config
+    if config.checkpoint and weights.is_run(config.checkpoint):
+        run, trained = config.checkpoint, weights.read_run_config(config.checkpoint)
+    untrained = [] if config.checkpoint and not run else _untrained(trained)
     if "text" in untrained and not tokenizer:
         tokenize = tokenizer_lib.blank(text.num_tokens)
     else:

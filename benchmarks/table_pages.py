@@ -64,13 +64,14 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
         raise ValueError(f"{out} holds no run that is done")
     labels = known["label"].astype(np.int64)
     regions = _regions(out if own_world else None, info, known)
+    videos = known.get("video_uid", np.arange(len(labels)))  # files of earlier versions do not say
     leads, curves = {}, {}
     for pair, of_row in scores.items():
         stacked = {title: np.stack(values) for title, values in of_row.items()}
         curves[pair] = {title: _mean_pr_curve(labels, values) for title, values in stacked.items()}
         if OURS in stacked:
             leads[pair] = comparison.leads(
-                stacked, OURS, labels, known["verb_id"], regions, num_bootstrap=NUM_BOOTSTRAP, seed=0
+                stacked, OURS, labels, known["verb_id"], videos, regions, num_bootstrap=NUM_BOOTSTRAP, seed=0
             )
     controls = {name: metrics.roc_auc(labels, known[name]) for name in ("loudness", "onset_strength") if name in known}
     sweep = out / "sweep.json"

@@ -146,11 +146,15 @@ def measure(embeddings: dict[str, np.ndarray], clips: rendered_world.Clips) -> d
     draws = {"num_bootstrap": 1000, "seed": 0}
     groups = np.unique(np.stack([clips.verb_id, clips.noun_id], 1), axis=0, return_inverse=True)[1].reshape(-1)
     sounding = clips.label == 1
+    videos = np.repeat(np.arange(len(clips.video_clips)), clips.video_clips)
     return {
-        "discovery": {pair: discovery.discover(score, clips.label, clips.verb_id, **draws) for pair, score in scores.items()},
+        "discovery": {
+            pair: discovery.discover(score, clips.label, clips.verb_id, videos, **draws) for pair, score in scores.items()
+        },
         "retrieval": retrieval.retrieve({k: v[sounding] for k, v in embeddings.items()}, groups[sounding], 0),
         "clips": {
             "label": clips.label.tolist(), "verb_id": clips.verb_id.tolist(), "region": clips.region,
+            "video_uid": videos.tolist(),
             **{pair: np.round(score.astype(np.float64), 6).tolist() for pair, score in scores.items()},
         },
     }  # fmt: skip

@@ -72,7 +72,9 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
     return embeddings, {name: value[order] for name, value in numbers.items()}
 
 
-def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], config: config_lib.EvalConfig) -> dict:
+def measure(
+    embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], videos: np.ndarray, config: config_lib.EvalConfig
+) -> dict:
     """Returns discovery, controls and both retrievals of one checkpoint as nested numbers.
 
     Where all clips sound, as in a list of positives, or none is labelled, retrieval alone can be measured: "discovery" and
@@ -81,6 +83,7 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
     Args:
       embeddings: Of labelled clips, or of clips without labels.
       known: What is known of them.
+      videos: Number of the video that each is of.
       config: Bootstrap and seed.
 
     Raises:
@@ -105,9 +108,9 @@ def measure(embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], con
         return {"discovery": {}, "controls": {}, "margin": None, **retrieved}
     alone = {name: metrics.roc_auc(labels, score) for name, score in heard.items()}
     return {
-        "discovery": {pair: discovery.discover(score, labels, verbs, **draws) for pair, score in scores.items()},
+        "discovery": {pair: discovery.discover(score, labels, verbs, videos, **draws) for pair, score in scores.items()},
         "controls": {**alone, "verb_prior": controls.verb_prior_roc_auc(verbs, labels, config.seed)},
-        "margin": discovery.compare(scores["av"], heard, labels, **draws),
+        "margin": discovery.compare(scores["av"], heard, labels, videos, **draws),
         **retrieved,
     }
 
@@ -243,8 +246,9 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     actions = taxonomy.statistics(
         known["label"].astype(np.int64), known["verb_id"], known["noun_id"], source.info.verbs, source.info.nouns
     )
+    videos = source.videos[known["index"]]
     results = {
-        name: {"step": loaded[name][0]} | measure(value, known, config.eval) for name, value in embeddings.items()
+        name: {"step": loaded[name][0]} | measure(value, known, videos, config.eval) for name, value in embeddings.items()
     }
     if jax.process_index() == 0:
         num_seen = 0
@@ -274,8 +278,9 @@ def _write(
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    clip_ids = np.array([source[int(index)].clip_id for index in known["index"]])
-    embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known | {"clip_id": clip_ids})
+    clips = [source[int(index)] for index in known["index"]]
+    names = {name: np.array([getattr(clip, name) for clip in clips]) for name in embeddings_lib.NAMES}
+    embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known | names)
     path.write_text(json.dumps(content, indent=1) + "\n")  # last of the two: where it is, both are
     where = config.checkpoint or f"after step {results[last]['step']} ({last})"
     labels = known["label"]

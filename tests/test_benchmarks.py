@@ -306,7 +306,7 @@ def suite_folder(tmp_path):
     labels = RNG.integers(0, 2, n)
     known = {"index": np.arange(n), "label": labels, "verb_id": RNG.integers(0, 9, n), "noun_id": RNG.integers(0, 9, n),
              "loudness": RNG.standard_normal(n), "onset_strength": RNG.standard_normal(n),
-             "clip_id": np.arange(n).astype(str)}  # fmt: skip
+             "clip_id": np.arange(n).astype(str), "video_uid": (np.arange(n) // 4).astype(str)}  # fmt: skip
     for file, hears, seeds in (("mc3", 2.0, (0, 1)), ("cmc", 0.7, (0, 1)), ("clap", 0.7, (0,))):
         for seed in seeds:
             workdir = out / "runs" / file / f"seed-{seed}"
@@ -364,14 +364,14 @@ def test_the_paired_interval_is_narrower_than_that_of_two_samples():
     labels = RNG.integers(0, 2, n)
     common = labels + RNG.standard_normal(n) * 2
     ours, theirs = common + 0.2 * labels, common + 0.05 * RNG.standard_normal(n)
-    options = {"num_bootstrap": 500, "seed": 0}
-    found = comparison.lead(ours[None], theirs[None], labels, metrics.roc_auc, **options)
+    options, videos = {"num_bootstrap": 500, "seed": 0}, np.arange(n)
+    found = comparison.lead(ours[None], theirs[None], labels, videos, metrics.roc_auc, **options)
     low, high = found["interval"]
     assert found["lead"] == pytest.approx(metrics.roc_auc(labels, ours) - metrics.roc_auc(labels, theirs))
     assert 0 < low < found["lead"] < high
-    alone = metrics.bootstrap_interval(lambda w: metrics.roc_auc(labels, ours, w), n, 500, 0)
+    alone = metrics.bootstrap_interval(lambda w: metrics.roc_auc(labels, ours, w), videos, 500, 0)
     assert high - low < (alone[1] - alone[0]) / 3
-    same = comparison.lead(ours[None], ours[None], labels, metrics.roc_auc, **options)
+    same = comparison.lead(ours[None], ours[None], labels, videos, metrics.roc_auc, **options)
     assert (same["lead"], same["interval"]) == (0.0, [0.0, 0.0])
 
 
@@ -382,7 +382,8 @@ def test_a_region_is_told_by_its_own_negatives():
     noise = RNG.standard_normal((2, n))
     scores = {"ours": noise + 3 * (regions != "II"), "theirs": noise + 3 * (regions != "III")}
     inside = {name: regions == name for name in ("II", "III", "IV")}
-    found = comparison.leads(scores, "ours", labels, np.zeros(n, int), inside, num_bootstrap=200, seed=0)["theirs"]
+    one_verb, videos = np.zeros(n, int), np.arange(n)
+    found = comparison.leads(scores, "ours", labels, one_verb, videos, inside, num_bootstrap=200, seed=0)["theirs"]
     assert found["roc_auc_region_II"]["lead"] > 0.3
     assert found["roc_auc_region_III"]["lead"] < -0.3
     assert "roc_auc_region_IV" not in found  # no clip is there
@@ -404,17 +405,18 @@ def test_damaged_embeddings_are_one_line(tmp_path, damage):
     path = tmp_path / embeddings_lib.FILE
     embeddings = {name: unit(RNG.standard_normal((5, 4))) for name in embeddings_lib.TOWERS}
     known = {name: np.arange(5) for name in embeddings_lib.NUMBERS}
-    ids = {embeddings_lib.CLIP_ID: np.array(["a", "of another length", "\u00e9", "", "e"], object)}
+    ids = {name: np.array(["a", "of another length", "\u00e9", "", name], object) for name in embeddings_lib.NAMES}
     embeddings_lib.save(path, embeddings, known | ids)
     loaded = embeddings_lib.load(path)[1]
     assert loaded["label"].tolist() == [0, 1, 2, 3, 4]
-    assert loaded[embeddings_lib.CLIP_ID].tolist() == ["a", "of another length", "\u00e9", "", "e"]
+    for name in embeddings_lib.NAMES:
+        assert loaded[name].tolist() == ["a", "of another length", "\u00e9", "", name]
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match="embeddings.npz can't be read.*evaluate the run again"):
         embeddings_lib.load(path)
     with path.open("wb") as file:
         np.savez(file, **embeddings, **known)  # as earlier versions did
-    assert embeddings_lib.CLIP_ID not in embeddings_lib.load(path)[1]
+    assert set(embeddings_lib.load(path)[1]) == set(embeddings_lib.NUMBERS)
     with path.open("wb") as file:
         np.savez(file, **embeddings, **known | {"label": np.arange(4)})
     with pytest.raises(ValueError, match="arrays of other shapes"):

@@ -30,7 +30,7 @@ from mc3_jax import (
     validation_loss,
 )
 from mc3_jax.data import loader, records, tokenizer
-from mc3_jax.evals import embeddings as embeddings_lib, retrieval
+from mc3_jax.evals import discovery, embeddings as embeddings_lib, retrieval
 from tests import world
 
 
@@ -261,7 +261,7 @@ def evaluated(finished) -> str:
     return workdir
 
 
-def test_every_embedding_names_its_clip(evaluated, data):
+def test_every_embedding_names_its_clip_and_its_video(evaluated, data):
     with np.load(f"{evaluated}/embeddings.npz", allow_pickle=False) as file:
         arrays = dict(file)
     source = loader.open_split(data / "clips", "test", 4)
@@ -270,6 +270,24 @@ def test_every_embedding_names_its_clip(evaluated, data):
     assert arrays["clip_id"].tolist() == [clip.clip_id for clip in clips]
     assert arrays["label"].tolist() == [clip.label for clip in clips]
     assert len(set(arrays["clip_id"].tolist())) == len(clips) > 1
+    uids, videos = arrays["video_uid"].tolist(), source.videos[arrays["index"]]
+    assert uids == [clip.video_uid for clip in clips]
+    assert len(set(uids)) == len(set(videos.tolist())) == len(set(zip(uids, videos.tolist(), strict=True))) > 1
+
+
+def test_intervals_are_those_of_drawing_whole_videos(evaluated, finished, data):
+    config = finished[0]
+    embeddings, known = embeddings_lib.load(pathlib.Path(evaluated) / embeddings_lib.FILE)
+    videos = loader.open_split(data / "clips", "test", 4).videos[known["index"]]
+    heard = {name: known[name] for name in ("loudness", "onset_strength")}
+    scores, labels = discovery.similarities(embeddings)["av"], known["label"]
+    draws = {"num_bootstrap": config.eval.num_bootstrap, "seed": config.eval.seed}
+    found = json.loads((pathlib.Path(evaluated) / "results.json").read_text())
+    for own, is_own in ((videos, True), (np.arange(len(videos)), False)):
+        area = discovery.discover(scores, labels, known["verb_id"], own, **draws)["roc_auc_interval"]
+        margin = discovery.compare(scores, heard, labels, own, **draws)["margin_interval"]
+        assert (area == found["discovery"]["av"]["roc_auc_interval"]) is is_own
+        assert (margin == found["margin"]["margin_interval"]) is is_own
 
 
 def test_all_that_evaluation_writes_is_documented(evaluated):
@@ -380,18 +398,19 @@ def test_measured_of_clips_that_all_sound_is_retrieval_alone():
     embeddings = {name: rng.normal(size=(12, 4)).astype(np.float32) for name in config_lib.MODALITIES}
     known = {"label": np.ones(12, np.int32), "verb_id": np.arange(12) % 2, "noun_id": np.zeros(12, np.int64)}
     known |= {name: rng.normal(size=12) for name in ("loudness", "onset_strength")}
-    found = evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
+    found = evaluate.measure(embeddings, known, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
     assert (found["discovery"], found["controls"], found["margin"]) == ({}, {}, None)
     assert found["retrieval"].keys() == {"v2a", "a2v", "l2a", "a2l"}
     assert found["instance_retrieval"]["v2l"]["pool_size"] == 12
-    unlabelled = evaluate.measure(embeddings, known | {"label": np.full(12, -1)}, config_lib.EvalConfig(num_bootstrap=10))
+    known_but_labels = known | {"label": np.full(12, -1)}
+    unlabelled = evaluate.measure(embeddings, known_but_labels, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
     assert unlabelled == found | {"retrieval": {}}
     embeddings["video"][3:5, 1] = np.nan
     with pytest.raises(ValueError, match="the video embeddings of 2 of 12 clips are not finite: the weights are damaged"):
-        evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
+        evaluate.measure(embeddings, known, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
     embeddings["video"][3:5, 1] = 0
     known["label"][0] = 0
-    found = evaluate.measure(embeddings, known, config_lib.EvalConfig(num_bootstrap=10))
+    found = evaluate.measure(embeddings, known, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
     assert found["discovery"].keys() == {"av", "al", "vl"}
     ahead = found["discovery"]["av"]["roc_auc"] - found["margin"]["best_control_roc_auc"]
     assert found["margin"]["margin"] == pytest.approx(ahead)

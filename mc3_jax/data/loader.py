@@ -90,6 +90,11 @@ class ClipSource:
         """(t, h, w, 3) of a clip's pictures in a batch; None where they are not wanted."""
         return (self.info.num_intervals, *self.info.canvas_px, 3) if self.pictures else None
 
+    @property
+    def videos(self) -> Int[np.ndarray, " n"]:
+        """Number of the video that each clip is of, from 0 on."""
+        return np.repeat(np.arange(len(self.video_clips)), self.video_clips)
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -1,9 +1,9 @@
-"""Is one method better than another on the same clips? Paired bootstrap over clips, averaged over seeds."""
+"""Is one method better than another on the same clips? Paired bootstrap over videos, averaged over seeds."""
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from mc3_jax.evals import metrics
 
@@ -14,6 +14,7 @@ def lead(
     ours: Float[np.ndarray, "s n"],
     theirs: Float[np.ndarray, "t n"],
     labels: Int[np.ndarray, " n"],
+    videos: Shaped[np.ndarray, " n"],
     metric: Metric,
     *,
     num_bootstrap: int,
@@ -21,12 +22,13 @@ def lead(
 ) -> dict[str, object]:
     """Returns by how much the mean of a metric over our seeds is above that over theirs, and its 95 % interval.
 
-    Every resampling of the clips meets all seeds of both, so what is common to them cancels. The interval is that of the
-    clips: how much other seeds would differ is not in it.
+    Every resampling of the videos meets all seeds of both, so what is common to them cancels. The interval is that of the
+    videos: how much other seeds would differ is not in it.
 
     Args:
       ours, theirs: Scores of the clips, one row for each seed.
       labels: 0 or 1.
+      videos: Which video each clip is of.
       metric: Takes weights [r, n], e.g. `metrics.roc_auc`.
       num_bootstrap, seed: Of the interval.
     """
@@ -35,7 +37,7 @@ def lead(
         mine, other = (np.mean([metric(labels, row, weights) for row in rows], axis=0) for rows in (ours, theirs))
         return mine - other
 
-    low, high = metrics.bootstrap_interval(difference, len(labels), num_bootstrap, seed)
+    low, high = metrics.bootstrap_interval(difference, videos, num_bootstrap, seed)
     return {"lead": float(difference(np.ones((1, len(labels))))[0]), "interval": [low, high]}
 
 
@@ -44,6 +46,7 @@ def leads(
     ours: str,
     labels: Int[np.ndarray, " n"],
     verb_ids: Int[np.ndarray, " n"],
+    videos: Shaped[np.ndarray, " n"],
     regions: Mapping[str, np.ndarray],
     *,
     num_bootstrap: int,
@@ -59,6 +62,7 @@ def leads(
       ours: Method compared with the others.
       labels: 0 or 1.
       verb_ids: Groups of the within-verb average.
+      videos: Which video each clip is of.
       regions: Name → whether a clip lies there, bool [n]; a region without negatives is left out.
       num_bootstrap, seed: Of the intervals.
     """
@@ -79,7 +83,7 @@ def leads(
             measures[f"roc_auc_region_{name}"] = (metrics.roc_auc, chosen)
     return {
         method: {
-            name: lead(scores[ours][:, chosen], rows[:, chosen], labels[chosen], metric,
+            name: lead(scores[ours][:, chosen], rows[:, chosen], labels[chosen], videos[chosen], metric,
                        num_bootstrap=num_bootstrap, seed=seed)
             for name, (metric, chosen) in measures.items()
         }

@@ -22,7 +22,7 @@ def similarities(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def discover(
-    scores: np.ndarray, labels: np.ndarray, verb_ids: np.ndarray, *, num_bootstrap: int, seed: int
+    scores: np.ndarray, labels: np.ndarray, verb_ids: np.ndarray, videos: np.ndarray, *, num_bootstrap: int, seed: int
 ) -> dict[str, object]:
     """Returns the metrics of one score on all labelled clips, with chance level and counts.
 
@@ -32,12 +32,12 @@ def discover(
       scores: [n].
       labels: 0 or 1, [n].
       verb_ids: Groups of the within-verb average, [n].
+      videos: Which video each clip is of, [n].
       num_bootstrap, seed: Of the 95 % intervals.
     """
-    n = len(labels)
     within, num_within = metrics.within_group_roc_auc(labels, scores, verb_ids)
     interval = {
-        name: metrics.bootstrap_interval(lambda w, f=function: f(labels, scores, w), n, num_bootstrap, seed)
+        name: metrics.bootstrap_interval(lambda w, f=function: f(labels, scores, w), videos, num_bootstrap, seed)
         for name, function in (("roc_auc", metrics.roc_auc), ("average_precision", metrics.average_precision))
     }
     return {
@@ -49,14 +49,15 @@ def discover(
         "within_verb_roc_auc": within if num_within else None,
         "within_verb_num_clips": num_within,
         "chance": {"roc_auc": 0.5, "average_precision": float(labels.mean())},
-        "num_clips": n,
+        "num_clips": len(labels),
         "num_positive": int(labels.sum()),
     }
 
 
 def compare(
-    scores: np.ndarray, controls: Mapping[str, np.ndarray], labels: np.ndarray, *, num_bootstrap: int, seed: int
-) -> dict[str, object]:
+    scores: np.ndarray, controls: Mapping[str, np.ndarray], labels: np.ndarray, videos: np.ndarray, *,
+    num_bootstrap: int, seed: int,
+) -> dict[str, object]:  # fmt: skip
     """Returns a score's ROC-AUC minus the best control's, with a paired bootstrap interval.
 
     A control is turned round where lower means sounding, which favours it. In every resampling the score meets the best
@@ -66,6 +67,7 @@ def compare(
       scores: [n].
       controls: Name → scores [n].
       labels: 0 or 1, [n].
+      videos: Which video each clip is of, [n].
       num_bootstrap, seed: Of the 95 % interval.
     """
 
@@ -76,7 +78,7 @@ def compare(
     def margin(weights):
         return metrics.roc_auc(labels, scores, weights) - best(weights)
 
-    low, high = metrics.bootstrap_interval(margin, len(labels), num_bootstrap, seed)
+    low, high = metrics.bootstrap_interval(margin, videos, num_bootstrap, seed)
     return {
         "controls": sorted(controls),
         "best_control_roc_auc": float(best()),

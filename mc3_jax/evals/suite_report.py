@@ -70,7 +70,7 @@ def _leads_table(pair: str, leads: dict[str, dict]) -> page.Table:
             cells.append(page.number(found[measure]["lead"], "+.3f", f" [{low:+.3f}, {high:+.3f}]"))
         rows.append([page.text(title), *cells])
     columns = ("over", *(figures.measure_name(measure) for measure in measures))
-    return page.Table(f"What MC3 leads by, {pair.upper()}, in brackets the 95 % interval over clips", columns, rows)
+    return page.Table(f"What MC3 leads by, {pair.upper()}, in brackets the 95 % interval over videos", columns, rows)
 
 
 def _sweep_table(sweep: dict[str, dict], titles: dict[str, str]) -> page.Table:

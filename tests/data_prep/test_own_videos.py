@@ -395,7 +395,7 @@ def test_evaluation_copes_with_clips_whose_verb_and_noun_nobody_knows():
     embeddings = {name: unit(rng.normal(size=(num, 8)).astype(np.float32)) for name in ("audio", "video", "text")}
     known = {name: np.full(num, -1) for name in ("verb_id", "noun_id")} | {"label": np.arange(num) % 2}
     known |= {name: rng.normal(size=num) for name in ("loudness", "onset_strength")}
-    found = evaluate.measure(embeddings, known, EvalConfig(num_bootstrap=20))
+    found = evaluate.measure(embeddings, known, np.arange(num), EvalConfig(num_bootstrap=20))
     assert found["retrieval"] == {}  # whose pairs of verb and noun there are none of
     # All are of one unknown verb: nothing is told apart from the whole.
     assert found["discovery"]["av"]["within_verb_roc_auc"] == found["discovery"]["av"]["roc_auc"]

@@ -62,21 +62,36 @@ def test_groups_count_by_their_samples():
 
 
 def test_an_interval_holds_95_percent_of_what_the_resamplings_give():
-    counts = metrics.bootstrap_weights(50, 1000, 3)[:, 7]
-    found = metrics.bootstrap_interval(lambda weights: weights[:, 7] + 0.001 * weights[:, 8], 50, 1000, 3)
-    values = counts + 0.001 * metrics.bootstrap_weights(50, 1000, 3)[:, 8]
+    videos = np.arange(50)
+    counts = metrics.bootstrap_weights(videos, 1000, 3)[:, 7]
+    found = metrics.bootstrap_interval(lambda weights: weights[:, 7] + 0.001 * weights[:, 8], videos, 1000, 3)
+    values = counts + 0.001 * metrics.bootstrap_weights(videos, 1000, 3)[:, 8]
     np.testing.assert_allclose(found, np.percentile(values, [2.5, 97.5]))
 
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+@pytest.mark.parametrize("per_video", [1, 3])
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says(per_video):
     covered = 0
+    videos = np.repeat(np.arange(120 // per_video), per_video)
+    labels = np.arange(120) // per_video % 2  # those of a video are alike, as are their scores
     for trial in range(100):
         rng = np.random.default_rng(trial)
-        labels = np.arange(120) % 2
-        scores = rng.normal(size=120) + labels  # true AUC: Phi(1 / sqrt 2) = 0.7602
-        low, high = metrics.bootstrap_interval(lambda w, y=labels, s=scores: metrics.roc_auc(y, s, w), 120, 300, trial)
+        scores = rng.normal(size=120 // per_video)[videos] + 1e-3 * rng.normal(size=120) + labels  # AUC: Phi(1 / sqrt 2)
+        low, high = metrics.bootstrap_interval(lambda w, y=labels, s=scores: metrics.roc_auc(y, s, w), videos, 300, trial)
         covered += low <= 0.7602 <= high
     assert 88 <= covered <= 100
+
+
+def test_videos_are_drawn_whole_and_clips_of_a_single_one_by_themselves():
+    names = np.array(["b", "a", "b", "c", "b"])
+    weights = metrics.bootstrap_weights(names, 200, 0)
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 4])
+    np.testing.assert_array_equal(weights[:, [0, 1, 3]].sum(1), 3)
+    assert (weights.mean(0) > 0.8).all()
+    np.testing.assert_array_equal(
+        metrics.bootstrap_weights(np.zeros(5, int), 20, 0), metrics.bootstrap_weights(np.arange(5), 20, 0)
+    )
 
 
 def test_a_resampling_that_lost_a_class_does_not_count():
@@ -87,18 +102,19 @@ def test_a_resampling_that_lost_a_class_does_not_count():
     weights[1, :3] = 0
     assert np.isnan(metrics.roc_auc(labels, scores, weights)).tolist() == [False, True]
     assert np.isnan(metrics.average_precision(1 - labels, -scores, weights)).tolist() == [False, True]
-    low, high = metrics.bootstrap_interval(lambda w: metrics.roc_auc(labels, scores, w), 400, 500, 0)
+    low, high = metrics.bootstrap_interval(lambda w: metrics.roc_auc(labels, scores, w), np.arange(400), 500, 0)
     assert 0.9 < low < high <= 1
 
 
 def test_verbs_that_always_or_never_sound_leave_the_other_numbers_alone():
     labels, verbs = np.array([0, 0, 1, 1] * 10), np.array([0, 0, 1, 1] * 10)
     scores = np.random.default_rng(0).standard_normal(40) + labels
-    found = discovery.discover(scores, labels, verbs, num_bootstrap=20, seed=0)
+    videos = np.arange(40)
+    found = discovery.discover(scores, labels, verbs, videos, num_bootstrap=20, seed=0)
     assert found["within_verb_roc_auc"] is None
     assert found["roc_auc"] == metrics.roc_auc(labels, scores)
     leads = comparison.leads(
-        {"a": scores[None], "b": -scores[None]}, "a", labels, verbs, {}, num_bootstrap=20, seed=0
+        {"a": scores[None], "b": -scores[None]}, "a", labels, verbs, videos, {}, num_bootstrap=20, seed=0
     )["b"]  # fmt: skip
     assert set(leads) == {"roc_auc", "average_precision"}
 
@@ -106,7 +122,7 @@ def test_verbs_that_always_or_never_sound_leave_the_other_numbers_alone():
 def test_the_margin_over_controls_turns_a_control_round():
     scores = RNG.normal(size=200) + 2 * LABELS
     upside_down = {"bad": -(RNG.normal(size=200) + LABELS)}
-    result = discovery.compare(scores, upside_down, LABELS, num_bootstrap=200, seed=0)
+    result = discovery.compare(scores, upside_down, LABELS, np.arange(200), num_bootstrap=200, seed=0)
     assert result["best_control_roc_auc"] > 0.6
     assert result["margin_interval"][0] < result["margin"] < result["margin_interval"][1]
 

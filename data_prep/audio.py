@@ -184,10 +184,12 @@ def resample_window(
         return None
     # By itself and on the grid of 16 kHz, so that a clip's audio does not depend on what is decoded with it.
     step = rate // math.gcd(rate, SAMPLE_RATE_HZ)
+    if step > _MARGIN_S * rate / 2:  # of an odd rate, 22,255 Hz say: to less than a sample of 16 kHz
+        step = 1
     left = int(np.ceil((window.start_s - _MARGIN_S) * rate / step)) * step
     right = int(np.ceil((window.stop_s + _MARGIN_S) * rate))
     resampled = soxr.resample(wave[left - begin : right - begin], rate, SAMPLE_RATE_HZ, quality="HQ")
-    at = round(window.start_s * SAMPLE_RATE_HZ) - left * SAMPLE_RATE_HZ // rate
+    at = round(window.start_s * SAMPLE_RATE_HZ) - round(left * SAMPLE_RATE_HZ / rate)
     num = max(windows.num_samples(stop_s - window.start_s), 1)
     part = np.round(resampled[at : at + num] * 32768.0)
     return np.clip(part, -32768, 32767).astype(np.int16) if len(part) == num else None

@@ -80,7 +80,11 @@ def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame | E
     # mp4 seeks by decoding times, which are before those of showing where there are B-frames: the keyframe found may be
     # shown too late.
     for back_s in streams.BACK_S if streams.can_seek(container) else streams.BACK_S[-1:]:
-        streams.seek(container, stream, time_s - back_s)
+        try:
+            streams.seek(container, stream, time_s - back_s)
+        except streams.DAMAGE as error:
+            yield error
+            return
         whole = math.isinf(back_s)
         items = _decode_all(container, stream, lenient=not whole)
         first = next(items, None)

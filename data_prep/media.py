@@ -27,7 +27,7 @@ __all__ = ["OUT_OF_MEMORY", "Cut", "Window", "cut_windows", "frame_times", "num_
 OUT_OF_MEMORY = streams.OUT_OF_MEMORY
 # Of what is cut from one and the same file. A change that gives other clips or reasons raises it, so that a conversion which
 # goes on with newer code does not mix the two.
-VERSION = f"1, PyAV {av.__version__}"
+VERSION = f"2, PyAV {av.__version__}"
 _MAX_SIDE_PX = 65535
 _MAX_SKEW = 0.0175  # of a display matrix: a degree, as FFmpeg's autorotate
 

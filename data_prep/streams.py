@@ -147,10 +147,14 @@ def seek(container, stream, time_s: float) -> None:
     """Goes to the keyframe at or before a stream time, or for -inf to the beginning; decoders forget what they had."""
     start = stream.start_time or 0
     begin = min(START_S, float(start * stream.time_base) + START_S)
-    try:
-        container.seek(int(max(time_s, begin) / stream.time_base), stream=stream, backward=True)
-    except av.error.PermissionError:  # MP3 and FLV refuse what is before the first packet
-        container.seek(start, stream=stream, backward=True)
+    # Mp4 without a keyframe up to the time refuses it. MP3 and FLV refuse what is before the first packet.
+    for place in (int(max(time_s, begin) / stream.time_base), int(begin / stream.time_base)):
+        try:
+            container.seek(place, stream=stream, backward=True)
+            return
+        except av.error.PermissionError:
+            continue
+    container.seek(start, stream=stream, backward=True)
 
 
 def why(reason: str, error: Exception) -> str:

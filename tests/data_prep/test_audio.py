@@ -25,6 +25,18 @@ def test_audio_is_placed_by_its_time_stamps_at_any_rate_and_start(tmp_path, rate
         assert_in_time(early, 1.0, np.arange(120) / 30)
 
 
+@pytest.mark.parametrize("rate", [22_255, 44_101])
+def test_sound_at_a_rate_that_has_no_common_grid_with_16_khz_is_in_time(tmp_path, rate):
+    write(tmp_path / "a.wav", video=None, audio="pcm_s16le", rate=rate, seconds=6.0)
+    spans_s = [(1.3, 2.8), (2.5, 4.0), (2.95, 2.97), (3.05, 3.35), (4.5, 6.0)]
+    windows = [media.Window(start, stop, ()) for start, stop in spans_s]
+    for i, part in media.cut_windows(tmp_path / "a.wav", windows, short_side_px=0):
+        assert isinstance(part, media.Cut), (spans_s[i], part)
+        late, correlation = lag_of(part.audio, spans_s[i][0])
+        assert abs(late) < 0.6
+        assert correlation > 0.97
+
+
 def test_channels_are_averaged_and_full_scale_is_kept(tmp_path):
     write(tmp_path / "a.mov", audio="pcm_s16le", rate=16_000, layout="stereo", right=0.0, seconds=2.0)
     (part,) = cut(tmp_path / "a.mov", (0.6,))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep import media, packets
-from tests.data_prep.test_media import cut, window, write
+from tests.data_prep.test_media import cut, number_in, window, write
 
 
 def test_of_a_file_cut_short_the_part_that_is_there_is_cut(tmp_path):
@@ -156,6 +156,23 @@ def test_damage_right_behind_a_keyframe_is_told_though_there_an_open_gop_may_hav
     assert isinstance(before, media.Cut)
     assert isinstance(behind, str)
     assert behind.startswith("decoding failed: ")
+
+
+def test_an_mp4_that_begins_amid_a_group_of_pictures_is_cut_from_its_first_keyframe_on(tmp_path):
+    write(tmp_path / "a.mp4", seconds=8.0, fps=25, video_options={**SLICED, "x264-params": "bframes=3"})
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "amid.mp4"), "w") as out:
+        made = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            late = packet.dts is not None and packet.pts * packet.time_base >= (2.6 if packet.stream.type == "video" else 3.0)
+            if late:  # its edit list begins at 3 s; the first keyframe is at 4 s
+                packet.pts, packet.dts = (stamp - round(3 / packet.time_base) for stamp in (packet.pts, packet.dts))
+                packet.stream = made[packet.stream_index]
+                out.mux(packet)
+    times = [0.6, 1.5, 1.9, 3.4]
+    lost, *found = cut(tmp_path / "amid.mp4", times)
+    assert isinstance(lost, str)
+    for time_s, part in zip(times[1:], found, strict=True):
+        assert [number_in(jpeg) for jpeg in part.frames] == [int((t + 3.0) * 25 + 1e-4) for t in window(time_s).frame_times_s]
 
 
 def test_damage_of_what_is_not_wanted_and_not_referred_to_costs_nothing(tmp_path):

@@ -138,13 +138,13 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
 
 def _packets(container, stream) -> Iterator[av.Packet | Exception]:
     """Yields packets, and for damage and holes between them an exception; twice the damage without a packet is the end."""
-    damaged, before, tick_s, frame_s = False, None, float(stream.time_base), streams.frame_s(stream)
+    damaged, holes = False, streams.Holes(container, stream)
     while True:
         try:
             for packet in container.demux(stream):
-                if streams.is_torn(before, packet, tick_s, frame_s):
+                if holes.is_behind(packet):
                     yield _HoleError()
-                damaged, before = False, packet
+                damaged = False
                 yield packet
             return
         except streams.DAMAGE as error:

@@ -9,9 +9,6 @@ import av
 
 from data_prep import streams
 
-# H.264 and HEVC show a picture at most 16 later than it is decoded: behind more of them that come after a time, none is shown
-# before.
-REORDER = 17
 _SEEK_S = 2.0  # packets are read on across less than this: a seek's cost
 _SEEK_BLIND_S = 60.0  # the same where the file has no index
 _LEAD_S = 10.0  # how far before a time to go without an index, in the hope for a keyframe
@@ -50,7 +47,7 @@ class Packets:
         self.queue, self.gap = collections.deque(), True
         self._stamps: list[int] = []  # sorted, of the packets read, from the one shown at the last time asked for on
         self._held_bytes, self._ended, self._end, self._from_start = 0, False, 0, False
-        self._before: av.Packet | None = None  # read last
+        self._holes = streams.Holes(self._container, self._stream)
         self._behind_hole = -math.inf  # time stamp of the first keyframe behind a hole; inf until it is read
         self._ends: dict[int, int] = {}  # time stamp of a keyframe behind a hole → end of what is shown before the hole
         self._settled = -math.inf  # no packet shown until then is to come
@@ -94,8 +91,8 @@ class Packets:
             if self.queue[i].is_keyframe and self.queue[i].pts <= limit:
                 self._drop(i)
                 break
-        while not self._ended and len(self._stamps) - bisect.bisect_right(self._stamps, limit) < REORDER:
-            if self._held_bytes > _MAX_HELD_BYTES and len(self.queue) > 4 * REORDER:
+        while not self._ended and len(self._stamps) - bisect.bisect_right(self._stamps, limit) < streams.REORDER:
+            if self._held_bytes > _MAX_HELD_BYTES and len(self.queue) > 4 * streams.REORDER:
                 return False
             self._read(limit)
         self._settled = limit
@@ -113,8 +110,7 @@ class Packets:
             return
         if packet.pts is None:
             raise UnclearError
-        before, self._before = self._before, packet
-        if streams.is_torn(before, packet, 1 / self._per_s, self._frame / self._per_s):
+        if self._holes.is_behind(packet):
             self._behind_hole = math.inf
         if packet.is_keyframe and math.isinf(self._behind_hole) and self._behind_hole > 0:
             self._behind_hole = packet.pts

@@ -32,6 +32,10 @@ _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thu
 _CLOCKED = ("mpegts", "mpeg")
 # FFmpeg guesses stamps of MPEG-PS from those before, and behind a seek it guesses wrong.
 _STAMPED_IN_ORDER = ("mpeg",)
+_WITHOUT_DECODING_TIMES = ("matroska,webm",)
+# H.264 and HEVC show a picture at most 16 later than it is decoded: behind more of them that come after a time, none is shown
+# before.
+REORDER = 17
 _MIN_HOLE_S, _MIN_HOLE_FRAMES = 1.0, 10
 
 
@@ -119,23 +123,35 @@ def can_seek(container) -> bool:
     return container.format.name not in _STAMPED_IN_ORDER
 
 
-def is_torn(before: av.Packet | None, packet: av.Packet, tick_s: float, frame_s: float) -> bool:
-    """Returns whether pictures are lost between two packets of which the second came behind the first.
+class Holes:
+    """Finds where pictures of a video stream are lost.
 
-    Where the frame rate varies, mp4 says how long it is until the next, other containers do not: there it must not be longer
-    than on average by a second and ten pictures.
+    Where the frame rate varies, mp4 says how long it is until the next picture. Other containers do not: there it must not be
+    longer than on average by a second and ten pictures. Matroska does not say when B-frames are decoded, and FFmpeg guesses
+    it a few packets late behind a hole. So there it counts when they are shown, up to 16 pictures before or behind others.
 
     Args:
-      before, packet: The first, if there is one, and the second.
-      tick_s, frame_s: Unit of their stamps, and how long a picture is shown on average.
+      container, stream: Of the video.
     """
-    if before is None or before.dts is None or packet.dts is None:
-        return False
-    step_s = (packet.dts - before.dts) * tick_s
-    if step_s <= _MIN_HOLE_S:
-        return False
-    length_s = before.duration * tick_s or frame_s
-    return step_s - length_s > max(_MIN_HOLE_S, _MIN_HOLE_FRAMES * length_s)
+
+    def __init__(self, container, stream):
+        self._tick_s, self._frame_s = float(stream.time_base), frame_s(stream)
+        self._by_shown = container.format.name in _WITHOUT_DECODING_TIMES and stream.codec_context.has_b_frames
+        self._min_frames = _MIN_HOLE_FRAMES + (REORDER if self._by_shown else 0)
+        self._before: tuple[int, int] | None = None  # stamp and duration of the packet before, or of the last one shown
+
+    def is_behind(self, packet: av.Packet) -> bool:
+        """Returns whether pictures are lost right before a packet. Asked for each, in their order."""
+        stamp, before = packet.pts if self._by_shown else packet.dts, self._before
+        if stamp is None:
+            self._before = None
+            return False
+        if before is None or not self._by_shown or stamp > before[0]:
+            self._before = stamp, packet.duration
+        if before is None:
+            return False
+        step_s, length_s = (stamp - before[0]) * self._tick_s, before[1] * self._tick_s or self._frame_s
+        return step_s - length_s > max(_MIN_HOLE_S, self._min_frames * length_s)
 
 
 def frame_s(stream) -> float:

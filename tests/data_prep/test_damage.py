@@ -122,11 +122,11 @@ def _refuse(*_):
 
 
 @pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("ending", ["ts", "mkv"])
+@pytest.mark.parametrize(("ending", "b_frames"), [("ts", 0), ("mkv", 0), ("mkv", 3)])
 @pytest.mark.parametrize(("stop", "next_key"), [(5.0, 5.0), (4.8, 5.0)])
-def test_where_pictures_are_lost_none_is_shown_for_long(tmp_path, monkeypatch, told, ending, stop, next_key):
+def test_where_pictures_are_lost_none_is_shown_for_long(tmp_path, monkeypatch, told, ending, b_frames, stop, next_key):
     path = tmp_path / f"a.{ending}"
-    write(path, seconds=8.0, fps=25, video_options={"preset": "ultrafast", "g": "25"})
+    write(path, seconds=8.0, fps=25, video_options={"preset": "ultrafast", "g": "25", "bf": str(b_frames)})
     with av.open(str(path)) as source, av.open(str(tmp_path / f"hole.{ending}"), "w") as out:
         made = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}
         origin = source.streams.video[0].start_time

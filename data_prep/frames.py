@@ -73,6 +73,9 @@ class _Run:
         self._dirty = False  # whether the decoder holds anything
         self._lenient = False  # whether what can't be decoded is skipped
         self._broken = ""  # why there is nothing before the next keyframe
+        # Time stamp of the keyframe that decoding began with, up to the next and until an error was looked into. In an open
+        # GOP H.264 may tell the decoder to forget pictures before it, which is no damage where the decoder never had them.
+        self._open_from: int | None = None
 
     def waiting_s(self) -> list[float]:
         return list(itertools.chain.from_iterable(self._waiting.values()))
@@ -105,6 +108,11 @@ class _Run:
                 yield from self._give([])
                 return
         except streams.DAMAGE as error:
+            if self._open_from is not None and isinstance(error, av.error.InvalidDataError) and self._go_back():
+                yield from self._again()
+                if todo and todo[0] == time_s:
+                    yield from self.show(todo)
+                return
             yield from self._break(error)
         if todo and todo[0] == time_s:
             todo.popleft()
@@ -143,12 +151,51 @@ class _Run:
         self._lenient = not whole or any(packet.pts < first.pts for packet in others)
         self._sound_from = first.pts if whole else math.inf
         self._broken, self._packets.gap = "", False
+        self._open_from = first.pts if whole and self._context.name == "h264" else None
+
+    def _go_back(self) -> bool:
+        """Decodes from the keyframe before that which decoding began with up to that; returns False where there is none."""
+        packets, start = self._packets, self._open_from
+        self._open_from = None
+        if not packets.can_seek or start == packets.first_pts:
+            return False
+        try:
+            packets.go_to(start - 1)
+        except streams.DAMAGE:
+            return False
+        before = list(itertools.takewhile(lambda packet: packet.pts != start, packets.queue))
+        if not before or len(before) == len(packets.queue) or not before[0].is_keyframe:
+            return False
+        self._context.flush_buffers()
+        self._context.skip_frame = "DEFAULT"
+        for _ in before:
+            with contextlib.suppress(*streams.DAMAGE):  # nothing of it is shown
+                packets.next().decode()
+        self._recent, self._fed, self._out = {}, {}, -math.inf
+        self._dirty, self._lenient, self._sound_from, packets.gap = True, False, start, False
+        return True
+
+    def _again(self) -> Iterator[tuple[float, av.VideoFrame | str]]:
+        """Decodes once more what was being decoded."""
+        last = self._stamp
+        try:
+            for stamp in sorted(self._waiting):
+                self._stamp = stamp
+                self._packets.read_past(stamp)
+                while self._packets.holds(stamp):
+                    yield from self._decode(stamp)
+            yield from self._give([])
+        except streams.DAMAGE as error:
+            yield from self._break(error)
+        self._stamp = max(last, self._stamp)
 
     def _decode(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decodes the next packet, whose picture is the one wanted next, or is shown before it or after `limit`."""
         packet = self._packets.next()
         if self._broken:
             return
+        if self._dirty and packet.is_keyframe:
+            self._open_from = None
         skip = self._can_skip and packet.pts <= limit and packet.pts != self._stamp
         self._context.skip_frame = "NONREF" if skip else "DEFAULT"
         self._dirty, self._num_fed = True, self._num_fed + 1

@@ -25,19 +25,21 @@ class Packets:
     Attributes:
       queue: Those to decode next.
       gap: Whether they do not follow what was decoded.
+      can_seek: Whether time stamps are right behind a seek.
+      first_pts: Time stamp of the file's first, None until it was read.
       last_pts: Time stamp of the one taken last.
     """
 
     def __init__(self, container, stream):
         self._container, self._stream = container, stream
-        self._index, self._can_seek = stream.index_entries, streams.can_seek(container)
+        self._index, self.can_seek = stream.index_entries, streams.can_seek(container)
         tick_s = float(stream.time_base)
         self._per_s = 1 / tick_s
         self._frame = round(self._per_s * streams.frame_s(stream))
         self._late = 0  # how much later than it is decoded a keyframe is shown
-        self.last_pts = None
+        self.last_pts, self.first_pts = None, None
         self._reset()
-        if self._can_seek:
+        if self.can_seek:
             with contextlib.suppress(*streams.DAMAGE):  # Matroska reads its index at the first seek
                 streams.seek(container, stream, -math.inf)
         self._from_start = True
@@ -54,7 +56,7 @@ class Packets:
 
     def is_far(self, limit: int, broken: bool) -> bool:
         """Returns whether to seek to a keyframe before `limit`, rather than to read on; if broken, for any keyframe."""
-        if not self._can_seek:
+        if not self.can_seek:
             return False
         read = self._stamps[-1] if self._stamps else (self._stream.start_time or 0)
         keyframe = self._keyframe(limit)
@@ -110,6 +112,8 @@ class Packets:
             return
         if packet.pts is None:
             raise UnclearError
+        if self._from_start and self.first_pts is None:
+            self.first_pts = packet.pts
         if self._holes.is_behind(packet):
             self._behind_hole = math.inf
         if packet.is_keyframe and math.isinf(self._behind_hole) and self._behind_hole > 0:

@@ -87,6 +87,20 @@ def test_what_is_shown_has_the_pixels_of_a_full_decode(folder, name, monkeypatch
             assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found, right, strict=True))
 
 
+@pytest.mark.parametrize(("ending", "b_frames", "keyframes"), [("mp4", 1, 5), ("mp4", 2, 10), ("mkv", 2, 10)])
+def test_pictures_behind_a_keyframe_that_forgets_those_before_it_are_shown(tmp_path, ending, b_frames, keyframes):
+    # In open groups of pictures the first that is decoded behind the keyframe may tell to forget one before it.
+    path = tmp_path / f"a.{ending}"
+    options = {"preset": "ultrafast", "g": str(keyframes), "bf": str(b_frames), "x264-params": "open-gop=1"}
+    write(path, seconds=6.0, fps=FPS, video_options=options, audio=None)
+    times = np.arange(0.5, 5.9, 0.0931).tolist()
+    whole = dict(zip(times, shown_by_full_decode(path, times), strict=True))
+    for together in (times, times[::9], *([time_s] for time_s in times)):
+        for time_s, (stamp, pixels) in zip(together, shown(path, together), strict=True):
+            assert stamp == whole[time_s][0]
+            np.testing.assert_array_equal(pixels, whole[time_s][1])
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_clip_is_in_time_and_the_same_cut_alone_and_among_others(folder, name):
     path, (_, tick_s, lag) = video(folder, name), KINDS[name]

@@ -141,22 +141,24 @@ def write(
       num_in: Annotations read.
 
     Raises:
-      ValueError: Nothing to write, or lost records.
+      ValueError: Nothing to write, lost records, or the folder holds another data set.
     """
     left_out = collections.Counter(r.reason for r in rejects)
     if not tasks:
         folder = settings.get("video_dir", settings.get("media_dir"))
         first = f"; the first is of {rejects[0].video_uid!r} in {folder}" if rejects else ""
         raise ValueError(f"none of {num_in} annotations can become a clip: {_told(left_out)}{first}")
-    if args.dry_run:
-        print(estimate.tell(tasks, info, rejects, num_workers(args)))
-        return info
     out = storage.absolute(args.out)
+    first, step = part_of(args)
+    mine = tasks[first::step]
+    if args.dry_run:
+        shards.prepare(out, args.name)
+        if args.part:
+            print(f"part {args.part}: {len(mine)} of {len(tasks)} shards")
+        if mine:
+            print(estimate.tell(mine, info, rejects, num_workers(args)))
+        return info
     storage.make_folder(out)
-    mine = tasks
-    if args.part:
-        first, step = part_of(args)
-        mine = tasks[first::step]
     settings = settings | {"scratch": str(args.scratch or "")}
     reports = pipeline.run(mine, str(out), args.name, make_clips, settings, num_workers(args), beam_args)
     if args.part:

@@ -298,6 +298,23 @@ def test_a_dry_run_tells_what_is_to_be_done_and_writes_nothing(converted, copy, 
     assert re.search(r"\nlabelled: (\d+) \(0 train, [1-9]\d* validation, [1-9]\d* test\)\n", told)
 
 
+def test_a_dry_run_of_a_part_is_about_the_part_and_one_that_would_be_refused_is(converted, capsys):
+    argv = ["--root", str(converted.root), "--out", str(converted.folder), "--dry_run", "--num_workers", "1"]
+    sums = []
+    for part in (["--part", "0/2"], ["--part", "1/2"], []):
+        ego4d.main([*argv, *part])
+        told = capsys.readouterr().out
+        assert told.startswith(f"part {part[1]}: " if part else "clips: ")
+        sums.append([int(re.search(words, told)[1]) for words in (r"clips: (\d+)", r"videos: (\d+)", r"in (\d+) shards")])
+    assert np.add(*sums[:2]).tolist() == sums[2]
+    assert min(sums[0]) > 0
+    ego4d.main([*argv, "--part", "999/1000"])
+    assert capsys.readouterr().out == f"part 999/1000: 0 of {sums[2][2]} shards\n"
+    with pytest.raises(SystemExit):
+        ego4d.main([*argv, "--name", "other"])
+    assert "holds the data set 'ego4d_clips'" in capsys.readouterr().err
+
+
 def test_a_sample_of_the_training_clips_passes_over_videos_that_are_known_to_have_no_sound(root, copy, tmp_path, capsys):
     folder = ["--root", str(copy), "--out", str(tmp_path / "out"), "--dry_run", "--max_train_clips"]
     shutil.copy(root / "ego4d.json", copy / "ego4d.json")

@@ -527,6 +527,9 @@ def assert_one_line(err: str, words: str):
     assert re.search(words, err), err
 
 
+LABELS = "video_uid,annotation_uid,narration_pass,timestamp_sec,narration_text,positive"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -537,6 +540,8 @@ def assert_one_line(err: str, words: str):
         ("narration_verb_taxonomy.csv", None, "no file .*narration_verb_taxonomy.csv"),
         ("narration_noun_taxonomy.csv", "label,group\ncup,3\n", "narration_noun_taxonomy.csv, row 2: group '3'"),
         ("sounding_labels.csv", "video_uid\nv\n", "sounding_labels.csv lacks the column"),
+        ("sounding_labels.csv", f"{LABELS}\n", "sounding_labels.csv labels no video of Ego4D: it has no rows"),
+        ("sounding_labels.csv", f"{LABELS}\nv.mp4,a,p,1,#C C cuts,1\n", "of 'v.mp4', which .*: video name is no Ego4D uid"),
         ("splits.csv", "video_uid,split\nv,dev\n", "splits.csv, row 2: split 'dev' is none of"),
     ],
 )
@@ -547,8 +552,9 @@ def test_a_wrong_annotation_file_is_one_line_and_status_2(copy, tmp_path, capsys
         path.write_text(content)
     if content == "{}":
         (copy / "v2" / "annotations" / "sounding_labels.csv").unlink()
+    named = ["--labels", str(path)] if name == "sounding_labels.csv" else []
     with pytest.raises(SystemExit) as ended:
-        ego4d.main(["--root", str(copy), "--out", str(tmp_path / "out")])
+        ego4d.main(["--root", str(copy), "--out", str(tmp_path / "out"), *named])
     assert ended.value.code == 2
     assert_one_line(capsys.readouterr().err, words)
 

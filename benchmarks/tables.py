@@ -4,11 +4,10 @@ Every row of `configs/tables` is trained and evaluated by the commands everybody
 and standard deviation over seeds beside the paper's numbers, with what MC3 leads every row by (`benchmarks.table_pages`).
 
 First temperature, consensus weight and learning rate are chosen, each row its own, by the same sweep: one axis after the
-other, half-length runs of one seed, by the mean validation ROC-AUC of the pairs the row is reported for. Three rows take
-another's choice: "w/o contrastive" is MC3 with a term left out, CMC is "w/o consensus" in one phase instead of two, and the
-row that the paper does not have, "MC3, own exponents", is MC3 with another inverse of K (docs/method.md). The test split is
-read once for each row and seed, at what was chosen. Started again, it goes on: a run that is done is skipped, one that was
-interrupted resumes, one that diverged is left out and said.
+other, half-length runs of one seed, by the mean validation ROC-AUC of the pairs the row is reported for. Two rows take
+another's choice: "w/o contrastive" is MC3 with a term left out, and CMC is "w/o consensus" in one phase instead of two. The
+test split is read once for each row and seed, at what was chosen. Started again, it goes on: a run that is done is skipped,
+one that was interrupted resumes, one that diverged is left out and said.
 
 Suite "soundworld" makes its world first; "ego4d" takes the clips and the tokenizer of `configs/mc3_ego4d.py`, or those that
 `--clips` and `--tokenizer` name, as any data set in this format. Validation and test each need clips that
@@ -46,7 +45,7 @@ class Row:
       pairs: Those it is reported for.
       temperature: Phases whose temperature is chosen: not where it is learned or part of the method.
       consensus_weight: Phases whose consensus weight is chosen.
-      like: Row whose choice it takes: it is the same method but for a detail, as a term that is left out.
+      like: Row whose choice it takes: it is the same method with a term left out, or divided into phases differently.
     """
 
     file: str
@@ -67,7 +66,6 @@ ROWS = (
     Row("without_contrastive", "w/o contrastive", temperature=(0,), consensus_weight=(1,), like="mc3"),
     Row("without_align", "w/o align", temperature=(0,), consensus_weight=(0,)),
     Row("mc3", "MC3", temperature=(0, 1), consensus_weight=(1,)),
-    Row("mc3_own_exponents", "MC3, own exponents", temperature=(0, 1), consensus_weight=(1,), like="mc3"),
 )
 
 

@@ -55,7 +55,6 @@ def test_the_sweep_is_at_most_thirty_runs_on_validation_and_takes_the_best_of_ea
     assert found["mc3"]["chosen"] == {"temperature": 0.1, "consensus_weight": 1.0, "learning_rate": 0.5}
     assert found["clap"]["chosen"] == {"learning_rate": 0.5}
     assert found["without_contrastive"] == {"chosen": found["mc3"]["chosen"], "trials": [], "like": "mc3"}
-    assert found["mc3_own_exponents"] == {"chosen": found["mc3"]["chosen"], "trials": [], "like": "mc3"}
     of = found["without_consensus"]["chosen"]
     assert found["cmc"] == {"chosen": of, "trials": [], "like": "without_consensus"}
     assert "random" not in found

@@ -40,10 +40,12 @@ def write(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> str:
 
 
 def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
-    """Returns every number of the suite: {"data", "split", "test", "regions", "rows", "leads", "pr_curves", "sweep"}."""
+    """Returns every number of the suite: {"data", "split", "test", "regions", "rows", "leads", "interval_over", "pr_curves",
+    "sweep"}.
+    """
     done: dict[str, dict] = {}
     scores: dict[str, dict[str, list]] = collections.defaultdict(dict)
-    known, info, own_world = None, None, False
+    known, info, own_world, videos = None, None, False, None
     for file, title, pairs in rows:
         runs = {}
         for seed in seeds:
@@ -53,6 +55,7 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
             runs[seed], own_world = _read(workdir)
             of_pairs, here = _scores(workdir, runs[seed])
             known = here if known is None else known
+            videos = here.get("video_uid", videos)  # runs of earlier versions do not say
             if not np.array_equal(known["index"], here["index"]) or not np.array_equal(known["label"], here["label"]):
                 raise ValueError(f"{workdir} was evaluated on other clips than the rows before: remove it and run again")
             info = runs[seed]
@@ -64,14 +67,14 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
         raise ValueError(f"{out} holds no run that is done")
     labels = known["label"].astype(np.int64)
     regions = _regions(out if own_world else None, info, known)
-    videos = known.get("video_uid", np.arange(len(labels)))  # files of earlier versions do not say
+    drawn = videos if videos is not None else np.arange(len(labels))
     leads, curves = {}, {}
     for pair, of_row in scores.items():
         stacked = {title: np.stack(values) for title, values in of_row.items()}
         curves[pair] = {title: _mean_pr_curve(labels, values) for title, values in stacked.items()}
         if OURS in stacked:
             leads[pair] = comparison.leads(
-                stacked, OURS, labels, known["verb_id"], videos, regions, num_bootstrap=NUM_BOOTSTRAP, seed=0
+                stacked, OURS, labels, known["verb_id"], drawn, regions, num_bootstrap=NUM_BOOTSTRAP, seed=0
             )
     controls = {name: metrics.roc_auc(labels, known[name]) for name in ("loudness", "onset_strength") if name in known}
     sweep = out / "sweep.json"
@@ -79,7 +82,7 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
         "data": info["data"], "split": info["split"],
         "test": {"clips": len(labels), "positive": float(labels.mean()), "controls": controls},
         "regions": {name: int((inside & (labels == 0)).sum()) for name, inside in regions.items()},
-        "rows": done, "leads": leads, "pr_curves": curves,
+        "rows": done, "leads": leads, "interval_over": "clips" if videos is None else "videos", "pr_curves": curves,
         "sweep": json.loads(sweep.read_text()) if sweep.exists() else {},
     }  # fmt: skip
 

@@ -106,9 +106,9 @@ def read_annotations(
     if args.labels_split in records.SPLITS:  # else `narrated.choose` holds them out
         splits = {n.video_uid: args.labels_split for n in labelled} | splits
     found, labelled = _with_known_uids(found), _with_known_uids(labelled)
-    if (args.labels or labelled) and all(n.problem for n in labelled):
+    if (args.labels or storage.is_file(labels_path)) and all(n.problem for n in labelled):
         first = f"of {labelled[0].video_uid!r}, which stands first: {labelled[0].problem}" if labelled else "it has no rows"
-        raise ValueError(f"{labels_path} labels no video of Ego4D: {first}; mend it, or convert without a label list")
+        raise ValueError(f"no row of {labels_path} can be used: {first}; mend it, or convert without a label list")
     if named is not None:
         narrated.check_splits(splits_path, named, splits, found + labelled)
     return found, labelled, splits

@@ -321,7 +321,7 @@ class EvalConfig:
       batch_size: Global.
       num_bootstrap: Resamplings for each 95 % interval.
       instance_pool: Number of clips, drawn at random, among which each has to find itself by another modality; all clips of
-        the split if it has fewer, or if 0.
+        the split if it has fewer, or if 0, in time that grows with their square.
       num_examples: Number of best clips, and of worst clips, shown in the report.
       num_clusters: Of the video embeddings, shown in the report (20 in the paper).
       num_cluster_examples: Clips shown of each cluster (8 in the paper).

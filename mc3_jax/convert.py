@@ -187,8 +187,9 @@ def _check_out(out: pathlib.Path, kind: str) -> None:
         there = checkpoint_files.read_config(out)
         found = there.get("format") if "format" in there else there.get("model_type")
         if found != _KINDS[kind]:
+            told = f"of {found!r}" if found else "of something else"
             raise ValueError(
-                f"--out {out} holds a {weights.CONFIG_FILE} of {found!r}, whose weights those of {_KINDS[kind]!r} would "
+                f"--out {out} holds a {weights.CONFIG_FILE} {told}, whose weights those of {_KINDS[kind]!r} would "
                 "replace: choose another folder"
             )
 

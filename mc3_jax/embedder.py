@@ -182,6 +182,7 @@ class Embedder:
             raise ValueError(f"{self._why_no_tokenizer}: name it, mc3_jax.load(path, tokenizer=FOLDER)")
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of strings, got the string {texts[:40]!r}: put it in a list")
+        texts = list(texts)
         if other := [text for text in texts if not isinstance(text, str)]:
             raise ValueError(f"texts must be a list of strings, got {other[0]!r:.40} among them")
         tokens = [self._tokenize(text) for text in texts]

@@ -254,6 +254,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         num_seen = 0
         if run:
             facts = workdir_lib.trained_on(run)
+            if not has_run:
+                facts.setdefault("data.dir", "")  # of a run of an earlier version, elsewhere: nobody knows
             num_seen = evaluate_sounds.num_seen(config, source, known["index"], trained.data, facts)
         _write(config, workdir, source, results, embeddings, known, actions, untrained, num_seen)
     return results[list(results)[-1]]
@@ -278,8 +280,9 @@ def _write(
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    clips = [source[int(index)] for index in known["index"]]
-    names = {name: np.array([getattr(clip, name) for clip in clips]) for name in embeddings_lib.NAMES}
+    clips = (source[int(index)] for index in known["index"])  # one at a time: all would fill the memory
+    named = np.array([[getattr(clip, name) for name in embeddings_lib.NAMES] for clip in clips])
+    names = dict(zip(embeddings_lib.NAMES, named.T, strict=True))
     embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known | names)
     path.write_text(json.dumps(content, indent=1) + "\n")  # last of the two: where it is, both are
     where = config.checkpoint or f"after step {results[last]['step']} ({last})"

@@ -72,7 +72,10 @@ def num_seen(
     filled = {name for name, split in source.info.splits.items() if split.num_clips}
     if not filled & set(trained.split.split("+")) & set(config.eval.split.split("+")):
         return 0
-    train = loader.open_split(config.data.dir, trained.split, 0, trained.folds)
+    try:
+        train = loader.open_split(config.data.dir, trained.split, 0, trained.folds)
+    except ValueError:  # other data, which lack the run's splits or folds
+        return 0
     if facts.get("data.dir", train.digest) != train.digest:
         return 0
     return int(loader.are_shared(source, train)[rows].sum())

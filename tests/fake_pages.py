@@ -112,7 +112,8 @@ def suite_content(titles=("Random", "CLAP", "MC3", HOSTILE), pairs=("av", "al"))
     chosen = {"temperature": 0.1, "learning_rate": 1.0}
     return {
         "data": HOSTILE, "split": "test", "test": {"clips": 100, "positive": 0.5, "controls": {"loudness": 0.5}},
-        "regions": {"II": 10, "III, drowned": 5}, "rows": rows, "leads": leads, "pr_curves": curves,
+        "regions": {"II": 10, "III, drowned": 5}, "rows": rows, "leads": leads, "interval_over": "videos",
+        "pr_curves": curves,
         "sweep": {"file_2": {"chosen": chosen, "trials": [{"setting": chosen, "score": 0.6, "seconds": 1.0}]},
                   "file_3": {"chosen": chosen, "trials": [], "like": "file_2"}},
     }  # fmt: skip

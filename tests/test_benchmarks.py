@@ -341,6 +341,8 @@ def test_tables_hold_means_deviations_the_papers_numbers_and_the_lead(suite_fold
     assert lead["lead"] == pytest.approx(np.mean(areas) - other)
     assert 0 < lead["interval"][0] < lead["lead"] < lead["interval"][1]
     assert "CLAP" not in content["leads"]["av"]
+    assert content["interval_over"] == "videos"
+    assert "in brackets the 95 % interval over videos" in text
     assert "| 0.598 |" in next(line for line in text.splitlines() if line.startswith("| MC3"))
     assert "± nan" not in text
     for curves in content["pr_curves"].values():

@@ -19,6 +19,7 @@ from mc3_jax import (
     checkpoint,
     config as config_lib,
     evaluate,
+    evaluate_sounds,
     mesh as mesh_lib,
     metric_writer,
     model as model_lib,
@@ -380,24 +381,24 @@ def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is
 
 def test_measured_of_clips_that_all_sound_is_retrieval_alone():
     rng = np.random.default_rng(0)
-    embeddings = {name: rng.normal(size=(12, 4)).astype(np.float32) for name in config_lib.MODALITIES}
-    known = {"label": np.ones(12, np.int32), "verb_id": np.arange(12) % 2, "noun_id": np.zeros(12, np.int64)}
-    known |= {name: rng.normal(size=12) for name in ("loudness", "onset_strength")}
-    found = evaluate.measure(embeddings, known, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
+    embeddings = {name: rng.normal(size=(40, 4)).astype(np.float32) for name in config_lib.MODALITIES}
+    known = {"label": np.ones(40, np.int32), "verb_id": np.arange(40) % 2, "noun_id": np.zeros(40, np.int64)}
+    known |= {name: rng.normal(size=40) for name in ("loudness", "onset_strength")}
+    found = evaluate.measure(embeddings, known, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
     assert (found["discovery"], found["controls"], found["margin"]) == ({}, {}, None)
     assert found["retrieval"].keys() == {"v2a", "a2v", "l2a", "a2l"}
-    assert found["instance_retrieval"]["v2l"]["pool_size"] == 12
-    known_but_labels = known | {"label": np.full(12, -1)}
-    unlabelled = evaluate.measure(embeddings, known_but_labels, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
+    assert found["instance_retrieval"]["v2l"]["pool_size"] == 40
+    known_but_labels = known | {"label": np.full(40, -1)}
+    unlabelled = evaluate.measure(embeddings, known_but_labels, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
     assert unlabelled == found | {"retrieval": {}}
     embeddings["video"][3:5, 1] = np.nan
-    with pytest.raises(ValueError, match="the video embeddings of 2 of 12 clips are not finite: the weights are damaged"):
-        evaluate.measure(embeddings, known, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
+    with pytest.raises(ValueError, match="the video embeddings of 2 of 40 clips are not finite: the weights are damaged"):
+        evaluate.measure(embeddings, known, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
     embeddings["video"][3:5, 1] = 0
-    known["label"][0] = 0
-    found = evaluate.measure(embeddings, known, np.arange(12), config_lib.EvalConfig(num_bootstrap=10))
+    known["label"][:12] = 0
+    found = evaluate.measure(embeddings, known, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
     assert found["discovery"].keys() == {"av", "al", "vl"}
-    of_videos = evaluate.measure(embeddings, known, np.arange(12) // 4, config_lib.EvalConfig(num_bootstrap=10))
+    of_videos = evaluate.measure(embeddings, known, np.arange(40) // 3, config_lib.EvalConfig(num_bootstrap=10))
     for pair in ("av", "al", "vl"):
         assert of_videos["discovery"][pair]["roc_auc"] == found["discovery"][pair]["roc_auc"]
         assert of_videos["discovery"][pair]["roc_auc_interval"] != found["discovery"][pair]["roc_auc_interval"]
@@ -449,6 +450,9 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     assert "no clip is labelled: discovery is not measured" in told
     source = loader.open_split(config.data.dir, "train", 4)
     assert results["num_seen"] == pool == len(source)
+    rows, trained = np.arange(pool), dataclasses.replace(config.data, folds=(1, 2))
+    assert evaluate_sounds.num_seen(config, source, rows, trained, {}) == 0  # folds that these data do not have
+    assert evaluate_sounds.num_seen(config, source, rows, config.data, {"data.dir": ""}) == 0
     uids = [source[i].video_uid for i in range(pool)]
     assert len(set(uids)) == len(set(zip(uids, videos[-1].tolist(), strict=True))) == videos[-1].max() + 1 > 1
     assert results["taxonomy"] == {"num_clips": 0, "num_sounding": 0, "verbs": [], "groups": []}

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int, Num, Shaped
 
+MIN_VIDEOS = 10  # that intervals are made of
+
 
 def _grouped(labels, scores, weights):
     """Returns weights of positives and negatives summed over equal scores, highest score first: two [r, g]."""
@@ -102,34 +104,28 @@ def within_group_roc_auc(labels, scores, groups, weights=None):
     return (float(mean[0]), int(used[0])) if weights is None else (mean, used)
 
 
-def bootstrap_weights(videos: Shaped[np.ndarray, " n"], num_bootstrap: int, seed: int) -> Float[np.ndarray, "r n"]:
-    """Returns how often each clip occurs in each resampling with replacement: of whole videos, each with all its clips.
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], np.ndarray], videos: Shaped[np.ndarray, " n"], num_bootstrap: int, seed: int
+) -> tuple[float, float]:
+    """Returns the 95 % percentile interval of a statistic of clips; a resampling where it is NaN does not count.
 
-    Clips of one video are alike. Drawn one by one they would give intervals as narrow as if all were of different videos
-    (a cluster bootstrap; Cameron, Gelbach and Miller, 2008). Where all are of one video, they are drawn one by one.
+    Whole videos are drawn with replacement, each with all its clips. Clips of one video are alike, and drawn one by one they
+    would give intervals as narrow as if each were of another video (a cluster bootstrap; Cameron, Gelbach and Miller, 2008).
+    Of fewer than `MIN_VIDEOS` that says nothing: then clips are drawn one by one.
 
     Args:
+      statistic: Takes how often each clip occurs in some resamplings, [r, n], and returns [r]. A difference of two metrics
+        under the same weights is a paired bootstrap.
       videos: Which video each clip is of, by number or name.
       num_bootstrap: Resamplings.
       seed: Of the draw.
     """
     names, video = np.unique(videos, return_inverse=True)
-    if len(names) == 1:
+    if len(names) < MIN_VIDEOS:
         video = np.arange(len(videos))
     num = int(video.max()) + 1
     counts = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=num_bootstrap)
-    return counts[:, video].astype(np.float64)
-
-
-def bootstrap_interval(
-    statistic: Callable[[np.ndarray], np.ndarray], videos: Shaped[np.ndarray, " n"], num_bootstrap: int, seed: int
-) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of `statistic(weights [r, n]) -> [r]`; a resampling with NaN does not count.
-
-    A difference of two metrics under the same weights is a paired bootstrap. Arguments are those of `bootstrap_weights`.
-    """
-    num_chunks = max(num_bootstrap * len(videos) // 10_000_000, 1)
-    chunks = np.array_split(bootstrap_weights(videos, num_bootstrap, seed), num_chunks)
-    values = np.concatenate([statistic(chunk) for chunk in chunks])
+    chunks = np.array_split(counts, max(num_bootstrap * len(videos) // 10_000_000, 1))
+    values = np.concatenate([statistic(chunk[:, video].astype(np.float64)) for chunk in chunks])
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -60,7 +60,7 @@ def _ours(rows: dict[str, dict]) -> frozenset[int]:
     return frozenset(i for i, title in enumerate(rows) if title == "MC3")
 
 
-def _leads_table(pair: str, leads: dict[str, dict]) -> page.Table:
+def _leads_table(pair: str, leads: dict[str, dict], interval_over: str) -> page.Table:
     measures = list(next(iter(leads.values()), {}))
     rows = []
     for title, found in leads.items():
@@ -70,7 +70,7 @@ def _leads_table(pair: str, leads: dict[str, dict]) -> page.Table:
             cells.append(page.number(found[measure]["lead"], "+.3f", f" [{low:+.3f}, {high:+.3f}]"))
         rows.append([page.text(title), *cells])
     columns = ("over", *(figures.measure_name(measure) for measure in measures))
-    return page.Table(f"What MC3 leads by, {pair.upper()}, in brackets the 95 % interval over videos", columns, rows)
+    return page.Table(f"What MC3 leads by, {pair.upper()}, in brackets the 95 % interval over {interval_over}", columns, rows)
 
 
 def _sweep_table(sweep: dict[str, dict], titles: dict[str, str]) -> page.Table:
@@ -93,7 +93,10 @@ def tables(content: dict) -> dict[str, page.Table]:
     """
     rows = content["rows"]
     found = {"discovery": _discovery_table(rows), "retrieval": _retrieval_table(rows)}
-    found |= {f"leads_{pair}": _leads_table(pair, leads) for pair, leads in content["leads"].items() if leads}
+    found |= {
+        f"leads_{pair}": _leads_table(pair, leads, content["interval_over"])
+        for pair, leads in content["leads"].items() if leads
+    }  # fmt: skip
     if content["sweep"]:
         found["sweep"] = _sweep_table(content["sweep"], {row["file"]: title for title, row in rows.items()})
     return found

@@ -61,11 +61,18 @@ def test_groups_count_by_their_samples():
     np.testing.assert_allclose(used, [10, 2])
 
 
+def draw(videos, num, seed):
+    """How often each clip occurs in each resampling."""
+    drawn = []
+    metrics.bootstrap_interval(lambda weights: drawn.append(weights) or weights[:, 0], videos, num, seed)
+    return np.concatenate(drawn)
+
+
 def test_an_interval_holds_95_percent_of_what_the_resamplings_give():
     videos = np.arange(50)
-    counts = metrics.bootstrap_weights(videos, 1000, 3)[:, 7]
+    weights = draw(videos, 1000, 3)
     found = metrics.bootstrap_interval(lambda weights: weights[:, 7] + 0.001 * weights[:, 8], videos, 1000, 3)
-    values = counts + 0.001 * metrics.bootstrap_weights(videos, 1000, 3)[:, 8]
+    values = weights[:, 7] + 0.001 * weights[:, 8]
     np.testing.assert_allclose(found, np.percentile(values, [2.5, 97.5]))
 
 
@@ -82,16 +89,15 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says(per_video
     assert 88 <= covered <= 100
 
 
-def test_videos_are_drawn_whole_and_clips_of_a_single_one_by_themselves():
-    names = np.array(["b", "a", "b", "c", "b"])
-    weights = metrics.bootstrap_weights(names, 200, 0)
-    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
-    np.testing.assert_array_equal(weights[:, 0], weights[:, 4])
-    np.testing.assert_array_equal(weights[:, [0, 1, 3]].sum(1), 3)
-    assert (weights.mean(0) > 0.8).all()
-    np.testing.assert_array_equal(
-        metrics.bootstrap_weights(np.zeros(5, int), 20, 0), metrics.bootstrap_weights(np.arange(5), 20, 0)
-    )
+def test_videos_are_drawn_whole_and_clips_of_a_few_by_themselves():
+    names = np.array(["b", "a", "b", *"cdefghijk", "b"])
+    weights = draw(names, 200, 0)
+    for clip in (2, -1):
+        np.testing.assert_array_equal(weights[:, 0], weights[:, clip])
+    np.testing.assert_array_equal(weights[:, [0, 1, *range(3, 12)]].sum(1), 11)
+    assert (weights.mean(0) > 0.7).all()
+    for few in (np.zeros(12, int), np.minimum(np.arange(12), 8)):
+        np.testing.assert_array_equal(draw(few, 20, 0), draw(np.arange(12), 20, 0))
 
 
 def test_a_resampling_that_lost_a_class_does_not_count():

@@ -197,7 +197,7 @@ def test_clips_without_labels_have_a_page_that_calls_none_of_them_sounding(tmp_p
     parsed = Parsed(text)
     said = "".join(parsed.text)
     assert "Not measured: no clip is labelled." in said
-    assert "Not drawn: there are no labels, and no losses of a run." in said
+    assert "Not drawn: no clip is labelled, and there are no losses of a run." in said
     assert "Not measured: no verb has five labelled clips." in said
     assert re.search(r"0\.200 \(0\.200\).*7\.5 \(7\.5\)", said, re.DOTALL)
     assert not re.search("does not sound|% sound|, sounds|Found|Missed|Rightly left", said)

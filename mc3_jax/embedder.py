@@ -172,7 +172,7 @@ class Embedder:
         out = self._in_batches(self._video, frames if frames.ndim == 5 else frames[None])
         return out[0] if frames.ndim == 4 else out
 
-    def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "b d"]:
+    def embed_text(self, texts: Iterable[str]) -> Float[np.ndarray, "b d"]:
         """Returns L2-normalised embeddings of sentences, cut at the model's number of tokens.
 
         Raises:

@@ -373,6 +373,8 @@ def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is
     assert f"{num} of them were trained on; no phase looks at text, whose pairs say nothing" in page
     # The run's weights evaluated elsewhere are the run's; clips without a label are not measured, and so not counted.
     config.checkpoint, config.eval.split, config.data.split = str(place), "train+test", "train"
+    digest = loader.open_split(config.data.dir, "train+test", 0).digest
+    (place / "data.json").write_text(json.dumps({"data.dir": digest}))
     evaluate.evaluate(config, str(tmp_path / "elsewhere"))
     results = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
     assert (results["untrained"], results["num_seen"]) == (["text"], num)

@@ -56,6 +56,7 @@ def test_the_report_of_a_small_step():
     assert "MFU" not in text  # no peaks of a CPU are known
 
 
+@pytest.mark.slow  # the paper's sizes
 def test_model_flops_of_the_papers_video_tower_are_those_counted_by_hand():
     config = config_lib.Config()
     width, depth, mlp, frames, places = 768, 12, 3072, 4, 196

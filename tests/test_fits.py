@@ -140,6 +140,7 @@ def test_dots_computes_again_what_is_not_dense_and_full_what_is(scan_layers):
     assert dots - none < 0.3 * (full - none)
 
 
+@pytest.mark.slow  # initialises all towers twice
 def test_parameters_have_the_same_names_shapes_and_values_scanned_or_not():
     loop, lines = (small_config(scan_layers=scanned).model for scanned in (True, False))
     one, other = (checkpoint.flatten(model_lib.init_params(model_lib.make_model(c), c, 0)) for c in (loop, lines))

@@ -125,6 +125,7 @@ def test_a_run_goes_on_on_another_mesh_with_the_same_clips_in_the_same_rows(fini
         np.testing.assert_allclose(row["loss"], expected["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow  # compiles the objective several times
 def test_the_validation_loss_is_that_of_the_objective_on_fixed_clips_whatever_the_chunks(finished):
     config, _, state = finished
     config = copy.deepcopy(config)
@@ -355,6 +356,7 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
         run_lib.set_up(config, str(tmp_path / "run"))
 
 
+@pytest.mark.slow  # evaluates twice
 def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is_evaluated(finished, tmp_path, capsys):
     config, place = copy.deepcopy(finished[0]), tmp_path / "run"
     shutil.copytree(finished[1], place, ignore=shutil.ignore_patterns("tokenizer", "data.json"))

@@ -38,6 +38,7 @@ def first_params(config, workdir):
         return {n: np.asarray(v) for n, v in checkpoint.flatten(train._first_state(run)[1].params).items()}
 
 
+@pytest.mark.slow  # starts runs
 def test_a_run_starts_from_the_files_its_config_names_and_at_random_elsewhere(finished, exported, tmp_path, capsys):
     config, workdir, state = finished
     trained = {name: np.asarray(value) for name, value in checkpoint.flatten(state.params).items()}

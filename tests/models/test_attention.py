@@ -145,7 +145,7 @@ ENCODERS = {
     ("name", "scan_layers", "remat", "on_a_mesh"),
     [
         ("audio", False, "none", False),
-        ("video", True, "full", True),
+        pytest.param("video", True, "full", True, marks=pytest.mark.slow),
         ("video of many frames", False, "none", False),
         pytest.param("video", False, "dots", True, marks=pytest.mark.large),
     ],

@@ -89,6 +89,7 @@ def test_the_data_a_step_is_compiled_for_are_those_that_are_trained_on(data):
     assert compile_lib._data_shapes(config) == wanted
 
 
+@pytest.mark.slow  # compiles two steps
 def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():
     config = small_config()
     all_learn = compile_lib.model_flops(config, config.phases[1])
@@ -96,6 +97,7 @@ def test_a_loss_over_frozen_towers_costs_their_forward_pass_alone():
     assert all_learn / 3 < compile_lib.model_flops(config, config.phases[1]) < all_learn
 
 
+@pytest.mark.slow  # compiles two steps
 def test_towers_that_a_phase_does_not_look_at_cost_nothing():
     config = small_config()
     whole = compile_lib.model_flops(config, config.phases[0])

@@ -12,6 +12,7 @@ from mc3_jax.data import loader, transforms
 from mc3_jax.evals import metrics
 
 
+@pytest.mark.slow  # renders and converts
 def test_rendered_clips_are_those_of_the_conversion(data):
     world = rendered_world.render(8, seed=0, short_side_px=112, num_workers=2, video_s=30.0)
     for split in ("train", "validation", "test"):

@@ -170,6 +170,7 @@ def test_sounding_labels_may_say_positive_in_place_of_votes_but_not_beside_them(
             sounding_labels.read(path)
 
 
+@pytest.mark.slow  # 11,449 rows
 @pytest.mark.skipif(not REAL.is_file(), reason=f"no file {REAL}")
 def test_the_11449_real_rows_of_ego4dsounds_all_become_labelled_narrations_of_481_videos():
     rows = ego4dsounds.read(REAL, NONE, NONE)

@@ -68,14 +68,19 @@ def num_seen(
       rows: Those of them that are measured.
       trained: What the run was trained on: its split and folds count.
       facts: `workdir.trained_on` of the run.
+
+    Raises:
+      ValueError: The training clips of a run that is evaluated in its workdir can't be opened.
     """
     filled = {name for name, split in source.info.splits.items() if split.num_clips}
     if not filled & set(trained.split.split("+")) & set(config.eval.split.split("+")):
         return 0
     try:
         train = loader.open_split(config.data.dir, trained.split, 0, trained.folds)
-    except ValueError:  # other data, which lack the run's splits or folds
-        return 0
+    except ValueError:
+        if not config.checkpoint:
+            raise
+        return 0  # other data than the run's, which lack its splits or folds
     if facts.get("data.dir", train.digest) != train.digest:
         return 0
     return int(loader.are_shared(source, train)[rows].sum())

@@ -455,7 +455,10 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     source = loader.open_split(config.data.dir, "train", 4)
     assert results["num_seen"] == pool == len(source)
     rows, trained = np.arange(pool), dataclasses.replace(config.data, folds=(1, 2))
-    assert evaluate_sounds.num_seen(config, source, rows, trained, {}) == 0  # folds that these data do not have
+    elsewhere = dataclasses.replace(config, checkpoint="run")
+    assert evaluate_sounds.num_seen(elsewhere, source, rows, trained, {}) == 0  # folds that these data do not have
+    with pytest.raises(ValueError, match="has no clip of the fold"):
+        evaluate_sounds.num_seen(config, source, rows, trained, {})
     assert evaluate_sounds.num_seen(config, source, rows, config.data, {"data.dir": ""}) == 0
     uids = [source[i].video_uid for i in range(pool)]
     assert len(set(uids)) == len(set(zip(uids, videos[-1].tolist(), strict=True))) == videos[-1].max() + 1 > 1

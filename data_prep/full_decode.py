@@ -23,6 +23,10 @@ class _HoleError(Exception):
     """Pictures are lost."""
 
 
+class _DoubtError(Exception):
+    """What can't be decoded right behind the first keyframe refers to what is before it, or is damaged."""
+
+
 def shown(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
     """Yields what `frames.shown` does.
 
@@ -78,7 +82,8 @@ def _run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[fl
 def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame | Exception]:
     """Yields what `_decode_all` does, from a frame on that begins at or before a stream time or is the stream's first."""
     # mp4 seeks by decoding times, which are before those of showing where there are B-frames: the keyframe found may be
-    # shown too late.
+    # shown too late. Or it is in doubt whether what follows it is damaged, and one before it will tell.
+    doubtful_s = None
     for back_s in streams.BACK_S if streams.can_seek(container) else streams.BACK_S[-1:]:
         try:
             streams.seek(container, stream, time_s - back_s)
@@ -88,7 +93,14 @@ def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame | E
         whole = math.isinf(back_s)
         items = _decode_all(container, stream, lenient=not whole)
         first = next(items, None)
-        if whole or (isinstance(first, av.VideoFrame) and first.time <= time_s + streams.EPSILON_S):
+        is_doubtful = isinstance(first, _DoubtError)
+        if is_doubtful:
+            first = next(items, None)
+        is_before = isinstance(first, av.VideoFrame) and first.time <= time_s + streams.EPSILON_S
+        if is_before and is_doubtful and (doubtful_s is None or first.time == doubtful_s):
+            doubtful_s = first.time
+            continue
+        if whole or is_before:
             yield from itertools.chain([first] if first is not None else [], items)
             return
 
@@ -97,9 +109,10 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
     """Yields frames, and for damage its exception, behind which they begin anew with a keyframe.
 
     If lenient, and behind each damage, pictures between a keyframe and the first sound one need not be whole: they may refer
-    to what is before it.
+    to what is before it. If lenient, a _DoubtError tells once that some were not, before the first frame.
     """
     context, waiting, sound, latest = stream.codec_context, False, False, -math.inf
+    may_doubt = lenient
     for packet in _packets(container, stream):
         error, given = None, []
         if isinstance(packet, Exception):
@@ -112,6 +125,9 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
                 given = packet.decode()
             except streams.DAMAGE as damage:
                 if lenient and not sound and not packet.is_keyframe:
+                    if may_doubt:
+                        yield _DoubtError()
+                    may_doubt = False
                     continue
                 error = damage
         if error is not None:
@@ -124,16 +140,18 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
                 error = ValueError("time stamps contradict the order of pictures")
             elif frame.is_corrupt and sound:
                 error = streams.CorruptError(frame.pts)
+            elif frame.is_corrupt:
+                continue
             else:
                 frame.time_base = stream.time_base  # PyAV does not know it of what a drained decoder gives
-                sound, latest = sound or not frame.is_corrupt, frame.pts
+                sound, may_doubt, latest = True, False, frame.pts
                 yield frame
                 continue
             break
         if error is not None:
             yield error
             context.flush_buffers()
-            lenient, waiting, sound, latest = True, True, False, -math.inf
+            lenient, may_doubt, waiting, sound, latest = True, False, True, False, -math.inf
 
 
 def _packets(container, stream) -> Iterator[av.Packet | Exception]:

@@ -145,13 +145,16 @@ def test_where_pictures_are_lost_none_is_shown_for_long(tmp_path, monkeypatch, t
             assert b.frames == a.frames, time_s
 
 
-def test_damage_right_behind_a_keyframe_is_told_though_there_an_open_gop_may_have_some(tmp_path):
+@pytest.mark.parametrize("told", [True, False])
+def test_damage_right_behind_a_keyframe_is_told_though_there_an_open_gop_may_have_some(tmp_path, monkeypatch, told):
     path = tmp_path / "a.mp4"
     write(path, seconds=12.0, fps=25, video_options={"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"})
     content = bytearray(path.read_bytes())
     _, at, size = _offsets(path, "video")[201]  # the first that refers to the keyframe at 8 s
     content[at + 5 : at + size] = b"\xff" * (size - 5)
     (tmp_path / "damaged.mp4").write_bytes(content)
+    if not told:
+        monkeypatch.setattr(packets.Packets, "read_past", _refuse)
     before, behind = cut(tmp_path / "damaged.mp4", [0.5, 9.0])
     assert isinstance(before, media.Cut)
     assert isinstance(behind, str)

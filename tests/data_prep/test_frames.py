@@ -191,7 +191,7 @@ def test_in_hevc_of_several_temporal_layers_nothing_is_left_out(tmp_path, layers
         assert np.array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "no_index.ts", "vp9.webm", "mpeg2.mpg"])
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "open_gop.mp4", "no_index.ts", "vp9.webm", "mpeg2.mpg"])
 def test_files_whose_packets_do_not_tell_their_pictures_are_cut_the_same(folder, name, monkeypatch):
     path, times = video(folder, name), (0.5, 2.02, 4.3, 10.9)
     told = cut(path, times)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from configs.tables import shared
 from data_prep import terminal
-from mc3_jax import cli
+from mc3_jax import cli, whole_file
 from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -124,9 +124,8 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
             raise
         finally:
             took["seconds"] = round(took["seconds"] + time.monotonic() - begin, 1)
-            aside = noted.with_suffix(".tmp")
-            aside.write_text(json.dumps(took, indent=1) + "\n")
-            aside.replace(noted)
+            with whole_file.writing(noted) as aside:
+                aside.write_text(json.dumps(took, indent=1) + "\n")
     return json.loads((workdir / "results.json").read_text()) | took
 
 

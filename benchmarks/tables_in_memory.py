@@ -31,6 +31,7 @@ from mc3_jax import (
     phases as phases_lib,
     train_step as step_lib,
     validation,
+    whole_file,
 )
 from mc3_jax.config import AudioConfig, Config, ModelConfig, TextConfig, VideoConfig
 from mc3_jax.data import loader, tokenizer as tokenizer_lib, transforms
@@ -224,9 +225,8 @@ def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size:
             "seconds": time.monotonic() - begin, "asked": asked,
         }  # fmt: skip
         paths[row].parent.mkdir(parents=True, exist_ok=True)
-        aside = paths[row].with_suffix(".tmp")
-        aside.write_text(json.dumps(facts | results) + "\n")
-        aside.replace(paths[row])
+        with whole_file.writing(paths[row]) as aside:
+            aside.write_text(json.dumps(facts | results) + "\n")
         found = "  ".join(f"{pair.upper()} {results['discovery'][pair]['roc_auc']:.4f}" for pair in row.pairs)
         print(f"{row.title}, seed {args.seed}: {found}  ({trained_s:.0f} s of training)", flush=True)
     return list(paths.values())

@@ -23,7 +23,7 @@ import safetensors.numpy
 import transformers
 
 import mc3_jax
-from mc3_jax import checkpoint, config as config_lib, validation, vocabulary, weights
+from mc3_jax import checkpoint, config as config_lib, validation, vocabulary, weights, whole_file
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files, layouts
 
@@ -304,9 +304,8 @@ def export_weights(args: argparse.Namespace) -> None:
     out = pathlib.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.to in ("pth", "safetensors"):
-        aside = out.with_name(f".{out.name}.tmp")
-        (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
-        os.replace(aside, out)
+        with whole_file.writing(out) as aside:
+            (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
     elif args.to == "folder":
         write_own_folder(flat, config, out, tokenizer, [origin], vocabulary.learned(args.source))
     else:

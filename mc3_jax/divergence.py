@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mc3_jax import whole_file
+
 
 class DivergedError(Exception):
     """A step's loss, gradient or update is not finite, and training has stopped before it counted."""
@@ -71,10 +73,5 @@ def summarize(found: dict) -> str:
 
 def write(path: pathlib.Path, found: dict) -> None:
     """Writes it as JSON, whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    try:
+    with whole_file.writing(path) as aside:
         aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-        aside.rename(path)
-    except OSError as error:  # Python leaves out which file
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -28,6 +28,7 @@ from mc3_jax import (
     phases as phases_lib,
     vocabulary,
     weights,
+    whole_file,
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
@@ -284,7 +285,8 @@ def _write(
     named = np.array([[getattr(clip, name) for name in embeddings_lib.NAMES] for clip in clips])
     names = dict(zip(embeddings_lib.NAMES, named.T, strict=True))
     embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known | names)
-    path.write_text(json.dumps(content, indent=1) + "\n")  # last of the two: where it is, both are
+    with whole_file.writing(path) as aside:  # last of the two: where it is, both are
+        aside.write_text(json.dumps(content, indent=1) + "\n")
     where = config.checkpoint or f"after step {results[last]['step']} ({last})"
     labels = known["label"]
     described = f"{len(labels)} " + ("clips without labels" if labels.max() < 0 else "labelled clips")

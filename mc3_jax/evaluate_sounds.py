@@ -21,6 +21,7 @@ from mc3_jax import (
     model as model_lib,
     phases as phases_lib,
     weights,
+    whole_file,
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, tokenizer as tokenizer_lib
@@ -180,9 +181,10 @@ def _write(
             "measure of what it hears"
         )
     clip_ids = np.array([source[i].clip_id for i in range(len(source))])
-    with (path / "scores.npz").open("wb") as f:
+    with whole_file.writing(path / "scores.npz") as aside, aside.open("wb") as f:
         np.savez(f, probabilities=probabilities.astype(np.float32), class_id=classes, clip_id=clip_ids)
-    (path / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    with whole_file.writing(path / "results.json") as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n")
     known = classes >= 0
     page = sound_report.write(
         path / "report", content, probabilities[known].astype(np.float32), classes[known], source.info.classes,

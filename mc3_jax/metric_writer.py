@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from mc3_jax import progress
+from mc3_jax import progress, whole_file
 
 METRICS_FILE, CLIPS_FILE, STARTS_FILE = "metrics.jsonl", "clips.jsonl", "starts.jsonl"
 TIMES = (
@@ -76,16 +76,8 @@ def _read_rows(path: pathlib.Path) -> list[dict]:
 
 def _go_on(path: pathlib.Path, start_step: int) -> io.FileIO:
     """Returns a file of rows, open to be written on unbuffered, without the rows of steps that will be done again."""
-    aside = path.with_suffix(".tmp")  # a kill, a full disk or a loss of power must not cost the rows there are
-    try:
-        with aside.open("w") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with whole_file.writing(path) as aside:  # a kill, a full disk or a loss of power must not cost the rows there are
+        aside.write_text("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
     return path.open("ab", buffering=0)
 
 

@@ -10,7 +10,6 @@ Parameters are flat here: {"video/encoder/norm/scale": float32 array}.
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, model as model_lib, validation
+from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, model as model_lib, validation, whole_file
 from mc3_jax.models import checkpoint_files, fitting, layouts
 
 FORMAT = "mc3_jax"
@@ -316,11 +315,9 @@ def write_folder(folder: str, flat: Flat, config: config_lib.ModelConfig, facts:
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / CONFIG_FILE).unlink(missing_ok=True)
-    aside = path / f".{WEIGHTS_FILE}.tmp"
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
-    safetensors.numpy.save_file(tensors, aside, metadata={"format": FORMAT})
-    os.replace(aside, path / WEIGHTS_FILE)
+    with whole_file.writing(path / WEIGHTS_FILE) as aside:
+        safetensors.numpy.save_file(tensors, aside, metadata={"format": FORMAT})
     content = {"format": FORMAT, "model": dataclasses.asdict(config), **(facts or {})}
-    aside = path / f".{CONFIG_FILE}.tmp"
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, path / CONFIG_FILE)
+    with whole_file.writing(path / CONFIG_FILE) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n")

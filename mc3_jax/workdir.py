@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib
+from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, whole_file
 
 CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
 _WAIT_S = 120  # for the lock of another machine, which may be gone
@@ -237,12 +237,8 @@ def trained_on(workdir: str) -> dict:
 
 
 def _write(path: pathlib.Path, values: dict) -> None:
-    aside = path.with_suffix(".tmp")
-    with aside.open("w") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    with whole_file.writing(path) as aside:
+        aside.write_text(json.dumps(values, indent=1) + "\n")
 
 
 @contextlib.contextmanager

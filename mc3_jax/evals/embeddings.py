@@ -5,12 +5,13 @@ One `.npz` of plain arrays, read without pickle: `audio`, `video`, `text` float3
 `loudness` and `onset_strength`. `docs/evaluation.md` has the units. Files of earlier versions lack one or both of the names.
 """
 
-import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
 
 import numpy as np
+
+from mc3_jax import whole_file
 
 FILE = "embeddings.npz"
 TOWERS = ("audio", "video", "text")
@@ -26,11 +27,9 @@ def save(path: pathlib.Path, embeddings: Mapping[str, np.ndarray], known: Mappin
       embeddings: {"audio", "video", "text"}: [n, d].
       known: `NUMBERS` and the strings `NAMES`: [n].
     """
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as f:
+    with whole_file.writing(path) as aside, aside.open("wb") as f:
         arrays = {name: embeddings[name] for name in TOWERS} | {name: known[name] for name in NUMBERS}
         np.savez(f, **arrays, **{name: np.asarray(known[name], str) for name in NAMES})
-    os.replace(aside, path)
 
 
 def load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import os
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from mc3_jax import whole_file
 from mc3_jax.evals import media, page
 
 FILE = "moments.npz"
@@ -99,10 +99,8 @@ def save(path: pathlib.Path, moments: Moments, made_of: str) -> None:
       moments: Named as their attributes.
       made_of: Digest of the clips and the model, by which `load` knows them.
     """
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("wb") as f:
+    with whole_file.writing(path) as aside, aside.open("wb") as f:
         np.savez(f, made_of=np.array(made_of), **{f.name: getattr(moments, f.name) for f in dataclasses.fields(Moments)})
-    os.replace(aside, path)
 
 
 def load(path: pathlib.Path, made_of: str) -> Moments | None:
@@ -128,8 +126,7 @@ def clock(time_us: int) -> str:
 
 def write_csv(path: pathlib.Path, moments: Moments, found: Mapping[str, Sequence[Hit]]) -> None:
     """Writes every hit of every query as a row; seconds are those of the video, scores cosines."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", newline="", encoding="utf-8") as f:
+    with whole_file.writing(path) as aside, aside.open("w", newline="", encoding="utf-8") as f:
         out = csv.writer(f)
         out.writerow(
             ("query", "rank", "score", "audio", "video", "audio_video", "video_uid", "start_s", "stop_s", "clip_id")
@@ -142,7 +139,6 @@ def write_csv(path: pathlib.Path, moments: Moments, found: Mapping[str, Sequence
                     (query, hit.rank, *("" if c is None else f"{c:.4f}" for c in cosines), moments.video_uid[hit.row],
                      *(f"{t:.3f}" for t in times), moments.clip_id[hit.row])
                 )  # fmt: skip
-    os.replace(aside, path)
 
 
 def write_page(

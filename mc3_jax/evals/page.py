@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +17,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from mc3_jax import whole_file
 from mc3_jax.evals import media
 
 _HERE = pathlib.Path(__file__).parent
@@ -150,7 +150,6 @@ def write(
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    aside = path.with_name("index.html.tmp")
-    aside.write_text(page, encoding="utf-8", newline="\n")
-    os.replace(aside, path)
+    with whole_file.writing(path) as aside:
+        aside.write_text(page, encoding="utf-8", newline="\n")
     return path

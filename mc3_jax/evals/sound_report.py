@@ -38,6 +38,12 @@ def _classes_table(probabilities: np.ndarray, classes: np.ndarray, names: Sequen
     return page.Table("Classes that occur, at the last checkpoint", ("class", "clips", "accuracy", "AP"), rows)
 
 
+def are_of_epic_sounds(names: Sequence[str]) -> bool:
+    """Returns whether classes are EPIC-Sounds', whose numbers are the paper's."""
+    first = paper.FIRST_SOUND_CLASSES
+    return len(names) == paper.NUM_SOUND_CLASSES and tuple(names[: len(first)]) == first
+
+
 def surest(
     probabilities: Float[np.ndarray, "n c"], classes: Int[np.ndarray, " n"], count: int
 ) -> tuple[Int[np.ndarray, " r"], Int[np.ndarray, " w"]]:
@@ -91,7 +97,7 @@ def write(
     )
     if content["num_seen"]:
         facts += f". {content['num_seen']} of them were trained on: this is no measure of what the run hears"
-    beside_paper = len(names) == paper.NUM_SOUND_CLASSES
+    beside_paper = are_of_epic_sounds(names)
     groups = (("Rightly classified", right), ("Wrongly classified", wrong))
     return page.write(
         folder, "sounds.html.j2", title=f"mc3_jax: {content['config']}", facts=facts, plots=plots, clips=clips,

@@ -11,6 +11,7 @@ import soundfile
 from data_prep import epic_sounds, guard, media, verify
 from data_prep.sources import epic_sounds as source
 from mc3_jax.data import records
+from mc3_jax.evals import sound_report
 from tests.data_prep import test_media
 from tests.data_prep.test_ego4d import Converted
 
@@ -290,6 +291,7 @@ def test_all_public_validation_rows_are_read_and_their_times_agree():
     assert len({sound.recording for sound in found}) == 137
     assert {sound.problem for sound in found} == {""}
     assert (len(classes), classes[0], classes[43]) == (44, "metal-only collision", "drink / eat")
+    assert sound_report.are_of_epic_sounds(classes)
     lengths = [sound.stop_s - sound.start_s for sound in found]
     assert (min(lengths), max(lengths)) == (pytest.approx(0.2), pytest.approx(791.34, abs=0.01))
     assert sum(length > 60 for length in lengths) == 83

@@ -140,6 +140,11 @@ def test_the_papers_table_stands_beside_epic_sounds_alone(pages):
     content = {name: dict.fromkeys(METRICS, 0.5) | {"epoch": 1, "phase": "probe"} for name in ("last", "best")}
     tables = [sound_report._metrics_table(content, beside) for beside in (True, False)]
     assert [len(table.rows) for table in tables] == [2 + len(paper.CLASSIFICATION), 2]
+    others = [f"class {i}" for i in range(paper.NUM_SOUND_CLASSES)]
+    assert not sound_report.are_of_epic_sounds(others)
+    theirs = [*paper.FIRST_SOUND_CLASSES, *others[3:]]
+    assert sound_report.are_of_epic_sounds(theirs)
+    assert not sound_report.are_of_epic_sounds(theirs[:-1])
 
 
 def test_sound_survives_mp3():

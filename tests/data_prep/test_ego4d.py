@@ -1,12 +1,10 @@
 """The converter end to end on a little SoundWorld: every narration becomes a clip or a reason, and what it says is true."""
 
-import collections
 import csv
 import dataclasses
 import errno
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -18,13 +16,13 @@ import numpy as np
 import pytest
 import simplejpeg
 import soxr
-from array_record.python.array_record_module import ArrayRecordReader
 
 from data_prep import ego4d, media, narrated, narrations, pipeline
 from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
 from data_prep.sources import narration_json
 from mc3_jax.data import records
 from tests import world as commands
+from tests.data_prep.converted import Converted
 
 # Of this world's eight videos the fifth has no sound and the third's begins late; all splits and frame rates occur.
 SEED, NUM_VIDEOS = 438, 8
@@ -41,38 +39,6 @@ def root(tmp_path_factory) -> pathlib.Path:
     for video in VIDEOS:
         video_file.write_video(video, str(folder / "v2" / "video_540ss"), [])
     return folder
-
-
-class Converted:
-    """A data set and what it was made of.
-
-    Attributes:
-      root, folder: Source and data set.
-      info: What clips.json says.
-      splits: Clips by split.
-      rejected: Rows of rejected.jsonl.
-    """
-
-    def __init__(self, root: pathlib.Path, folder: pathlib.Path):
-        self.root, self.folder = root, folder
-        self.info = records.ClipsInfo.load(folder)
-        self.splits = {name: self._read(split) for name, split in self.info.splits.items()}
-        self.rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
-
-    def _read(self, split: records.SplitInfo) -> list[records.Clip]:
-        clips = []
-        for shard in split.shards:
-            reader = ArrayRecordReader(str(self.folder / shard.file))
-            clips += [records.decode(record) for record in reader.read_all()]
-            reader.close()
-        return clips
-
-    @property
-    def clips(self) -> dict[str, records.Clip]:
-        return {clip.clip_id: clip for clips in self.splits.values() for clip in clips}
-
-    def reasons(self, uid: str | None = None) -> collections.Counter:
-        return collections.Counter(row["reason"] for row in self.rejected if uid in (None, row["video_uid"]))
 
 
 def convert(root: pathlib.Path, folder: pathlib.Path, *args) -> Converted:
@@ -624,147 +590,3 @@ def test_uids_with_a_suffix_in_the_splits_end_the_run(root, tmp_path, capsys, op
     with pytest.raises(SystemExit):
         ego4d.main(["--root", str(root), "--out", str(tmp_path / "out"), "--splits", str(splits), *options])
     assert_one_line(capsys.readouterr().err, "my_splits.csv names none of the narrations' videos")
-
-
-def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") -> narrations.Narration:
-    return narrations.Narration(uid, annotation, "narration_pass_1", time_s, text, label)
-
-
-def choose(found, labelled=(), split="train", **options):
-    """Returns what `narrated.choose` chooses in one split, and the texts left out by reason; every row is one of them."""
-    chosen, rejects = narrated.choose(list(found), list(labelled), dict.fromkeys("vuw", split), **options)
-    texts = {n.clip_id: n.words for n in (*labelled, *found)}
-    assert sum(map(len, chosen.values())) == len(chosen[split])
-    assert len(chosen[split]) + len(rejects) == len(found) + len(labelled)
-    assert len({n.clip_id for n in chosen[split]}) == len(chosen[split])
-    return [(n.text, n.label) for n in chosen[split]], sorted((r.reason, texts[r.clip_id]) for r in rejects)
-
-
-def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_is_told():
-    found = [narration(), narration("#C C cuts", time_s=2.0), narration("#O man X stirs"), narration("#C C stirs ")]
-    for labels in ([1], [0], [-1]):
-        labelled = [narration(label=label) for label in labels]
-        # That it is told twice is said before whose action it is and that others have no label.
-        assert choose(found, labelled, "test") == (
-            [("#C C stirs", labels[0])],
-            [("no label, though in the test split", "#C C cuts"), ("somebody else's action", "#O man X stirs"),
-             (DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs")],
-        )  # fmt: skip
-        assert choose(found, labelled) == (
-            [("#C C stirs", labels[0]), ("#C C cuts", -1)],
-            [("somebody else's action", "#O man X stirs"), (DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs")],
-        )
-    labelled = [narration("#O man X stirs", label=0)]
-    assert choose(found[:1], labelled + found[1:2], "test")[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
-    # Whoever says so: what is trained on is the camera wearer's.
-    other = ("somebody else's action", "#O man X stirs")
-    assert choose(found[:3], labelled) == ([("#C C stirs", -1), ("#C C cuts", -1)], [other, other])
-    assert choose([], labelled + found[1:2], own_table=True)[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
-
-
-def test_of_two_lines_of_one_annotation_and_moment_each_is_told():
-    waves, chops, empty = narration("#O B waves"), narration("#C C chops the onion"), narration("")
-    assert len({n.clip_id for n in (waves, chops, empty)}) == 3
-    told = ("somebody else's action", "#O B waves")
-    assert choose([waves, chops]) == ([("#C C chops the onion", -1)], [told])
-    label = narration("#O B waves", label=1)
-    assert choose([waves, chops], [label], "test") == (
-        [("#O B waves", 1)], [("no label, though in the test split", "#C C chops the onion"), (DOUBLE, "#O B waves")]
-    )  # fmt: skip
-    assert choose([waves, chops], [label]) == ([("#C C chops the onion", -1)], [told, told])
-    # What is left out itself takes nothing else with it.
-    assert choose([empty, chops, empty]) == (
-        [("#C C chops the onion", -1)], [("narration has no text", ""), ("narration has no text", "")]
-    )  # fmt: skip
-    assert choose([waves, waves]) == ([], [told, told])
-    assert choose([waves, chops, chops], clean_text=True) == (
-        [("#C C chops the onion", -1)], [("same narration twice", "#C C chops the onion"), told]
-    )  # fmt: skip
-
-
-def test_of_a_label_given_twice_one_counts_and_of_labels_that_contradict_each_other_none():
-    one, zero, none = (narration(label=label) for label in (1, 0, -1))
-    twice, contradict = ("same narration twice", "#C C stirs"), ("labels contradict each other", "#C C stirs")
-    assert choose([], [one, one], "test") == ([("#C C stirs", 1)], [twice])
-    assert choose([], [none, zero], "test") == ([("#C C stirs", 0)], [twice])
-    assert choose([], [none, none], "test") == ([("#C C stirs", -1)], [twice])
-    assert choose([], [one, none, zero, one], "test") == ([], [contradict] * 4)
-    assert choose([narration()], [one, zero], "test") == (
-        [], [contradict, contradict, ("no label, though in the test split", "#C C stirs")]
-    )  # fmt: skip
-    assert choose([narration()], [one, zero]) == ([("#C C stirs", -1)], [contradict, contradict])
-
-
-def test_videos_with_labels_are_held_out_by_hash_and_all_others_are_trained_on():
-    uids = [f"v{i}" for i in range(1100)]
-    labelled = [narration(uid=uid, label=1) for uid in uids]
-    found = [narration(uid=uid, time_s=2.0) for uid in [*uids, *(f"w{i}" for i in range(100))]]
-    chosen, rejects = narrated.choose(found, labelled, {"v0": "train", "w0": "test"})
-    assert 70 < len(chosen["validation"]) < 130  # one in eleven of 1,100
-    assert {n.video_uid for n in chosen["validation"] + chosen["test"]} == set(uids[1:])
-    assert {n.video_uid for n in chosen["train"]} == {"v0", *(f"w{i}" for i in range(1, 100))}  # what --splits says goes
-    assert all(n.label == 1 for n in chosen["validation"] + chosen["test"])
-    # In a table of one's own, videos that have a label somewhere are those of the label list.
-    table = [labelled[1], found[1], found[-1]]
-    chosen, rejects = narrated.choose([], table, {}, own_table=True)
-    assert (chosen["train"], rejects) == ([found[-1]], [])
-    assert chosen[narrations.held_out_by_hash("v1")] == [labelled[1], found[1]]
-
-
-def test_a_sample_is_the_same_in_any_order_and_a_larger_one_holds_it():
-    lines = [narration(uid=f"v{i % 7}", time_s=float(i)) for i in range(1000)]
-    taken, others = narrations.sample(lines, 100, 0)
-    assert (len(taken), len(others)) == (100, 900)
-    assert sorted([*taken, *others], key=lambda n: n.time_s) == lines
-    again, _ = narrations.sample(lines[::-1], 100, 0)
-    assert again == taken[::-1]
-    assert set(taken) < set(narrations.sample(lines, 300, 0)[0])
-    assert len(set(taken) & set(narrations.sample(lines, 100, 1)[0])) < 30  # 10 are expected
-    without = [n for n in lines if n is not taken[50]]  # a row less changes one of the sample
-    assert len(set(taken) & set(narrations.sample(without, 100, 0)[0])) == 99
-    assert [narrations.sample(lines, num, 0) for num in (0, 1000, 2000)] == [(lines, [])] * 3
-
-
-def test_ids_that_fall_together_cost_the_later_row_and_end_nothing():
-    lines = [narration(uid="v", annotation="u_w"), narration(uid="v_u", annotation="w")]
-    assert lines[0].clip_id == lines[1].clip_id
-    chosen, rejects = narrated.choose(lines, [], {"v": "train", "v_u": "test"})
-    assert chosen == {"train": lines[:1], "validation": [], "test": []}
-    assert [(r.reason, r.video_uid) for r in rejects] == [("another narration has this id", "v_u")]
-
-
-@pytest.mark.parametrize("field", ["video_uid", "annotation_uid", "source", "text"])
-def test_half_a_character_anywhere_costs_its_own_row(field):
-    bad = dataclasses.replace(narration(), **{field: "#C C \ud800"})
-    chosen, rejects = narrated.choose([bad, narration()], [bad], {"v": "train"})
-    assert chosen["train"] == [narration()]
-    reason = "video name is none that a file can have" if field == "video_uid" else "narration is no valid Unicode"
-    assert [r.reason for r in rejects] == [reason] * 2
-
-
-def test_narrations_without_a_time_are_each_counted():
-    lines = [narration(time_s=float("nan"), annotation=a) for a in "ab"]
-    _, rejects = narrated.choose(lines, [], {})
-    assert [r.reason for r in rejects] == ["narration has no time"] * 2
-    assert len({r.clip_id for r in rejects}) == 2
-
-
-def test_shards_are_shared_out_by_the_splits_sizes_and_none_is_without_a_video(tmp_path):
-    empty = narrations.Taxonomy([], {})
-    chosen = {
-        "train": [narration(uid=f"t{i}", time_s=t) for i in range(30) for t in (1.0, 2.0, 3.0)],
-        "validation": [narration(uid="v0")],
-        "test": [],
-    }
-    (tmp_path / "v0.mp4").write_bytes(b"12345")
-    for num_shards in (1, 8, 1000):
-        tasks = narrated.plan_tasks(chosen, empty, empty, num_shards, tmp_path)
-        counts = collections.Counter(t.split for t in tasks)
-        assert counts == {"train": min(max(math.floor(num_shards * 90 / 91 + 0.5), 1), 30), "validation": 1}
-        assert all(task.items for task in tasks)
-        assert all(task.num_shards == counts[task.split] for task in tasks)
-        written = [line["clip_id"] for task in tasks for item in task.items for line in item["narrations"]]
-        assert sorted(written) == sorted(n.clip_id for lines in chosen.values() for n in lines)
-        version = str((tmp_path / "v0.mp4").stat().st_mtime_ns)
-        assert all(i["video_version"] == version for t in tasks for i in t.items if i["video_bytes"])
-        assert {i["video_uid"]: i["video_bytes"] for t in tasks for i in t.items if t.split != "train"} == {"v0": 5}

@@ -13,7 +13,7 @@ from data_prep.sources import epic_sounds as source
 from mc3_jax.data import records
 from mc3_jax.evals import sound_report
 from tests.data_prep import test_media
-from tests.data_prep.test_ego4d import Converted
+from tests.data_prep.converted import Converted
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "epic_sounds"
 HEADER = (

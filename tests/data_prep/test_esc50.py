@@ -18,7 +18,7 @@ from data_prep import esc50, inspect, verify
 from data_prep.sources import esc50 as source
 from mc3_jax.data import loader, records
 from tests.data_prep import test_media
-from tests.data_prep.test_ego4d import Converted
+from tests.data_prep.converted import Converted
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "esc10"
 HEADER = "filename,fold,target,category,esc10,src_file,take"

@@ -29,7 +29,7 @@ from data_prep.sources import (
 from mc3_jax.data import records
 from tests import world
 from tests.data_prep import test_media
-from tests.data_prep.test_ego4d import Converted
+from tests.data_prep.converted import Converted
 
 REAL = test_media.REAL
 TIMES_S = (0.6, 1.7, 2.8)  # of each video's narrations

@@ -18,7 +18,7 @@ from mc3_jax import evaluate
 from mc3_jax.config import EvalConfig
 from mc3_jax.data import loader, records
 from tests.data_prep import test_media
-from tests.data_prep.test_ego4d import Converted
+from tests.data_prep.converted import Converted
 
 HEADER = ["video", "time_s", "text", "label"]
 

@@ -12,7 +12,7 @@ from data_prep import ego4d, narrated, narrations
 from data_prep.sources import ego4dsounds, egoclip, narration_json, sounding_labels
 from mc3_jax.data import records
 from tests.data_prep import test_media
-from tests.data_prep.test_ego4d import Converted
+from tests.data_prep.converted import Converted
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "ego4dsounds" / "test_clips_11k.csv"
 VERBS = narrations.Taxonomy(["take", "cut", "stir"], {("take",): 0, ("pick",): 0, ("cut",): 1, ("stir",): 2})

@@ -1,7 +1,6 @@
 """The converter end to end on a little SoundWorld: every narration becomes a clip or a reason, and what it says is true."""
 
 import csv
-import dataclasses
 import errno
 import hashlib
 import json
@@ -17,7 +16,7 @@ import pytest
 import simplejpeg
 import soxr
 
-from data_prep import ego4d, media, narrated, narrations, pipeline
+from data_prep import ego4d, media, narrations, pipeline
 from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
 from data_prep.sources import narration_json
 from mc3_jax.data import records
@@ -567,21 +566,6 @@ def test_converting_leaves_numpys_error_handling_as_it_was(root, tmp_path):
     with pytest.raises(SystemExit):
         ego4d.main(["--root", str(root), "--out", str(tmp_path), "--num_intervals", "0"])
     assert np.geterr() == before
-
-
-def test_splits_that_name_none_of_the_videos_are_refused_and_those_that_name_some_say_so(tmp_path, capsys):
-    rows = [narration(uid="b"), narration(uid="a"), narration(uid="c"), narrations.Narration("../x", "", "", 1.0, "x", -1)]
-    rows[-1] = dataclasses.replace(rows[-1], problem="video name leads out of the folder")
-    path = tmp_path / "splits.csv"
-    with pytest.raises(ValueError, match="splits.csv names none of .* 'a.mp4' stands there first, 'a' in the narr"):
-        narrated.check_splits(path, {"a.mp4": "test"}, {"a.mp4": "test"}, rows)
-    with pytest.raises(ValueError, match="names none of the narrations' videos: it is empty"):
-        narrated.check_splits(path, {}, {}, rows)
-    narrated.check_splits(path, {"a": "test"}, {"a": "test"}, rows)
-    assert capsys.readouterr().out == f"2 of 3 videos are not in {path}: they are split as without it\n"
-    narrated.check_splits(path, {"x": "test"}, dict.fromkeys("abc", "test"), rows)  # by --labels_split
-    narrated.check_splits(path, {}, {}, rows[-1:])
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("options", [[], ["--labels_split", "test"]])

@@ -96,6 +96,21 @@ def test_videos_with_labels_are_held_out_by_hash_and_all_others_are_trained_on()
     assert chosen[narrations.held_out_by_hash("v1")] == [labelled[1], found[1]]
 
 
+def test_splits_that_name_none_of_the_videos_are_refused_and_those_that_name_some_say_so(tmp_path, capsys):
+    rows = [narration(uid="b"), narration(uid="a"), narration(uid="c"), narrations.Narration("../x", "", "", 1.0, "x", -1)]
+    rows[-1] = dataclasses.replace(rows[-1], problem="video name leads out of the folder")
+    path = tmp_path / "splits.csv"
+    with pytest.raises(ValueError, match="splits.csv names none of .* 'a.mp4' stands there first, 'a' in the narr"):
+        narrated.check_splits(path, {"a.mp4": "test"}, {"a.mp4": "test"}, rows)
+    with pytest.raises(ValueError, match="names none of the narrations' videos: it is empty"):
+        narrated.check_splits(path, {}, {}, rows)
+    narrated.check_splits(path, {"a": "test"}, {"a": "test"}, rows)
+    assert capsys.readouterr().out == f"2 of 3 videos are not in {path}: they are split as without it\n"
+    narrated.check_splits(path, {"x": "test"}, dict.fromkeys("abc", "test"), rows)  # by --labels_split
+    narrated.check_splits(path, {}, {}, rows[-1:])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_sample_is_the_same_in_any_order_and_a_larger_one_holds_it():
     lines = [narration(uid=f"v{i % 7}", time_s=float(i)) for i in range(1000)]
     taken, others = narrations.sample(lines, 100, 0)

@@ -12,17 +12,19 @@ is not timed. PyTorch starts from prepared inputs, and with `--backward_only` ne
 Prints milliseconds, clips per second, MFU by the model's own FLOPs (`mc3_jax.compile.model_flops`, forward and twice that
 backward) against the matrix product measured beside them and, in bfloat16, against the data sheet, memory and seconds until
 the first step. Those FLOPs are ours: of the last block the class tokens alone, which PyTorch's towers compute in full. In
-float32 on a GPU both sides use TensorFloat-32. A system that fails, for want of memory say, is told as such and the others
-go on.
+float32 on a GPU both sides use TensorFloat-32. A system that fails, for want of memory say, or whose first step takes longer
+than `--first_step_s`, is told as such and the others go on.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -222,7 +224,8 @@ def serve_matmul(args: argparse.Namespace) -> None:
     """Is asked for matrix products, whose rate is what the machine gives at most."""
     import jax
 
-    size = 8192 if jax.devices()[0].platform != "cpu" else 2048
+    platform = jax.devices()[0].platform
+    size = _product_size(platform)
     x = (jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5).astype(args.dtype)  # products stay as large as x
 
     @jax.jit
@@ -232,7 +235,12 @@ def serve_matmul(args: argparse.Namespace) -> None:
             y = x @ y
         return y
 
-    _serve(lambda: jax.block_until_ready(products(x)), lambda: NUM_PRODUCTS * 2 * size**3, jax.devices()[0].platform)
+    _serve(lambda: jax.block_until_ready(products(x)), lambda: 0, platform)
+
+
+def _product_size(platform: str) -> int:
+    """Returns rows and columns of the matrices whose products are timed."""
+    return 2048 if platform == "cpu" else 8192
 
 
 class Child:
@@ -258,10 +266,23 @@ class Child:
         self.answers, self.failed, self.note, self.platform, self.started_s = [], "", "", "", float("nan")
         self._began = time.time()
 
-    def wait(self) -> None:
-        """Waits for its first step."""
+    def wait(self, limit_s: float = 0.0) -> None:
+        """Waits for its first step; ends it where that takes longer than `limit_s` since its start, 0 being no limit."""
+        is_late = threading.Event()
+
+        def end():
+            is_late.set()
+            self.process.kill()
+
+        # A second at least, in which to read that the first step was done while others were waited for.
+        timer = threading.Timer(max(self._began + limit_s - time.time(), 1.0), end)
+        if limit_s:
+            timer.start()
         answer = self._read()
-        if answer:
+        timer.cancel()
+        if is_late.is_set():
+            self.failed = f"no step within {limit_s:g} s"
+        elif answer:
             self.platform, self.note = answer["platform"], answer["note"]
             self.started_s = answer["ready"] - self._began
 
@@ -276,8 +297,9 @@ class Child:
         """Times steps."""
         if self.failed:
             return
-        self.process.stdin.write(f"{num_steps}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended since its last turn, which reading tells
+            self.process.stdin.write(f"{num_steps}\n")
+            self.process.stdin.flush()
         answer = self._read()
         self.answers += [answer] if answer else []
 
@@ -310,6 +332,7 @@ def main() -> None:
     parser.add_argument("--systems", default="ours,ours_gradient,eager,compiled", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="a round")
+    parser.add_argument("--first_step_s", type=float, default=0, help="a system may take until its first step; 0: no limit")
     parser.add_argument("--backward_only", action="store_true", help="PyTorch without its optimizer")
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--alone", action="store_true", help="one after the other, where memory does not hold them together")
@@ -336,7 +359,7 @@ def measure(args: argparse.Namespace) -> dict[str, Child]:
     children = {name: Child(name, args) for name in names} if args.together else {}
     for name in names:
         child = children[name] = children.get(name) or Child(name, args)
-        child.wait()
+        child.wait(args.first_step_s)
         told = child.failed or f"on {child.platform}, first step after {child.started_s:.0f} s"
         if args.alone:
             for _ in range(args.rounds):
@@ -366,11 +389,11 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
 
     config = make_config(args)
     flops = args.batch * compile_lib.model_flops(config, config.phases[1])
+    has_failed = any(child.failed for child in children.values())
     matmul = children.pop("matmul")
-    peak = matmul.answers[0]["bytes"] / matmul.seconds
-    kind = jax.devices()[0].device_kind
-    sheets = {name.upper(): chip.flops_per_s for name, chip in topology.CHIPS.items()} | {"A40": 149.7e12}  # bfloat16
-    sheet = next((rate for name, rate in sheets.items() if name in kind and args.dtype == "bfloat16"), None)
+    peak = NUM_PRODUCTS * 2 * _product_size(matmul.platform) ** 3 / matmul.seconds
+    measured = f"gives {peak / 1e12:.2f} TFLOP/s" if matmul.answers else f"was not measured: {matmul.failed}"
+    chip = topology.chip_of(jax.devices()[0].device_kind) if args.dtype == "bfloat16" else None
     rows = []
     for name, child in children.items():
         if child.failed:
@@ -378,8 +401,9 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
             continue
         rate, label = flops / child.seconds, ", ".join(filter(None, (SYSTEMS[name], child.note)))
         rows.append([
-            label, f"{1000 * child.seconds:.0f}", f"{args.batch / child.seconds:.1f}", f"{100 * rate / peak:.1f}",
-            f"{100 * rate / sheet:.1f}" if sheet else "–", child.memory_gib, f"{child.started_s:.0f}",
+            label, f"{1000 * child.seconds:.0f}", f"{args.batch / child.seconds:.1f}",
+            f"{100 * rate / peak:.1f}" if matmul.answers else "–",
+            f"{100 * rate / chip.flops_per_s:.1f}" if chip else "–", child.memory_gib, f"{child.started_s:.0f}",
         ])  # fmt: skip
     # Like beside like: with the optimizer on both sides, or on neither.
     own = "ours_gradient" if args.backward_only else "ours"
@@ -393,13 +417,13 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
     text = (
         f"Batch {args.batch}, depth {args.depth}, ours with blocks {layers}, remat {args.remat}, {args.dtype}; PyTorch "
         f"{'without' if args.backward_only else 'with'} its optimizer; {flops / 1e12:.2f} TFLOP a step; a matrix product "
-        f"gives {peak / 1e12:.2f} TFLOP/s; medians of {args.rounds} rounds of {args.steps} behind one more, "
+        f"{measured}; medians of {args.rounds} rounds of {args.steps} behind one more, "
         f"{'one system after the other' if args.alone else 'in turn'}{', started together' * args.together}; malloc keeps "
         "memory; "
         f"{'compilation cache of JAX in use' if cache else 'no compilation cache'}.\n\n" + record.markdown(header, rows)
     )
     record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)
-    sys.exit(1 if any(child.failed for child in children.values()) else 0)
+    sys.exit(1 if has_failed else 0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Clips of the paper's size (four JPEG files of 256 x 344 px and about 30 KB, 1.5 
 of photographs, are read, in turn and on all cores, by
   * simplejpeg alone, by as many threads as cores: decode-only, no reading, no batches;
   * `mc3_jax.data.loader.train_batches`, onto the device, by as many threads as cores and by as many workers;
-  * torch's DataLoader with a worker process per core, the same decoder and crops, out of one memory-mapped file.
+  * torch's DataLoader with a worker process per core, the same decoder, out of one memory-mapped file.
 Ends with status 1 where a goal is missed: 90 % of decode-only, 400 clips/s per core, no slower than the DataLoader,
 by threads or by workers.
 """

@@ -168,11 +168,12 @@ def make_tokenize(texts: list[str], text: config_lib.TextConfig):
         return tokenizer_lib.load_tokenizer(folder, text.num_tokens, text.vocab_size)
 
 
-def _is_done(path: pathlib.Path, asked: dict) -> bool:
+def _is_done(path: pathlib.Path, asked: dict, setting: dict[str, float]) -> bool:
     """Returns whether a row is there; raises ValueError where it was run otherwise."""
     if not path.exists():
         return False
-    there = json.loads(path.read_text())["asked"]
+    results, asked = json.loads(path.read_text()), asked | {"setting": setting}
+    there = results["asked"] | {"setting": results["setting"]}
     odd = [name for name, value in asked.items() if there[name] != json.loads(json.dumps(value))]
     if odd:
         raise ValueError(
@@ -194,10 +195,11 @@ def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size:
         "videos": args.videos, "world_seed": args.world_seed, "short_side": args.short_side, "epochs": epochs,
         "batch_size": batch_size, "model": dataclasses.asdict(model),
     }  # fmt: skip
-    missing = [row for row in wanted if not _is_done(paths[row], asked)]
+    chosen = json.loads(args.sweep.read_text()) if args.sweep else {}
+    settings = {row: chosen.get(row.file, {"chosen": {}})["chosen"] for row in wanted}
+    missing = [row for row in wanted if not _is_done(paths[row], asked, settings[row])]
     if not missing:
         return list(paths.values())
-    chosen = json.loads(args.sweep.read_text()) if args.sweep else {}
     world = rendered_world.render(
         args.videos, seed=args.world_seed, short_side_px=args.short_side, num_workers=args.num_workers
     )
@@ -207,8 +209,7 @@ def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size:
     print(f"{len(world['train'])} training and {len(world['test'])} test clips in {rendered_s:.0f} s", flush=True)
     for row in missing:
         begin = time.monotonic()
-        setting = chosen.get(row.file, {"chosen": {}})["chosen"]
-        config = row_config(row, setting, model=model, epochs=epochs, batch_size=batch_size)
+        config = row_config(row, settings[row], model=model, epochs=epochs, batch_size=batch_size)
         config.seed = args.seed
         if config.phases:
             params, last = train(config, stores["train"])
@@ -219,7 +220,7 @@ def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size:
         results = measure(embed(config, params, stores["test"]), world["test"])
         seen = sum(phase.epochs for phase in config.phases) * len(world["train"])
         facts = {
-            "config": row.file, "seed": args.seed, "split": "test", "setting": setting,
+            "config": row.file, "seed": args.seed, "split": "test", "setting": settings[row],
             "data": f"soundworld, {args.videos} videos of seed {args.world_seed}", "device": jax.devices()[0].device_kind,
             "jax": jax.__version__, "rendered_s": rendered_s, "trained_s": trained_s, "clips_seen": seen, "last_step": last,
             "seconds": time.monotonic() - begin, "asked": asked,

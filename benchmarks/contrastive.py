@@ -71,23 +71,27 @@ def main() -> None:
         print(json.dumps(measure(*map(int, args.one.split(",")))))
         return
     found: dict[tuple[int, str], dict] = {}
+    failed: dict[tuple[int, str], str] = {}
     for batch in map(int, args.batches.split(",")):
         for form, block_rows in (("whole", 0), ("blocks", args.block_rows)):
             if (form == "whole" and batch > args.dense_up_to) or (form == "blocks" and batch <= args.block_rows):
                 continue
             repeats = args.repeats if batch <= args.dense_up_to else 1
             command = [sys.executable, "-m", "benchmarks.contrastive", f"--one={batch},{block_rows},{repeats}"]
-            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            found[batch, form] = json.loads(out.splitlines()[-1])
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                failed[batch, form] = f"ended with status {done.returncode}"
+                continue
+            found[batch, form] = json.loads(done.stdout.splitlines()[-1])
             print(batch, form, found[batch, form], file=sys.stderr, flush=True)
-    rows = []
+    rows, forms = [], {"whole": "the whole matrix", "blocks": f"{args.block_rows} rows at a time"}
     for (batch, form), numbers in found.items():
         flops = 2 * batch**2 * DIM * 3 * (3 if form == "whole" else 4)
         rate = f"{flops / numbers['seconds'] / 1e9:.0f}"
-        shown = f"{args.block_rows} rows at a time" if form == "blocks" else "the whole matrix"
-        rows.append([f"{batch:,}", shown, f"{numbers['seconds']:.3g}", rate, f"{numbers['beyond_gib']:.2f}",
+        rows.append([f"{batch:,}", forms[form], f"{numbers['seconds']:.3g}", rate, f"{numbers['beyond_gib']:.2f}",
                      f"{numbers['compile_s']:.1f}"])  # fmt: skip
-    missed = []
+    rows += [[f"{batch:,}", forms[form], how, "", "", ""] for (batch, form), how in failed.items()]
+    missed = [f"{forms[form]} at {batch:,} {how}" for (batch, form), how in failed.items()]
     both = [batch for batch, form in found if form == "whole" and (batch, "blocks") in found]
     if both:
         ratio = found[both[-1], "blocks"]["seconds"] / found[both[-1], "whole"]["seconds"]

@@ -30,7 +30,8 @@ def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathli
 
     config = mc3_ego4d.get_config()
     config.data.dir, config.data.tokenizer, config.data.batch_size = str(clips), str(tokenizer), args.batch
-    config.data.num_threads = config.data.prefetch = args.num_threads
+    config.data.num_threads, config.data.num_workers = args.num_threads, args.num_workers
+    config.data.prefetch = num_readers(args)
     config.init = config_lib.InitConfig()
     config.model.dtype, config.model.remat = args.dtype, args.remat
     config.model.scan_layers = args.scan
@@ -42,14 +43,19 @@ def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathli
     return config
 
 
+def num_readers(args: argparse.Namespace) -> int:
+    """Returns how many threads or processes read, each a batch of its own."""
+    return args.num_workers or args.num_threads
+
+
 def left_out(args: argparse.Namespace) -> int:
     """Returns how many steps pass before what is timed: the queue's, the one being read, and the first."""
-    return args.num_threads + 2
+    return num_readers(args) + 2
 
 
 def num_steps(args: argparse.Namespace) -> int:
     """Returns how many steps are timed."""
-    return max(args.steps, QUEUES * args.num_threads)
+    return max(args.steps, QUEUES * num_readers(args))
 
 
 def run(config: config_lib.Config, workdir: str, skipped: int, *, synthetic: bool) -> tuple[float, float]:
@@ -85,10 +91,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
     parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
-    parser.add_argument("--steps", type=int, default=0, help="that are timed, if more than eight times the threads")
+    parser.add_argument("--steps", type=int, default=0, help="that are timed, if more than eight times those that read")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clips", type=int, default=512)
     parser.add_argument("--num_threads", type=int, default=2, help="that read, and batches read ahead")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read instead, if more than 0")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
     args = parser.parse_args()
     found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
@@ -104,6 +111,7 @@ def main() -> None:
                 workdir = str(folder / f"run-{i}-{synthetic}")
                 found[synthetic].append(run(config, workdir, left_out(args), synthetic=synthetic))
     (real_s, waited_s), (synthetic_s, none_s) = (np.median(found[key], axis=0) for key in (False, True))
+    readers = f"{args.num_workers} workers" if args.num_workers else f"{args.num_threads} threads"
     flops = args.batch * compile_lib.model_flops(config, config.phases[0])
     rows = [
         ["real data", f"{1000 * real_s:.1f}", f"{1000 * waited_s:.2f}", f"{args.batch / real_s:.1f}"],
@@ -111,7 +119,7 @@ def main() -> None:
         ["real / one batch", f"{real_s / synthetic_s:.3f}", "", ""],
     ]
     text = (
-        f"Batch {args.batch}, depth {args.depth}, {args.dtype}, {flops / 1e12:.2f} TFLOP a step; {args.num_threads} threads; "
+        f"Batch {args.batch}, depth {args.depth}, {args.dtype}, {flops / 1e12:.2f} TFLOP a step; {readers}; "
         f"{num_steps(args)} steps, medians of {args.rounds} rounds.\n\n"
         + record.markdown(["", "ms a step", "of which waiting for input", "clips/s"], rows)
     )

@@ -1,5 +1,6 @@
 """Where a benchmark's numbers go: a table in RESULTS.md under the command, the machine and the versions that gave them."""
 
+import argparse
 import datetime
 import importlib.metadata
 import os
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Sequence
 
 import jax
+
+from mc3_jax import provenance
 
 RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
 
@@ -44,8 +47,18 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def made_by() -> str:
+    """Returns the command without the place of its results, and the commit of the code where that is known."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--results")
+    words = parser.parse_known_args()[1]
+    revision = provenance.facts().get("revision", "")
+    commit = f", commit {revision[:7]}{'-dirty' * revision.endswith('-dirty')}" if revision else ""
+    return f"`{shlex.join(['python', '-m', f'benchmarks.{pathlib.Path(sys.argv[0]).stem}', *words])}`{commit}"
+
+
 def append(title: str, text: str, *packages: str, path: pathlib.Path | None = None) -> None:
-    """Prints a result and appends it to RESULTS.md, with the command line, the machine, the versions and the day.
+    """Prints a result and appends it to RESULTS.md, with the command, its commit, the machine, the versions and the day.
 
     Args:
       title: Of the section.
@@ -53,9 +66,8 @@ def append(title: str, text: str, *packages: str, path: pathlib.Path | None = No
       *packages: Whose versions matter beside JAX's.
       path: Instead of `RESULTS`; an empty path is nowhere.
     """
-    command = f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".rstrip()
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    section = f"\n## {title}\n\n`{command}`, {day}: {machine()}; {versions(*packages)}.\n\n{text}\n"
+    section = f"\n## {title}\n\n{made_by()}, {day}: {machine()}; {versions(*packages)}.\n\n{text}\n"
     print(section, flush=True)
     path = RESULTS if path is None else path
     if str(path) not in ("", "."):

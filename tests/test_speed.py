@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from benchmarks import train_step
-from mc3_jax import compile as compile_lib
+from benchmarks import contrastive, record, train_step
+from mc3_jax import compile as compile_lib, provenance
 from tests import world
 
 SECTIONS = (
@@ -142,3 +142,25 @@ def test_a_system_that_is_late_or_ends_leaves_the_others_their_rows(matmul, prod
     assert "| PyTorch eager | ended with status 0 |" in text
     assert "| PyTorch compiled | no step within 1 s |" in text
     assert f"a matrix product {product};" in text
+
+
+def test_a_form_that_fails_leaves_the_others_their_rows(tmp_path, monkeypatch):
+    answer = '{"seconds": 2, "compile_s": 1, "beyond_gib": 0.5}'
+    answers = f"case $* in *--one=2048,0,*) exit 7;; *) echo '{answer}';; esac"
+    monkeypatch.setattr(contrastive.sys, "executable", write_command(tmp_path / "python", answers))
+    monkeypatch.setattr(sys, "argv", ["contrastive.py", "--batches", "1024,2048", "--results", str(tmp_path / "r.md")])
+    with pytest.raises(SystemExit, match="1"):
+        contrastive.main()
+    text = (tmp_path / "r.md").read_text()
+    assert "| 2,048 | the whole matrix | ended with status 7 |" in text
+    assert "Missed: the whole matrix at 2,048 ended with status 7." in text
+    assert "| 1,024 | the whole matrix | 2 |" in text
+    assert "| 2,048 | 1024 rows at a time | 2 |" in text
+
+
+@pytest.mark.parametrize(("revision", "commit"), [("0123456789-dirty", ", commit 0123456-dirty"), ("", "")])
+def test_what_made_a_table_is_the_command_and_its_commit(monkeypatch, revision, commit):
+    monkeypatch.setattr(provenance, "_revision", lambda root: revision)
+    for words in (["--results", "/a b/r.md"], ["--results="], []):
+        monkeypatch.setattr(sys, "argv", ["/x/benchmarks/scaling.py", "--batches", "", *words])
+        assert record.made_by() == f"`python -m benchmarks.scaling --batches ''`{commit}"

@@ -6,6 +6,7 @@ command again.
 """
 
 import contextlib
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -20,15 +21,29 @@ PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 77  # another than after SIGTERM: who pressed Ctrl-C wants no launch file to start again
 
 
-def _define_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+def _define_flags(among: flags.FlagValues = flags.FLAGS) -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines `--config` and `--workdir`."""
     config = config_flags.DEFINE_config_file(
         "config",
         None,
         "File in configs/ whose get_config() returns an mc3_jax.config.Config; override fields by --config.FIELD=VALUE.",
+        flag_values=among,
     )
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results.")
+    parser = among["config"].parser
+    load = parser.parse
+    parser.parse = lambda path: _own_parts(load(path))  # config_flags sets fields of what it has loaded, in place
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results.", among)
     return config, workdir
+
+
+def _own_parts(config):
+    """Returns a config whose phases share no part: one that two have, as files may write it, would be overridden in both."""
+    if isinstance(config, list):
+        return [_own_parts(value) for value in config]
+    if isinstance(config, type) or not dataclasses.is_dataclass(config):
+        return config
+    values = {field.name: _own_parts(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **values)
 
 
 @contextlib.contextmanager

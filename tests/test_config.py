@@ -11,9 +11,10 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 from configs import mc3_ego4d
-from mc3_jax import config as config_lib, phases as phases_lib, validation
+from mc3_jax import cli, config as config_lib, phases as phases_lib, validation
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.name != "shared.py")
@@ -112,6 +113,20 @@ def test_the_papers_numbers_stand_in_its_config():
     for name in ("mc3_ego4d", "eval_ego4d"):
         video = load(ROOT / "configs" / f"{name}.py").model.video
         assert (video.image_size_px, video.resize_px) == (224, 224)
+
+
+def test_an_override_of_a_phase_leaves_the_others_alone_whatever_parts_the_file_gives_to_several(monkeypatch):
+    path = ROOT / "configs" / "tables" / "image_bind.py"
+    one, other = load(path).phases
+    assert one.optimizer is other.optimizer
+    words = ["train", f"--config={path}", "--config.phases[0].optimizer.learning_rate=0.25"]
+    monkeypatch.setattr(sys, "argv", words)
+    parsed = flags.FlagValues()
+    cli._define_flags(parsed)
+    parsed(words)
+    changed, same = parsed.config.phases
+    assert changed == dataclasses.replace(one, optimizer=dataclasses.replace(one.optimizer, learning_rate=0.25))
+    assert same == other
 
 
 @pytest.mark.parametrize(
@@ -247,7 +262,7 @@ def test_to_dict_holds_every_field():
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("words", "message"),
     [
         (["--config.nope=3"], "nope"),
         (["--config.model.nope.x=3"], "model.nope"),
@@ -266,8 +281,8 @@ def test_to_dict_holds_every_field():
         (["--workdir={tmp}/w", "--config.data.dir={tmp}/absent"], "absent"),
     ],
 )
-def test_bad_command_lines_end_with_one_line_and_status_2(flags, message, train_by, tmp_path):
-    status, said = train_by("--config=configs/mc3_ego4d.py", *(flag.format(tmp=tmp_path) for flag in flags))
+def test_bad_command_lines_end_with_one_line_and_status_2(words, message, train_by, tmp_path):
+    status, said = train_by("--config=configs/mc3_ego4d.py", *(word.format(tmp=tmp_path) for word in words))
     assert status == 2, said
     lines = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(lines) == 1

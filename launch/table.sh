@@ -15,7 +15,8 @@ configs=()
 while (($#)) && [[ $1 != -- ]]; do configs+=("$1") && shift; done
 (($# == 0)) || shift
 ((${#configs[@]})) || { echo "usage: $0 [--dry_run] CONFIG... [-- FLAGS...]" >&2; exit 2; }
-read -ra how <<<"${HOW:-$(dirname "$0")/local.sh}"
+how=("$(dirname "$0")/local.sh")
+[[ ! ${HOW:-} ]] || read -ra how <<<"$HOW"
 
 run() {
   if [[ $dry_run ]]; then

@@ -304,7 +304,8 @@ def test_a_run_here_that_is_told_to_end_saves_and_does_not_begin_again(tmp_path,
 def test_a_table_trains_and_evaluates_every_row_here(tmp_path):
     env = fakes.make(tmp_path, "python") | {"RUNS": "rows"}
     configs = ["configs/demo.py", "configs/mc3_ego4d.py"]
-    subprocess.run(["bash", LAUNCH / "table.sh", *configs, "--", "--config.seed=1"], env=env, cwd=ROOT, check=True)
+    launch_dir = shutil.copytree(LAUNCH, tmp_path / "my copy" / "launch")
+    subprocess.run(["bash", launch_dir / "table.sh", *configs, "--", "--config.seed=1"], env=env, cwd=ROOT, check=True)
     expected = [
         f"python -m mc3_jax.{verb} --config=configs/{row}.py --workdir=rows/{row} --config.seed=1"
         for row in ("demo", "mc3_ego4d")

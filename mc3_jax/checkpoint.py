@@ -49,6 +49,11 @@ def steps_of(workdir: str) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
 
 
+def newest_step(workdir: str) -> int:
+    """Returns the newest step a run has a checkpoint of, as process 0 sees it; 0 where there is none. Called by every process."""
+    return mesh_lib.from_process_0(max(steps_of(workdir), default=0))
+
+
 class Checkpoints:
     """Writes a run's checkpoints in the background; use as a context, by every process of the run.
 
@@ -232,7 +237,7 @@ def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
       CheckpointError: The newest intact one holds other names or shapes, or a process does not see it.
       OSError: A process can't read it.
     """
-    while step := mesh_lib.from_process_0(max(steps_of(workdir), default=0)):
+    while step := newest_step(workdir):
         path, problem = checkpoint_dir(workdir) / str(step), ""
         if not path.is_dir():
             problem = f"process {jax.process_index()} on {socket.gethostname()} does not see {path}: mount it there"
@@ -285,7 +290,7 @@ def restore_newest_params(workdir: str, abstract_params) -> tuple[int, Any]:
       OSError: It can't be read.
     """
     for tries in range(_NUM_TRIES):
-        step = mesh_lib.from_process_0(max(steps_of(workdir), default=0))
+        step = newest_step(workdir)
         if not step:
             break
         try:

@@ -73,7 +73,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
-    is_trained = bool(checkpoint.steps_of(workdir))
+    is_trained = checkpoint.newest_step(workdir) > 0  # else all together read what the towers start from
     looked_at = phases_lib.all_modalities(config.phases)
     num_frames = config.model.video.num_frames if "video" in looked_at else 0
     source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)

@@ -170,7 +170,7 @@ def _place(mesh: jax.sharding.Mesh, batches: Iterator[loader.Batch], step: int, 
 
 def _first_state(run: run_lib.Run) -> tuple[int, step_lib.TrainState]:
     """Returns (step, state) to go on from: the newest intact checkpoint, or fresh parameters under those read from files."""
-    saved, initial = checkpoint.steps_of(run.workdir), run.initial
+    saved, initial = checkpoint.newest_step(run.workdir), run.initial
     step, tree = checkpoint.restore_newest(run.workdir, lambda step: step_lib.to_tree(_plan_state(run, step)[1]))
     if tree is not None:
         progress.notice(f"resuming after step {step}")

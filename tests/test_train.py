@@ -29,6 +29,7 @@ from mc3_jax import (
     train,
     train_step as step_lib,
     validation_loss,
+    weights,
 )
 from mc3_jax.data import loader, records, tokenizer
 from mc3_jax.evals import embeddings as embeddings_lib, retrieval
@@ -161,6 +162,14 @@ def test_a_mesh_has_the_devices_of_a_process_side_by_side():
     mesh = mesh_lib.make_mesh(2, devices=list(reversed(jax.devices())))
     assert [device.id for device in mesh.devices.flat] == sorted(device.id for device in jax.devices())
     assert mesh.devices.shape == (4, 2)
+
+
+def test_a_process_that_does_not_see_the_checkpoints_reads_no_weights_alone(finished, monkeypatch):
+    config, workdir, _ = finished
+    monkeypatch.setattr(checkpoint, "steps_of", lambda workdir: [])
+    monkeypatch.setattr(mesh_lib, "from_process_0", lambda value: value or 9)
+    monkeypatch.setattr(weights, "read_initial", lambda config: pytest.fail("the others don't"))
+    assert run_lib.set_up(config, workdir).initial == {}
 
 
 def test_a_run_is_not_gone_on_with_on_other_data_but_on_moved_ones(finished, tmp_path):

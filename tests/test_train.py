@@ -526,6 +526,8 @@ def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, 
     assert f"{told} --splits CSV" in str(raised.value)
     with pytest.raises(ValueError, match=r"has no split 'dev', only \['test', 'train', 'validation'\]"):
         loader.open_split(config.data.dir, "train+dev", 4)
+    with pytest.raises(ValueError, match=r"--config.data.split=train\+test\+train names a split twice, .*: name each once"):
+        loader.open_split(config.data.dir, "train+test+train", 4)
 
 
 def _cudnn(config, _):

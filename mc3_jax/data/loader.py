@@ -131,12 +131,15 @@ def _filled(info: records.ClipsInfo, folder: str | os.PathLike, split: str, opti
     """Returns those of the splits joined by "+" that have clips.
 
     Raises:
-      ValueError: None has, or there is no such split.
+      ValueError: None has, there is no such split, or one is named twice.
     """
-    for name in split.split("+"):
+    names = split.split("+")
+    for name in names:
         if name not in info.splits:
             raise ValueError(f"{folder} has no split {name!r}, only {sorted(info.splits)}")
-    filled = [name for name in split.split("+") if info.splits[name].num_clips]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{option}={split} names a split twice, whose clips would count twice: name each once")
+    filled = [name for name in names if info.splits[name].num_clips]
     if not filled:
         others = [name for name, found in info.splits.items() if found.num_clips]
         set_it = f"set {option}={others[0]}" if others else "convert again"

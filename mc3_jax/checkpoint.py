@@ -50,7 +50,7 @@ def steps_of(workdir: str) -> list[int]:
 
 
 def newest_step(workdir: str) -> int:
-    """Returns the newest step a run has a checkpoint of, as process 0 sees it; 0 where there is none. Called by every process."""
+    """Returns the newest step a run has a checkpoint of, by process 0; 0 where there is none. Called by every process."""
     return mesh_lib.from_process_0(max(steps_of(workdir), default=0))
 
 

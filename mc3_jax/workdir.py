@@ -19,6 +19,7 @@ from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, whole_fi
 
 CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
 _WAIT_S = 120  # for the lock of another machine, which may be gone
+_UNSEEN_S = 90  # a client of NFS may remember for 60 that a file was not there, when it has looked for it
 _BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
 _POD = "POD_UID"  # of Kubernetes, where the pod's file says so (`launch/gke_jobset.yaml`)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -198,7 +199,7 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
     """
     path, problem = pathlib.Path(workdir) / DATA_FILE, ""
     try:
-        there = json.loads(path.read_text())
+        there = json.loads(_read_of_process_0(path))
         others = [field for field, digest in digests.items() if there[field] != digest]
         if others:
             problem = (
@@ -214,6 +215,22 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
         problem = f"{path} is damaged ({error}): choose another workdir"
     if problem := mesh_lib.first_message(problem):
         raise WorkdirError(problem)
+
+
+def _read_of_process_0(path: pathlib.Path) -> str:
+    """Returns what is in a file that process 0 has written by now, whenever another process comes to see it.
+
+    Raises:
+      OSError: It can't be read, or is not there even after `_UNSEEN_S`.
+    """
+    deadline = time.monotonic() + (_UNSEEN_S if jax.process_index() else 0)
+    while True:
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(1)
 
 
 def trained_on(workdir: str) -> dict:

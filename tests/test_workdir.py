@@ -96,6 +96,19 @@ def test_a_start_that_died_before_its_run_began_leaves_the_folder_free(tmp_path,
         claim(tmp_path)
 
 
+def test_a_process_waits_until_its_file_server_shows_what_process_0_has_written(tmp_path, monkeypatch):
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        claim(tmp_path)
+
+    monkeypatch.setattr(workdir_lib.time, "sleep", sleep)
+    monkeypatch.setattr(workdir_lib.jax, "process_index", lambda: len(slept) == 0)
+    workdir_lib.check_data(str(tmp_path), DIGESTS)
+    assert slept == [1]
+
+
 MACHINE = workdir_lib._machine()
 HOLDERS = {
     "this boot": (os.getpid(), MACHINE, False),

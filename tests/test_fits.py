@@ -1,6 +1,7 @@
 """What makes a run fit: layers as a loop, rematerialisation, gradient caching, sharded state, bf16. All are exact."""
 
 import copy
+import dataclasses
 import functools
 
 import jax
@@ -146,6 +147,23 @@ def test_parameters_have_the_same_names_shapes_and_values_scanned_or_not():
     one, other = (checkpoint.flatten(model_lib.init_params(model_lib.make_model(c), c, 0)) for c in (loop, lines))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_every_row_step_and_seed_has_masks_crops_and_dropout_of_its_own():
+    config = small_config()
+    for tower in (config.model.audio, config.model.video, config.model.text):
+        tower.depth = 1
+    alike = jax.tree.map(lambda x: np.repeat(x[:1], 4, axis=0), batch()) | {"row": np.arange(4, dtype=np.int32)}
+
+    embed = jax.jit(step_lib.make_train_embed_fn(model_lib.make_model(config.model), config, config.phases[1]))
+    first, again, second = (embed(initial(), step, alike) for step in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+    for name in config_lib.MODALITIES:
+        rows = np.concatenate([first[name], second[name]])
+        apart = np.abs(rows[:, None] - rows).max(axis=2)
+        assert apart[~np.eye(len(rows), dtype=bool)].min() > 1e-4, name
+    keys = [jax.random.key_data(step_lib._step_key(dataclasses.replace(config, seed=seed), 3)) for seed in (0, 1)]
+    assert (keys[0] != keys[1]).any()
 
 
 @pytest.mark.slow

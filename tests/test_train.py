@@ -31,7 +31,7 @@ from mc3_jax import (
     validation_loss,
     weights,
 )
-from mc3_jax.data import loader, records, tokenizer
+from mc3_jax.data import loader, records, tokenizer, transforms
 from mc3_jax.evals import embeddings as embeddings_lib, retrieval
 from tests import world
 
@@ -262,6 +262,26 @@ def test_a_batch_is_a_function_of_the_step_however_many_processes_and_threads_re
     for name, value in whole.items():
         np.testing.assert_array_equal(later[name], value)
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
+
+
+def test_every_clip_epoch_and_seed_has_frames_chosen_of_its_own(data, monkeypatch):
+    source = loader.open_split(world.small_config(data).data.dir, "train", 4)
+    choose, chosen = transforms.choose_frames, []
+    monkeypatch.setattr(transforms, "choose_frames", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+
+    def epoch(number, seed):
+        batches = loader.train_batches(
+            source, tokenizer.blank(4), batch_size=len(source), seed=seed, start_step=number, num_threads=0
+        )
+        chosen.clear()
+        order = np.argsort(next(batches)["index"])
+        return np.stack([chosen, np.array(chosen)[order]])  # place by place, and clip by clip
+
+    first, second, other = epoch(0, seed=1), epoch(1, seed=1), epoch(0, seed=2)
+    np.testing.assert_array_equal(epoch(0, seed=1), first)
+    for choices in (second, other, np.roll(first, 1, axis=1)):
+        assert (first == choices).all(axis=2).mean(axis=1).max() < 0.05  # of 256 choices one
+    assert np.bincount(first[0].ravel(), minlength=16).min() > len(source) / 8
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
         digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(tokenizer)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     _check_negatives(config, source, phases)
+    _tell_of_short_phases(phases)
     model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
     shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
@@ -136,6 +137,18 @@ def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None
             f"config.model.num_classes = {config.model.num_classes}: {config.data.dir} has {found} classes"
             + (f", set it to {found}" if found else ", it can't be classified")
         )
+
+
+def _tell_of_short_phases(phases: list[phases_lib.Phase]) -> None:
+    """Warns of phases that end before their warm-up would."""
+    for phase in phases:
+        steps, warmup = phase.stop - phase.start, phase.config.optimizer.warmup_steps
+        if warmup >= steps:
+            progress.notice(
+                f"warning: phase {phase.config.name!r} has {steps} steps, too few for its warmup_steps = {warmup}: it warms "
+                "up faster, to reach its learning rate with the last; set fewer",
+                sys.stderr,
+            )
 
 
 def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phases: list[phases_lib.Phase]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mc3_jax import phases as phases_lib
+from mc3_jax import phases as phases_lib, run as run_lib
 from mc3_jax.config import OptimizerConfig, PhaseConfig
 
 PARAMS = {name: {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}} for name in ("audio", "video", "text")}
@@ -40,6 +40,18 @@ def test_learning_rate_warms_up_to_its_peak_and_falls_along_a_cosine_within_its_
     middle = 0.05 + 0.45 * 0.5 * (1 + np.cos(np.pi * 45 / 90))
     np.testing.assert_allclose(rate[10 + 45], middle, rtol=1e-6)
     assert 0.05 < rate[-1] < 0.052
+
+
+def test_a_warm_up_longer_than_its_phase_is_told_and_ends_with_it(capsys):
+    optimizer = OptimizerConfig(learning_rate=0.5, warmup_steps=10)
+    configs = [PhaseConfig(name, epochs, optimizer=optimizer) for name, epochs in (("a", 11), ("b", 10))]
+    phases = phases_lib.plan_phases(configs, 8, 8)
+    run_lib._tell_of_short_phases(phases)
+    assert "phase 'b' has 10 steps, too few for its warmup_steps = 10: it warms up faster" in capsys.readouterr().err
+    rates = [float(phases_lib.learning_rate(phases[1])(step)) for step in range(11, 21)]
+    assert max(rates) == rates[-1] == 0.5
+    run_lib._tell_of_short_phases(phases[:1])
+    assert not capsys.readouterr().err
 
 
 def test_a_cosine_begins_after_the_share_that_is_held():

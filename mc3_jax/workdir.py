@@ -91,7 +91,7 @@ def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) ->
 
 def _put(values: dict, name: str, source: dict) -> None:
     """Sets a field to its value in another nested config; "phases[0].epochs" is the name of one."""
-    *inner, last = [int(key) if key.isdecimal() else key for key in re.findall(r"[^.\[\]]+", name)]
+    *inner, last = [int(key) if re.fullmatch(r"-?\d+", key) else key for key in re.findall(r"[^.\[\]]+", name)]
     for key in inner:
         values, source = values[key], source[key]
     values[last] = source[last]

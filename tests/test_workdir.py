@@ -190,6 +190,10 @@ def test_a_run_is_evaluated_as_it_was_trained_without_its_overrides_and_never_ot
         with pytest.raises(workdir_lib.WorkdirError, match="name the --config that it was trained with, see .*config.json$"):
             workdir_lib.check_workdir(str(tmp_path), other, must_exist=True)
     assert workdir_lib.as_trained(str(tmp_path / "absent"), config, []) == (config, [])
+    last = demo.get_config()
+    last.phases[-1].trainable = ("text",)
+    made, own = workdir_lib.as_trained(str(tmp_path), last, ["phases[-1].trainable"])  # counted from the end
+    assert (made.phases[1].trainable, own) == (("text",), options[:2])
 
 
 def test_options_of_a_run_are_read_by_the_command_line_as_they_were(monkeypatch):

@@ -6,7 +6,7 @@ command again.
 """
 
 import contextlib
-import dataclasses
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -31,19 +31,29 @@ def _define_flags(among: flags.FlagValues = flags.FLAGS) -> tuple[flags.FlagHold
     )
     parser = among["config"].parser
     load = parser.parse
-    parser.parse = lambda path: _own_parts(load(path))  # config_flags sets fields of what it has loaded, in place
+    parser.parse = lambda path: _read_config(load, path)
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results.", among)
     return config, workdir
 
 
-def _own_parts(config):
-    """Returns a config whose phases share no part: one that two have, as files may write it, would be overridden in both."""
-    if isinstance(config, list):
-        return [_own_parts(value) for value in config]
-    if isinstance(config, type) or not dataclasses.is_dataclass(config):
-        return config
-    values = {field.name: _own_parts(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, **values)
+def _read_config(load: Callable, path: str):
+    """Returns what config_flags loads of a file; a config is made anew of its values, since fields are overridden in place.
+
+    So no part, such as an optimizer that several phases have, is overridden in all of them, and types are the fields' own.
+
+    Raises:
+      ValueError: A field holds another type, or the file can't be read.
+      OSError: There is no such file.
+    """
+    file = path.partition(":")[0]
+    if not pathlib.Path(file).is_file():
+        raise OSError(f"no config file {file}: name a .py file such as configs/mc3_ego4d.py")
+    try:
+        loaded = load(path)
+    except LookupError as error:  # afterwards one means that there is no such field
+        raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
+    is_config = type(loaded) is config_lib.Config
+    return config_lib.from_dict(config_lib.Config, config_lib.to_dict(loaded)) if is_config else loaded
 
 
 @contextlib.contextmanager
@@ -72,12 +82,12 @@ def _parse(argv: list[str]) -> list[str]:
     config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
     try:
         return flags.FLAGS(argv)
-    except (KeyError, IndexError) as error:
-        # config_flags lets the lookup's own exception through; the offending flag is the one that doesn't resolve.
-        overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
-        _die(f"no such config field among {', '.join(overrides)}: {error.args[0]!s}")
-    except (flags.Error, ValueError, TypeError, OSError) as error:
+    except (flags.Error, LookupError, ValueError, TypeError, OSError) as error:
         text = str(error)
+        if isinstance(error, LookupError) or text.startswith("list indices must be"):
+            # config_flags lets the lookup's own exception through; the offending flag is the one that doesn't resolve.
+            overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
+            _die(f"no such config field among {', '.join(overrides)}: {error.args[0]!s}")
         if "Traceback (most" in text:  # config_flags tells what a config file raised with all of its stack
             raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
             _die(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")

@@ -129,6 +129,42 @@ def test_an_override_of_a_phase_leaves_the_others_alone_whatever_parts_the_file_
     assert same == other
 
 
+FILE = """
+from configs import demo
+def get_config():
+    config = demo.get_config()
+    phase, optimizer = config.phases[0], config.phases[0].optimizer
+    {}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("optimizer.warmup_steps = 1e1", "config.phases[0].optimizer.warmup_steps = 10.0: must be int"),
+        ("phase.learn_scale = 'no'", "config.phases[0].learn_scale = 'no': must be bool"),
+        ("phase.epochs = None", "config.phases[0].epochs = None: must be float"),
+        ("phase.pairs = 'av'", "config.phases[0].pairs = 'av': must be tuple"),
+        ("config.phases = phase", "must be list"),
+        ("config = {}['demo']", "can't be read: KeyError: 'demo'"),
+    ],
+)
+def test_a_file_with_values_of_other_types_is_one_line(line, message, train_by, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(FILE.format(line))
+    status, said = train_by(f"--config={path}", f"--workdir={tmp_path}/w")
+    assert status == 2, said
+    assert "Traceback" not in said
+    assert message in said.splitlines()[-1]
+
+
+def test_a_file_that_is_not_there_is_named(train_by, tmp_path):
+    status, said = train_by("--config=configs/absent.py", f"--workdir={tmp_path}/w")
+    assert status == 2, said
+    assert said.splitlines()[-1] == "error: no config file configs/absent.py: name a .py file such as configs/mc3_ego4d.py"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -268,6 +304,7 @@ def test_to_dict_holds_every_field():
         (["--config.model.nope.x=3"], "model.nope"),
         (["--config.data.batch_size=many"], "'many'"),
         (["--config.phases[7].epochs=2"], "phases[7].epochs"),
+        (["--config.phases.epochs=2"], "error: no such config field among config.phases.epochs: list indices must be"),
         (["--config.phases[0].epochs=-2"], "config.phases[0].epochs = -2.0: must be positive"),
         (["--config.phases=[]"], "error: config.phases can't be given as a whole: set fields of it, as --config.phases[0]"),
         (["--config.phases[0]=3"], "error: config.phases[0] can't be given as a whole: set fields of it"),

@@ -25,8 +25,12 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-workdir=
-for word in "$@"; do [[ $word != --workdir=* ]] || workdir=${word#*=}; done
+workdir='' before=''
+for word in "$@"; do
+  if [[ $before =~ ^--?workdir$ ]]; then workdir=$word; fi
+  if [[ $word =~ ^--?workdir= ]]; then workdir=${word#*=}; fi
+  before=$word
+done
 
 # Prints the step of the run's newest checkpoint, 0 where there is none.
 newest_step() {

@@ -222,17 +222,19 @@ def test_a_job_queues_again_after_status_75_alone(tmp_path, file, status, requeu
 
 
 @pytest.mark.parametrize("file", ["slurm_8gpu.sbatch", "slurm_multinode.sbatch"])
-def test_a_job_that_lost_a_process_queues_again_three_times_while_checkpoints_become_newer(tmp_path, file):
-    ends = [f"76 makes {tmp_path}/run/checkpoints/{step}" for step in (9, 80, 100, 120, 140)]
-    env = fakes.make(tmp_path, "srun", "scontrol", srun=[*ends[:1], "76", *ends[1:]]) | {"SLURM_JOB_ID": "7"}
-    line = ["bash", LAUNCH / file, "mc3_jax.train", f"--workdir={tmp_path}/run"]
+@pytest.mark.parametrize("status", [76, 137])  # the others' where a process ended, the signal's where one killed it
+@pytest.mark.parametrize("option", ["--workdir={}", "-workdir {}"])
+def test_a_job_that_lost_a_process_queues_again_three_times_while_checkpoints_become_newer(tmp_path, file, status, option):
+    ends = [f"{status} makes {tmp_path}/run/checkpoints/{step}" for step in (9, 80, 100, 120, 140)]
+    env = fakes.make(tmp_path, "srun", "scontrol", srun=[*ends[:1], str(status), *ends[1:]]) | {"SLURM_JOB_ID": "7"}
+    line = ["bash", LAUNCH / file, "mc3_jax.train", *option.format(tmp_path / "run").split(), "--config.seed=1"]
     queued = []
     for _ in range(5):
-        assert subprocess.run(line, env=env, check=False).returncode == 76
+        assert subprocess.run(line, env=env, check=False).returncode == status
         queued.append(fakes.calls(tmp_path)[-1] == "scontrol requeue 7")
     assert queued == [True, False, True, True, False]  # the second left no newer one, the fifth is one too many
     env["SLURM_JOB_ID"] = "8"  # submitted anew
-    assert subprocess.run(line, env=env, check=False).returncode == 76
+    assert subprocess.run(line, env=env, check=False).returncode == status
     assert fakes.calls(tmp_path)[-1] == "scontrol requeue 8"
 
 
@@ -268,15 +270,15 @@ def test_a_run_here_begins_again_after_status_75_alone(tmp_path, ends, status):
 
 
 def test_a_run_here_that_lost_a_process_begins_again_three_times_while_checkpoints_become_newer(tmp_path):
-    def ends_after(*ends: str) -> tuple[int, int]:
+    def ends_after(*ends: str, option: str = "--workdir={}") -> tuple[int, int]:
         folder = tmp_path / str(len(os.listdir(tmp_path)))
         folder.mkdir()
         env = fakes.make(folder, "python", python=[end.format(folder=folder) for end in ends])
-        line = ["bash", LAUNCH / "local.sh", "mc3_jax.train", f"--workdir={folder}/run"]
+        line = ["bash", LAUNCH / "local.sh", "mc3_jax.train", *option.format(folder / "run").split()]
         return subprocess.run(line, env=env, check=False, capture_output=True).returncode, len(fakes.calls(folder))
 
     made = [f"76 makes {{folder}}/run/checkpoints/{step}" for step in (9, 80, 100, 120)]
-    assert ends_after(*made, "0") == (76, 4)
+    assert ends_after(*made, "0") == ends_after(*made, "0", option="--workdir {}") == (76, 4)
     assert ends_after(*made[:2], "75", made[2], "0") == (0, 5)
     assert ends_after(made[0], "76", "0") == (76, 2)
     assert ends_after(made[1], made[0], "0") == (76, 2)  # an older one

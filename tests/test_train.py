@@ -111,6 +111,17 @@ def test_one_device_equals_eight(data):
             assert np.max(np.abs(a - b)) <= 1e-5 * max(np.max(np.abs(a)), 1e-12)
 
 
+@pytest.mark.slow  # compiles both losses
+def test_a_run_that_is_told_to_go_saves_without_measuring_first(finished, tmp_path, monkeypatch):
+    config = copy.deepcopy(finished[0])
+    config.validation = config_lib.ValidationConfig(every_steps=1, split="validation+test", num_batches=1)
+    monkeypatch.setattr(mesh_lib, "preempted", lambda asked: asked == 2)
+    state = train.train(run_lib.set_up(config, str(tmp_path)))
+    assert int(state.step) == checkpoint.steps_of(str(tmp_path))[-1] == 2
+    rows = metric_writer.read_metrics(str(tmp_path))
+    assert [(row["step"], "validation_loss" in row) for row in rows] == [(1, True), (2, False)]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh_with_the_same_clips_in_the_same_rows(finished, tmp_path):
     config, workdir, _ = finished
@@ -626,4 +637,3 @@ def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_ar
 def test_resolved_config_is_saved_beside_the_checkpoints(finished):
     config, workdir, _ = finished
     assert json.loads(pathlib.Path(f"{workdir}/config.json").read_text()) == config_lib.to_dict(config)
-    assert phases_lib.plan_phases(config.phases, 100, 16)[-1].stop > 0

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mc3_jax import integrity, mesh as mesh_lib
+from mc3_jax import integrity, job as job_lib
 
 DamagedError = integrity.DamagedError
 _NUM_TRIES = 5  # at the newest checkpoint of a run that goes on and deletes it meanwhile
@@ -51,7 +51,7 @@ def steps_of(workdir: str) -> list[int]:
 
 def newest_step(workdir: str) -> int:
     """Returns the newest step a run has a checkpoint of, by process 0; 0 where there is none. Called by every process."""
-    return mesh_lib.from_process_0(max(steps_of(workdir), default=0))
+    return job_lib.from_process_0(max(steps_of(workdir), default=0))
 
 
 class Checkpoints:
@@ -84,7 +84,7 @@ class Checkpoints:
         self._num_asked = 0
         self.preempted = False
         try:
-            mesh_lib.on_process_0(self._clean)
+            job_lib.on_process_0(self._clean)
         except ValueError as error:
             raise CheckpointError(f"{self._folder} can't be written to: {error}") from error
 
@@ -114,7 +114,7 @@ class Checkpoints:
         if self._fault is not None and jax.process_count() == 1:
             raise self._fault
         self._num_asked += 1
-        self.preempted = mesh_lib.preempted(self._num_asked)
+        self.preempted = job_lib.preempted(self._num_asked)
         return self.preempted or step % self._every_steps == 0 or step in self._keep_steps
 
     def save(self, step: int, state) -> None:
@@ -147,7 +147,7 @@ class Checkpoints:
             return
         self._thread.join()
         self._thread = None
-        if message := mesh_lib.first_message(str(self._fault or "")):
+        if message := job_lib.first_message(str(self._fault or "")):
             raise CheckpointError(message) from self._fault
 
     def _commit(self, step: int, aside: pathlib.Path, written, sums, begin: float) -> None:
@@ -241,12 +241,12 @@ def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
         path, problem = checkpoint_dir(workdir) / str(step), ""
         if not path.is_dir():
             problem = f"process {jax.process_index()} on {socket.gethostname()} does not see {path}: mount it there"
-        if problem := mesh_lib.first_message(problem):
+        if problem := job_lib.first_message(problem):
             raise CheckpointError(problem)
         try:
             return step, restore(workdir, step, plan(step))
         except DamagedError as error:
-            mesh_lib.on_process_0(functools.partial(_set_aside, checkpoint_dir(workdir) / str(step), error))
+            job_lib.on_process_0(functools.partial(_set_aside, checkpoint_dir(workdir) / str(step), error))
     return 0, None
 
 
@@ -269,7 +269,7 @@ def restore_params(workdir: str, step: int, abstract_params):
     try:
         return _restore_params(path, step, abstract_params)
     except Exception as error:  # half of it is gone: whatever Orbax makes of that
-        if mesh_lib.from_process_0(path.is_dir()):
+        if job_lib.from_process_0(path.is_dir()):
             raise
         raise PrunedError(
             f"checkpoint {path} was deleted while it was read, as training goes on: only {steps_of(workdir)} are left"
@@ -337,7 +337,7 @@ def _verify(path: pathlib.Path, step: int) -> dict:
             f"process {jax.process_index()} on {socket.gethostname()} can't read {error.filename} ({error.strerror}): "
             "see that it can; the checkpoint stays as it is"
         )
-    if blocked := mesh_lib.first_message(blocked):
+    if blocked := job_lib.first_message(blocked):
         raise OSError(blocked)
     _agree(path, problem)
     return manifest
@@ -353,7 +353,7 @@ def _check_arrays(path: pathlib.Path, tree, manifest: dict) -> None:
 
 
 def _agree(path: pathlib.Path, problem: str) -> None:
-    if problem := mesh_lib.first_message(problem):
+    if problem := job_lib.first_message(problem):
         raise DamagedError(
             f"checkpoint {path} is damaged: {problem}; training, when started, goes back to the newest intact one"
         )

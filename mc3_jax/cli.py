@@ -1,7 +1,7 @@
 """Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong.
 
 Exit statuses: 0 done; 1 a fault, with a traceback; 2 one line says what has to be mended; 75 preempted, with the state saved;
-76 a process of the job was lost or hangs (`mesh.LOST`); 77 Ctrl-C, with the state saved. After 75 and 76, start the same
+76 a process of the job was lost or hangs (`job.LOST`); 77 Ctrl-C, with the state saved. After 75 and 76, start the same
 command again.
 """
 
@@ -67,7 +67,7 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> I
     try:
         yield
     except kinds as error:
-        if "Gloo" in str(error):  # a lost process, see `mesh.ending_together`
+        if "Gloo" in str(error):  # a lost process, see `job.ending_together`
             raise
         _die(" ".join(str(error).split()))
 

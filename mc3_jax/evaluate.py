@@ -22,6 +22,7 @@ from mc3_jax import (
     cli,
     config as config_lib,
     evaluate_sounds,
+    job as job_lib,
     mesh as mesh_lib,
     metric_writer,
     model as model_lib,
@@ -335,12 +336,12 @@ def _headline(result: dict) -> str:
 def main(config: config_lib.Config, workdir: str) -> None:
     """Evaluates the run of the command line, with what it was trained with; see `workdir.as_trained`."""
     with cli.user_errors():
-        mesh_lib.initialize(config.heartbeat_timeout_s)
+        job_lib.initialize(config.heartbeat_timeout_s)
         if not config.checkpoint and config.phases:
             config, own = workdir_lib.as_trained(workdir, config, cli.overridden())
             if own and jax.process_index() == 0:
                 print(f"{workdir} was trained with {' '.join(own)}, and is evaluated so", flush=True)
-    with mesh_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
+    with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
         evaluate(config, workdir)
 
 

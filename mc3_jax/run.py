@@ -9,6 +9,7 @@ import jax
 from mc3_jax import (
     checkpoint,
     config as config_lib,
+    job as job_lib,
     mesh as mesh_lib,
     metric_writer,
     model as model_lib,
@@ -118,7 +119,7 @@ def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):
     def start():
         found.append(metric_writer.start_wandb(workdir, project, config.name, values, resumed=is_trained))
 
-    mesh_lib.on_process_0(start)
+    job_lib.on_process_0(start)
     return found[0] if found else None
 
 

@@ -28,6 +28,7 @@ from mc3_jax import (
     config as config_lib,
     divergence,
     interrupt as interrupt_lib,
+    job as job_lib,
     mesh as mesh_lib,
     metric_writer,
     mfu,
@@ -304,9 +305,9 @@ def _stop_diverged(
         divergence.write(path, found)
 
     with loop.during("save", f"saving the state before step {step}, which does not count", long=True):
-        mesh_lib.on_process_0(describe)
+        job_lib.on_process_0(describe)
         loop.checkpoints.wait()  # what is being written may be that very state
-        if mesh_lib.from_process_0(step - 1 not in (0, *checkpoint.steps_of(run.workdir))):
+        if job_lib.from_process_0(step - 1 not in (0, *checkpoint.steps_of(run.workdir))):
             loop.checkpoints.save(step - 1, step_lib.to_tree(state))
             loop.checkpoints.wait()
     saved = "The state before it is saved, all" if step > 1 else "All"
@@ -322,13 +323,13 @@ def main(config: config_lib.Config, workdir: str) -> None:
     began = time.monotonic()
     with cli.user_errors():
         profile = profiler.parse_range(flags.FLAGS.profile)
-        mesh_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
+        job_lib.initialize(config.heartbeat_timeout_s, preemptible=True)
     interrupt = interrupt_lib.Interrupt()
-    with mesh_lib.ending_together(config.heartbeat_timeout_s), Watchdog(config.hang_timeout_s) as watchdog:
+    with job_lib.ending_together(config.heartbeat_timeout_s), Watchdog(config.hang_timeout_s) as watchdog:
         with cli.user_errors(), watchdog.at("setting up the run", long=True):
             run = run_lib.set_up(config, workdir)
         kinds = (
-            checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, mesh_lib.Process0Error,
+            checkpoint.CheckpointError, workdir_lib.WorkdirError, divergence.DivergedError, job_lib.Process0Error,
             damage.DataError, OSError,
         )  # fmt: skip
         with cli.user_errors(kinds):

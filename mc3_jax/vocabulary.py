@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 
-from mc3_jax import mesh as mesh_lib, weights, workdir as workdir_lib
+from mc3_jax import job as job_lib, weights, workdir as workdir_lib
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files
 
@@ -122,8 +122,8 @@ def keep(workdir: str, folder: str) -> None:
         aside.rename(place)
 
     try:
-        mesh_lib.on_process_0(copy)
-    except mesh_lib.Process0Error as error:
+        job_lib.on_process_0(copy)
+    except job_lib.Process0Error as error:
         raise workdir_lib.WorkdirError(
             f"{place} can't be written ({error}): make room there, or name another --workdir"
         ) from error

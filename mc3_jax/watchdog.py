@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import jax
 
-from mc3_jax import mesh as mesh_lib
+from mc3_jax import job as job_lib
 
 LONG = 6  # times the limit: what is rightly long, such as compiling
 _LAST_WORDS_S = 60  # the two barriers of an end take 40 at most
@@ -101,9 +101,9 @@ class Watchdog:
                 found = self._exchange()
                 if judge.hangs(found, time.monotonic()):
                     if self._num_processes > 1:
-                        mesh_lib.publish(f"{_VERDICT}/{self._process}", json.dumps(verdict(found)))
+                        job_lib.publish(f"{_VERDICT}/{self._process}", json.dumps(verdict(found)))
                     self._bite(verdict(found))
-                elif self._num_processes > 1 and mesh_lib.published(_VERDICT):
+                elif self._num_processes > 1 and job_lib.published(_VERDICT):
                     self._bite([])
         except Exception as error:  # else nobody would know that nobody watches
             print(f"warning: this process is no longer watched: {error!r}", file=sys.stderr, flush=True)
@@ -114,16 +114,16 @@ class Watchdog:
         own = {"count": self._count, "place": place, "factor": factor, "for_s": round(time.monotonic() - since)}
         if self._num_processes == 1:
             return {self._process: own}
-        mesh_lib.publish(f"{_PLACES}/{self._process}", json.dumps(own))
-        told = {int(key.rpartition("/")[2]): json.loads(value) for key, value in mesh_lib.published(_PLACES)}
+        job_lib.publish(f"{_PLACES}/{self._process}", json.dumps(own))
+        told = {int(key.rpartition("/")[2]): json.loads(value) for key, value in job_lib.published(_PLACES)}
         return told | {self._process: own}
 
     def _bite(self, lines: list[str]) -> None:
         """Says what hangs, in the words of the first process that has told all of it, and ends the process."""
-        last = threading.Timer(_LAST_WORDS_S, os._exit, [mesh_lib.LOST])  # where writing to the log blocks for ever
+        last = threading.Timer(_LAST_WORDS_S, os._exit, [job_lib.LOST])  # where writing to the log blocks for ever
         last.daemon = True
         last.start()
-        told = mesh_lib.published(_VERDICT) if self._num_processes > 1 else []
+        told = job_lib.published(_VERDICT) if self._num_processes > 1 else []
         lines = json.loads(min(told)[1]) if told else lines
         try:
             for line in lines:
@@ -137,8 +137,8 @@ class Watchdog:
             )  # fmt: skip
         finally:  # also where the log can't be written to any more
             if self._num_processes > 1:
-                mesh_lib.wait_for_others("mc3_jax/watchdog has told", 30)  # all look every ten seconds
-            mesh_lib.end_together(mesh_lib.LOST)
+                job_lib.wait_for_others("mc3_jax/watchdog has told", 30)  # all look every ten seconds
+            job_lib.end_together(job_lib.LOST)
 
 
 def _behind(found: dict[int, dict]) -> dict[int, dict]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, whole_file
+from mc3_jax import checkpoint, config as config_lib, job as job_lib, whole_file
 
 CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
 _WAIT_S = 120  # for the lock of another machine, which may be gone
@@ -171,17 +171,17 @@ def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, st
 
     problem = ""
     for field, digest in digests.items():
-        if mesh_lib.from_process_0(int(digest[:7], 16)) != int(digest[:7], 16):
+        if job_lib.from_process_0(int(digest[:7], 16)) != int(digest[:7], 16):
             problem = problem or (
                 f"config.{field} names other data for process {jax.process_index()} on {socket.gethostname()} than for "
                 "process 0: make them the same"
             )
-    if problem := mesh_lib.first_message(problem):
+    if problem := job_lib.first_message(problem):
         raise WorkdirError(problem)
 
     try:
-        mesh_lib.on_process_0(claim)
-    except mesh_lib.Process0Error as error:
+        job_lib.on_process_0(claim)
+    except job_lib.Process0Error as error:
         raise WorkdirError(
             f"{workdir} can't be written to ({error}): make room there, or name another --workdir"
         ) from error
@@ -213,7 +213,7 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
         )
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{path} is damaged ({error}): choose another workdir"
-    if problem := mesh_lib.first_message(problem):
+    if problem := job_lib.first_message(problem):
         raise WorkdirError(problem)
 
 
@@ -273,7 +273,7 @@ def lock_workdir(workdir: str) -> Iterator[None]:
     """
     handle = []
     try:
-        mesh_lib.on_process_0(lambda: handle.append(_take_lock(workdir)))
+        job_lib.on_process_0(lambda: handle.append(_take_lock(workdir)))
     except ValueError as error:
         raise WorkdirError(str(error)) from error
     try:

@@ -9,10 +9,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = {"checkpoint", "config", "data", "mesh", "model", "models", "validation", "vocabulary", "weights", "whole_file"}
-ENTRY = LIBRARY | {"cli", "evals", "metric_writer", "phases", "workdir"}
+ENTRY = LIBRARY | {"cli", "evals", "job", "metric_writer", "phases", "workdir"}
 # Module or package under mc3_jax → what of mc3_jax it may import.
 ALLOWED = {
-    "train": {"checkpoint", "cli", "config", "data", "mesh", "metric_writer", "phases", "weights", "workdir"}
+    "train": {"checkpoint", "cli", "config", "data", "job", "mesh", "metric_writer", "phases", "weights", "workdir"}
     | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance", "run", "stopwatch", "train_step", "watchdog"},
     "run": (ENTRY - {"cli", "evals"}) | {"progress", "train_step", "validation_loss"},
     "evaluate": ENTRY | {"evaluate_sounds"},
@@ -21,7 +21,7 @@ ALLOWED = {
     "convert": LIBRARY,
     "embedder": LIBRARY,
     "search": LIBRARY | {"embedder", "evals"},
-    "vocabulary": {"data", "mesh", "models", "weights", "workdir"},
+    "vocabulary": {"data", "job", "models", "weights", "workdir"},
     "weights": {"checkpoint", "config", "mesh", "model", "models", "validation", "whole_file"},
     "train_step": {"config", "losses", "model", "models", "objective", "phases"},
     "model": {"config", "models"},
@@ -34,9 +34,10 @@ ALLOWED = {
     "hlo_text": set(),
     "topology": set(),
     "config": set(),
+    "job": set(),
     "mesh": set(),
-    "workdir": {"checkpoint", "config", "mesh", "whole_file"},
-    "checkpoint": {"integrity", "mesh"},
+    "workdir": {"checkpoint", "config", "job", "whole_file"},
+    "checkpoint": {"integrity", "job"},
     "integrity": set(),
     "metric_writer": {"event_file", "progress", "whole_file"},
     "event_file": set(),
@@ -48,7 +49,7 @@ ALLOWED = {
     "profiler": set(),
     "stopwatch": set(),
     "validation_loss": {"config", "data", "mesh", "models", "phases", "train_step"},
-    "watchdog": {"mesh"},
+    "watchdog": {"job"},
     "losses": {"losses"},
     "models": {"models"},
     "data": {"data"},

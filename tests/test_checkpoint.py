@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from mc3_jax import checkpoint, cli, integrity, mesh as mesh_lib
+from mc3_jax import checkpoint, cli, integrity, job as job_lib, mesh as mesh_lib
 
 
 def make_state(mesh, seed):
@@ -163,7 +163,7 @@ def test_the_newest_and_the_ends_of_phases_are_kept_and_leftovers_go(tmp_path):
 
 def test_a_process_that_does_not_see_the_checkpoint_damages_none(saved, monkeypatch):
     workdir, steps = str(saved), checkpoint.steps_of(str(saved))
-    monkeypatch.setattr(mesh_lib, "from_process_0", lambda value: 999)
+    monkeypatch.setattr(job_lib, "from_process_0", lambda value: 999)
     with pytest.raises(checkpoint.CheckpointError, match="process 0 on .* does not see .*999: mount it there"):
         checkpoint.restore_newest(workdir, lambda step: None)
     assert checkpoint.steps_of(workdir) == steps

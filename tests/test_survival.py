@@ -20,7 +20,7 @@ from mc3_jax import (
     cli,
     config as config_lib,
     integrity,
-    mesh as mesh_lib,
+    job as job_lib,
     metric_writer,
     run as run_lib,
     train,
@@ -198,9 +198,9 @@ def _injure_newest(workdir, rng) -> None:
 TALK = """
 import numpy as np
 from jax.experimental import multihost_utils
-from mc3_jax import mesh
-mesh.initialize(10)
-with mesh.ending_together(10):
+from mc3_jax import job
+job.initialize(10)
+with job.ending_together(10):
     while True:
         multihost_utils.process_allgather(np.ones(3))
         print("talked", flush=True)
@@ -218,7 +218,7 @@ def test_a_process_that_loses_another_ends_in_time_with_a_line_and_its_own_statu
         job[victim][0].kill()
         begin = time.monotonic()
         process, log = job[1 - victim]
-        assert process.wait(LIMIT_S) == mesh_lib.LOST, log.read_text()
+        assert process.wait(LIMIT_S) == job_lib.LOST, log.read_text()
         assert time.monotonic() - begin < 2 * 10
     finally:
         for process, _ in job:
@@ -233,9 +233,9 @@ ENDS_FIRST = """
 import sys, time
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from mc3_jax import cli, mesh
-mesh.initialize(10)
-with mesh.ending_together(10):
+from mc3_jax import cli, job
+job.initialize(10)
+with job.ending_together(10):
     multihost_utils.process_allgather(np.ones(3))
     if jax.process_index() == 0:
         time.sleep(3)
@@ -246,7 +246,7 @@ sys.exit(cli.PREEMPTED)
 
 def test_a_process_that_is_done_while_another_fails_ends_as_lost_and_does_not_hang(tmp_path):
     (first, _), (second, log) = run_together(["-c", ENDS_FIRST], tmp_path)
-    assert (first, second) == (cli.USER_ERROR, mesh_lib.LOST), log
+    assert (first, second) == (cli.USER_ERROR, job_lib.LOST), log
     assert log.splitlines()[-1].startswith("error: process 1 of 2 ends because another one has ended"), log
 
 
@@ -254,11 +254,11 @@ SLOW = """
 import time
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from mc3_jax import mesh
+from mc3_jax import job
 from mc3_jax.watchdog import Watchdog
-mesh.initialize(100)
+job.initialize(100)
 multihost_utils.process_allgather(np.ones(3))
-with mesh.ending_together(100), Watchdog(3) as dog:
+with job.ending_together(100), Watchdog(3) as dog:
     with dog.at("compiling", long=True):
         time.sleep(9 if jax.process_index() == 0 else 0)
     with dog.at("waiting for the devices to do step 1"):
@@ -310,7 +310,7 @@ def test_a_job_in_which_a_process_hangs_ends_and_names_it_with_its_place(data, t
     config_file = write_config(tmp_path, config)
     job = run_together(["-c", STUCK, f"--config={config_file}", f"--workdir={tmp_path / 'run'}"], tmp_path)
     for number, (status, text) in enumerate(job):
-        assert status == mesh_lib.LOST, text
+        assert status == job_lib.LOST, text
         assert text.count(" hangs: ") == 1, text
         assert re.search(r"error: process 1 hangs: it has been reading the batch of step 4 for [0-9]+ s", text)
         assert ("in stuck" in text) == (number == 1)
@@ -330,7 +330,7 @@ def run_job(config_file, workdir, seed=None) -> bool:
                 victim.kill()
         statuses = [process.wait(LIMIT_S) for process, _ in job]
         logs = [log.read_text() for _, log in job]
-        assert set(statuses) <= {0, mesh_lib.LOST, -signal.SIGKILL}, logs
+        assert set(statuses) <= {0, job_lib.LOST, -signal.SIGKILL}, logs
         return set(statuses) == {0}
     finally:
         for process, _ in job:
@@ -341,9 +341,9 @@ def run_job(config_file, workdir, seed=None) -> bool:
 EXACT = """
 import sys
 import jax, numpy as np
-from mc3_jax import checkpoint, mesh as mesh_lib
+from mc3_jax import checkpoint, job as job_lib, mesh as mesh_lib
 from tests import test_fits
-mesh_lib.initialize(100)
+job_lib.initialize(100)
 rows = np.split(np.arange(16), jax.process_count())[jax.process_index()]
 rows = {name: value[rows] for name, value in test_fits.batch().items()}
 for fsdp in (1, 8):

@@ -20,6 +20,7 @@ from mc3_jax import (
     config as config_lib,
     evaluate,
     evaluate_sounds,
+    job as job_lib,
     mesh as mesh_lib,
     metric_writer,
     model as model_lib,
@@ -115,7 +116,7 @@ def test_one_device_equals_eight(data):
 def test_a_run_that_is_told_to_go_saves_without_measuring_first(finished, tmp_path, monkeypatch):
     config = copy.deepcopy(finished[0])
     config.validation = config_lib.ValidationConfig(every_steps=1, split="validation+test", num_batches=1)
-    monkeypatch.setattr(mesh_lib, "preempted", lambda asked: asked == 2)
+    monkeypatch.setattr(job_lib, "preempted", lambda asked: asked == 2)
     state = train.train(run_lib.set_up(config, str(tmp_path)))
     assert int(state.step) == checkpoint.steps_of(str(tmp_path))[-1] == 2
     rows = metric_writer.read_metrics(str(tmp_path))
@@ -178,7 +179,7 @@ def test_a_mesh_has_the_devices_of_a_process_side_by_side():
 def test_a_process_that_does_not_see_the_checkpoints_reads_no_weights_alone(finished, monkeypatch):
     config, workdir, _ = finished
     monkeypatch.setattr(checkpoint, "steps_of", lambda workdir: [])
-    monkeypatch.setattr(mesh_lib, "from_process_0", lambda value: value or 9)
+    monkeypatch.setattr(job_lib, "from_process_0", lambda value: value or 9)
     monkeypatch.setattr(weights, "read_initial", lambda config: pytest.fail("the others don't"))
     assert run_lib.set_up(config, workdir).initial == {}
 

@@ -23,6 +23,7 @@ import pytest
 from mc3_jax import (
     checkpoint,
     divergence,
+    job as job_lib,
     mesh as mesh_lib,
     metric_writer,
     model as model_lib,
@@ -287,7 +288,7 @@ with Watchdog(2) as dog:
 @pytest.mark.slow  # waits
 def test_a_process_that_hangs_ends_and_says_where():
     done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=120, cwd=world.ROOT)
-    assert done.returncode == mesh_lib.LOST, done.stderr
+    assert done.returncode == job_lib.LOST, done.stderr
     assert done.stdout == "so far so good\n"
     assert re.search("error: process 0 hangs: it has been reading the batch of step 9 for [0-9]+ s\n", done.stderr)
     assert 'File "<string>", line 12, in <module>' in done.stderr
@@ -322,7 +323,7 @@ def test_a_process_that_hangs_ends_where_nobody_reads_its_log_any_more():
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", HANG], stdout=subprocess.DEVNULL, stderr=writer, timeout=120, cwd=world.ROOT)
     os.close(writer)
-    assert done.returncode == mesh_lib.LOST
+    assert done.returncode == job_lib.LOST
 
 
 @pytest.mark.slow  # waits
@@ -337,13 +338,13 @@ def test_a_process_that_hangs_ends_where_its_log_is_full_and_nobody_reads_on():
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=writer, timeout=120, cwd=world.ROOT)
     os.close(writer)
     os.close(reader)
-    assert done.returncode == mesh_lib.LOST
+    assert done.returncode == job_lib.LOST
 
 
 ALONE = """
 import time
-from mc3_jax import mesh
-mesh.initialize(5, preemptible=True)
+from mc3_jax import job
+job.initialize(5, preemptible=True)
 print("here", flush=True)
 end = time.monotonic() + 16
 while time.monotonic() < end:

@@ -91,7 +91,7 @@ def test_a_start_that_died_before_its_run_began_leaves_the_folder_free(tmp_path,
     (tmp_path / workdir_lib.DATA_FILE).unlink()
     with pytest.raises(workdir_lib.WorkdirError, match="process 0 on .* can't read .*data.json .*No such file"):
         workdir_lib.check_data(str(tmp_path), DIGESTS)
-    monkeypatch.setattr(workdir_lib.mesh_lib, "from_process_0", lambda value: value + 1)
+    monkeypatch.setattr(workdir_lib.job_lib, "from_process_0", lambda value: value + 1)
     with pytest.raises(workdir_lib.WorkdirError, match="config.data.dir names other data for process 0 on"):
         claim(tmp_path)
 

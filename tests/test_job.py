@@ -13,19 +13,19 @@ from tests import world
 JOIN = """
 import json, os, sys, time, jax
 from jax._src import distributed
-from mc3_jax import mesh
-mesh._SILENT_S = 0.2
+from mc3_jax import job
+job._SILENT_S = 0.2
 for line in sys.stdin:
     if os.fork() == 0:
         variables = json.loads(line)
         os.environ.update(variables)
         if variables["SLURM_NTASKS"] == "8":
-            mesh._ARRIVAL_S = 2
-        mesh.initialize(10)
-        devices, job = jax.config.read("jax_cuda_visible_devices"), distributed.global_state
-        os.write(1, f"{variables['CASE']}: {devices} of {job.num_processes}\\n".encode())
-        mesh.wait_for_others("the end", 20)
-        time.sleep(0 if job.process_id else 0.5)
+            job._ARRIVAL_S = 2
+        job.initialize(10)
+        devices, found = jax.config.read("jax_cuda_visible_devices"), distributed.global_state
+        os.write(1, f"{variables['CASE']}: {devices} of {found.num_processes}\\n".encode())
+        job.wait_for_others("the end", 20)
+        time.sleep(0 if found.process_id else 0.5)
         os._exit(0)
 while True:
     try:

@@ -17,7 +17,6 @@ from mc3_jax.models.text import DistilBert
 from mc3_jax.models.video import SpaceTimeTransformer
 
 Batch = Mapping[str, Array]
-INPUTS = ("audio", "video", "text_ids", "text_mask")  # of the model
 
 
 def check_attention(config: config_lib.ModelConfig, device: jax.Device | None = None) -> None:

@@ -188,7 +188,6 @@ def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib
     row is a function of the parameters, the seed, the step and `batch["row"]`, whatever rows are beside it.
     """
     names = phases_lib.modalities(phase)
-    wanted = {name: [key for key in model_lib.INPUTS if key.startswith(name)] for name in names}
     used = (*names, *([config_lib.CLASSIFIER] if config.model.num_classes else []))
 
     def embed(params, step, batch: Batch):
@@ -196,11 +195,15 @@ def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib
             name: params[name] if name in phase.trainable else jax.lax.stop_gradient(params[name]) for name in used
         }
         augment_key, dropout_key = jax.random.split(_step_key(config, step))
-        inputs = model_lib.prepare(batch, config.model, augment_key)
-        inputs = {key: inputs[key] for keys in wanted.values() for key in keys}
+        inputs = _of_modalities(names, model_lib.prepare(batch, config.model, augment_key))
         return model.apply({"params": towers}, **inputs, row=batch["row"], train=True, rngs={"dropout": dropout_key})
 
     return embed
+
+
+def _of_modalities(names: tuple[str, ...], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns the model's inputs that begin with the names, such as "text_ids" with "text"."""
+    return {key: value for key, value in inputs.items() if key.startswith(names)}
 
 
 def _step_key(config: config_lib.Config, step) -> PRNGKeyArray:
@@ -281,8 +284,7 @@ def make_validation_fn(model: MC3, config: config_lib.Config, phase: config_lib.
     chunk_size = config.data.chunk_size
 
     def embed(params, batch: Batch):
-        inputs = model_lib.prepare(batch, config.model, None)
-        inputs = {key: value for key, value in inputs.items() if key.startswith(tuple(names))}
+        inputs = _of_modalities(names, model_lib.prepare(batch, config.model, None))
         return model.apply({"params": {name: params[name] for name in used}}, **inputs, train=False)
 
     def validate(params, batch: Batch):

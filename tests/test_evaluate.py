@@ -1,80 +1,267 @@
-"""Evaluation on any number of devices, processes and workers: the same embeddings, every clip once, one report."""
+"""What evaluation measures, says and refuses: of a run, of towers that had none, of clips with labels and without."""
 
 import copy
+import csv
+import dataclasses
 import json
-import os
+import pathlib
+import re
 import shutil
 
 import numpy as np
 import pytest
 
-from mc3_jax import evaluate_sounds, run as run_lib, train
-from mc3_jax.evals import embeddings as embeddings_lib
-from tests import test_sounds, test_survival
-from tests.test_sounds import clips  # noqa: F401  a fixture
-
-pytestmark = pytest.mark.slow  # several processes
+from mc3_jax import config as config_lib, evaluate, evaluate_sounds, mesh as mesh_lib, run as run_lib
+from mc3_jax.data import loader, records
+from mc3_jax.evals import embeddings as embeddings_lib, retrieval
+from tests import world
 
 
-def evaluate_in(arguments, folder, num_processes: int, num_devices: int) -> list[str]:
-    """Evaluates by the command line on so many processes with so many devices each; returns their logs."""
-    if num_processes == 2:
-        job = test_survival.run_together(arguments, folder, num_devices=num_devices)
-        assert [status for status, _ in job] == [0, 0], job
-        return [log for _, log in job]
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")
-    process, log = test_survival.launch(arguments, folder, {"XLA_FLAGS": flags})
-    assert process.wait(test_survival.LIMIT_S) == 0, log.read_text()
-    return [log.read_text()]
+@pytest.fixture(scope="module")
+def evaluated(finished) -> str:
+    """The workdir of the finished run, evaluated."""
+    config, workdir, _ = finished
+    evaluate.evaluate(config, workdir)
+    return workdir
 
 
-def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_path):
-    config, workdir = copy.deepcopy(finished[0]), finished[1]
-    config.eval.batch_size = 40
-    config.phases[0].epochs = 9  # evaluation takes the run's own
-    config_file = test_survival.write_config(tmp_path, config)
-    found = []
-    for num_processes, num_devices, num_workers in ((1, 1, 0), (2, 4, 1)):  # 0 is threads
-        place = tmp_path / f"{num_processes}-{num_devices}"
-        shutil.copytree(workdir, place)
-        shutil.rmtree(place / "report", ignore_errors=True)
-        words = ["-m", "mc3_jax.evaluate", f"--config={config_file}", f"--workdir={place}",
-                 f"--config.data.num_workers={num_workers}"]  # fmt: skip
-        logs = evaluate_in(words, tmp_path, num_processes, num_devices)
-        assert sum("results.json" in log for log in logs) == 1  # one process writes and prints
-        assert f"{place} was trained with --config.phases[0].epochs=1.0, and is evaluated so\n" in logs[0]
-        assert (place / "report" / "index.html").is_file()
-        found.append((embeddings_lib.load(place / embeddings_lib.FILE), json.loads((place / "results.json").read_text())))
-    (embeddings, known), results = found[0]
-    assert known["index"].tolist() == sorted(set(known["index"].tolist()))
-    assert len(known["index"]) % 40  # the last batch is a partial one
-    for (others, here), result in found[1:]:
-        assert "clip_id" in known
-        for name, value in known.items():
-            np.testing.assert_array_equal(here[name], value)
-        for name, value in embeddings.items():
-            np.testing.assert_allclose(others[name], value, atol=2e-6)
-        for pair in ("av", "al"):
-            ours, theirs = results["discovery"][pair], result["discovery"][pair]
-            assert theirs["num_clips"] == ours["num_clips"] == len(known["index"])
-            assert theirs["roc_auc"] == pytest.approx(ours["roc_auc"], abs=1e-3)  # of a pair of clips that change places
-        assert result["taxonomy"] == results["taxonomy"]
+def test_every_embedding_names_its_clip_and_its_video(evaluated, data):
+    with np.load(f"{evaluated}/embeddings.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    source = loader.open_split(data / "clips", "test", 4)
+    assert arrays["clip_id"].dtype.kind == "U"
+    clips = [source[int(i)] for i in arrays["index"]]
+    assert arrays["clip_id"].tolist() == [clip.clip_id for clip in clips]
+    assert arrays["label"].tolist() == [clip.label for clip in clips]
+    assert len(set(arrays["clip_id"].tolist())) == len(clips) > 1
+    uids, videos = arrays["video_uid"].tolist(), source.videos[arrays["index"]]
+    assert uids == [clip.video_uid for clip in clips]
+    assert len(set(uids)) == len(set(videos.tolist())) == len(set(zip(uids, videos.tolist(), strict=True)))
 
 
-def test_scores_of_sounds_do_not_depend_on_devices_and_processes(clips, tmp_path):  # noqa: F811
-    config, workdir = test_sounds.small_config(clips, "scratch"), tmp_path / "run"
-    config.phases[0].epochs = 2
-    train.train(run_lib.set_up(config, str(workdir)))
-    wanted = evaluate_sounds.evaluate(config, str(workdir))
-    scores = dict(np.load(workdir / "scores.npz"))
-    config_file = test_survival.write_config(tmp_path, config)
-    words = ["-m", "mc3_jax.evaluate", f"--config={config_file}", f"--workdir={workdir}"]
-    evaluate_in(words, tmp_path, 2, 4)
-    again = np.load(workdir / "scores.npz")
-    np.testing.assert_array_equal(again["class_id"], scores["class_id"])
-    np.testing.assert_allclose(again["probabilities"], scores["probabilities"], atol=1e-5)
-    found = json.loads((workdir / "results.json").read_text())
-    assert found["num_clips"] == wanted["num_clips"] == 24
-    assert found["last"]["mAP"] == pytest.approx(wanted["last"]["mAP"], abs=0.02)
+def test_all_that_evaluation_writes_is_documented(evaluated):
+    results = json.loads(pathlib.Path(f"{evaluated}/results.json").read_text())
+    keys = set(world.keys_of(results))
+    assert {"within_verb_roc_auc", "margin_interval", "sounding", "earlier"} <= keys
+    if not results["retrieval"]:  # the little world has no group of three
+        same = dict.fromkeys(("audio", "video", "text"), np.eye(6))
+        keys |= set(world.keys_of(retrieval.retrieve(same, np.arange(6) // 3, 0)))
+    assert "hit@5" in keys
+    assert world.undocumented(keys) == []
+    with np.load(f"{evaluated}/embeddings.npz") as arrays:
+        assert world.undocumented(arrays.files) == []
 
 
+def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contained_report(evaluated, data):
+    workdir = evaluated
+    results = json.loads(pathlib.Path(f"{workdir}/results.json").read_text())
+    clips = json.loads((data / "clips" / "clips.json").read_text())["splits"]["test"]
+    for pair in ("av", "al"):
+        found = results["discovery"][pair]
+        assert found["num_clips"] == clips["num_labelled"]
+        assert found["num_positive"] == clips["num_positive"]
+        assert 0 <= found["roc_auc"] <= 1
+    assert results["checkpoint"] == "refine"
+    assert set(results["earlier"]) == {"align"}
+    page = pathlib.Path(f"{workdir}/report/index.html").read_text()
+    assert 'src="http' not in page
+    assert "<audio controls" in page
+    assert "SoundingActions" in page
+
+
+def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_tokens_its_own(finished, tmp_path, capsys):
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
+    path = place / "data.json"
+    facts = json.loads(path.read_text())
+    mesh = mesh_lib.make_mesh()
+    assert list(evaluate._load_run(config, str(place), mesh)) == ["align", "refine"]
+    path.write_text(json.dumps(facts | {"num_clips": 10 * facts["num_clips"]}))
+    (name,) = evaluate._load_run(config, str(place), mesh)
+    assert name.startswith("align, step ")
+    path.write_text(json.dumps(facts))
+    other = tmp_path / "vocabulary"
+    shutil.copytree(config.data.tokenizer, other)
+    (other / "tokenizer_config.json").write_text((other / "tokenizer_config.json").read_text() + "\n")
+    config.data.tokenizer = str(other)
+    assert evaluate._find_tokenizer(config, str(place)) == f"{place}/tokenizer"
+    assert f"{other} is not the tokenizer that the text tower of {place} has learned: that is in" in capsys.readouterr().err
+    shutil.rmtree(place / "tokenizer")  # of a run of before
+    assert evaluate._find_tokenizer(config, str(place)) == finished[0].data.tokenizer
+    there = json.loads((place / "config.json").read_text())
+    there["data"]["tokenizer"] = str(other)  # what was there once
+    (place / "config.json").write_text(json.dumps(there))
+    for named in (str(other), str(tmp_path / "absent")):
+        config.data.tokenizer = named
+        with pytest.raises(ValueError, match=f"tokenizer: {named}.* not the tokenizer that the text tower .* name that one"):
+            evaluate.evaluate(config, str(place))
+    config.checkpoint = str(place)
+    with pytest.raises(ValueError, match="config.data.tokenizer: .*absent .*is not the tokenizer that the text tower of"):
+        evaluate.evaluate(config, str(tmp_path / "elsewhere"))
+
+
+def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(finished, data, tmp_path, capsys):
+    config = world.small_config(data)
+    config.phases = []
+    config.data.num_samples, config.model.audio.num_time_frames = 16_000, 99  # cut out of 24,000, as in training
+    # Two towers start at random, the third has learned another tokenizer than the one that is named.
+    config.init.text, config.data.tokenizer = finished[1], str(shutil.copytree(data / "vocabulary", tmp_path / "other"))
+    with (tmp_path / "other" / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    found = evaluate.evaluate(config, str(tmp_path / "untrained"))
+    told = capsys.readouterr().err
+    assert f"other is not the tokenizer that the text tower of {finished[1]} has learned" in told
+    assert f"that is in {finished[1]}/tokenizer, which is taken" in told
+    assert found["step"] == 0
+    results = json.loads((tmp_path / "untrained" / "results.json").read_text())
+    assert (results["checkpoint"], results["untrained"], results["num_seen"]) == ("untrained", ["audio", "video"], 0)
+    with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):
+        run_lib.set_up(config, str(tmp_path / "run"))
+
+
+@pytest.mark.slow  # evaluates twice
+def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is_evaluated(finished, tmp_path, capsys):
+    config, place = copy.deepcopy(finished[0]), tmp_path / "run"
+    shutil.copytree(finished[1], place, ignore=shutil.ignore_patterns("tokenizer", "data.json"))
+    for phase in config.phases:
+        phase.pairs, phase.consensus_weight = ("av",), 0.0
+    config.data.split = "train+test"
+    (place / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    config.data.tokenizer = ""
+    evaluate.evaluate(config, str(place))
+    num = len(loader.open_split(config.data.dir, config.eval.split, 4))
+    results, told = json.loads((place / "results.json").read_text()), capsys.readouterr().out
+    assert (results["untrained"], results["num_seen"]) == (["text"], num)
+    assert "no phase looks at text: what stands here of its pairs says nothing" in told
+    assert f"warning: the run was trained on {num} of these clips" in told
+    page = (place / "report" / "index.html").read_text()
+    assert f"{num} of them were trained on; no phase looks at text, whose pairs say nothing" in page
+    # The run's weights evaluated elsewhere are the run's; clips without a label are not measured, and so not counted.
+    config.checkpoint, config.eval.split, config.data.split = str(place), "train+test", "train"
+    digest = loader.open_split(config.data.dir, "train+test", 0).digest
+    (place / "data.json").write_text(json.dumps({"data.dir": digest}))
+    evaluate.evaluate(config, str(tmp_path / "elsewhere"))
+    results = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
+    assert (results["untrained"], results["num_seen"]) == (["text"], num)
+    assert results["discovery"]["av"]["num_clips"] == num
+
+
+def test_measured_of_clips_that_all_sound_is_retrieval_alone():
+    rng = np.random.default_rng(0)
+    embeddings = {name: rng.normal(size=(40, 4)).astype(np.float32) for name in config_lib.MODALITIES}
+    known = {"label": np.ones(40, np.int32), "verb_id": np.arange(40) % 2, "noun_id": np.zeros(40, np.int64)}
+    known |= {name: rng.normal(size=40) for name in ("loudness", "onset_strength")}
+    found = evaluate.measure(embeddings, known, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
+    assert (found["discovery"], found["controls"], found["margin"]) == ({}, {}, None)
+    assert found["retrieval"].keys() == {"v2a", "a2v", "l2a", "a2l"}
+    assert found["instance_retrieval"]["v2l"]["pool_size"] == 40
+    known_but_labels = known | {"label": np.full(40, -1)}
+    unlabelled = evaluate.measure(embeddings, known_but_labels, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
+    assert unlabelled == found | {"retrieval": {}}
+    embeddings["video"][3:5, 1] = np.nan
+    with pytest.raises(ValueError, match="the video embeddings of 2 of 40 clips are not finite: the weights are damaged"):
+        evaluate.measure(embeddings, known, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
+    embeddings["video"][3:5, 1] = 0
+    known["label"][:12] = 0
+    found = evaluate.measure(embeddings, known, np.arange(40), config_lib.EvalConfig(num_bootstrap=10))
+    assert found["discovery"].keys() == {"av", "al", "vl"}
+    of_videos = evaluate.measure(embeddings, known, np.arange(40) // 3, config_lib.EvalConfig(num_bootstrap=10))
+    for pair in ("av", "al", "vl"):
+        assert of_videos["discovery"][pair]["roc_auc"] == found["discovery"][pair]["roc_auc"]
+        assert of_videos["discovery"][pair]["roc_auc_interval"] != found["discovery"][pair]["roc_auc_interval"]
+    assert of_videos["margin"]["margin"] == found["margin"]["margin"]
+    assert of_videos["margin"]["margin_interval"] != found["margin"]["margin_interval"]
+    ahead = found["discovery"]["av"]["roc_auc"] - found["margin"]["best_control_roc_auc"]
+    assert found["margin"]["margin"] == pytest.approx(ahead)
+
+
+@pytest.mark.slow  # converts and evaluates
+def test_clips_that_all_sound_are_evaluated(finished, data, tmp_path, capsys):
+    with (data / "world" / "v2" / "annotations" / "sounding_labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(row for row in rows if sum(int(row[name]) for name in row if name.startswith("vote_")) > 1)
+    words = ("--root", data / "world", "--labels", tmp_path / "labels.csv", "--labels_only", "--labels_split", "test")
+    done = world.run("data_prep.ego4d", *words, "--short_side", "72", "--out", tmp_path / "clips")
+    assert done.returncode == 0, done.stderr
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
+    config.data.dir = str(tmp_path / "clips")
+    found = evaluate.evaluate(config, str(place))
+    assert (found["discovery"], found["controls"], found["margin"]) == ({}, {}, None)
+    assert "all labelled clips sound: discovery is not measured" in capsys.readouterr().out
+    page = (place / "report" / "index.html").read_text()
+    assert "Not measured: all labelled clips sound." in page
+    assert "ROC curves" not in page
+    assert "Missed" in page
+    assert "False alarms" not in page
+
+
+@pytest.mark.slow  # embeds and shows the training clips
+def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypatch):
+    videos = []
+
+    def measure(embeddings, known, own, config, real=evaluate.measure):
+        videos.append(own)
+        return real(embeddings, known, own, config)
+
+    monkeypatch.setattr(evaluate, "measure", measure)
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
+    config.eval.split = "train"
+    found = evaluate.evaluate(config, str(place))
+    assert (found["discovery"], found["controls"], found["margin"], found["retrieval"]) == ({}, {}, None, {})
+    pool = found["instance_retrieval"]["a2l"]["pool_size"]
+    told, results = capsys.readouterr().out, json.loads((place / "results.json").read_text())
+    assert re.search(r"refine: own clip V→A recall@5 0\.\d{3} \(chance 0\.\d{3}\)", told)
+    assert "no clip is labelled: discovery is not measured" in told
+    source = loader.open_split(config.data.dir, "train", 4)
+    assert results["num_seen"] == pool == len(source)
+    rows, trained = np.arange(pool), dataclasses.replace(config.data, folds=(1, 2))
+    elsewhere = dataclasses.replace(config, checkpoint="run")
+    assert evaluate_sounds.num_seen(elsewhere, source, rows, trained, {}) == 0  # folds that these data do not have
+    with pytest.raises(ValueError, match="has no clip of the fold"):
+        evaluate_sounds.num_seen(config, source, rows, trained, {})
+    assert evaluate_sounds.num_seen(config, source, rows, config.data, {"data.dir": ""}) == 0
+    uids = [source[i].video_uid for i in range(pool)]
+    assert len(set(uids)) == len(set(zip(uids, videos[-1].tolist(), strict=True))) == videos[-1].max() + 1 > 1
+    assert results["taxonomy"] == {"num_clips": 0, "num_sounding": 0, "verbs": [], "groups": []}
+    _, known = embeddings_lib.load(place / embeddings_lib.FILE)
+    assert known["label"].tolist() == [-1] * pool
+    page = (place / "report" / "index.html").read_text()
+    assert f"{pool} clips without labels" in page
+    assert "Not measured: no clip is labelled." in page
+
+
+def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):
+    config = copy.deepcopy(finished[0])
+    config.phases = []
+    with pytest.raises(ValueError, match="holds a run: name another --workdir for what has none"):
+        evaluate.evaluate(config, finished[1])
+
+
+def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, tmp_path, monkeypatch):
+    config, clips = copy.deepcopy(finished[0]), finished[0].data.dir
+    monkeypatch.setattr(evaluate, "_load_run", lambda *_: pytest.fail("the parameters are read"))
+    counts = {name: split.num_clips for name, split in records.ClipsInfo.load(clips).splits.items()}
+    world.change_clips(config, tmp_path, test={"num_positive": 0}, validation={"num_labelled": 3, "num_positive": 2})
+    with pytest.raises(ValueError, match=r"has 0 clips labelled as sounding and \d+ as not: .*set --config.eval.split=val"):
+        evaluate.evaluate(config, finished[1])
+    config.data.dir = clips
+    world.change_clips(config, tmp_path, test={"num_positive": 0}, validation={"num_labelled": 3, "num_positive": 3})
+    with pytest.raises(ValueError, match="nothing to measure without clips that sound; convert with labels of"):
+        evaluate.evaluate(config, finished[1])
+    empty = {"shards": [], "num_clips": 0, "num_labelled": 0, "num_positive": 0}
+    config.data.dir = clips
+    world.change_clips(config, tmp_path, validation=empty)
+    source = loader.open_split(config.data.dir, "train+validation+test", 4)
+    assert len(source) == counts["train"] + counts["test"]
+    assert source[len(source) - 1].clip_id == loader.open_split(clips, "test", 4)[counts["test"] - 1].clip_id
+    config.eval.split = "validation"
+    with pytest.raises(ValueError, match="has no clips in 'validation'") as raised:
+        evaluate.evaluate(config, finished[1])
+    told = f"(train {counts['train']}, validation 0, test {counts['test']}): set --config.eval.split=train, or convert with"
+    assert f"{told} --splits CSV" in str(raised.value)
+    with pytest.raises(ValueError, match=r"has no split 'dev', only \['test', 'train', 'validation'\]"):
+        loader.open_split(config.data.dir, "train+dev", 4)
+    with pytest.raises(ValueError, match=r"--config.data.split=train\+test\+train names a split twice, .*: name each once"):
+        loader.open_split(config.data.dir, "train+test+train", 4)

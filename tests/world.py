@@ -1,12 +1,15 @@
 """A little SoundWorld, converted by the commands a user would type; the demo's config shrunk to it."""
 
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 
 from configs import demo
 from mc3_jax.config import Config
+from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 EVALUATION_PAGE = ROOT / "docs" / "evaluation.md"
@@ -69,3 +72,15 @@ def small_config(folder: pathlib.Path) -> Config:
     config.log.every_steps, config.log.clips = 1, True
     config.eval.num_bootstrap, config.eval.num_examples = 50, 1
     return config
+
+
+def change_clips(config: Config, folder: pathlib.Path, **changes: dict) -> None:
+    """Has a config name a copy of its data whose `clips.json` says something else of some splits."""
+    folder = folder / "clips"
+    shutil.copytree(config.data.dir, folder, dirs_exist_ok=True)
+    info = json.loads((folder / "clips.json").read_text())
+    for split, fields in changes.items():
+        info["splits"][split] |= fields
+    info.pop("sha256")
+    (folder / "clips.json").write_text(records.manifest(info))
+    config.data.dir = str(folder)

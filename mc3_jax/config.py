@@ -96,7 +96,9 @@ class ModelConfig:
 
     Attributes:
       embed_dim: Of the joint space (EgoVLP's projections: 256).
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are always float32.
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are always float32. In float32 GPUs
+        may round what the towers' matrix products take to TensorFloat-32 and TPUs to bfloat16, JAX's default; with
+        JAX_DEFAULT_MATMUL_PRECISION=highest in the environment they don't.
       scan_layers: Run a tower's blocks, all but the last, as one loop. At the paper's sizes this saves minutes of compiling
         for a TPU and costs a copy of their parameters; a GPU moves twice the memory. Parameters keep their names and shapes.
       remat: What of a block stays in memory for the backward pass; the rest is computed again. "none" computes nothing

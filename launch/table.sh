@@ -5,8 +5,9 @@
 #   HOW="sbatch launch/slurm_8gpu.sbatch" launch/table.sh CONFIG... [-- FLAGS...]     # all at once
 #
 # FLAGS go to every row, e.g. --config.data.dir=data/ego4d_clips. Started again, rows that are done are evaluated again
-# only. An evaluation that is submitted waits for its training, also where that is preempted and queues again. SIGTERM or Ctrl-C here
-# reaches the row that runs, which saves and ends.
+# only. An evaluation that is submitted waits for its training, also where that is preempted and queues again. SIGTERM or
+# Ctrl-C here reaches the row that runs, which saves and ends. configs/tables/random.py has nothing to train: evaluate it by
+# itself. `python -m benchmarks.tables` runs all rows and writes the tables, on one machine.
 set -euo pipefail
 
 dry_run=

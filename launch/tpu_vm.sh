@@ -32,10 +32,13 @@ delete=("${slices[@]}" delete "$TPU" "--zone=$ZONE" --force --quiet)
 # libtpu's own defaults: no XLA flags. What an earlier connection has left running is told to save first. When a worker
 # is preempted or its container is stopped, the process has a minute to save.
 printf -v program ' %q' python -m "$@"
-remote="{ ${SETUP:-true}; } && sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet \
+printf -v volume '%q' "$MOUNT:$MOUNT"
+setup=${SETUP:-true}
+while [[ $setup == *[\;[:space:]] ]]; do setup=${setup%?}; done
+remote="{ $setup; } && sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet \
 && { { sudo docker stop -t 60 mc3; sudo docker rm --force mc3; } >/dev/null 2>&1; true; } \
 && sudo docker run --name mc3 --rm --init --stop-timeout 60 --privileged --net host \
---volume $MOUNT:$MOUNT $IMAGE$program"
+--volume $volume $IMAGE$program"
 run=(gcloud compute tpus tpu-vm ssh "$TPU" "--zone=$ZONE" --worker=all "--command=$remote")
 
 if [[ $dry_run ]]; then

@@ -27,7 +27,7 @@ EVALUATE = ["mc3_jax.evaluate", "--config=configs/eval_ego4d.py", "--config.chec
 PREPARE = ["data_prep.ego4d", "--root", "my ego4d", "--out", "clips"]
 SETTINGS = {
     "TPU": "mc3", "ZONE": "us-west4-a", "TYPE": "v5litepod-16", "RUNTIME": "v2-alpha-tpuv5-lite", "MOUNT": "/mnt/mc3",
-    "SETUP": "mountpoint -q /mnt/mc3 || false", "IMAGE": "us-docker.pkg.dev/mine/mc3/tpu", "CLAIM": "mc3",
+    "SETUP": "mountpoint -q /mnt/mc3 || false; ", "IMAGE": "us-docker.pkg.dev/mine/mc3/tpu", "CLAIM": "mc3",
     "PROJECT": "mine", "BUCKET": "gs://mine",
 }  # fmt: skip
 
@@ -71,7 +71,9 @@ def of_shell(file: str):
 def of_tpu_vm(words: list[str]) -> list[str]:
     """Returns the command that the workers run: what ssh hands to their shell."""
     [line] = [line for line in rendered("tpu_vm.sh", words).splitlines() if " ssh " in line]
-    return from_python_on(shlex.split(flag(shlex.split(line), "command")))
+    command = flag(shlex.split(line), "command")
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+    return from_python_on(shlex.split(command))
 
 
 def of_jobset(words: list[str]) -> list[str]:

@@ -226,15 +226,28 @@ def _fit_audio(params: Flat, config: config_lib.ModelConfig, image: bool, path: 
             position = np.concatenate([position[:1], position])
             notes.append("distillation token copied from the class token")
     grid = model_lib.make_model(config).audio_tower.grid
-    # How long a grid is follows from how many rows it has. Ours say that; AST's files are taken to have the model's.
-    rows = _read_grid(path)[0] if is_run(path) or is_own_folder(path) else grid[0]
-    position, note = fitting.fit_audio_positions(position, grid, None if image else rows, path)
+    # How long a grid is follows from how many rows it has.
+    rows = None if image else _num_mel_patches(path, config)
+    position, note = fitting.fit_audio_positions(position, grid, rows, path)
     return params | {"encoder/position_embedding": position}, notes + ([note] if note else [])
 
 
-def _read_grid(path: str) -> tuple[int, int]:
-    """Returns the (mel, time) patches of the audio tower in a folder of ours or a run."""
-    return model_lib.make_model(read_model_config(path)).audio_tower.grid
+def _num_mel_patches(path: str, config: config_lib.ModelConfig) -> int:
+    """Returns the patches along mel of an AST: as many as its run or folder says; a file is taken to have the model's.
+
+    Raises:
+      ValueError: A folder of Hugging Face's says what can't be.
+    """
+    if is_run(path) or is_own_folder(path):
+        config = read_model_config(path)
+    elif pathlib.Path(path).is_dir():
+        described, ours = checkpoint_files.read_config(path), config.audio
+        sizes = {"num_mel": "num_mel_bins", "patch_px": "patch_size", "stride_px": "frequency_stride"}
+        theirs = {name: described.get(key, getattr(ours, name)) for name, key in sizes.items()}
+        if odd := [name for name, value in theirs.items() if type(value) is not int or value < 1]:
+            raise ValueError(f"{path} has {sizes[odd[0]]} = {theirs[odd[0]]!r}: it must be a whole number above 0")
+        config = dataclasses.replace(config, audio=dataclasses.replace(ours, **theirs))
+    return model_lib.make_model(config).audio_tower.grid[0]
 
 
 def _fit_video(

@@ -253,6 +253,23 @@ def test_an_encoder_with_another_activation_is_refused_though_every_shape_fits(f
         weights.read_towers({"text": str(theirs)}, golden_models.model_config())
 
 
+@pytest.mark.parametrize("sizes", [{"num_mel": 48}, {"stride_px": 8}])
+def test_a_folder_of_hugging_faces_says_how_many_rows_its_positions_have(folder, tmp_path, sizes):
+    config, theirs = golden_models.model_config(), tmp_path / "theirs"
+    convert.main(["export", str(folder), "--to", "hf_audio", "--out", str(theirs)])
+    rows, columns = weights.model_lib.make_model(config).audio_tower.grid
+    wanted = golden_models.model_config(**{f"audio__{name}": value for name, value in sizes.items()})
+    more_rows, more_columns = weights.model_lib.make_model(wanted).audio_tower.grid
+    assert more_rows != rows
+    _, [note] = weights.read_towers({"audio": str(theirs)}, wanted)
+    assert f"position grid {rows}x{columns} cut or stretched to {more_rows}x{more_columns}" in note
+    described = json.loads((theirs / "config.json").read_text())
+    for odd in (0, "16", None):
+        (theirs / "config.json").write_text(json.dumps(described | {"frequency_stride": odd}))
+        with pytest.raises(ValueError, match=f"theirs has frequency_stride = {odd!r}: it must be a whole number above 0"):
+            weights.read_towers({"audio": str(theirs)}, wanted)
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(folder, tmp_path):
     params = flat(folder)
     params["text/projection/bias"] = params["text/projection/bias"] * np.float32(np.nan)

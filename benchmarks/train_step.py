@@ -10,7 +10,8 @@ is not timed. PyTorch starts from prepared inputs, and with `--backward_only` ne
 (PyTorch: autocast) on an accelerator, float32 on a CPU.
 
 Prints milliseconds, clips per second, MFU by the model's own FLOPs (`mc3_jax.compile.model_flops`, forward and twice that
-backward) against the matrix product measured beside them and, in bfloat16, against the data sheet, memory and seconds until
+backward) against the matrix product measured beside them and, in bfloat16 on a card that `mc3_jax.topology` knows by its
+exact name, against the data sheet, memory and seconds until
 the first step. Those FLOPs are ours: of the last block the class tokens alone, which PyTorch's towers compute in full. In
 float32 on a GPU both sides use TensorFloat-32. A system that fails, for want of memory say, or whose first step takes longer
 than `--first_step_s`, is told as such and the others go on.

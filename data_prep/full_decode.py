@@ -82,7 +82,8 @@ def _run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[fl
 def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame | Exception]:
     """Yields what `_decode_all` does, from a frame on that begins at or before a stream time or is the stream's first."""
     # mp4 seeks by decoding times, which are before those of showing where there are B-frames: the keyframe found may be
-    # shown too late. Or it is in doubt whether what follows it is damaged, and one before it will tell.
+    # shown too late. Or it is in doubt whether what follows it is damaged, and one before it will tell; where there is none,
+    # the file may begin amid an open group of pictures.
     doubtful_s = None
     for back_s in streams.BACK_S if streams.can_seek(container) else streams.BACK_S[-1:]:
         try:
@@ -91,13 +92,13 @@ def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame | E
             yield error
             return
         whole = math.isinf(back_s)
-        items = _decode_all(container, stream, lenient=not whole)
+        items = _decode_all(container, stream, lenient=not whole or doubtful_s is not None)
         first = next(items, None)
         is_doubtful = isinstance(first, _DoubtError)
         if is_doubtful:
             first = next(items, None)
         is_before = isinstance(first, av.VideoFrame) and first.time <= time_s + streams.EPSILON_S
-        if is_before and is_doubtful and (doubtful_s is None or first.time == doubtful_s):
+        if not whole and is_before and is_doubtful and (doubtful_s is None or first.time == doubtful_s):
             doubtful_s = first.time
             continue
         if whole or is_before:

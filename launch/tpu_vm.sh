@@ -33,9 +33,8 @@ delete=("${slices[@]}" delete "$TPU" "--zone=$ZONE" --force --quiet)
 # is preempted or its container is stopped, the process has a minute to save.
 printf -v program ' %q' python -m "$@"
 printf -v volume '%q' "$MOUNT:$MOUNT"
-setup=${SETUP:-true}
-while [[ $setup == *[\;[:space:]] ]]; do setup=${setup%?}; done
-remote="{ $setup; } && sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet \
+printf -v setup '%q' "${SETUP:-true}"
+remote="eval $setup && sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet \
 && { { sudo docker stop -t 60 mc3; sudo docker rm --force mc3; } >/dev/null 2>&1; true; } \
 && sudo docker run --name mc3 --rm --init --stop-timeout 60 --privileged --net host \
 --volume $volume $IMAGE$program"

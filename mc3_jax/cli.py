@@ -6,6 +6,7 @@ command again.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 import sys
@@ -53,7 +54,7 @@ def _read_config(load: Callable, path: str):
     except LookupError as error:  # afterwards one means that there is no such field
         raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
     is_config = type(loaded) is config_lib.Config
-    return config_lib.from_dict(config_lib.Config, config_lib.to_dict(loaded)) if is_config else loaded
+    return config_lib.from_dict(config_lib.Config, dataclasses.asdict(loaded)) if is_config else loaded
 
 
 @contextlib.contextmanager

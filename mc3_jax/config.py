@@ -425,7 +425,7 @@ def _from_plain(kind, value, where: str):
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin in (list, tuple) and isinstance(value, list):
+    if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(_from_plain(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is float and type(value) is int:
         return float(value)

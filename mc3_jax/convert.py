@@ -108,10 +108,12 @@ def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower
     folder.mkdir(parents=True, exist_ok=True)
     described.save_pretrained(folder)
     tensors = layouts.to_theirs(own, tower, "hf")
-    safetensors.numpy.save_file(tensors, folder / weights.WEIGHTS_FILE, metadata={"format": "pt"})
+    with whole_file.writing(folder / weights.WEIGHTS_FILE) as aside:
+        safetensors.numpy.save_file(tensors, aside, metadata={"format": "pt"})
     named = layouts.to_theirs(own, tower, "hf", "head")
     heads = {name: value for name, value in named.items() if name not in tensors}
-    safetensors.numpy.save_file(heads, folder / weights.PROJECTION_FILE, metadata={"format": "pt"})
+    with whole_file.writing(folder / weights.PROJECTION_FILE) as aside:
+        safetensors.numpy.save_file(heads, aside, metadata={"format": "pt"})
 
 
 def write_own_folder(
@@ -148,7 +150,8 @@ def write_own_folder(
     card = environment.get_template("model_card.md.j2").render(
         name=folder.name, sizes=sizes, config=config, tokenizer=bool(tokenizer), version=mc3_jax.__version__, origin=origin
     )
-    (folder / "README.md").write_text(card)
+    with whole_file.writing(folder / "README.md") as aside:
+        aside.write_text(card)
 
 
 def _read_config(path: str) -> config_lib.ModelConfig:

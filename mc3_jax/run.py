@@ -147,7 +147,7 @@ def _tell_of_short_phases(phases: list[phases_lib.Phase]) -> None:
         if warmup >= steps:
             progress.notice(
                 f"warning: phase {phase.config.name!r} has {steps} steps, too few for its warmup_steps = {warmup}: it warms "
-                "up faster, to reach its learning rate with the last; set fewer",
+                f"up faster; set warmup_steps below {steps}",
                 sys.stderr,
             )
 

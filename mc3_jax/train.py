@@ -230,8 +230,9 @@ def _run_phase(
         loop.writer.advance(step, phase.config.name)
         # Order 3: before a checkpoint its own numbers are written, else a kill between the two would lose them.
         is_due = checkpoints.is_due(step)
-        # A machine that is about to go may leave no time for both.
-        is_measured = run.validation is not None and run.validation.is_due(step, phase.stop) and not checkpoints.preempted
+        # A machine that is about to go may leave no time for both; after the last step none comes to measure later ones.
+        in_haste = checkpoints.preempted and (step < phase.stop or following is not None)
+        is_measured = run.validation is not None and run.validation.is_due(step, phase.stop) and not in_haste
         if is_due or is_measured or loop.profiler.ends(step):
             measured = {}
             if is_measured:

@@ -132,8 +132,8 @@ class Watchdog:
                 stack = traceback.format_stack(sys._current_frames()[self._main])
                 print(f"process {self._process} is here:\n{''.join(stack)}", file=sys.stderr)
             print(
-                "error: nothing was saved; start again to go on from the last checkpoint, with more than "
-                f"config.hang_timeout_s = {self._limit_s:g} where this is rightly so slow", file=sys.stderr, flush=True,
+                "error: nothing was saved; start again to go on from the last checkpoint; if this was no hang, raise "
+                f"config.hang_timeout_s, now {self._limit_s:g}", file=sys.stderr, flush=True,
             )  # fmt: skip
         finally:  # also where the log can't be written to any more
             if self._num_processes > 1:

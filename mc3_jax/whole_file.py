@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import uuid
 from collections.abc import Iterator
 
 
@@ -16,7 +17,8 @@ def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       OSError: The file can't be written. It names the file, which Python leaves out where a disk is full.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    # Never the same: two evaluations may write at once, on machines with equal process ids.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield aside
         with aside.open("rb") as file:
@@ -27,4 +29,5 @@ def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it would hide why
+            aside.unlink(missing_ok=True)

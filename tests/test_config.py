@@ -144,6 +144,8 @@ def get_config():
     [
         ("optimizer.warmup_steps = 1e1", "config.phases[0].optimizer.warmup_steps = 10.0: must be int"),
         ("phase.learn_scale = 'no'", "config.phases[0].learn_scale = 'no': must be bool"),
+        ("import pathlib; config.data.dir = pathlib.Path('x')", "config.data.dir = PosixPath('x'): must be str"),
+        ("import numpy; phase.epochs = numpy.float32(1)", "config.phases[0].epochs = np.float32(1.0): must be float"),
         ("phase.epochs = None", "config.phases[0].epochs = None: must be float"),
         ("phase.pairs = 'av'", "config.phases[0].pairs = 'av': must be tuple"),
         ("config.phases = phase", "must be list"),

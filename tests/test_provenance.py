@@ -17,7 +17,9 @@ def git(folder, *words: str) -> str:
 def checkout(tmp_path):
     git(tmp_path, "init")
     (tmp_path / "code.py").write_text("1\n")
-    git(tmp_path, "add", "code.py")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "RESULTS.md").write_text("")
+    git(tmp_path, "add", "code.py", "benchmarks")
     git(tmp_path, "commit", "-m", "one")
     git(tmp_path, "tag", "v1")
     return tmp_path
@@ -26,6 +28,9 @@ def checkout(tmp_path):
 def test_the_revision_of_a_checkout_says_whether_files_differ(checkout, monkeypatch):
     commit = git(checkout, "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # of a hook that trains
+    assert provenance._revision(checkout) == commit
+    (checkout / "benchmarks" / "RESULTS.md").write_text("a table\n")
+    (checkout / "new.py").write_text("1\n")
     assert provenance._revision(checkout) == commit
     (checkout / "code.py").write_text("2\n")
     assert provenance._revision(checkout) == f"{commit}-dirty"

@@ -27,7 +27,8 @@ RETRIEVAL = {
 }
 
 # Table 4, EPIC-Sounds: top-1 and top-5 in percent, mean class accuracy in percent, mAP, mAUC; L linear probe, F fine-tuned.
-NUM_SOUND_CLASSES, FIRST_SOUND_CLASSES = 44, ("metal-only collision", "scrub / scrape / scour / wipe", "cut / chop")
+NUM_SOUND_CLASSES = 44
+FIRST_SOUND_CLASSES = ("metal-only collision", "scrub / scrape / scour / wipe", "cut / chop")  # by class_id
 CLASSIFICATION = {
     ("Random", ""): (7.71, 30.95, 2.29, 0.023, 0.500),
     ("ASF", "L"): (45.53, 79.33, 13.48, 0.172, 0.789),

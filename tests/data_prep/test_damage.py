@@ -178,6 +178,26 @@ def test_an_mp4_that_begins_amid_a_group_of_pictures_is_cut_from_its_first_keyfr
         assert [number_in(jpeg) for jpeg in part.frames] == [int((t + 3.0) * 25 + 1e-4) for t in window(time_s).frame_times_s]
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_file_that_begins_with_an_open_group_of_pictures_is_cut(tmp_path, monkeypatch, ending, told):
+    path, options = tmp_path / f"a.{ending}", {**SLICED, "x264-params": "open-gop=1"}
+    write(path, seconds=6.0, fps=25, video_options=options)
+    with av.open(str(path)) as source, av.open(str(tmp_path / f"open.{ending}"), "w") as out:
+        made, begun = {stream.index: out.add_stream_from_template(stream) for stream in source.streams}, False
+        for packet in source.demux():
+            is_video = packet.stream.type == "video"
+            begun = begun or (is_video and packet.is_keyframe and packet.pts * packet.time_base > 1)
+            if packet.size and (begun or not is_video):  # pictures shown before the keyframe follow it
+                packet.stream = made[packet.stream_index]
+                out.mux(packet)
+    if not told:
+        monkeypatch.setattr(packets.Packets, "read_past", _refuse)
+    times = [2.1, 2.5, 3.3, 4.1]
+    for a, b in zip(_pictures(path, times), _pictures(tmp_path / f"open.{ending}", times), strict=True):
+        assert b.frames == a.frames
+
+
 def test_damage_of_what_is_not_wanted_and_not_referred_to_costs_nothing(tmp_path):
     path = tmp_path / "a.mp4"
     write(path, seconds=6.0, fps=25, video_options={"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"})

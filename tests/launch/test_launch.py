@@ -214,7 +214,7 @@ def test_batch_directives_say_one_process_per_gpu_that_is_told_before_it_has_to_
 
 @pytest.mark.parametrize("file", ["slurm_8gpu.sbatch", "slurm_multinode.sbatch"])
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (0, False), (1, False), (2, False), (76, False), (137, False)])
-def test_a_job_queues_again_after_status_75_alone(tmp_path, file, status, requeued):
+def test_a_job_that_left_no_newer_checkpoint_queues_again_after_status_75_alone(tmp_path, file, status, requeued):
     env = fakes.make(tmp_path, "srun", "scontrol", srun=[str(status)])
     done = subprocess.run(["bash", LAUNCH / file, *TRAIN], env=env | {"SLURM_JOB_ID": "7"}, check=False)
     assert done.returncode == status

@@ -43,3 +43,16 @@ def test_an_error_names_the_file(tmp_path):
         write(tmp_path / "results.json", "half", full)
     with pytest.raises(FileNotFoundError, match="/missing/results.json'$"):
         write(tmp_path / "missing" / "results.json", "whole")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="/file/results.json'$"):
+        write(tmp_path / "file" / "results.json", "whole")
+
+
+def test_two_that_write_at_once_each_write_all_of_a_file(tmp_path):
+    path = tmp_path / "results.json"
+    with whole_file.writing(path) as one:
+        one.write_text("one")
+        write(path, "two")
+        assert path.read_text() == "two"
+    assert path.read_text() == "one"
+    assert os.listdir(tmp_path) == ["results.json"]

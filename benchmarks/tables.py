@@ -29,7 +29,7 @@ from mc3_jax import config as config_lib
 
 SWEEP_SHARE = 0.5  # of the epochs
 AXES = {
-    "temperature": (0.05, 0.1, 0.2, 0.4),
+    "temperature": (0.05, 0.1, 0.2),
     "consensus_weight": (1.0, 3.0, 10.0, 30.0),
     "learning_rate": (1.0, 0.5),  # times the suite's
 }

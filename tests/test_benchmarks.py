@@ -46,8 +46,8 @@ def fake_runs(monkeypatch):
 def test_the_sweep_is_at_most_thirty_runs_on_validation_and_takes_the_best_of_each_axis(fake_runs, tmp_path):
     suite = runs.Suite("soundworld", tmp_path, ())
     found = tables.sweep(suite, list(tables.ROWS), lambda line: None)
-    assert len(fake_runs) == 26 <= 30
-    assert len({workdir for workdir, _ in fake_runs}) == 26
+    assert len(fake_runs) == 28 <= 30
+    assert len({workdir for workdir, _ in fake_runs}) == 28
     for _, flags in fake_runs:
         assert "--config.eval.split=validation" in flags
         epochs = [float(value) for name, value in values(flags).items() if name.endswith("epochs")]
@@ -65,7 +65,7 @@ def test_every_row_runs_once_a_seed_on_test_at_what_was_chosen(fake_runs, tmp_pa
     monkeypatch.setattr(table_pages, "write", lambda *args: "")
     monkeypatch.setattr(runs, "make_world", lambda out: ())
     tables.main(["--out", str(tmp_path), "--seeds", "3,4"])
-    final = fake_runs[26:]
+    final = fake_runs[28:]
     assert [str(workdir.relative_to(tmp_path / "runs")) for workdir, _ in final] == [
         f"{row.file}/seed-{seed}" for seed in (3, 4) for row in tables.ROWS
     ]

@@ -144,5 +144,6 @@ def write(folder: pathlib.Path, content: dict) -> pathlib.Path:
         discovery=shown["discovery"], retrieval=shown["retrieval"],
         leads=[(pair, PAIR_TITLES[pair], shown[f"leads_{pair}"]) for pair, found in leads.items() if found],
         curves=[plot.name for plot in plots if plot.name.startswith("pr-")], regions=content["regions"],
+        interval_over=content["interval_over"],
         sweep=shown.get("sweep"), runs=_runs(folder, rows),
     )  # fmt: skip

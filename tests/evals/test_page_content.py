@@ -233,6 +233,7 @@ def test_the_surest_clips_are_shown_rightly_and_wrongly_classified():
 
 def test_the_suite_stands_beside_the_paper_and_links_the_pages_that_are_there(pages):
     text = "".join(pages["suite"][1].text)
+    assert "the 95 % interval is that of the videos" in text
     assert f"{paper.DISCOVERY['MC3']['av'][0]:.3f}" in text
     assert "0.600 ± 0.010" in text
     assert re.search(r"\+0\.050 \[\+0\.010, \+0\.090\]", text)

@@ -25,11 +25,11 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-workdir='' before=''
+workdir='' previous=''
 for word in "$@"; do
-  if [[ $before =~ ^--?workdir$ ]]; then workdir=$word; fi
+  if [[ $previous =~ ^--?workdir$ ]]; then workdir=$word; fi
   if [[ $word =~ ^--?workdir= ]]; then workdir=${word#*=}; fi
-  before=$word
+  previous=$word
 done
 
 # Prints the step of the run's newest checkpoint, 0 where there is none.

@@ -117,6 +117,11 @@ def test_a_run_that_is_told_to_go_saves_without_measuring_first(finished, tmp_pa
     assert int(state.step) == checkpoint.steps_of(str(tmp_path))[-1] == 2
     rows = metric_writer.read_metrics(str(tmp_path))
     assert [(row["step"], "validation_loss" in row) for row in rows] == [(1, True), (2, False)]
+    # After the last step no start comes that would measure.
+    run = run_lib.set_up(config, str(tmp_path))
+    monkeypatch.setattr(job_lib, "preempted", lambda asked: asked == run.phases[-1].stop - 2)
+    assert int(train.train(run).step) == run.phases[-1].stop
+    assert "validation_loss" in metric_writer.read_metrics(str(tmp_path))[-1]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ of photographs, are read, in turn and on all cores, by
   * `mc3_jax.data.loader.train_batches`, onto the device, by as many threads as cores and by as many workers;
   * torch's DataLoader with a worker process per core, the same decoder, out of one memory-mapped file.
 Ends with status 1 where a goal is missed: 90 % of decode-only, 400 clips/s per core, no slower than the DataLoader,
-by threads or by workers.
+by threads or by workers. With `--parts` it times instead what a clip takes by itself, in this process alone.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import simplejpeg
 from array_record.python import array_record_module
 
 from benchmarks import record
-from mc3_jax.data import loader, records, tokenizer
+from mc3_jax.data import loader, memory, records, tokenizer, transforms
 
 HEIGHT_PX, WIDTH_PX, NUM_FRAMES, NUM_SAMPLES = 256, 344, 4, 24_000
 JPEG_BYTES = 30_000
@@ -147,6 +147,50 @@ def peer(folder: pathlib.Path, clips: list[records.Clip], batch_size: int, num_w
         yield len(batch["audio"])
 
 
+def time_parts(folder: pathlib.Path, batch_size: int, rounds: int) -> list[list[str]]:
+    """Returns a row for each part of making a batch, in ms a clip: name, median of the rounds, least and most.
+
+    Parts alone find their code and data in the processor's cache; in the last two rows they take turns. From here on this
+    process keeps the memory that it frees, as the loader's workers do.
+    """
+    memory.keep_freed()
+    source, tokenize = loader.open_split(folder, "train", NUM_FRAMES), tokenizer.blank(30)
+    canvas = np.empty((batch_size, *source.video_shape), np.uint8)
+    rng = np.random.default_rng(0)
+
+    def sample(index: int, clip: records.Clip) -> transforms.Sample:
+        return transforms.make_sample(clip, source.info, tokenize, np.random.default_rng([0, index]), pictures=True)
+
+    def decode(row: int, of: transforms.Sample) -> None:
+        transforms.decode_frames(of.jpegs, canvas[row], of.clip_id)
+
+    def work(indices: list[int], clips: list[records.Clip], samples: list[transforms.Sample]):
+        yield "decoding, each clip over the one before", lambda: [decode(0, each) for each in samples]
+        yield "decoding into a batch", lambda: [decode(row, each) for row, each in enumerate(samples)]
+        yield "reading and parsing the record", lambda: [source[i] for i in indices]
+        yield "choosing frames and sound", lambda: [sample(i, clip) for i, clip in zip(indices, clips, strict=True)]
+        yield (
+            "all of a clip, then the next",
+            lambda: [decode(row, sample(i, source[i])) for row, i in enumerate(indices)],
+        )
+        yield (
+            f"all, {batch_size} records read before they are decoded",
+            lambda: [decode(row, each) for row, each in enumerate([sample(i, source[i]) for i in indices])],
+        )
+
+    times: dict[str, list[float]] = collections.defaultdict(list)
+    for _ in range(rounds):
+        indices = rng.choice(len(source), batch_size, replace=False).tolist()
+        clips = [source[i] for i in indices]
+        for name, part in work(indices, clips, [sample(i, clip) for i, clip in zip(indices, clips, strict=True)]):
+            begin = time.perf_counter()
+            part()
+            times[name].append(1000 * (time.perf_counter() - begin) / batch_size)
+    return [
+        [name, f"{np.median(values):.3f}", f"{min(values):.3f} to {max(values):.3f}"] for name, values in times.items()
+    ]
+
+
 def clips_per_second(stream: Iterator[int], seconds: float) -> float:
     """Returns the rate of a stream that runs already."""
     begin, num = time.perf_counter(), 0
@@ -161,13 +205,24 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each, a round")
+    parser.add_argument("--parts", action="store_true", help="time the parts of a clip instead, over --rounds batches")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
     args = parser.parse_args()
+    if not 0 < args.batch_size <= args.clips or args.rounds < 1:
+        parser.error("--rounds must be at least 1, and --batch_size from 1 to --clips")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         clips = make_clips(folder, args.clips)
         size = np.mean([len(frame) for clip in clips for frame in clip.frames])
+        inputs = f"Four JPEG files of {HEIGHT_PX} x {WIDTH_PX} px and {size / 1000:.1f} KB a clip"
+        inputs += f", batches of {args.batch_size}"
+        if args.parts:
+            rows = time_parts(folder, args.batch_size, args.rounds)
+            table = record.markdown(["", "ms a clip", "least and most"], rows)
+            text = f"{inputs}; one process, medians of {args.rounds} batches, in turn.\n\n{table}"
+            record.append("What a clip takes", text, "grain", "simplejpeg", path=args.results)
+            return
         streams = {
             DECODING: decode_only(clips, cores),
             "mc3_jax, threads": ours(folder, args.batch_size, num_threads=cores),
@@ -198,8 +253,7 @@ def main() -> None:
         goals[f"{own / medians[PEER]:.2f} times torch's DataLoader, wanted 1"] = own >= medians[PEER]
     missed = [goal for goal, met in goals.items() if not met]
     text = (
-        f"Four JPEG files of {HEIGHT_PX} x {WIDTH_PX} px and {size / 1000:.1f} KB a clip, batches of {args.batch_size}; "
-        f"medians of {args.rounds} rounds.\n\n"
+        f"{inputs}; medians of {args.rounds} rounds.\n\n"
         + record.markdown(["", "clips/s per core", "least and most", "of decode-only"], rows)
         + (f"\n\nMissed: {'; '.join(missed)}." if missed else "")
     )

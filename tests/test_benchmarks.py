@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import runs, sounds, supplementary, table_pages, tables, train_step
+from benchmarks import runs, search_by, sounds, supplementary, table_pages, tables, train_step
 from mc3_jax import phases as phases_lib, validation
 from mc3_jax.data import records
 from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics, suite_report
@@ -490,3 +490,22 @@ def test_steps_are_timed_with_the_memory_settings_of_the_makefile():
     makefile = (world.ROOT / "Makefile").read_text().replace("$\\\n\t", "")
     (settings,) = train_step.KEEP_MEMORY.values()
     assert f"KEEP_MEMORY = GLIBC_TUNABLES={settings}\n" in makefile
+
+
+def test_a_text_is_compared_with_sound_pictures_and_both_and_its_own_clip_is_no_hit():
+    # Clips 0 to 3 sound with one verb and noun, 4 with another; 5 shows the first pair in silence; 6 to 11 are unknown.
+    known = {
+        "label": np.array([1, 1, 1, 1, 1, 0] + [-1] * 6),
+        "verb_id": np.array([0, 0, 0, 0, 1, 0] + [-1] * 6),
+        "noun_id": np.zeros(12, int),
+    }
+    sounds = np.eye(12)[[0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]]
+    pictures = np.eye(12)[[1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]]
+    embeddings = {"audio": sounds, "video": pictures, "text": np.tile(np.eye(12)[0], (12, 1))}
+    found, num_queries = search_by.precision(embeddings, known)
+    assert num_queries == 4  # 0 to 3
+    assert found["audio"] == pytest.approx(3 / 5)  # the three others come first
+    assert found["video"] == 0
+    assert found["chance"] == pytest.approx(3 / 11)
+    with pytest.raises(ValueError, match="no clip that sounds has 2 others"):
+        search_by.precision(embeddings, known | {"label": np.zeros(12, int)})

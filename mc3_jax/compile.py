@@ -51,7 +51,7 @@ class Report:
       arguments, temporaries, output, aliased, code: Bytes of memory. What is aliased is both argument and output.
       counts: Of the program.
       model_flops: Of the whole batch on all chips: forward once, and twice that backward in the towers that learn.
-      compile_s: Time it took to compile.
+      trace_s, compile_s: Time that JAX took to trace and lower the step, and XLA to compile it.
     """
 
     topology: str
@@ -66,6 +66,7 @@ class Report:
     code: int
     counts: hlo.Counts
     model_flops: float
+    trace_s: float
     compile_s: float
 
     @property
@@ -102,7 +103,7 @@ class Report:
         capacity += f", of which JAX takes {chip.usable_gib:.2f}" if chip and chip.gpu else ""
         lines = [
             f"{self.topology}: {self.num_chips} chips, mesh data {self.mesh_shape[0]} x fsdp {self.mesh_shape[1]}, batch "
-            f"{self.batch_size}, phase {self.phase!r}, compiled in {self.compile_s:.0f} s",
+            f"{self.batch_size}, phase {self.phase!r}, traced in {self.trace_s:.1f} s and compiled in {self.compile_s:.0f} s",
             f"memory per chip  {_gib(self.peak_bytes)}{capacity}: arguments {_gib(self.arguments)}, temporaries "
             f"{_gib(self.temporaries)}, output {_gib(self.output)} of which {_gib(self.aliased)} in place of arguments, "
             f"code {_gib(self.code)}",
@@ -184,15 +185,16 @@ def _compile(
         with jax.set_mesh(mesh):
             step = jax.ShapeDtypeStruct((), jnp.int32)
             lowered = step_lib.jit_train_step(model, config, chosen, state).lower(state, batch, step)
+            traced = time.monotonic()
             compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         raise _too_large(error, topology) from error
-    memory, seconds = compiled.memory_analysis(), time.monotonic() - begin
+    compile_s, memory = time.monotonic() - traced, compiled.memory_analysis()
     report = Report(
         topology, mesh.size, mesh.devices.shape, config.data.batch_size, chosen.config.name,
         memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes,
         memory.alias_size_in_bytes, memory.generated_code_size_in_bytes, hlo.count(compiled.as_text()),
-        config.data.batch_size * model_flops(config, chosen.config), seconds,
+        config.data.batch_size * model_flops(config, chosen.config), traced - begin, compile_s,
     )  # fmt: skip
     if report.chip and report.peak_bytes > report.chip.usable_gib * topology_lib.GIB:
         raise MemoryError(_advice(topology, report.peak_bytes / topology_lib.GIB, report.chip.usable_gib))

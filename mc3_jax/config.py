@@ -1,8 +1,9 @@
-"""What a run is: dataclasses with units, defaults and sources; `mc3_jax.validation` says which values are allowed.
+"""The configuration of a run, as dataclasses: every field with unit, default and source.
 
 A file in `configs/` returns one `Config`. Any field can be overridden on the command line:
 `--config=configs/demo.py --config.data.batch_size=64 --config.phases[0].epochs=2`. Unknown fields and wrong types are
-refused. "(open)" marks what neither the paper nor public code settles; `docs/method.md` gives the reason for the default.
+refused; `mc3_jax.validation` checks the values. "(open)" marks a choice that neither the paper nor public code settles;
+`docs/method.md` gives the reason for the default.
 """
 
 import dataclasses
@@ -16,15 +17,15 @@ PAIRS = ("av", "al", "vl")
 
 @dataclasses.dataclass
 class AudioConfig:
-    """AST (Gong et al., Interspeech 2021) on Kaldi log-mel; defaults are the paper's sizes.
+    """The audio encoder: AST (Gong et al., Interspeech 2021) on Kaldi log-mel spectrograms; defaults are the paper's sizes.
 
     Attributes:
-      num_mel: Mel bands.
-      num_time_frames: Spectrogram length; shorter ones are padded with zeros after normalising.
+      num_mel: Number of mel bands.
+      num_time_frames: Spectrogram length in frames; shorter spectrograms are padded with zeros after normalising.
       patch_px, stride_px: Patch size and stride, the same along mel and time.
-      width, depth, num_heads: Of the transformer.
+      width, depth, num_heads: Sizes of the transformer.
       max_time_mask, max_mel_mask: Longest SpecAugment mask in training, in frames and in mel bands; 0 is off (open: the
-        paper names none).
+        paper does not mention SpecAugment).
     """
 
     num_mel: int = 128
@@ -40,19 +41,21 @@ class AudioConfig:
 
 @dataclasses.dataclass
 class VideoConfig:
-    """EgoVLP's SpaceTimeTransformer; defaults are the paper's sizes.
+    """The video encoder: EgoVLP's SpaceTimeTransformer; defaults are the paper's sizes.
 
     Attributes:
-      image_size_px, patch_px: Of a frame and its patches.
-      num_frames: Frames per clip (open: 4, as EgoVLP's loader).
-      num_positions: Length of the table of temporal positions; EgoVLP's checkpoint holds 16, of which the first are used.
-      width, depth, num_heads: Of the transformer.
-      time_init: "zeros", EgoVLP's, starts time attention with output 0, for weights inflated from images; "random" is for
-        training from scratch, where zeros would keep the output at 0.
-      resize_px: Short side in evaluation, before the centre crop of `image_size_px`. If both are equal, the crop is the
-        whole central square, as in EgoVLP's evaluation; a larger short side cuts off its border.
-      crop_scale: Share of the frame's area that a random crop takes in training, (low, high).
-      flip_probability: Of a horizontal flip in training.
+      image_size_px, patch_px: Side length of a frame and of a patch; both are square.
+      num_frames: Frames per clip (open: 4, as in EgoVLP's loader).
+      num_positions: Length of the table of temporal positions; EgoVLP's checkpoint holds 16, of which the first
+        `num_frames` are used.
+      width, depth, num_heads: Sizes of the transformer.
+      time_init: "zeros", as in EgoVLP, starts time attention with output 0, for weights inflated from images; "random" is
+        for training from scratch, where zeros would keep the output at 0.
+      resize_px: Length that a frame's short side is resized to in evaluation, before the centre crop of `image_size_px`.
+        If both are equal, the crop is the whole central square, as in EgoVLP's evaluation; a larger value cuts off the
+        border of that square.
+      crop_scale: Range (low, high) of the share of the frame's area that a random crop takes in training.
+      flip_probability: Probability of a horizontal flip in training.
     """
 
     image_size_px: int = 224
@@ -70,14 +73,14 @@ class VideoConfig:
 
 @dataclasses.dataclass
 class TextConfig:
-    """DistilBERT base uncased; defaults are the paper's sizes.
+    """The text encoder: DistilBERT base uncased; defaults are the paper's sizes.
 
     Attributes:
       vocab_size: Rows of the embedding table; the tokenizer may have fewer tokens.
       num_positions: Rows of the position table.
-      num_tokens: Length that narrations are padded or cut to.
-      width, depth, num_heads, mlp_width: Of the transformer.
-      dropout: Everywhere DistilBERT has it.
+      num_tokens: Number of tokens that narrations are padded or cut to.
+      width, depth, num_heads, mlp_width: Sizes of the transformer.
+      dropout: Dropout rate in training, wherever DistilBERT has dropout.
     """
 
     vocab_size: int = 30522
@@ -95,18 +98,20 @@ class ModelConfig:
     """The three towers and their joint embedding space.
 
     Attributes:
-      embed_dim: Of the joint space (EgoVLP's projections: 256).
-      dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are always float32. In float32 GPUs
-        may round what the towers' matrix products take to TensorFloat-32 and TPUs to bfloat16, JAX's default; with
-        JAX_DEFAULT_MATMUL_PRECISION=highest in the environment they don't.
-      scan_layers: Run a tower's blocks, all but the last, as one loop. At the paper's sizes this saves minutes of compiling
-        for a TPU and costs a copy of their parameters; a GPU moves twice the memory. Parameters keep their names and shapes.
-      remat: What of a block stays in memory for the backward pass; the rest is computed again. "none" computes nothing
-        again, "dots" keeps the outputs of Dense layers, "full" keeps only the block's input.
-      attention: Of audio and video. "einsum": matrix products that run on any machine. "cudnn": for bfloat16 on an NVIDIA
-        GPU, cuDNN's flash attention, and sums for frames and class tokens (`mc3_jax.models.attention`). "auto": "cudnn" if
-        available, else "einsum". If "cudnn" is set and not available, training refuses it; all else uses "einsum".
-      num_classes: Of a classifier on the audio tower, AST's head; 0 is none.
+      embed_dim: Dimension of the joint space (EgoVLP's projections: 256).
+      dtype: Compute dtype, "float32" or "bfloat16"; parameters, softmax, norms and losses are always float32. With "float32",
+        JAX by default lets GPUs round the inputs of the towers' matrix products to TensorFloat-32, and TPUs to bfloat16;
+        JAX_DEFAULT_MATMUL_PRECISION=highest in the environment prevents it.
+      scan_layers: Whether to run all of a tower's blocks but the last as one loop. At the paper's sizes this saves minutes of
+        compiling for a TPU, but copies their parameters; a GPU moves twice the memory. Parameters keep their names and
+        shapes.
+      remat: Which of a block's activations are kept for the backward pass; the others are computed again. "none" computes
+        nothing again, "dots" keeps the outputs of Dense layers, "full" keeps only the block's input.
+      attention: Implementation of audio and video attention. "einsum": matrix products that run on any machine. "cudnn": for
+        bfloat16 on an NVIDIA GPU, cuDNN's flash attention, and sums for frames and class tokens
+        (`mc3_jax.models.attention`). "auto": "cudnn" if available, else "einsum". If "cudnn" is set but not available,
+        training refuses to start; all other programs use "einsum".
+      num_classes: Number of classes of a classifier (AST's head) on the audio tower; 0 is no classifier.
     """
 
     audio: AudioConfig = dataclasses.field(default_factory=AudioConfig)
@@ -122,13 +127,14 @@ class ModelConfig:
 
 @dataclasses.dataclass
 class InitConfig:
-    """Weights each tower starts from; empty is random. See `mc3_jax.weights.read_towers` for what is read.
+    """Files that each tower's weights start from; "" is random. `mc3_jax.weights.read_towers` lists the formats it reads.
 
     Attributes:
       audio: AST or DeiT/ViT (paper: DeiT-B distilled, ImageNet), or a checkpoint that holds an audio tower.
       video: EgoVLP (paper), ViT or DeiT, or a checkpoint that holds a video tower.
       text: EgoVLP (paper) or DistilBERT, or a checkpoint that holds a text tower.
-      temporal: If the model has more temporal positions than the checkpoint, "zeros" appends zeros, "linear" interpolates.
+      temporal: How the table of temporal positions grows if the model has more than the checkpoint: "zeros" appends zeros,
+        "linear" interpolates.
     """
 
     audio: str = ""
@@ -139,27 +145,27 @@ class InitConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    """Clips made by `data_prep`, and the order they come in.
+    """Training data: clips made by `data_prep`, how they form batches and how they are read.
 
     Attributes:
       dir: Folder of shards; holds `clips.json`.
       tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`; not needed
         if no phase uses text.
-      split: Split trained on; several joined by "+".
-      folds: Of those splits, the folds trained on; none means all.
-      num_samples: Length of the audio; longer clips are cropped at random. 0 takes the data set's length.
-      silence_db: For sounds longer than the window: windows whose level is more than this many dB below the loudest one's
+      split: Split trained on, or several joined by "+".
+      folds: Folds of these splits trained on; empty means all.
+      num_samples: Length of the audio window in samples; longer clips are cropped at random. 0 takes the data set's length.
+      silence_db: For sounds longer than the window: windows more than this many dB quieter than the sound's loudest window
         are not trained on, nor counted when evaluation averages the scores of windows; 0 takes all windows.
-      batch_size: Global, over all processes and devices (paper: 256).
+      batch_size: Global batch size, over all processes and devices (paper: 256).
       chunk_size: Rows of the global batch embedded at a time in training, 0 for all at once: gradient caching (Gao et al.,
         RepL4NLP 2021). Loss and gradient stay those of the whole batch, at the cost of one more forward pass.
-      accumulate_steps: Must be 1: gradients accumulated over batches are not those of a contrastive loss.
-      clips_per_video: Clips are shuffled in groups of up to this many from one video, so that a batch holds negatives of
+      accumulate_steps: Must be 1: gradients accumulated over small batches are not those of one large contrastive batch.
+      clips_per_video: Clips are shuffled in groups of up to this many from one video, so that a batch holds negatives from
         the same room and recorder (after EgoVLP's scene-aware negatives, Lin et al., NeurIPS 2022). 1 shuffles single clips
         (open).
-      num_threads: Threads that read and decode, per process, if there are no workers.
-      num_workers: Processes that read and decode instead of threads, per training process, on Linux; 0 is none. For hosts
-        with many cores: Python's lock lets threads keep only some five of them busy.
+      num_threads: Reading and decoding threads per process, used if there are no workers.
+      num_workers: Reading and decoding processes per training process, instead of threads; Linux only, 0 is none. Meant for
+        hosts with many cores: Python's global lock lets threads keep only about five of them busy.
       prefetch: Batches read ahead, per process; at least one per thread or worker, since each makes a batch of its own.
     """
 
@@ -180,16 +186,16 @@ class DataConfig:
 
 @dataclasses.dataclass
 class ConsensusConfig:
-    """Eq. 2 and 3 of the paper.
+    """The consensus term, Eq. 2 and 3 of the paper.
 
     Attributes:
       anchor: Modality that the others are compared with (Sec. 4.4: audio).
       alpha_audio, alpha_video, alpha_text: Exponents of K_i (Sec. 4.4: 0.5 for video, 1 for language); the anchor's
         is unused.
-      inverse: K⁻¹ (open): "argmin" inverts with the exponent of the modality that attained the minimum, so that c is
-        one of the scores; "linear" is 2y - 1; "per_modality" inverts with each modality's own exponent, so that no score is
-        raised.
-      stop_gradient: Whether c is a fixed target (open).
+      inverse: How K is inverted (open): "argmin" uses the exponent of the modality that attained the minimum, so that the
+        consensus c is one of the scores; "linear" is 2y - 1; "per_modality" uses each modality's own exponent, so that no
+        score is raised.
+      stop_gradient: Whether c is a fixed target, through which no gradient flows (open).
     """
 
     anchor: str = "audio"
@@ -205,9 +211,10 @@ class MemoryConfig:
     """Negatives from a memory, chosen by their gradients (CM-ACC, Ma et al., ICLR 2021); see `mc3_jax.losses.active`.
 
     Attributes:
-      pool_size: Keys of past batches kept for each modality, a multiple of the batch size; 0 is off.
-      dictionary_size: Negatives for each modality, a multiple of the batch size.
-      momentum: By which the encoders of keys follow the trained ones, per step (the public code's 0.9).
+      pool_size: Keys of past batches kept for each modality, a multiple of the batch size; 0 is no memory.
+      dictionary_size: Negatives kept for each modality, a multiple of the batch size.
+      momentum: Share of the key encoders' parameters that is kept at each step; the rest comes from the trained encoders
+        (0.9 in the public code).
     """
 
     pool_size: int = 0
@@ -217,17 +224,17 @@ class MemoryConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """Adam, which the paper uses, and options that it does not name.
+    """Adam, which the paper uses, and options that it does not mention.
 
     Attributes:
-      learning_rate: Peak (Sec. 4.4: 3e-5).
-      b1, b2, eps: Adam's.
-      weight_decay: Decoupled; 0 is plain Adam. Biases, norms and position embeddings are not decayed.
-      clip_norm: Largest global norm of the gradient, which is clipped to it; 0 is off.
-      schedule: "constant" (the paper names none) or "cosine" to `final_scale` at the end of the phase.
-      final_scale: Where the cosine ends, as a share of the peak.
+      learning_rate: Peak learning rate (Sec. 4.4: 3e-5).
+      b1, b2, eps: Adam's decay rates β₁ and β₂, and its ε.
+      weight_decay: Decoupled weight decay; 0 is plain Adam. Biases, norms, class tokens and embedding tables are not decayed.
+      clip_norm: Global norm that larger gradients are clipped to; 0 is off.
+      schedule: "constant" (the paper names no schedule), or "cosine" decay to `final_scale` at the end of the phase.
+      final_scale: Learning rate at the end of the cosine, as a share of the peak.
       hold_share: Share of the phase's steps, including warm-up, after which the cosine begins.
-      warmup_steps: Linear warm-up from 0 at the beginning of the phase.
+      warmup_steps: Length of the linear warm-up from 0 at the beginning of the phase.
     """
 
     learning_rate: float = 3e-5
@@ -247,21 +254,22 @@ class PhaseConfig:
     """A stretch of training with one loss and one optimizer.
 
     Attributes:
-      name: Shown in logs and the report; unique in a run.
+      name: Name shown in logs and the report; unique in a run.
       epochs: Length in passes over the training split; may be fractional.
       pairs: Modality pairs contrasted, each in both directions.
-      temperature: Of InfoNCE (open: 0.05, EgoVLP's).
-      learn_scale: Learn 1/temperature, starting from `temperature` and limited to 100 (CLAP's).
-      memory: Where negatives come from beside the batch.
-      mask_same_text: Leave other clips of the batch with the same narration, token by token, out of every pair's negatives.
-      contrastive_weight, consensus_weight: Of the two terms of Eq. 4.
-      classification_weight: Of the classifier's cross entropy, if the model has a classifier.
-      mixup: Parameter of the Beta distribution by which each sound and its class are mixed with another of the batch
-        (Zhang et al., ICLR 2018; of waveforms, as in AST); 0 is off.
+      temperature: Temperature of InfoNCE (open: 0.05, EgoVLP's).
+      learn_scale: Whether to learn 1/temperature, starting from `temperature` and limited to 100, as CLAP does.
+      memory: Memory that provides negatives beside the batch's own.
+      mask_same_text: Whether other clips of the batch with the same narration, token by token, are left out of the negatives
+        of every pair.
+      contrastive_weight, consensus_weight: Weights of the two terms of Eq. 4.
+      classification_weight: Weight of the classifier's cross entropy, if the model has a classifier.
+      mixup: Parameter of the Beta distribution that mixup draws from; 0 is off. Mixup mixes the waveform of each sound, as
+        AST does, and its class with those of another sound of the batch (Zhang et al., ICLR 2018).
       consensus: Details of Eq. 2 and 3.
-      trainable: Towers that learn, with their projections, and "classifier"; only those that the loss uses do so.
-      optimizer: This phase's.
-      reset_optimizer: Start from fresh moments instead of the previous phase's (open: kept).
+      trainable: Towers to train, each with its projection, and "classifier"; those that the loss does not use stay fixed.
+      optimizer: Optimizer of this phase.
+      reset_optimizer: Whether to start from fresh moments instead of those of the previous phase (open: they are kept).
     """
 
     name: str = "align"
@@ -286,8 +294,8 @@ class SaveConfig:
     """How often the state is saved and how many checkpoints are kept. The end of each phase is always saved and kept.
 
     Attributes:
-      every_steps: Interval.
-      keep: Number of newest checkpoints kept, ends of phases among them; with 2, a damaged one costs at most an interval.
+      every_steps: Interval between checkpoints, in steps.
+      keep: Number of newest checkpoints kept, ends of phases among them. With 2, a damaged one costs at most one interval.
     """
 
     every_steps: int = 500
@@ -296,13 +304,14 @@ class SaveConfig:
 
 @dataclasses.dataclass
 class ValidationConfig:
-    """The loss on clips that are not trained on, measured during training.
+    """Validation during training: the loss on clips that are not trained on.
 
     Attributes:
-      every_steps: Interval; it is also measured at the end of each phase. 0 is never.
-      split: Of the data set; several joined by "+".
-      folds: Of those splits, the folds used; none means all.
-      num_batches: Batches of `data.batch_size` clips, always of the same clips; at most as many as the split fills.
+      every_steps: Interval between measurements, in steps; the end of each phase is measured as well. 0 is never.
+      split: Split used, or several joined by "+".
+      folds: Folds of these splits used; empty means all.
+      num_batches: Number of batches, each of `data.batch_size` clips; at most as many as the split fills. They hold the same
+        clips every time.
     """
 
     every_steps: int = 0
@@ -313,21 +322,21 @@ class ValidationConfig:
 
 @dataclasses.dataclass
 class EvalConfig:
-    """What `mc3_jax.evaluate` does.
+    """Evaluation by `mc3_jax.evaluate`.
 
     Attributes:
-      split: Split evaluated; several joined by "+".
-      folds: Of those splits, the folds evaluated; none means all.
-      hop_samples: For sounds longer than the window, the scores of windows this far apart are averaged; 0 takes only the
-        middle one.
-      batch_size: Global.
-      num_bootstrap: Resamplings for each 95 % interval.
-      instance_pool: Number of clips, drawn at random, among which each has to find itself by another modality; all clips of
-        the split if it has fewer, or if 0, in time that grows with their square.
+      split: Split evaluated, or several joined by "+".
+      folds: Folds of these splits evaluated; empty means all.
+      hop_samples: For sounds longer than the window: the scores of windows this many samples apart are averaged. 0 takes
+        only the middle window.
+      batch_size: Global batch size, over all processes and devices.
+      num_bootstrap: Number of bootstrap resamples for each 95 % interval.
+      instance_pool: Number of clips, drawn at random, for instance retrieval: each of them has to find itself among them by
+        another modality. If 0, or if the split has fewer, all its clips; time grows with the square of their number.
       num_examples: Number of best clips, and of worst clips, shown in the report.
-      num_clusters: Of the video embeddings, shown in the report (20 in the paper).
-      num_cluster_examples: Clips shown of each cluster (8 in the paper).
-      seed: Of the bootstrap, of how retrieval groups are split in halves, and of what the report draws at random.
+      num_clusters: Number of clusters of the video embeddings shown in the report (20 in the paper).
+      num_cluster_examples: Number of clips shown for each cluster (8 in the paper).
+      seed: Seed of the bootstrap, of the random halves of retrieval groups, and of the report's random choices.
     """
 
     split: str = "test"
@@ -344,13 +353,13 @@ class EvalConfig:
 
 @dataclasses.dataclass
 class LogConfig:
-    """Where numbers go beside the terminal and `metrics.jsonl`.
+    """Logging of metrics, and where they go beside the terminal and `metrics.jsonl`.
 
     Attributes:
-      every_steps: Interval of rows.
-      clips: Write to `clips.jsonl` which clips each step uses (`clips-1.jsonl` in the second process, and so on).
-      tensorboard: Write TensorBoard event files.
-      wandb_project: Weights & Biases project; empty is off (needs the `wandb` extra).
+      every_steps: Interval between rows of metrics, in steps.
+      clips: Whether to write the clips that each step uses to `clips.jsonl` (`clips-1.jsonl` in the second process, ...).
+      tensorboard: Whether to write TensorBoard event files.
+      wandb_project: Weights & Biases project (needs the `wandb` extra); empty is off.
     """
 
     every_steps: int = 10
@@ -364,15 +373,16 @@ class Config:
     """One run.
 
     Attributes:
-      name: Of the run.
-      seed: Of initialisation, data order, augmentation and dropout.
-      fsdp: Number of devices that parameters are sharded over: the size of mesh axis "fsdp". The rest is axis "data".
-      loss_block_rows: Rows of a pair's similarity matrix [batch, batch] held at once, for batches whose matrix would not fit;
-        0 holds all. The loss and its gradient are the same. A phase with a memory has no such matrix.
-      heartbeat_timeout_s: With several processes, one that is silent for this long counts as lost and the others end.
-      hang_timeout_s: If training makes no progress for this long, it ends and says which process hangs and where; 0 is
+      name: Name of the run.
+      seed: Seed of initialisation, data order, augmentation and dropout.
+      fsdp: Number of devices that parameters are sharded over, which is the size of mesh axis "fsdp". The other axis, "data",
+        has the size that is left.
+      loss_block_rows: Rows of a pair's similarity matrix [batch, batch] held at once, for batches whose matrix would not fit
+        in memory; 0 holds all. The loss and its gradient are the same. A phase with a memory has no such matrix.
+      heartbeat_timeout_s: Seconds after which a silent process counts as lost, so that the other processes end.
+      hang_timeout_s: Seconds without progress after which training ends and says which process hangs and where; 0 is
         never. Compiling, restoring and saving may take `mc3_jax.watchdog.LONG` times as long.
-      checkpoint: Evaluation only: weights to evaluate instead of the workdir's run, a file or folder that
+      checkpoint: For evaluation only: file or folder of weights to evaluate instead of the workdir's run, in a format that
         `mc3_jax.weights.read_checkpoint` reads.
     """
 
@@ -394,20 +404,20 @@ class Config:
 
 
 def to_dict(config: Config) -> dict:
-    """Returns the config as nested plain values, as it is saved beside checkpoints."""
+    """Returns the config as nested plain values, the form in which it is saved beside checkpoints."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(kind: type, values, where: str = "config"):
-    """Returns the dataclass that `to_dict` made `values` of; fields it lacks keep their defaults.
+    """Returns the dataclass with these values, the inverse of `to_dict`; fields that `values` lacks get their defaults.
 
     Args:
-      kind: `Config`, `ModelConfig`, ...
-      values: Plain nested values, e.g. of a JSON file; whatever it holds.
-      where: Name of the whole, for the error.
+      kind: Class of the result: `Config`, `ModelConfig`, ...
+      values: Nested plain values, e.g. read from a JSON file; need not be valid.
+      where: How the error message names `values`.
 
     Raises:
-      ValueError: An unknown field or a value of another type; the message names both.
+      ValueError: `values` is no dictionary, has an unknown field, or a value has the wrong type; the message names it.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, got {values!r:.80}")
@@ -421,7 +431,7 @@ def from_dict(kind: type, values, where: str = "config"):
 
 
 def _from_plain(kind, value, where: str):
-    """Returns a plain value as a field's type wants it: nested dataclasses, lists of them, tuples, int for float."""
+    """Returns a plain value converted to a field's type: dictionary to dataclass, list to tuple, int to float."""
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)

@@ -1,4 +1,4 @@
-"""The model in a config's sizes: its modules, fresh parameters, what it takes of a batch, and embeddings."""
+"""The model in the sizes of a config: its modules, fresh parameters, its inputs from a batch, and embeddings."""
 
 import contextlib
 import functools
@@ -20,7 +20,11 @@ Batch = Mapping[str, Array]
 
 
 def check_attention(config: config_lib.ModelConfig, device: jax.Device | None = None) -> None:
-    """Raises ValueError where `model.attention` can't be had on a device; None is what JAX runs on here."""
+    """Checks that `model.attention` is available on a device; None is JAX's default device.
+
+    Raises:
+      ValueError: It is "cudnn" and cuDNN can't be used there.
+    """
     for tower in (config.audio, config.video):
         attention.check_form(config.attention, config.dtype, tower.width // tower.num_heads, device)
 
@@ -29,8 +33,8 @@ def make_model(config: config_lib.ModelConfig, device: jax.Device | None = None)
     """Returns the three towers with their projections, in the config's sizes.
 
     Args:
-      config: Of the model.
-      device: Whose form of attention "auto" is; None is what JAX runs on here.
+      config: Config of the model.
+      device: Device that the form of attention is chosen for; None is JAX's default device.
     """
     audio, video, text = config.audio, config.video, config.text
     dtype = jnp.dtype(config.dtype)
@@ -79,22 +83,22 @@ def make_model(config: config_lib.ModelConfig, device: jax.Device | None = None)
 
 
 def init_params(model: MC3, config: config_lib.ModelConfig, seed: int):
-    """Returns freshly initialised float32 parameters, a function of the seed alone."""
+    """Returns freshly initialised float32 parameters, which depend only on the model and the seed."""
     audio, video, text = config.audio, config.video, config.text
     log_mel = jnp.zeros((1, audio.num_time_frames, audio.num_mel))
     frames = jnp.zeros((1, video.num_frames, video.image_size_px, video.image_size_px, 3))
     ids = jnp.zeros((1, text.num_tokens), jnp.int32)
     key = jax.random.key(seed)
     inputs = {"audio": log_mel, "video": frames, "text_ids": ids, "text_mask": jnp.ones_like(ids)}
-    # Compiled, so that only the drawing is done: the model itself would run operation by operation for nothing.
+    # Compiled, XLA drops the forward pass and only draws the parameters; otherwise it would run operation by operation.
     return jax.jit(lambda key: model.init(key, **inputs, train=False)["params"])(key)
 
 
 @contextlib.contextmanager
 def fast_draws():
-    """Gives a GPU random numbers by a kernel of JAX's own, bit for bit the same, where something is jitted within.
+    """Makes functions that are jitted in this context draw random numbers on a GPU by JAX's own kernel, bit for bit the same.
 
-    As a part of other kernels they keep XLA compiling for a minute.
+    Fused into other kernels, the draws keep XLA compiling for a minute.
     """
     before = jax.config.jax_threefry_gpu_kernel_lowering
     jax.config.update("jax_threefry_gpu_kernel_lowering", True)
@@ -108,10 +112,10 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
     """Returns the model's inputs from a decoded batch: log-mel of the audio, crops of the video, token ids.
 
     Args:
-      batch: `audio` int16 or float [b, samples], `video` uint8 [b, t, h, w, 3] on the canvas with `video_size` int32 [b, 2]
-        or neither, `text_ids` and `text_mask` int32 [b, l], `row` int32 [b]; see `mc3_jax.data.loader`.
+      batch: `audio` int16 or float [b, samples], `text_ids` and `text_mask` int32 [b, l] and `row` int32 [b]; with video also
+        `video` uint8 [b, t, h, w, 3], on the canvas, and `video_size` int32 [b, 2]. See `mc3_jax.data.loader`.
       config: Sizes and augmentation.
-      key: Of the step, for random masks, crops and flips; None takes the centre crop of all there is.
+      key: Random key of the step, for masks, crops and flips; None augments nothing and takes the centre crop.
     """
     audio, video = config.audio, config.video
     log_mel = frontend.log_mel(batch["audio"], num_mel=audio.num_mel, num_time_frames=audio.num_time_frames)
@@ -121,8 +125,8 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
         masks = {"max_time_mask": audio.max_time_mask, "max_mel_mask": audio.max_mel_mask}
         log_mel = frontend.mask_spectrogram(log_mel, keys, **masks)
     inputs = {"audio": log_mel, "text_ids": batch["text_ids"], "text_mask": batch["text_mask"]}
-    # TensorFloat-32 on a GPU: three roundings of 2⁻¹¹, 0.4 grey levels at most. The patches are rounded to bfloat16 next,
-    # which is as much.
+    # HIGH is TensorFloat-32 on a GPU: three roundings of 2⁻¹¹, an error of 0.4 grey levels at most. The patches are rounded
+    # to bfloat16 next, which costs as much.
     precision = jax.lax.Precision.HIGH if config.dtype == "bfloat16" else jax.lax.Precision.HIGHEST
     if "video" in batch and key is None:
         inputs["video"] = frontend.center_video(
@@ -144,7 +148,7 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:
     """Returns `embed(params, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], without randomness.
 
-    A batch without pictures has no "video"; where the model has classes, "logits" [b, c] are there too.
+    For a batch without video frames "video" is missing; if the model has classes, the result holds "logits" [b, c] as well.
     """
 
     def embed(params, batch: Batch):

@@ -1,4 +1,4 @@
-"""What a phase minimises: Eq. 4 of the paper and what it is compared with; what such a loss keeps and learns."""
+"""The loss of a phase: Eq. 4 of the paper and the losses it is compared with, with their parameters and memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,24 +10,24 @@ from jaxtyping import Array, PRNGKeyArray
 from mc3_jax import config as config_lib
 from mc3_jax.losses import active, classification, consensus, contrastive
 
-MAX_SCALE = 100.0  # of a scale that is learned: CLIP's and CLAP's
+MAX_SCALE = 100.0  # upper limit of a learned scale, as in CLIP and CLAP
 
 
 def init_params(config: config_lib.Config) -> dict:
-    """Returns what the losses of a run learn: {"loss": {"log_scale": scalar}}, or {} where no phase learns its scale."""
+    """Returns the losses' own parameters: {"loss": {"log_scale": scalar}}, or {} if no phase of the run learns its scale."""
     scales = [1 / phase.temperature for phase in config.phases if phase.learn_scale]
     return {"loss": {"log_scale": jnp.log(jnp.float32(scales[0]))}} if scales else {}
 
 
 def limit(params: dict) -> dict:
-    """Returns parameters after an update, a learned scale at most `MAX_SCALE`."""
+    """Returns the parameters with a learned scale clipped to `MAX_SCALE`; to be called after each update."""
     if "loss" not in params:
         return params
     return params | {"loss": {"log_scale": jnp.minimum(params["loss"]["log_scale"], jnp.log(jnp.float32(MAX_SCALE)))}}
 
 
 def init_memory(config: config_lib.Config, phase: config_lib.PhaseConfig, params):
-    """Returns what a phase's loss begins with: empty pools and a copy of the encoders that it asks, or ()."""
+    """Returns the memory a phase begins with: empty pools and dictionaries, and copies of its pairs' towers; or ()."""
     sizes = phase.memory
     if not sizes.pool_size:
         return ()
@@ -52,15 +52,15 @@ def phase_loss(
     """Returns the phase's loss of the global batch (Eq. 4), its terms and the new memory.
 
     Args:
-      embeddings: Of the phase's modalities, each L2-normalised [b, d]; "logits" [b, c] where the phase classifies.
+      embeddings: Embeddings of the phase's modalities, each L2-normalised [b, d]; "logits" [b, c] if the phase classifies.
       phase: Weights, pairs, temperature and the details of the consensus.
-      loss_params: {"log_scale"} where the phase learns it.
-      targets: Share of each class, [b, c], where the phase classifies.
-      groups: Number of each row's narration, where the phase leaves those of the same out of the negatives.
-      keys: Embeddings by the momentum encoders, where the phase has a memory.
-      memory: Of `init_memory`.
-      rng: Key of the step, where it has one.
-      block_rows: Of the similarity matrices, at a time; 0 is all.
+      loss_params: {"log_scale"}, if the phase learns it.
+      targets: Share of each class, [b, c], if the phase classifies.
+      groups: Id of each row's narration, [b], if clips with equal narrations are left out of the negatives.
+      keys: Embeddings by the momentum encoders, if the phase has a memory.
+      memory: Memory made by `init_memory`, or returned for the step before.
+      rng: Random key of the step, if the phase has a memory.
+      block_rows: Rows of a similarity matrix held at once; 0 is all.
     """
     terms = {}
     loss = jnp.zeros((), jnp.float32)

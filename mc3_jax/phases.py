@@ -1,6 +1,6 @@
-"""A run is a list of phases: each a stretch of steps with its loss weights, its learning towers and its optimizer.
+"""The phases of a run: each is a stretch of steps with its own loss weights, trained towers and optimizer.
 
-The paper's Sec. 4.1: *align* (contrastive only), then *refine* (contrastive and consensus).
+The paper's phases (Sec. 4.1) are *align* (contrastive only) and *refine* (contrastive and consensus).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from mc3_jax.config import CLASSIFIER, MODALITIES, OptimizerConfig, PhaseConfig
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A phase placed in the run: steps [start, stop)."""
+    """A phase with its place in the run: steps [start, stop)."""
 
     config: PhaseConfig
     start: int
@@ -21,15 +21,15 @@ class Phase:
 
 
 def plan_phases(phases: list[PhaseConfig], num_clips: int, batch_size: int) -> list[Phase]:
-    """Returns the phases with the steps they take.
+    """Returns the phases with the steps at which they start and stop.
 
     Args:
-      phases: Of the config.
-      num_clips: Clips in the training split.
-      batch_size: Global.
+      phases: Phases of the config.
+      num_clips: Number of clips in the training split.
+      batch_size: Global batch size.
 
     Raises:
-      ValueError: A phase would take no step, or the run more than can be counted.
+      ValueError: A phase would have no step, or the run more steps than an int32 can count.
     """
     placed, start = [], 0
     for phase in phases:
@@ -50,21 +50,20 @@ def plan_phases(phases: list[PhaseConfig], num_clips: int, batch_size: int) -> l
 
 
 def phase_at(phases: list[Phase], step: int) -> Phase:
-    """Returns the phase that step `step` belongs to; steps at or beyond the end belong to the last."""
+    """Returns the phase that step `step` belongs to; steps at or beyond the end of the run belong to the last phase."""
     return next((phase for phase in phases if step < phase.stop), phases[-1])
 
 
 def learning_rate(phase: Phase) -> optax.Schedule:
     """Returns the learning rate as a function of the run's step.
 
-    It depends on the step and not on the optimizer's own count, so carrying the moments over from the phase before
-    can't shift it.
+    It depends on the step, not on the optimizer's own count, so keeping the moments of the phase before can't shift it.
     """
     config: OptimizerConfig = phase.config.optimizer
     steps = phase.stop - phase.start
     warmup = min(config.warmup_steps, steps - 1)
     peak = config.learning_rate
-    # Counted from 1: step 0 would be a step of size 0, and the last reaches the peak.
+    # Warm-up counts from 1: a first step at rate 0 would change nothing. Its last step is at the peak.
     rising = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     parts, begins = [rising, optax.constant_schedule(peak)], [warmup]
     if config.schedule == "cosine":
@@ -76,7 +75,7 @@ def learning_rate(phase: Phase) -> optax.Schedule:
 
 
 def _decayed(params):
-    """Matrices and kernels decay; biases, norms, class tokens and position tables don't."""
+    """Returns which parameters weight decay applies to: kernels; not biases, norms, class tokens and embedding tables."""
 
     def is_decayed(path, leaf):
         return leaf.ndim >= 2 and path[-1].key == "kernel"
@@ -85,14 +84,14 @@ def _decayed(params):
 
 
 def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
-    """Returns the phase's transformation of gradients, without the learning rate (see `learning_rate`).
+    """Returns the phase's gradient transformation, without the learning rate (see `learning_rate`).
 
-    Towers that don't learn, or that the phase's loss does not look at, get zero updates and no optimizer state: a gradient
-    that is nowhere but zero would leave decay, and the moments of the phase before, to move them.
+    Towers that are not trainable, or that the phase's loss does not use, get zero updates and no optimizer state. A zero
+    gradient alone would not keep them fixed: weight decay and the moments of the phase before would still move them.
 
     Args:
-      phase: Its `optimizer` and `trainable`.
-      params: Parameters (or their shapes), a dict of towers and, where a phase learns its scale, "loss".
+      phase: Phase whose optimizer, trainable towers and loss weights count.
+      params: Parameters or their shapes, a dictionary of towers and, if a phase learns its scale, "loss".
     """
     config = phase.optimizer
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
@@ -111,7 +110,7 @@ def make_optimizer(phase: PhaseConfig, params) -> optax.GradientTransformation:
 
 
 def modalities(phase: PhaseConfig) -> tuple[str, ...]:
-    """Returns the modalities that a phase's loss looks at, in order."""
+    """Returns the modalities that a phase's loss uses, in the order audio, video, text."""
     letters = set("".join(phase.pairs)) if phase.contrastive_weight > 0 else set()
     letters |= set("avl") if phase.consensus_weight > 0 else set()
     letters |= set("a") if phase.classification_weight > 0 else set()
@@ -119,16 +118,22 @@ def modalities(phase: PhaseConfig) -> tuple[str, ...]:
 
 
 def all_modalities(phases: list[PhaseConfig]) -> tuple[str, ...]:
-    """Returns the modalities that any of the phases looks at, in order."""
+    """Returns the modalities that the loss of any of the phases uses, in the order audio, video, text."""
     found = {name for phase in phases for name in modalities(phase)}
     return tuple(name for name in MODALITIES if name in found)
 
 
 def check_carried(phase: PhaseConfig, tx: optax.GradientTransformation, params, opt_state):
-    """Returns the optimizer state that a phase keeps of the one before.
+    """Returns `opt_state`, the optimizer state of the phase before, if the phase can keep it.
+
+    Args:
+      phase: The phase that begins.
+      tx: Its gradient transformation.
+      params: Parameters or their shapes.
+      opt_state: Optimizer state at the end of the phase before.
 
     Raises:
-      ValueError: It can't, because its shape differs (other towers learn, another kind of optimizer).
+      ValueError: It can't, since its tree structure differs: other towers learn, or the optimizer is of another kind.
     """
     if jax.tree.structure(jax.eval_shape(tx.init, params)) != jax.tree.structure(opt_state):
         raise ValueError(

@@ -1,8 +1,8 @@
 """The train step: from a batch of decoded clips to new parameters, as pure functions of arrays.
 
 Everything is written in the global view: the batch is the whole batch, whatever mesh it is spread over, so the loss
-and its gradient are those of a single device. Every device gets all embeddings, one gather for each modality, and computes
-all of the loss, so that going back needs no exchange; what is left to exchange are the parameters' gradients.
+and its gradient are those of a single device. Every device gathers all embeddings, once per modality, and computes the whole
+loss. So the backward pass of the loss needs no communication; only the parameters' gradients are summed over devices.
 """
 
 import dataclasses
@@ -24,23 +24,24 @@ from mc3_jax.model import Batch
 from mc3_jax.models import frontend
 from mc3_jax.models.mc3 import MC3
 
-SMALL_LEAF = 2**14  # values: of more, a GPU takes longer for the norm than to start it
-# Of XLA. It would join each product of class tokens to that of the patches with the same kernel, and copy all patches for it;
-# and try each product as a kernel of Triton's, for which it undoes what cuBLAS adds at no cost, such as biases.
+SMALL_LEAF = 2**14  # values; the norm of a larger leaf takes a GPU longer than starting its kernel
+# XLA options. By default XLA merges a matrix product of the class tokens and one of the patches if both have the same
+# weights, and copies all patches for it. It also tries each product as a Triton kernel, for which it splits off what cuBLAS
+# adds at no cost, such as biases.
 GPU_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_enable_triton_gemm": False}
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a checkpoint holds.
+    """The state of training, which a checkpoint holds.
 
     Attributes:
-      step: Steps done, int32 scalar.
-      params: Parameters, float32: {"audio": ..., "video": ..., "text": ...} and, where a phase of the run learns its scale,
-        "loss": {"log_scale"}.
-      opt_state: Of the phase the next step belongs to.
-      memory: What that phase's loss keeps from step to step, () where it keeps nothing.
+      step: Number of steps done, int32 scalar.
+      params: Parameters, float32: {"audio": ..., "video": ..., "text": ...}; with classes "classifier" as well; and, if a
+        phase of the run learns its scale, "loss": {"log_scale"}.
+      opt_state: Optimizer state of the phase that the next step belongs to.
+      memory: What that phase's loss keeps from step to step, such as CM-ACC's pools; () if it keeps nothing.
 
-    The leaves are arrays, or their shapes and shardings where `jax.eval_shape` or a mesh plans them.
+    The leaves are arrays, or `jax.ShapeDtypeStruct`s (with shardings, if a mesh is known) where a state is only planned.
     """
 
     step: Any
@@ -50,18 +51,18 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def to_tree(state: TrainState) -> dict[str, Any]:
-    """Returns what of a state is saved, by name: without a memory where there is none."""
+    """Returns the parts of a state that are saved, by name; an empty memory is left out."""
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "memory": state.memory}
     return {name: value for name, value in tree.items() if not (name == "memory" and value == ())}
 
 
 class Health(flax.struct.PyTreeNode):
-    """What tells whether a step counts, and what is looked at where it doesn't.
+    """Whether a step was applied, and diagnostics for a step that was not.
 
     Attributes:
       taken: Whether the state was updated, bool scalar.
       grad_norms: L2 norm of each leaf's gradient, float32 [leaves], in the order of `jax.tree.leaves(params)`.
-      finite_rows: Whether a clip's embedding is finite, bool [3, b]: audio, video, text.
+      finite_rows: Whether each clip's embedding is finite, bool [3, b]; the rows are audio, video and text.
     """
 
     taken: Any
@@ -70,7 +71,7 @@ class Health(flax.struct.PyTreeNode):
 
 
 def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -> TrainState:
-    """Returns fresh parameters with the optimizer state and the memory of a phase, at step 0."""
+    """Returns the state at step 0: fresh parameters, and the optimizer state and memory that a phase begins with."""
     params = model_lib.init_params(model, config.model, config.seed) | objective.init_params(config)
     tx = phases_lib.make_optimizer(phase.config, params)
     return TrainState(
@@ -79,7 +80,7 @@ def init_state(model: MC3, config: config_lib.Config, phase: phases_lib.Phase) -
 
 
 def draw_state(init: Callable[[], TrainState], abstract: TrainState) -> TrainState:
-    """Returns `init()`, every leaf at its place in `abstract`."""
+    """Returns `init()`, computed on the devices, with the shardings of `abstract`."""
     with model_lib.fast_draws():
         return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
 
@@ -87,16 +88,16 @@ def draw_state(init: Callable[[], TrainState], abstract: TrainState) -> TrainSta
 def enter_phase(
     config: config_lib.Config, phase: phases_lib.Phase, state: TrainState, abstract: TrainState
 ) -> TrainState:
-    """Returns the state a phase begins with: the parameters, the optimizer's unless it is reset, and a memory of its own.
+    """Returns the state a phase begins with: the same parameters, the optimizer state kept or reset, and a new memory.
 
     Args:
-      config: Of the run.
-      phase: That begins.
-      state: As the phase before left it.
-      abstract: Shapes and places of the phase's state.
+      config: Config of the run.
+      phase: The phase that begins.
+      state: State at the end of the phase before.
+      abstract: Shapes and shardings of the new phase's state.
 
     Raises:
-      ValueError: The optimizer's state is to be kept but has another shape.
+      ValueError: The optimizer state is to be kept, but the new phase's has another structure.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     tx = phases_lib.make_optimizer(phase.config, state.params)
@@ -108,13 +109,13 @@ def enter_phase(
 
 
 def begin_memory(config: config_lib.Config, phase: phases_lib.Phase, params, abstract: TrainState):
-    """Returns what a phase's loss keeps at its beginning, its encoders copies of `params`, each leaf at its place.
+    """Returns the memory that a phase begins with, laid out as in `abstract`; its momentum encoders are copies of `params`.
 
     Args:
-      config: Of the run.
-      phase: That begins.
-      params: It begins with.
-      abstract: Shapes and places of the phase's state.
+      config: Config of the run.
+      phase: The phase that begins.
+      params: Parameters at the start of the phase.
+      abstract: Shapes and shardings of the phase's state.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract.memory)
     return jax.jit(lambda params: objective.init_memory(config, phase.config, params), out_shardings=places)(params)
@@ -126,9 +127,9 @@ def batch_shapes(
     """Returns the shapes of a global batch, as `mc3_jax.data.loader` makes it for the phases of the run.
 
     Args:
-      config: Of the run.
-      num_samples: Audio samples of a clip.
-      canvas_px: (height, width) of the video's canvas.
+      config: Config of the run.
+      num_samples: Audio samples per clip.
+      canvas_px: (height, width) of the canvas that holds the video frames.
     """
     rows = config.data.batch_size
     video, text = config.model.video, config.model.text
@@ -149,17 +150,17 @@ def batch_shapes(
 def check_shapes(
     model: MC3, config: config_lib.Config, phases: list[phases_lib.Phase], num_samples: int, canvas_px: tuple[int, int]
 ):
-    """Traces every phase's loss on a batch of the data's shapes, computing nothing; returns the parameters' shapes.
+    """Returns the parameters' shapes, after tracing every phase's loss on a batch of the data's shapes; computes nothing.
 
     Args:
-      model: Of the config.
-      config: Of the run.
-      phases: Of the run.
-      num_samples: Audio samples of a clip.
-      canvas_px: (height, width) of the video's canvas.
+      model: Model of the config.
+      config: Config of the run.
+      phases: Phases of the run.
+      num_samples: Audio samples per clip.
+      canvas_px: (height, width) of the canvas that holds the video frames.
 
     Raises:
-      ValueError: Data and model don't fit, or a phase can't go on with the optimizer state of the one before.
+      ValueError: Data and model don't fit, or a phase can't keep the optimizer state of the phase before.
     """
     shapes = jax.eval_shape(lambda: model_lib.init_params(model, config.model, 0) | objective.init_params(config))
     batch, step = batch_shapes(config, num_samples, canvas_px), jax.ShapeDtypeStruct((), jnp.int32)
@@ -175,17 +176,17 @@ def check_shapes(
 
 
 def _constrain(tree, spec: PartitionSpec):
-    """Returns arrays laid out on the mesh that is set, or as they are where none is."""
+    """Returns the arrays of a tree laid out by `spec` on the current mesh, or unchanged if no mesh is set."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 
 
 def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
-    """Returns `embed(params, step, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], as training does it.
+    """Returns `embed(params, step, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], with augmentation.
 
-    Only the phase's modalities are embedded; where the model has classes, "logits" [b, c] are there too. What becomes of a
-    row is a function of the parameters, the seed, the step and `batch["row"]`, whatever rows are beside it.
+    Only the phase's modalities are embedded; if the model has classes, the result holds "logits" [b, c] as well. The result
+    for a row depends only on its clip, the parameters, the seed, the step and `batch["row"]`, not on the other rows.
     """
     names = phases_lib.modalities(phase)
     used = (*names, *([config_lib.CLASSIFIER] if config.model.num_classes else []))
@@ -202,7 +203,7 @@ def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib
 
 
 def _of_modalities(names: tuple[str, ...], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns the model's inputs that begin with the names, such as "text_ids" with "text"."""
+    """Returns the model's inputs whose keys begin with one of the names, such as "text_ids" for "text"."""
     return {key: value for key, value in inputs.items() if key.startswith(names)}
 
 
@@ -225,7 +226,10 @@ def _make_head(config: config_lib.Config, phase: config_lib.PhaseConfig) -> Call
 
 
 def _ask_memory(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig, params, memory):
-    """Returns the memory with its encoders moved on, and the function of (step, batch) that makes keys with them."""
+    """Returns the memory with its momentum encoders updated, and a function of (step, batch) that computes keys by them.
+
+    Without a memory in this phase, the function returns None.
+    """
     if not phase.memory.pool_size:
         return memory, lambda step, batch: None
     embed = make_train_embed_fn(model, config, dataclasses.replace(phase, consensus_weight=0.0))  # the pairs' towers alone
@@ -236,7 +240,10 @@ def _ask_memory(model: MC3, config: config_lib.Config, phase: config_lib.PhaseCo
 
 
 def _make_targets(config: config_lib.Config, phase: config_lib.PhaseConfig, step, batch: Batch) -> tuple[Batch, Any]:
-    """Returns (batch, targets [b, c]): one-hot classes, zeros where nobody knows; with mixup sounds and targets are mixed."""
+    """Returns (batch, targets [b, c]): one-hot classes, zeros if the class is unknown; None if the phase doesn't classify.
+
+    With mixup, sounds and targets are mixed.
+    """
     if phase.classification_weight == 0:
         return batch, None
     targets = _constrain(jax.nn.one_hot(batch["class_id"], config.model.num_classes), PartitionSpec())
@@ -248,7 +255,7 @@ def _make_targets(config: config_lib.Config, phase: config_lib.PhaseConfig, step
 
 
 def _make_groups(phase: config_lib.PhaseConfig, batch: Batch) -> Array | None:
-    """Returns the number of each row's narration, [b], where the phase asks for it."""
+    """Returns an id of each row's narration, equal for equal narrations, [b]; None if the phase doesn't mask same text."""
     if not phase.mask_same_text:
         return None
     return contrastive.same_rows(_constrain(batch["text_ids"], PartitionSpec()))
@@ -257,7 +264,7 @@ def _make_groups(phase: config_lib.PhaseConfig, batch: Batch) -> Array | None:
 def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `loss_fn(params, step, batch, memory=()) -> (loss, (terms, memory))`.
 
-    All randomness is a function of (seed, step, row). The terms are float32 scalars and, as `finite_rows`, bool [3, b]: see
+    All randomness is a function of (seed, step, row). The terms are float32 scalars, and `finite_rows`, bool [3, b], as in
     `Health`.
     """
     embed, head = make_train_embed_fn(model, config, phase), _make_head(config, phase)
@@ -275,8 +282,8 @@ def make_loss_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
 def make_validation_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `validate(params, batch) -> terms`: a phase's loss without augmentation, dropout, mixup and memory.
 
-    The terms are float32 scalars, the loss and its parts as `objective.phase_loss` names them. With `data.chunk_size` the
-    rows are embedded that many at a time.
+    The terms are float32 scalars: the loss and its parts, named as in `objective.phase_loss`, without the temperature. If
+    `data.chunk_size` is set, that many rows are embedded at a time.
     """
     phase = dataclasses.replace(phase, memory=config_lib.MemoryConfig(), mixup=0.0)
     names = phases_lib.modalities(phase)
@@ -305,7 +312,7 @@ def make_validation_fn(model: MC3, config: config_lib.Config, phase: config_lib.
 
 
 def _finite_rows(embeddings: Mapping[str, Array]) -> Array:
-    """Returns whether each embedding is finite, bool [3, b]; those of no modality of the phase are."""
+    """Returns whether each embedding is finite, bool [3, b]; True for modalities that the phase doesn't embed."""
     rows = {name: jnp.all(jnp.isfinite(x), axis=1) for name, x in embeddings.items()}
     all_fine = jnp.ones(len(next(iter(embeddings.values()))), bool)
     return jnp.stack([rows.get(name, all_fine) for name in config_lib.MODALITIES])
@@ -314,10 +321,10 @@ def _finite_rows(embeddings: Mapping[str, Array]) -> Array:
 def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `grad_fn(params, step, batch, memory=()) -> (gradients, (terms, memory))` of the loss of `make_loss_fn`.
 
-    With `data.chunk_size` the rows are embedded that many at a time, twice: first to get the loss's gradient with respect
-    to the embeddings, then to take it from there to the parameters. Only one chunk's activations are ever held, and the
-    gradient is that of the whole batch: gradient caching, Gao et al., "Scaling Deep Contrastive Learning Batch Size under
-    Memory Limited Setup" (RepL4NLP 2021).
+    If `data.chunk_size` is set, that many rows are embedded at a time, in two passes. The first gives the loss's gradient
+    with respect to the embeddings, the second propagates it to the parameters. Only one chunk's activations are held at a
+    time, and the gradient is that of the whole batch: gradient caching, Gao et al., "Scaling Deep Contrastive Learning Batch
+    Size under Memory Limited Setup" (RepL4NLP 2021).
     """
     chunk_size = config.data.chunk_size
     if chunk_size in (0, config.data.batch_size):
@@ -353,7 +360,7 @@ def make_grad_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseC
 
 
 def _split_rows(x: Array, chunk_size: int) -> Array:
-    """Returns [b, ...] as [chunks, chunk_size, ...], every chunk spread over the whole mesh: no row changes its device."""
+    """Returns [b, ...] as [chunks, chunk_size, ...], each chunk spread over the whole mesh; every row stays on its device."""
     mesh = jax.sharding.get_abstract_mesh()
     num_devices = _num_devices()
     x = x.reshape(num_devices, -1, chunk_size // num_devices, *x.shape[1:])
@@ -362,7 +369,7 @@ def _split_rows(x: Array, chunk_size: int) -> Array:
 
 
 def _join_rows(x: Array) -> Array:
-    """Returns what `_split_rows` took apart, the rows in their order again."""
+    """Returns [chunks, chunk_size, ...] as [b, ...] with the rows in their original order, the inverse of `_split_rows`."""
     num_devices = _num_devices()
     x = x.reshape(len(x), num_devices, -1, *x.shape[2:])
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:])
@@ -376,8 +383,8 @@ def _num_devices() -> int:
 def _leaf_norms(tree) -> Array:
     """Returns the L2 norm of each leaf, float32 [leaves].
 
-    Those of small leaves of one size are one reduction: a GPU takes longer to start one than to do it. Leaves that are spread
-    over devices stay as they are.
+    Small leaves of equal size share one reduction, since a GPU takes longer to start a reduction than to do it. Where leaves
+    are sharded over devices (fsdp > 1), each has its own.
     """
     leaves, groups = jax.tree.leaves(tree), {}
     mesh = jax.sharding.get_abstract_mesh()
@@ -398,16 +405,16 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array], Health]]:
     """Returns `train_step(state, batch, step) -> (state, metrics, health)` of a phase; jit it with the state donated.
 
-    Where the loss, the gradient's norm or that of an update is not finite, the state comes back as it was. So it does, too,
-    where `step`, the steps done as the caller counts them, is not the state's own: the caller reads `health` late, and no
-    step that it has begun meanwhile may count either.
+    If the loss, the norm of the gradient or the norm of an update is not finite, the state is returned unchanged. The same
+    happens if `step`, the number of steps done as the caller counts them, differs from `state.step`. The caller reads
+    `health` late and may have begun another step by then, and that step must not be applied either.
 
-    Metrics are float32 scalars: the loss and its terms, `grad_norm`, `learning_rate` and for each tower `update_ratio_audio`
-    and so on, the norm of its update over that of its parameters.
+    Metrics are float32 scalars: the loss and its terms, `grad_norm`, `learning_rate` and, for each tower, the norm of its
+    update divided by that of its parameters (`update_ratio_audio` and so on).
     """
     grad_fn = make_grad_fn(model, config, phase.config)
     schedule = phases_lib.learning_rate(phase)
-    # Within one step both are traced once for all their calls; XLA sees them written out.
+    # The inner jit makes JAX trace each function once for all its calls in a step; XLA inlines them.
     update, leaf_norms = jax.jit(tx.update), jax.jit(_leaf_norms)
 
     def train_step(state: TrainState, batch: Batch, step: Array):
@@ -423,10 +430,11 @@ def make_train_step(
             of_tower = np.array(jax.tree.leaves(places[tower]))
             update_norm, param_norm = (optax.tree.norm(norms[of_tower]) for norms in (update_norms, param_norms))
             metrics[f"update_ratio_{tower}"] = rate * update_norm / param_norm
-            # Beside what this finds: all that reads the old state now comes before anything of the new one, and XLA need not
-            # copy the whole state to keep it that long.
+            # Besides the check itself, this makes all reads of the old state come before the new one is written, so that XLA
+            # need not keep a copy of the whole old state.
             taken &= jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
-        # Behind the barrier the updates are computed again: kept, they would be written, read and as large as the parameters.
+        # The barrier makes XLA compute the updates again: kept, they would take as much memory as the parameters, written and
+        # read once more.
         grads, state = jax.lax.optimization_barrier((grads, state))
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))
@@ -438,17 +446,17 @@ def make_train_step(
 
 
 def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phase, state: TrainState):
-    """Returns a phase's train step, jitted: the new state takes the old one's memory and its layout.
+    """Returns a phase's train step, jitted; the new state reuses the buffers of the old one, and has the same shardings.
 
     Args:
-      model: Of the config.
-      config: Of the run.
-      phase: Of the run.
+      model: Model of the config.
+      config: Config of the run.
+      phase: A phase of the run.
       state: Arrays on the mesh, or their shapes and shardings.
     """
     tx = phases_lib.make_optimizer(phase.config, state.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())  # every process reads the numbers
+    everywhere = NamedSharding(state.step.sharding.mesh, PartitionSpec())  # every process reads metrics and health
     step = make_train_step(model, config, phase, tx)
     options = compiler_options(state.step.sharding.mesh.devices.flat[0])
     return jax.jit(
@@ -457,5 +465,5 @@ def jit_train_step(model: MC3, config: config_lib.Config, phase: phases_lib.Phas
 
 
 def compiler_options(device: jax.Device) -> dict[str, Any] | None:
-    """Returns XLA's options for a train step on such devices."""
+    """Returns XLA's options for a train step on devices of this kind; None where the defaults are right."""
     return GPU_OPTIONS if device.platform in ("gpu", "cuda", "rocm") else None

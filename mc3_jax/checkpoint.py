@@ -1,8 +1,8 @@
-"""Checkpoints by Orbax, sealed: written aside, digested, renamed; and verified whenever they are read.
+"""Checkpoints, written by Orbax and verified whenever they are read.
 
-`WORKDIR/checkpoints/500` is the state after 500 steps, whole and with a manifest (`mc3_jax.integrity`), or it isn't there.
-What is being written is `500.saving`, what is being deleted `500.deleting`; what was found damaged is moved to
-`500.damaged` and left alone.
+A checkpoint is written under another name, gets a manifest with digests (`mc3_jax.integrity`) and is then renamed. So
+`WORKDIR/checkpoints/500` is the whole state after 500 steps, or it doesn't exist. `500.saving` is being written,
+`500.deleting` is being deleted; a damaged checkpoint is moved to `500.damaged` and left alone.
 """
 
 import functools
@@ -21,12 +21,12 @@ from orbax.checkpoint import v1 as ocp
 from mc3_jax import integrity, job as job_lib
 
 DamagedError = integrity.DamagedError
-_NUM_TRIES = 5  # at the newest checkpoint of a run that goes on and deletes it meanwhile
+_NUM_TRIES = 5  # at reading the newest checkpoint of a run that is being trained and may delete it meanwhile
 _PASSING = (".saving", ".saving.orbax-checkpoint-tmp", ".deleting")
 
 
 class CheckpointError(Exception):
-    """A checkpoint can't be written, or what is there isn't this model's."""
+    """A checkpoint can't be written, or the one there doesn't fit this model."""
 
 
 class MisfitError(ValueError):
@@ -34,45 +34,45 @@ class MisfitError(ValueError):
 
 
 class PrunedError(ValueError):
-    """A checkpoint is gone: training has deleted it since it was listed, as newer ones were there."""
+    """A checkpoint is missing: training has deleted it since it was listed, because there are newer ones."""
 
 
 def checkpoint_dir(workdir: str) -> pathlib.Path:
-    """Returns where a run's checkpoints lie, absolute."""
+    """Returns the absolute path of the folder of a run's checkpoints."""
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
 def steps_of(workdir: str) -> list[int]:
-    """Returns the steps a run has checkpoints of, in order; [] where there is no run."""
+    """Returns the steps that a run has checkpoints of, ascending; [] if there is no run."""
     folder = checkpoint_dir(workdir)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
 
 
 def newest_step(workdir: str) -> int:
-    """Returns the newest step a run has a checkpoint of, by process 0; 0 where there is none. Called by every process."""
+    """Returns the newest step that a run has a checkpoint of, as process 0 sees it; 0 if none. Called by every process."""
     return job_lib.from_process_0(max(steps_of(workdir), default=0))
 
 
 class Checkpoints:
-    """Writes a run's checkpoints in the background; use as a context, by every process of the run.
+    """Writes a run's checkpoints in the background. Every process of the run uses it, as a context manager.
 
     Attributes:
-      preempted: Whether the machine is about to go, as of the last `is_due`.
+      preempted: Whether the job is being preempted, as of the last call of `is_due`.
     """
 
     def __init__(
         self, workdir: str, *, every_steps: int, keep: int, keep_steps: list[int],
         tell: Callable[[str], None] = lambda line: None,
     ):  # fmt: skip
-        """Deletes what a killed run left half done.
+        """Creates the folder, and deletes the half-written or half-deleted checkpoints of a killed run.
 
         Args:
           workdir: Folder of the run, locked.
-          every_steps: Interval.
-          keep: Newest checkpoints kept.
-          keep_steps: Steps written and kept for good: the ends of phases.
-          tell: Gets a line for every checkpoint that is there, on process 0 and by a thread.
+          every_steps: Interval between checkpoints, in steps.
+          keep: Number of newest checkpoints kept.
+          keep_steps: Steps that are always saved and never deleted: the ends of phases.
+          tell: Called with a line of text for every checkpoint once it is complete; on process 0, from another thread.
 
         Raises:
           CheckpointError: The folder can't be written to.
@@ -95,21 +95,22 @@ class Checkpoints:
         if kind is None:
             self.wait()
         elif self._thread is not None and jax.process_count() == 1:
-            self._thread.join()  # of several processes, one that is lost would make it wait for ever
+            self._thread.join()  # not with several processes: if one is lost, this would wait for ever
 
     def prepare(self, state) -> None:
-        """Compiles what saving needs: the first save may be one that is told to hurry.
+        """Compiles the checksums that saving needs, as the first save may come from a preemption, with little time.
 
         Args:
-          state: As it will be saved.
+          state: State with the shapes and shardings that will be saved.
         """
         jax.block_until_ready(integrity.checksums(state)[1])
 
     def is_due(self, step: int) -> bool:
-        """Returns whether the state after a step is to be saved; asked after every step, by every process.
+        """Returns whether the state after `step` steps is to be saved; to be called after every step, by every process.
 
         Raises:
-          CheckpointError: The last one could not be written. Several processes don't all know yet: there, `save` raises it.
+          CheckpointError: The last checkpoint could not be written. With several processes, only `save` and `wait` raise it,
+            since the others don't know yet.
         """
         if self._fault is not None and jax.process_count() == 1:
             raise self._fault
@@ -118,30 +119,30 @@ class Checkpoints:
         return self.preempted or step % self._every_steps == 0 or step in self._keep_steps
 
     def save(self, step: int, state) -> None:
-        """Takes the state after a step and begins to write it.
+        """Begins to write a checkpoint in the background, after waiting until the last one is written.
 
         Args:
-          step: Steps done.
-          state: On the devices; may be donated as soon as this returns.
+          step: Number of steps done.
+          state: State on the devices; it may be donated as soon as this returns.
 
         Raises:
-          CheckpointError: This or the last one could not be written.
+          CheckpointError: This checkpoint or the last one could not be written.
         """
         self.wait()
         aside = self._folder / f"{step}.saving"
         begin, sums = time.monotonic(), integrity.checksums(state)
         try:
             written = ocp.save_async(aside, state)
-        except Exception as error:  # whatever Orbax and TensorStore raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds
             raise self._error(step, error) from error
         self._thread = threading.Thread(target=self._commit, args=(step, aside, written, sums, begin), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns once all that was begun is on disk; called by every process.
+        """Waits until the checkpoint that is being written is on disk; called by every process.
 
         Raises:
-          CheckpointError: It could not be written; on every process, for process 0 alone seals.
+          CheckpointError: It could not be written; on every process, although only process 0 may have met the error.
         """
         if self._thread is None:
             return
@@ -151,7 +152,7 @@ class Checkpoints:
             raise CheckpointError(message) from self._fault
 
     def _commit(self, step: int, aside: pathlib.Path, written, sums, begin: float) -> None:
-        """Waits until all processes have written their parts; process 0 seals them and gives the folder its name."""
+        """Waits until all processes have written their parts; then process 0 writes the manifest and renames the folder."""
         try:
             written.result()
             if jax.process_index() == 0:
@@ -160,7 +161,7 @@ class Checkpoints:
                 integrity.sync_folder(self._folder)
                 self._tell(f"saved step {step} in {time.monotonic() - begin:.1f} s")
                 self._prune()
-        except Exception as error:  # told by the next `save` or `wait`
+        except Exception as error:  # raised by the next `save` or `wait`
             self._fault = self._error(step, error)
 
     def _error(self, step: int, error: Exception) -> CheckpointError:
@@ -177,7 +178,7 @@ class Checkpoints:
         for step in steps[: -self._keep]:
             if step not in self._keep_steps:
                 going = self._folder / f"{step}.deleting"
-                (self._folder / str(step)).rename(going)  # at once, so that no half of it is taken for a checkpoint
+                (self._folder / str(step)).rename(going)  # else a half-deleted folder would pass for a checkpoint
                 _delete(going)
 
     def _clean(self) -> None:
@@ -188,7 +189,7 @@ class Checkpoints:
 
 
 def _delete(path: pathlib.Path) -> None:
-    """Deletes a folder, or says that it can't: on NFS, files that another process reads stay. The next start tries again."""
+    """Deletes a folder, or warns that it can't: on NFS, files being read by another process stay. The next start retries."""
     try:
         shutil.rmtree(path)
     except OSError as error:
@@ -196,17 +197,17 @@ def _delete(path: pathlib.Path) -> None:
 
 
 def restore(workdir: str, step: int, abstract_state):
-    """Returns the state written after `step` steps, every file and array of it checked; called by every process.
+    """Returns the state saved after `step` steps, with every file and array verified; called by every process.
 
     Args:
       workdir: Folder of the run.
-      step: Of an existing checkpoint.
-      abstract_state: `jax.ShapeDtypeStruct`s with shardings on any mesh.
+      step: Step of an existing checkpoint.
+      abstract_state: The state as `jax.ShapeDtypeStruct`s, with shardings on any mesh.
 
     Raises:
-      DamagedError: Its files or arrays are not those that were written; on every process.
-      CheckpointError: It holds other names or shapes.
-      OSError: A process can't read it.
+      DamagedError: Files or arrays differ from those that were written; on every process.
+      CheckpointError: The checkpoint has other names or shapes than `abstract_state`, or Orbax can't read it.
+      OSError: A process can't read one of its files, for instance for lack of permission.
     """
     path = checkpoint_dir(workdir) / str(step)
     manifest = _verify(path, step)
@@ -225,16 +226,17 @@ def restore(workdir: str, step: int, abstract_state):
 
 
 def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
-    """Returns (step, state) of the newest intact checkpoint, or (0, None); called by every process of a locked workdir.
+    """Returns (step, state) of the newest intact checkpoint, or (0, None) if there is none.
 
-    A damaged one costs a warning and is moved to `STEP.damaged`, so that the step can be written again.
+    Called by every process, with the workdir locked. A damaged checkpoint causes a warning and is moved to `STEP.damaged`,
+    so that the step can be written again.
 
     Args:
       workdir: Folder of the run.
-      plan: The abstract state of a step.
+      plan: Function from a step to its abstract state; see `restore`.
 
     Raises:
-      CheckpointError: The newest intact one holds other names or shapes, or a process does not see it.
+      CheckpointError: As for `restore`, or a process does not see the newest checkpoint.
       OSError: A process can't read it.
     """
     while step := newest_step(workdir):
@@ -251,16 +253,16 @@ def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
 
 
 def restore_params(workdir: str, step: int, abstract_params):
-    """Returns the parameters alone of the state written after `step` steps, checked; no optimizer is read.
+    """Returns only the parameters of the state saved after `step` steps, verified; the optimizer state is not read.
 
     Args:
       workdir: Folder of the run.
-      step: Of an existing checkpoint.
-      abstract_params: `jax.ShapeDtypeStruct`s with shardings on any mesh.
+      step: Step of an existing checkpoint.
+      abstract_params: The parameters as `jax.ShapeDtypeStruct`s, with shardings on any mesh.
 
     Raises:
-      PrunedError: There is none of that step, or no more.
-      ValueError: It holds other names or shapes, or it is damaged.
+      PrunedError: There is no checkpoint of that step, or it was deleted while it was read.
+      ValueError: The checkpoint has other names or shapes, or it is damaged.
       OSError: It can't be read.
     """
     path = checkpoint_dir(workdir) / str(step)
@@ -268,7 +270,7 @@ def restore_params(workdir: str, step: int, abstract_params):
         raise PrunedError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
     try:
         return _restore_params(path, step, abstract_params)
-    except Exception as error:  # half of it is gone: whatever Orbax makes of that
+    except Exception as error:  # of any kind: Orbax may find it half deleted
         if job_lib.from_process_0(path.is_dir()):
             raise
         raise PrunedError(
@@ -277,16 +279,16 @@ def restore_params(workdir: str, step: int, abstract_params):
 
 
 def restore_newest_params(workdir: str, abstract_params) -> tuple[int, Any]:
-    """Returns (step, parameters) of the newest checkpoint, as `restore_params`; called by every process.
+    """Returns (step, parameters) of the newest checkpoint, read by `restore_params`; called by every process.
 
-    A run that is trained meanwhile may delete what was the newest when it was looked for; then it is looked for again.
+    If the run is being trained, it may delete that checkpoint before it is read; then the newest one is looked up again.
 
     Args:
       workdir: Folder of the run.
-      abstract_params: `jax.ShapeDtypeStruct`s with shardings on any mesh.
+      abstract_params: The parameters as `jax.ShapeDtypeStruct`s, with shardings on any mesh.
 
     Raises:
-      ValueError: As `restore_params`, or there is no checkpoint.
+      ValueError: As for `restore_params`, or there is no checkpoint.
       OSError: It can't be read.
     """
     for tries in range(_NUM_TRIES):
@@ -305,9 +307,9 @@ def _restore_params(path: pathlib.Path, step: int, abstract_params):
     manifest = _verify(path, step)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    # A partial load passes over what the checkpoint lacks without a word: names and shapes are compared first.
+    # A partial load silently skips arrays that the checkpoint lacks, so names and shapes are compared first.
     saved = ocp.metadata(path).metadata["params"]
-    saved = {name: saved[name] for name in saved if name != "loss"}  # what a loss has learned for itself
+    saved = {name: saved[name] for name in saved if name != "loss"}  # the loss's own parameters
     check_shapes(flatten(saved), flatten(abstract_params), f"checkpoint {path}")
     try:
         with context:
@@ -320,11 +322,11 @@ def _restore_params(path: pathlib.Path, step: int, abstract_params):
 
 
 def _verify(path: pathlib.Path, step: int) -> dict:
-    """Returns the manifest of a checkpoint whose files are intact; processes share the reading.
+    """Returns the manifest of a checkpoint after checking its files, each process a share of them.
 
     Raises:
-      DamagedError: They are not; on every process.
-      OSError: A process can't read one that may well be; on every process.
+      DamagedError: A file is not intact; on every process.
+      OSError: A process can't read a file that may well be intact; on every process.
     """
     problem, blocked, manifest = "", "", {}
     try:
@@ -360,7 +362,7 @@ def _agree(path: pathlib.Path, problem: str) -> None:
 
 
 def _set_aside(path: pathlib.Path, error: DamagedError) -> None:
-    """Moves a damaged checkpoint to a name that is free, and says so."""
+    """Moves a damaged checkpoint to a name that is free, and prints a warning."""
     aside, number = path.with_name(f"{path.name}.damaged"), 1
     while aside.exists():
         number += 1
@@ -370,12 +372,12 @@ def _set_aside(path: pathlib.Path, error: DamagedError) -> None:
 
 
 def flatten(tree) -> dict:
-    """Returns nested dictionaries as {"audio/encoder/norm/scale": leaf}."""
+    """Returns nested dictionaries as a flat one: {"audio/encoder/norm/scale": leaf}."""
     return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unflatten(flat: dict) -> dict:
-    """Returns the nested dictionaries that `flatten` took apart."""
+    """Returns a flat dictionary as nested ones, the inverse of `flatten`."""
     tree: dict = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
@@ -389,8 +391,13 @@ def unflatten(flat: dict) -> dict:
 def check_shapes(found: dict, expected: dict, where: str) -> None:
     """Checks that two flat trees have the same names and shapes.
 
+    Args:
+      found: The tree to check.
+      expected: The tree of the model.
+      where: Where the tree comes from, for the error message.
+
     Raises:
-      MisfitError: They don't; a list of - missing, + unexpected and ! of another shape.
+      MisfitError: They differ; the message lists - missing names, + unexpected names and ! other shapes.
     """
     missing = [f"- {name} {list(leaf.shape)}" for name, leaf in expected.items() if name not in found]
     unexpected = [f"+ {name} {list(leaf.shape)}" for name, leaf in found.items() if name not in expected]

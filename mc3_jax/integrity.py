@@ -1,7 +1,7 @@
-"""What a checkpoint says of itself, so that nothing damaged is loaded: a digest of every file, a checksum of every array.
+"""Integrity of checkpoints, so that nothing damaged is loaded: a digest of every file and a checksum of every array.
 
-`manifest.json` holds both, and its own digest. Digests find what happened to the files; checksums are of the values, so
-they also find what went wrong before the files were written or after they were read, and hold on any mesh.
+`manifest.json` holds both, and its own digest. Digests detect damage to the files. Checksums are taken of the values on the
+devices, so they also detect errors before the files were written or after they were read; they don't depend on the mesh.
 """
 
 import concurrent.futures
@@ -21,24 +21,24 @@ from jaxtyping import Array, UInt32
 
 MANIFEST = "manifest.json"
 _DIGEST = "sha256"
-_THREADS = 8  # that read files; hashing leaves Python's lock
-# Of reading a file: it is not there, is something else, or the disk can't give it back.
+_THREADS = 8  # for reading files; hashing releases Python's global lock
+# Errors of reading that mean damage: the file is missing, is no file, or the disk can't read it.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG, errno.EUCLEAN)
-# Odd numbers that start the two independent 32-bit halves of a checksum (fractional parts of the golden ratio and √2).
+# Odd seeds of the two independent 32-bit halves of a checksum (fractional parts of the golden ratio and √2).
 _SEEDS = (0x9E3779B9, 0x6A09E667)
 
 
 class DamagedError(ValueError):
-    """A checkpoint whose files or arrays are not those that were written."""
+    """Files or arrays of a checkpoint differ from those that were written."""
 
 
 def seal(folder: pathlib.Path, step: int, arrays: Mapping[str, str]) -> None:
-    """Writes the manifest of a folder, after all of its files have reached the disk.
+    """Writes the manifest of a checkpoint's folder, after making sure that all its files are on the disk.
 
     Args:
-      folder: Holds all files but the manifest.
-      step: Of the checkpoint.
-      arrays: Checksum of each array.
+      folder: Folder that holds all files but the manifest.
+      step: Step of the checkpoint.
+      arrays: Checksum of each array, by name.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -56,10 +56,11 @@ def seal(folder: pathlib.Path, step: int, arrays: Mapping[str, str]) -> None:
 
 
 def read_manifest(folder: pathlib.Path, step: int) -> dict:
-    """Returns what `seal` wrote: `step`, `files`, `arrays`.
+    """Returns the manifest that `seal` wrote: `step`, `files` and `arrays`.
 
     Raises:
-      DamagedError: It is missing, of another step, or any of its bytes is another.
+      DamagedError: It is missing, belongs to another step, or any of its bytes has changed.
+      OSError: It can't be read for a reason other than damage, such as permissions.
     """
     try:
         text = (folder / MANIFEST).read_bytes()
@@ -78,11 +79,11 @@ def read_manifest(folder: pathlib.Path, step: int) -> dict:
 
 
 def check_files(folder: pathlib.Path, manifest: dict, part: int = 0, num_parts: int = 1) -> None:
-    """Checks every file against the manifest, or the `part`-th of `num_parts` shares of them.
+    """Checks files against the manifest: all of them, or share number `part` of `num_parts` shares.
 
     Raises:
-      DamagedError: One is missing, shorter or longer, or has other bytes; the first by name.
-      OSError: One can't be read for a reason that is not its own, such as permissions.
+      DamagedError: A file is missing, has another size or other bytes; the message names the first by name.
+      OSError: A file can't be read for a reason other than damage, such as permissions.
     """
     names = sorted(manifest["files"])[part::num_parts]
 
@@ -108,15 +109,15 @@ def check_files(folder: pathlib.Path, manifest: dict, part: int = 0, num_parts: 
 
 
 def checksums(tree) -> tuple[list[str], UInt32[Array, "n 2"]]:
-    """Returns the names of a tree's arrays and a checksum of each, which takes one pass on the devices.
+    """Returns the names of a tree's arrays and a checksum of each, computed in one pass on the devices.
 
     A checksum is the sum over all elements, mod 2³² and for two seeds, of mix(bits ⊕ mix(place ⊕ seed)), where `place` is
-    the element's in the flattened global array and mix is MurmurHash3's 32-bit finaliser (public domain, Appleby). It
-    permutes the 32-bit words, so that no change of a single element goes unnoticed, and integers add up to the same in
-    any order: the layout doesn't matter.
+    the element's index in the flattened global array and mix is MurmurHash3's 32-bit finaliser (public domain, Appleby). As
+    mix permutes the 32-bit words, every change of a single element changes the checksum. As sums of integers don't depend on
+    the order, the layout on the devices doesn't matter.
 
     Args:
-      tree: Arrays laid out by a mesh, all by the same.
+      tree: Arrays on the devices, all on the same mesh.
     """
     named = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named]
@@ -126,22 +127,26 @@ def checksums(tree) -> tuple[list[str], UInt32[Array, "n 2"]]:
     for _, leaf in named:
         sums.append(one(leaf))
         if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
-            # Many programs with collectives at once starve the threads that a CPU's devices share, and then wait for ever.
+            # On a CPU the devices share threads: many programs with collectives at once use them up and deadlock.
             sums[-1].block_until_ready()
     return names, together(sums)
 
 
 def to_hex(names: list[str], sums: UInt32[Array, "n 2"]) -> dict[str, str]:
-    """Returns name → checksum in hexadecimal, waiting for the devices; of the copies of an array, the first one's."""
+    """Returns the checksums in hexadecimal, by name, as this process's first device has them; waits for the devices."""
     rows = np.asarray(sums.addressable_data(0))
     return {name: f"{high:08x}{low:08x}" for name, (high, low) in zip(names, rows, strict=True)}
 
 
 def check_arrays(tree, known: Mapping[str, str]) -> None:
-    """Checks every array of a tree, which may be a part of what was saved, on every device of this process.
+    """Checks the arrays of a tree against known checksums, on every device of this process.
+
+    Args:
+      tree: The arrays, all that were saved or some of them.
+      known: Checksum of each saved array, by name.
 
     Raises:
-      DamagedError: One holds other values than were saved.
+      DamagedError: An array has other values than were saved.
     """
     names, sums = checksums(tree)
     expected = np.array([[int(known[name][i : i + 8], 16) for i in (0, 8)] for name in names], np.uint32)
@@ -152,7 +157,7 @@ def check_arrays(tree, known: Mapping[str, str]) -> None:
 
 
 def sync_folder(folder: pathlib.Path) -> None:
-    """Makes the names in a folder last through a loss of power."""
+    """Writes a folder's list of names to the disk, so that new names survive a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -168,7 +173,7 @@ def _digest_file(path: pathlib.Path, *, sync: bool = False) -> str:
 
 
 def _unreadable(path: pathlib.Path, name: str, error: OSError) -> Exception:
-    """Returns the damage an error means, or the error itself where the fault is not the file's (permissions, say)."""
+    """Returns a DamagedError if the error means damage, else an OSError that names the file (permissions, for example)."""
     if error.errno in _DAMAGE:
         return DamagedError(f"{name} can't be read: {error.strerror}")
     return OSError(error.errno, error.strerror, str(path))
@@ -191,7 +196,7 @@ def _checksum(leaf: Array) -> UInt32[Array, "2"]:
     bits = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, kinds[leaf.dtype.itemsize])
     bits, place, stride = bits.astype(jnp.uint32), jnp.zeros(leaf.shape, jnp.uint32), 1
     for dim in reversed(range(leaf.ndim)):
-        # Places count mod 2³²: arrays of more elements use some twice.
+        # The index counts mod 2³², so larger arrays use some values twice.
         place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * jnp.uint32(stride % 2**32)
         stride *= leaf.shape[dim]
     return jnp.stack([jnp.sum(_mix(bits ^ _mix(place ^ jnp.uint32(seed)))) for seed in _SEEDS])
@@ -199,5 +204,5 @@ def _checksum(leaf: Array) -> UInt32[Array, "2"]:
 
 @functools.cache
 def _on_mesh(everywhere: NamedSharding):
-    """Returns the compiled checksum and the compiled stack of them; each shape is compiled once."""
+    """Returns two jitted functions: the checksum of an array, and the stack of checksums. Each shape is compiled once."""
     return jax.jit(_checksum, out_shardings=everywhere), jax.jit(jnp.stack, out_shardings=everywhere)

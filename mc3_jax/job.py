@@ -1,4 +1,4 @@
-"""The processes of a job: how they find, tell, ask and wait for each other, and end together."""
+"""The processes of a job: how they join, exchange messages, wait for each other and end together."""
 
 import contextlib
 import ctypes
@@ -14,34 +14,36 @@ from typing import NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed  # the client of the job; Orbax takes it from there too
+from jax._src import distributed  # private, but holds the client of the job; Orbax takes it from there too
 from jax.experimental import multihost_utils
 
-LOST = 76  # exit status of a process that has lost another one of its job
+LOST = 76  # exit status of a process that has lost another process of its job
 _MESSAGE_BYTES = 2000
-_ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX reads it by itself, these it does not
+_ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX reads it by itself, but not the two in _JOB
 _JOB = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-_HANDLERS: list = []  # C calls them; Python must not free them
-_ALONE_S = 10**6  # nobody is lost where a process is alone, but JAX ends it where it was stopped for longer than this
-_ARRIVAL_S = 900  # until all processes of a job have started: images are pulled, nodes replaced
-_SILENT_S = 5  # of a wait for them that is not worth a line
+_HANDLERS: list = []  # called from C: this reference keeps Python from freeing them
+_ALONE_S = 10**6  # heartbeat timeout of a single process: JAX would end it if it was stopped (SIGSTOP) for longer
+_ARRIVAL_S = 900  # limit until all processes have started; pulling images and replacing nodes takes time
+_SILENT_S = 5  # a shorter wait for the other processes prints nothing
 
 
 def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
-    """Joins the processes of a job: Slurm, Open MPI, TPU pods and Kubernetes are recognised.
+    """Joins the processes of a job; Slurm, Open MPI, TPU pods and Kubernetes are recognised.
 
-    Under Slurm and Open MPI a process takes the device of its number on its node, but all of them where it is the only one
-    there. A step of Slurm's with one task, such as an interactive session, is no job of several. Elsewhere the environment
-    tells: `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Call once, before
-    anything else of JAX. A process that loses another one ends with status `LOST`: at once where it is process 0 that died,
-    else once its heartbeat has been missing for `heartbeat_timeout_s`.
+    Call it once, before anything else of JAX. Under Slurm and Open MPI a process takes the device with its local rank on the
+    node, or all devices if it is the only process there. A Slurm step with one task, such as an interactive session, is a
+    single process. Elsewhere the environment defines the job: `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+
+    A process that loses another one ends with status `LOST`: at once if process 0 died, otherwise after the heartbeat of the
+    lost process has been missing for `heartbeat_timeout_s`.
 
     Args:
-      heartbeat_timeout_s: Time after which a silent process counts as lost.
-      preemptible: SIGTERM does not end the process; `preempted` tells of it. It is done for a single process too.
+      heartbeat_timeout_s: Time in seconds after which a silent process counts as lost.
+      preemptible: Whether SIGTERM is only reported by `preempted` instead of ending the process; also for a single process.
 
     Raises:
-      ValueError: There is an address and nothing that tells the number of processes or which this one is.
+      ValueError: There is an address, but not the number of processes or the id of this one, or they are no numbers.
     """
     jax.config.update("jax_enable_preemption_service", preemptible)
     options = {"heartbeat_timeout_seconds": heartbeat_timeout_s, "initialization_timeout": _ARRIVAL_S}
@@ -52,12 +54,12 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         raise ValueError(f"{' and '.join(_JOB.values())} must be numbers, got {', '.join(told.values())}")
     try:
         if not address and _step_tasks() == 1:
-            raise ValueError("nobody to join")  # SLURM_NTASKS may be the whole job's
+            raise ValueError("nobody to join")  # else JAX would read SLURM_NTASKS, which may be the whole job's
         if _has_node_alone() and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-            options["local_device_ids"] = []  # else JAX takes the one device of SLURM_LOCALID
+            options["local_device_ids"] = []  # all; else JAX takes only the device SLURM_LOCALID
         with _telling_of_a_wait():
             jax.distributed.initialize(**options, **{name: int(number) for name, number in told.items()})
-    except ValueError as error:  # no cluster around: JAX asks for what is missing
+    except ValueError as error:  # JAX found no cluster, and misses an argument
         if address:
             raise ValueError(
                 f"{_ADDRESS} is {address}, but this is no cluster that JAX knows: set {' and '.join(_JOB.values())} as well"
@@ -68,10 +70,10 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         options |= {"heartbeat_timeout_seconds": _ALONE_S, "cluster_detection_method": "deactivate"}
         jax.distributed.initialize(f"localhost:{port}", num_processes=1, process_id=0, **options)
     if distributed.global_state.num_processes == 1:
-        # Else the devices of a CPU talk by gloo, as if they were processes, and reduce-scatters may come out wrong
-        # (jax-ml/jax#40830).
+        # Otherwise the devices of a CPU communicate by gloo, as if they were processes, and reduce-scatter may give wrong
+        # results (jax-ml/jax#40830).
         jax.config.update("jax_cpu_collectives_implementation", None)
-        ctypes.CDLL(None).signal(signal.SIGABRT, None)  # the default: there is nobody to lose
+        ctypes.CDLL(None).signal(signal.SIGABRT, None)  # the default handler: there is no other process to lose
         return
     process, count = distributed.global_state.process_id, distributed.global_state.num_processes
     last_words.value = (
@@ -81,13 +83,13 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
 
 
 def _step_tasks() -> int:
-    """Returns how many processes Slurm has started together with this one; 0 where it is none of Slurm's."""
+    """Returns the number of processes in this process's Slurm step; 0 if Slurm has not started it."""
     count = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "")
     return int(count) if "SLURM_STEP_NODELIST" in os.environ and count.isdecimal() else 0
 
 
 def _has_node_alone() -> bool:
-    """Returns whether this process of a job is the only one of its node, as Slurm or Open MPI have it."""
+    """Returns whether this process is the only one of its job on its node, according to Slurm or Open MPI."""
     nodes = os.environ.get("SLURM_STEP_NUM_NODES", "")
     one_each = nodes.isdecimal() and 0 < _step_tasks() <= int(nodes)
     return one_each or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
@@ -95,7 +97,7 @@ def _has_node_alone() -> bool:
 
 @contextlib.contextmanager
 def _telling_of_a_wait() -> Iterator[None]:
-    """Says for whom the block waits, if it does: a job whose other processes never come would be silent for long."""
+    """Prints what the block waits for if it takes long: a job whose other processes never start would else be silent."""
 
     def tell():
         job = distributed.global_state
@@ -112,11 +114,11 @@ def _telling_of_a_wait() -> Iterator[None]:
 
 
 def _end_as_lost_on_abort():
-    """Makes abort() end the process with status `LOST` and the words in the buffer that is returned.
+    """Makes abort() end the process with status `LOST`; returns the buffer with the line that is printed then.
 
-    Abort is how JAX ends a process that has lost another, with a stack trace. JAX takes a callback instead, but jaxlib 0.10
-    can't pass Python ones their argument, and Python's own signal handlers run too late: a C handler that comes back lets
-    the process abort. Nothing of JAX may be asked by then.
+    JAX ends a process that has lost another one by abort(), with a stack trace. JAX would accept a callback instead, but
+    jaxlib 0.10 can't pass its argument to a Python one. Python's own signal handlers run too late, since the process aborts
+    as soon as the C handler returns. The handler must not call JAX.
     """
     line = (
         f"error: this process of a job ends because not all of them have come within {_ARRIVAL_S} s or one has ended, if the "
@@ -136,10 +138,10 @@ def _end_as_lost_on_abort():
 
 @contextlib.contextmanager
 def ending_together(heartbeat_timeout_s: int) -> Iterator[None]:
-    """Makes an error in the block end this process of a job soon, so that no other waits for it for ever.
+    """Ends this process of a job soon after an error in the block, so that no other process waits for it for ever.
 
-    One process that has ended makes the collectives of the others fail or hang. Those that fail give JAX the time to find
-    out that this is why: then the process ends as lost, with status `LOST`, not with a traceback.
+    When one process ends, the collectives of the others fail or hang. A process whose collective fails waits until JAX has
+    had time to find out that another process was lost: then it ends with status `LOST`, not with a traceback.
     """
     try:
         yield
@@ -156,10 +158,10 @@ def ending_together(heartbeat_timeout_s: int) -> Iterator[None]:
 
 
 def end_together(status: int) -> NoReturn:
-    """Ends this process of a job, together with the others if they do the same, else soon.
+    """Ends this process of a job, together with the others if they call this too, otherwise within seconds.
 
-    Where all have the same error, each shall end with its own status, not as one that lost the others. At a normal exit JAX
-    would wait minutes for those that go on.
+    If all processes meet the same error, each ends with its own status, not with `LOST` because another ended first. In a
+    normal exit JAX would wait for minutes for processes that go on.
     """
     sys.stdout.flush()
     if jax.process_count() > 1:
@@ -169,43 +171,44 @@ def end_together(status: int) -> NoReturn:
 
 
 def wait_for_others(name: str, limit_s: float) -> None:
-    """Waits until all processes of the job wait under this name, but no longer than `limit_s`. From any thread."""
+    """Waits until all processes of the job wait under this name, but at most `limit_s`. May be called from any thread."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         distributed.global_state.client.wait_at_barrier(name, round(1000 * limit_s))
 
 
 def publish(key: str, value: str) -> None:
-    """Tells all processes of the job something, in place of what was told before. From any thread."""
+    """Publishes a value to all processes of the job, replacing an earlier one. May be called from any thread."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         distributed.global_state.client.key_value_set(key, value, allow_overwrite=True)
 
 
 def published(key: str) -> list[tuple[str, str]]:
-    """Returns what the processes have told under keys that begin so, as (key, value). From any thread."""
+    """Returns the published (key, value) pairs in the directory `key`. May be called from any thread."""
     try:
         return distributed.global_state.client.key_value_dir_get(key)
-    except jax.errors.JaxRuntimeError:  # the process that keeps it has ended
+    except jax.errors.JaxRuntimeError:  # process 0, which keeps the values, has ended
         return []
 
 
 def preempted(asked: int) -> bool:
-    """Returns whether SIGTERM has reached a process of the job and this is where all of them stop.
+    """Returns whether all processes stop now, because SIGTERM has reached one of them.
 
-    Every process asks after every step. It takes about a second until they have agreed on one.
+    Every process must call it after every step. The processes take about a second to agree on the step to stop after.
 
     Args:
-      asked: How often it has been asked, this time included: JAX counts from 1 and stops at none that it has not come by.
+      asked: Number of calls so far in this process, including this one. JAX counts from 1, and stops at no count that was
+        skipped.
     """
     return multihost_utils.reached_preemption_sync_point(asked)
 
 
 def from_process_0(value: int) -> int:
-    """Returns the value that process 0 has."""
+    """Returns the `value` of process 0, on every process; called by every process."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
 def first_message(message: str) -> str:
-    """Returns the message of the first process that has one, the same on all of them; "" where none has."""
+    """Returns the message of the first process whose message isn't empty, on every process; "" if none; called by all."""
     if jax.process_count() == 1:
         return message
     row = np.zeros(_MESSAGE_BYTES, np.uint8)
@@ -216,14 +219,14 @@ def first_message(message: str) -> str:
 
 
 class Process0Error(ValueError):
-    """What process 0 was to do for all could not be done."""
+    """An action that process 0 was to do for all processes has failed."""
 
 
 def on_process_0(action: Callable[[], None]) -> None:
-    """Does something on process 0 alone; the others wait for it.
+    """Calls `action` on process 0 alone, while the others wait for it; called by every process.
 
     Raises:
-      Process0Error: On all processes, where it raised ValueError or OSError.
+      Process0Error: On all processes, if `action` raised ValueError or OSError.
     """
     message = ""
     try:

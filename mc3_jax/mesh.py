@@ -1,4 +1,4 @@
-"""Devices as one mesh ("data", "fsdp"), and how batches and parameters lie on it."""
+"""The mesh of all devices, with axes ("data", "fsdp"), and how batches and parameters are sharded over it."""
 
 import jax
 import numpy as np
@@ -8,14 +8,14 @@ AXES = ("data", "fsdp")
 
 
 def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """Returns all devices of all processes as a mesh, those of a process next to each other.
+    """Returns all devices of all processes as a mesh in which the devices of a process are neighbours.
 
-    So row r of a global batch is row r of what the processes read one after the other, also on TPUs, where
-    `jax.make_mesh` would go along the rings of the torus, in and out of hosts.
+    So row r of a global batch is row r of the processes' rows, concatenated in the order of the processes. On TPUs
+    `jax.make_mesh` would not ensure this: it follows the rings of the torus, in and out of hosts.
 
     Args:
-      fsdp: Devices along the axis that parameters are spread over.
-      devices: These instead.
+      fsdp: Number of devices along the axis that parameters are sharded over.
+      devices: Devices to use instead of all.
 
     Raises:
       ValueError: The number of devices is not a multiple of `fsdp`.
@@ -23,15 +23,20 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % fsdp:
         raise ValueError(f"config.fsdp = {fsdp} does not divide the {len(devices)} devices: choose a divisor")
-    # Auto: under the default, Explicit, Dropout and z @ z.T over a sharded batch raise.
+    # Auto, since with the default, Explicit, both Dropout and z @ z.T over a sharded batch raise errors.
     return Mesh(np.array(devices).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
-    """Checks that a global batch spreads evenly.
+    """Checks that a global batch can be divided evenly among the devices.
+
+    Args:
+      mesh: Mesh of all devices.
+      batch_size: Rows of the global batch.
+      field: Field of the config that sets it, for the error message.
 
     Raises:
-      ValueError: It is not a multiple of the number of devices.
+      ValueError: `batch_size` is not a multiple of the number of devices.
     """
     if batch_size % mesh.size:
         raise ValueError(
@@ -40,13 +45,17 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns a batch on the devices, rows over both axes, from this process's rows."""
+    """Returns the global batch on the devices, its rows sharded over both mesh axes, made of this process's rows."""
     sharding = NamedSharding(mesh, PartitionSpec(AXES))
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def abstract_state(mesh: Mesh, shapes):
-    """Returns `shapes` with a sharding at every leaf: its largest divisible dimension over "fsdp", or copied everywhere."""
+    """Returns `shapes` with a sharding for every leaf.
+
+    The largest dimension that is divisible by the size of axis "fsdp" is sharded over that axis; a leaf without such a
+    dimension is replicated.
+    """
     fsdp = mesh.shape["fsdp"]
 
     def place(leaf):
@@ -61,11 +70,11 @@ def abstract_state(mesh: Mesh, shapes):
 
 
 def replace_leaves(tree, new):
-    """Returns `tree` with the arrays of `new`, which holds some of its names, laid out as those they replace.
+    """Returns `tree` with some arrays replaced by those of `new`, with the shardings of the arrays they replace.
 
     Args:
       tree: Nested dictionaries of arrays on the devices.
-      new: Nested dictionaries of host arrays, the same on every process.
+      new: Nested dictionaries of host arrays, with some of the names of `tree`; the same on every process.
     """
     if not isinstance(tree, dict):
         return jax.make_array_from_callback(tree.shape, tree.sharding, lambda index: new[index])

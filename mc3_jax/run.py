@@ -1,4 +1,4 @@
-"""A run made ready for training: all that a user can get wrong is looked at before the first step."""
+"""Prepares a run for training, and checks everything that a user can get wrong before the first step."""
 
 import dataclasses
 import sys
@@ -27,18 +27,18 @@ from mc3_jax.models.mc3 import MC3
 
 @dataclasses.dataclass
 class Run:
-    """What `set_up` returns.
+    """A run that is ready for training, made by `set_up`.
 
     Attributes:
-      config, workdir: As given.
-      mesh: Of all devices.
+      config, workdir: As given to `set_up`.
+      mesh: Mesh of all devices.
       model: The three towers.
-      phases: Placed in the run.
+      phases: Phases with their steps.
       source: Training clips.
-      tokenize: Text to ids and mask.
-      validation: Measures losses on clips that are not trained on; None where the config wants none.
-      initial: Flat parameters of the towers that start from files, where nothing is trained yet.
-      wandb: W&B's run, None where the config wants none and on all processes but the first.
+      tokenize: Function from text to token ids and mask.
+      validation: Measures the loss on clips that are not trained on; None if the config asks for no validation.
+      initial: Flat parameters of the towers that start from files; empty if the run has a checkpoint.
+      wandb: Run of Weights & Biases; None if the config asks for none, and on all processes but process 0.
     """
 
     config: config_lib.Config
@@ -54,7 +54,7 @@ class Run:
 
 
 def set_up(config: config_lib.Config, workdir: str) -> Run:
-    """Reads and checks all a run needs, and claims its workdir.
+    """Returns a run ready for training: reads and checks all that it needs, and claims its workdir.
 
     Args:
       config: A validated config.
@@ -74,7 +74,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
-    is_trained = checkpoint.newest_step(workdir) > 0  # else all together read what the towers start from
+    is_trained = checkpoint.newest_step(workdir) > 0  # the same on all processes; if not, all read the initial weights
     looked_at = phases_lib.all_modalities(config.phases)
     num_frames = config.model.video.num_frames if "video" in looked_at else 0
     source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)
@@ -98,7 +98,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
         validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames, source)
     initial, notes = ({}, []) if is_trained else weights.read_initial(config)
     with workdir_lib.lock_workdir(workdir):
-        workdir_lib.check_workdir(workdir, config)  # another run may have come between
+        workdir_lib.check_workdir(workdir, config)  # again: another run may have claimed it since the first check
         wandb = _start_wandb(config, workdir, is_trained)
         facts = {"num_clips": len(source), "classes": list(source.info.classes)}
         workdir_lib.claim_workdir(workdir, config, digests, facts)
@@ -113,7 +113,11 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
 
 
 def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):
-    """Returns W&B's run on process 0, where the config wants one; fails on every process."""
+    """Returns the run of Weights & Biases on process 0, None on others or if the config asks for none.
+
+    Raises:
+      ValueError: It can't be started; on every process.
+    """
     project, values, found = config.log.wandb_project, config_lib.to_dict(config), []
 
     def start():
@@ -141,7 +145,7 @@ def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None
 
 
 def _tell_of_short_phases(phases: list[phases_lib.Phase]) -> None:
-    """Warns of phases that end before their warm-up would."""
+    """Warns about phases that have too few steps for their warm-up."""
     for phase in phases:
         steps, warmup = phase.stop - phase.start, phase.config.optimizer.warmup_steps
         if warmup >= steps:
@@ -153,7 +157,13 @@ def _tell_of_short_phases(phases: list[phases_lib.Phase]) -> None:
 
 
 def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phases: list[phases_lib.Phase]) -> None:
-    """Refuses batches that always hold clips twice, each the other's negative; warns where many do between two epochs."""
+    """Checks that clips are not their own negatives, which happens if a batch holds a clip twice.
+
+    Where there are fewer than ten batches of clips, it warns of the batches that go over the border of two epochs.
+
+    Raises:
+      ValueError: A batch is larger than the split, so that every batch holds clips twice.
+    """
     data, num_clips = config.data, len(source)
     contrasting = [phase for phase in phases if phase.config.contrastive_weight > 0 and phase.config.pairs]
     if not contrasting or num_clips >= 10 * data.batch_size:
@@ -163,7 +173,7 @@ def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phase
             f"config.data.batch_size = {data.batch_size}: split {data.split!r} of {data.dir} has {num_clips} clips, so that "
             f"some would be several times in a batch, as their own negatives; set it to {num_clips} at most"
         )
-    exposed = [phase for phase in contrasting if not phase.config.mask_same_text]  # a clip and itself have one narration
+    exposed = [phase for phase in contrasting if not phase.config.mask_same_text]  # it masks a repeated clip as well
     steps = [step for phase in exposed for step in range(phase.start, phase.stop)]
     batches, rows = loader.count_repeats(
         source, steps, batch_size=data.batch_size, seed=config.seed, clips_per_video=data.clips_per_video

@@ -1,10 +1,10 @@
 """Trains a run: `python -m mc3_jax.train --config=configs/demo.py --workdir=DIR`. Starting it again resumes it.
 
-Parameters come from the workdir's newest intact checkpoint; else, tower by tower, from the files that `config.init` names;
-else they are random. `docs/training.md` says what a run survives, `mc3_jax/cli.py` lists the exit statuses.
+Parameters come from the workdir's newest intact checkpoint. Without one, each tower starts from the file that `config.init`
+names for it, or at random. `docs/training.md` says what a run survives, `mc3_jax/cli.py` lists the exit statuses.
 
-`mc3_jax.run` prepares a run. This file decides in what order things happen: when a phase begins, when the state is written,
-when numbers are read. Order matters in four places, marked below.
+`mc3_jax.run` prepares a run. This file decides the order of events: when a phase begins, when the state is saved, when
+metrics are read. The order matters in four places, marked "Order 1" to "Order 4" below.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ from mc3_jax.watchdog import Watchdog
 
 @dataclasses.dataclass
 class _Loop:
-    """What the steps of a start have in common."""
+    """What all steps of one start share; a run may be started several times."""
 
     run: run_lib.Run
     batches: Iterator
@@ -58,8 +58,8 @@ class _Loop:
     stopwatch: Stopwatch
     watchdog: Watchdog
     profiler: profiler.Profiler
-    share_of_peak: float | None = None  # of the devices' FLOPs, that a clip a second is
-    last_row: tuple = ()  # steps done, time worked, time waited for input
+    share_of_peak: float | None = None  # share of the devices' peak FLOP/s that one clip per second takes
+    last_row: tuple = ()  # at the last row of metrics: steps done, time worked, time waited for input
 
     @contextlib.contextmanager
     def during(self, what: str, place: str, *, long: bool = False) -> Iterator[None]:
@@ -67,7 +67,10 @@ class _Loop:
             yield
 
     def times(self, step: int) -> dict[str, float]:
-        """Returns what a row says of time, as means since the row before; compilation and saves are in goodput alone."""
+        """Returns the timing values of a row of metrics, means since the row before.
+
+        Time spent compiling and saving counts in `goodput` alone.
+        """
         watch, before = self.stopwatch, self.last_row
         self.last_row = step, watch.worked_s, watch.lost_s["input"]
         steps, worked, waited = (now - then for now, then in zip(self.last_row, before, strict=True))
@@ -82,17 +85,17 @@ class _Loop:
 def train(
     run: run_lib.Run, *, watchdog: Watchdog | None = None, profile: range = range(0), began: float | None = None
 ) -> step_lib.TrainState:
-    """Runs (or resumes) the phases that are not done yet and returns the final state, or that at a preemption.
+    """Runs or resumes the phases that are not done yet; returns the final state, or the state at a preemption.
 
     Args:
-      run: Made ready by `run.set_up`.
-      watchdog: What is told where this process is.
-      profile: Steps done before each of those that are traced, to `WORKDIR/profile`.
+      run: A run prepared by `run.set_up`.
+      watchdog: Watchdog that this process reports its progress to; None is no watchdog.
+      profile: Steps traced to `WORKDIR/profile`, each given as the number of steps done before it.
       began: When this start began, by `time.monotonic`; None is now.
 
     Raises:
-      WorkdirError: Another run is at the workdir.
-      CheckpointError: A checkpoint can't be written, or the one there isn't this model's.
+      WorkdirError: Another run is using the workdir.
+      CheckpointError: A checkpoint can't be written, or the one there doesn't fit this model.
       DivergedError: A loss, a gradient or an update is not finite.
       DataError: A clip can't be read.
     """
@@ -153,7 +156,13 @@ def train(
 
 
 def _start_stopwatch(run: run_lib.Run, step: int, began: float) -> Stopwatch:
-    """Returns the stopwatch of a run that goes on after `step` steps, and notes this start, which began so."""
+    """Returns the stopwatch of a run that goes on after `step` steps, and records this start in the workdir.
+
+    Args:
+      run: The run.
+      step: Steps done.
+      began: When this start began, by `time.monotonic`.
+    """
     device = run.mesh.devices.flat[0]
     facts = {"processes": jax.process_count(), "devices": run.mesh.size, "device": device.device_kind}
     facts |= {**provenance.facts(), "config": config_lib.to_dict(run.config)}
@@ -163,14 +172,17 @@ def _start_stopwatch(run: run_lib.Run, step: int, began: float) -> Stopwatch:
 
 
 def _place(mesh: jax.sharding.Mesh, batches: Iterator[loader.Batch], step: int, clips) -> Iterator:
-    """Yields the batches of steps `step`, `step + 1`, ... on the devices, noting the clips of each."""
+    """Yields the batches that follow after `step` steps, each put on the devices, and writes down the clips of each."""
     for following, batch in enumerate(batches, step + 1):
         clips.write(following, batch.pop("index"))
         yield mesh_lib.put_batch(mesh, batch)
 
 
 def _first_state(run: run_lib.Run) -> tuple[int, step_lib.TrainState]:
-    """Returns (step, state) to go on from: the newest intact checkpoint, or fresh parameters under those read from files."""
+    """Returns (step, state) to begin with: the newest intact checkpoint, or step 0 with the initial parameters.
+
+    Initial parameters are fresh, except those of towers that start from files.
+    """
     saved, initial = checkpoint.newest_step(run.workdir), run.initial
     step, tree = checkpoint.restore_newest(run.workdir, lambda step: step_lib.to_tree(_plan_state(run, step)[1]))
     if tree is not None:
@@ -179,18 +191,18 @@ def _first_state(run: run_lib.Run) -> tuple[int, step_lib.TrainState]:
     if saved:
         progress.notice("warning: no checkpoint is intact, beginning at step 0", sys.stderr)
         with cli.user_errors():
-            workdir_lib.check_workdir(run.workdir, run.config)  # what the towers start from counts again
+            workdir_lib.check_workdir(run.workdir, run.config)  # without checkpoints, config.init must match as well
             initial, _ = weights.read_initial(run.config)
     init, abstract = _plan_state(run, 0)
     state = step_lib.draw_state(init, abstract)
     params = mesh_lib.replace_leaves(state.params, checkpoint.unflatten(initial))
-    # A memory's encoders start where the towers do, so it is made of what was read.
+    # The memory's encoders start as copies of the towers, so it is made after the files have been read.
     memory = step_lib.begin_memory(run.config, phases_lib.phase_at(run.phases, 0), params, abstract)
     return 0, state.replace(params=params, memory=memory)
 
 
 def _plan_state(run: run_lib.Run, step: int) -> tuple[Callable[[], step_lib.TrainState], step_lib.TrainState]:
-    """Returns the function that makes the state of a step's phase afresh, and its shapes with their places."""
+    """Returns a function that makes a fresh state for the phase of a step, and that state's shapes with their shardings."""
     init = functools.partial(step_lib.init_state, run.model, run.config, phases_lib.phase_at(run.phases, step))
     return init, mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
 
@@ -198,7 +210,7 @@ def _plan_state(run: run_lib.Run, step: int) -> tuple[Callable[[], step_lib.Trai
 def _run_phase(
     loop: _Loop, phase: phases_lib.Phase, following: phases_lib.Phase | None, state: step_lib.TrainState, step: int
 ) -> tuple[int, step_lib.TrainState]:
-    """Runs a phase from `step` to its end, or until the machine is about to go; returns (step, state)."""
+    """Runs a phase from `step` to its end, or until a preemption; returns (step, state)."""
     run, checkpoints = loop.run, loop.checkpoints
     with loop.during("input", f"reading the batch of step {step + 1}"):
         batch = next(loop.batches)
@@ -215,22 +227,23 @@ def _run_phase(
     while step < phase.stop:
         with loop.profiler.step(step):
             (state, *numbers), called = loop.stopwatch.call(train_step, state, batch, np.int32(step))
-        if not is_counted:  # tracing for it takes seconds, in which the devices are at the first step
+        if not is_counted:  # takes seconds of tracing on the host, while the devices do the first step
             loop.share_of_peak, is_counted = mfu.share_of_peak(run.config, phase.config, run.mesh), True
         step += 1
-        # Order 1: the next batch is on its way while the step runs; at a phase's end it is left to the next phase.
+        # Order 1: the next batch is read while the step runs. At the end of a phase, the next phase reads it.
         if step < phase.stop:
             with loop.during("input", f"reading the batch of step {step + 1}"):
                 batch = next(loop.batches)
-        # Order 2: numbers are read one step late, so that the host waits for a step that is done. Of what was called
-        # meanwhile nothing counts if that step did not.
+        # Order 2: metrics are read one step late, so that the devices already have the next step when the host waits. If the
+        # earlier step turns out not to count, the train step leaves the state unchanged in the later one as well.
         if unread is not None:
             _read(loop, phase, state, *unread)
         unread = (step, numbers, called)
         loop.writer.advance(step, phase.config.name)
-        # Order 3: before a checkpoint its own numbers are written, else a kill between the two would lose them.
+        # Order 3: a step's metrics are written before its checkpoint, else a kill between the two would lose them.
         is_due = checkpoints.is_due(step)
-        # A machine that is about to go may leave no time for both; after the last step none comes to measure later ones.
+        # A preempted machine may leave no time to both measure and save, so it only saves, except after the run's last step:
+        # no later start would measure that one.
         in_haste = checkpoints.preempted and (step < phase.stop or following is not None)
         is_measured = run.validation is not None and run.validation.is_due(step, phase.stop) and not in_haste
         if is_due or is_measured or loop.profiler.ends(step):
@@ -243,8 +256,8 @@ def _run_phase(
         if loop.profiler.ends(step):
             with loop.during("trace", "writing the trace", long=True):
                 loop.profiler.stop()
-        # Order 4: at a phase's end the state passes to the next phase first, so that what is saved at a step always
-        # has the optimizer of the phase the next step belongs to.
+        # Order 4: at the end of a phase the state enters the next phase before it is saved, so that a checkpoint always
+        # holds the optimizer state of the phase that the next step belongs to.
         if step == phase.stop and following is not None:
             state = step_lib.enter_phase(run.config, following, state, _plan_state(run, step)[1])
         if is_due:
@@ -261,15 +274,18 @@ def _read(
     loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step: int, numbers, called,
     measured: Mapping[str, float] = types.MappingProxyType({}),
 ) -> None:  # fmt: skip
-    """Waits for a step, writes its numbers where they are due and stops where it did not count.
+    """Waits until a step is done, writes its metrics if they are due, and stops training if the step did not count.
 
     Args:
-      loop, phase: Of the step.
-      state: Newest there is.
-      step: Steps done with it.
-      numbers: Its metrics and health.
-      called: What the stopwatch knows of it.
-      measured: What was measured after it, which is due as well.
+      loop, phase: Loop and phase of the step.
+      state: The newest state; it may be that of a later step.
+      step: Number of steps done, including this one.
+      numbers: Metrics and health of the step.
+      called: The stopwatch's record of the step.
+      measured: Validation losses after the step; if there are any, they are written with the metrics.
+
+    Raises:
+      DivergedError: The step did not count.
     """
     metrics, health = numbers
     with loop.watchdog.at(f"waiting for the devices to do step {step}"):
@@ -285,7 +301,7 @@ def _read(
 def _stop_diverged(
     loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step: int, metrics, health
 ) -> NoReturn:
-    """Writes down what is known of a step that did not count, saves the state before it and raises DivergedError."""
+    """Writes what is known of a step that did not count to a file, saves the state before it and raises DivergedError."""
     run = loop.run
     params = checkpoint.flatten(state.params)
     param_norms = jax.jit(lambda leaves: [optax.tree.norm(leaf) for leaf in leaves])(list(params.values()))
@@ -301,13 +317,13 @@ def _stop_diverged(
         clips = [{"index": int(i), "clip_id": run.source[int(i)].clip_id} for i in places]
         values = {name: float(value) for name, value in metrics.items()}
         found = divergence.describe(step, phase.config.name, values, norms, health.finite_rows, clips)
-        # First of all said: what follows may meet a full disk.
+        # Printed first: writing the file may fail on a full disk.
         progress.notice(f"step {step} does not count: {divergence.summarize(found)}", sys.stderr)
         divergence.write(path, found)
 
     with loop.during("save", f"saving the state before step {step}, which does not count", long=True):
         job_lib.on_process_0(describe)
-        loop.checkpoints.wait()  # what is being written may be that very state
+        loop.checkpoints.wait()  # the checkpoint being written may be of that very state
         if job_lib.from_process_0(step - 1 not in (0, *checkpoint.steps_of(run.workdir))):
             loop.checkpoints.save(step - 1, step_lib.to_tree(state))
             loop.checkpoints.wait()

@@ -1,4 +1,4 @@
-"""What may stand in a config: each field's value with what it may be instead, before anything is read or built."""
+"""Checks of a config's values, before anything is read or built; errors name the field, its value and what is allowed."""
 
 import dataclasses
 import math
@@ -26,12 +26,12 @@ from mc3_jax.config import (
 
 
 class Range(NamedTuple):
-    """What a number may be: finite, from `low` to `high`.
+    """The range of values that a number may have: finite, from `low` to `high`.
 
     Attributes:
-      says: The same in words.
-      low, high: Ends.
-      without_low, without_high: Whether an end itself is left out.
+      says: The range in words, for the error message.
+      low, high: Ends of the range.
+      without_low, without_high: Whether the end itself is excluded.
     """
 
     says: str
@@ -43,7 +43,7 @@ class Range(NamedTuple):
     def holds(self, value: float) -> bool:
         above = value > self.low if self.without_low else value >= self.low
         below = value < self.high if self.without_high else value <= self.high
-        return abs(value) < math.inf and above and below  # an int may be too long for a float
+        return abs(value) < math.inf and above and below  # not math.isfinite: an int may be too large for a float
 
 
 _POSITIVE = Range("must be positive", 0, without_low=True)
@@ -51,10 +51,10 @@ _NOT_NEGATIVE = Range("must not be negative", 0)
 _AT_LEAST_1 = Range("must be at least 1", 1)
 _SHARE = Range("must be from 0 to 1", 0, 1)
 _BELOW_1 = Range("must be from 0 to below 1", 0, 1, without_high=True)
-# Of numbers that stand alone; sizes of towers and what depends on another field are checked below.
+# Ranges of fields that don't depend on others. Sizes of towers, and fields that do, are checked below.
 RANGES: dict[type, dict[str, Range]] = {
     Config: {
-        "seed": Range("must not be negative, and below 2**32", 0, 2**32 - 1),  # JAX makes keys of 32 bits
+        "seed": Range("must not be negative, and below 2**32", 0, 2**32 - 1),  # JAX makes keys from 32 bits
         "fsdp": _AT_LEAST_1,
         "loss_block_rows": Range("must not be negative; 0 holds the whole matrix", 0),
         "heartbeat_timeout_s": Range("must be at least 5", 5),
@@ -82,7 +82,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "mixup": _NOT_NEGATIVE,
     },
     MemoryConfig: {"pool_size": _NOT_NEGATIVE, "dictionary_size": _NOT_NEGATIVE, "momentum": _BELOW_1},
-    # Of 0 or below, the minimum over K would be blind to a modality, or the best agreeing one instead of the worst.
+    # An exponent of 0 or below would make min K ignore that modality, or, if all are negative, take the best agreeing one.
     ConsensusConfig: {"alpha_audio": _POSITIVE, "alpha_video": _POSITIVE, "alpha_text": _POSITIVE},
     OptimizerConfig: {
         "learning_rate": _POSITIVE,
@@ -117,7 +117,7 @@ def _require(holds: bool, field: str, value, fix: str) -> None:
 
 
 def _check_ranges(holder, where: str) -> None:
-    """Checks the numbers of a dataclass, `where` being its name and a dot, and of those in it."""
+    """Checks the ranges of a dataclass's numbers and of nested dataclasses; `where` is its name and a dot, or ""."""
     for name, allowed in RANGES.get(type(holder), {}).items():
         value = getattr(holder, name)
         _require(allowed.holds(value), f"{where}{name}", value, allowed.says)
@@ -131,7 +131,7 @@ def validate(config: Config) -> None:
     """Checks a config before anything is read or built.
 
     Raises:
-      ValueError: Names the field, its value and what it may be.
+      ValueError: A value is not allowed; the message names the field, its value and what is allowed.
     """
     _check_ranges(config, "")
     for i, phase in enumerate(config.phases):
@@ -161,10 +161,10 @@ def validate(config: Config) -> None:
 
 
 def validate_model(model: ModelConfig) -> None:
-    """Checks a model's sizes, which may come from a stranger's file.
+    """Checks the sizes of a model; they may come from an untrusted file.
 
     Raises:
-      ValueError: Names the field, its value and what it may be.
+      ValueError: A value is not allowed; the message names the field, its value and what is allowed.
     """
     _check_ranges(model, "model.")
     _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
@@ -183,7 +183,7 @@ def validate_model(model: ModelConfig) -> None:
             least = 0 if field.name.endswith("_mask") else 1
             fix = f"must be at least {least}"
             _require(field.type is not int or value >= least, f"model.{name}.{field.name}", value, fix)
-        # Blocks are traced one by one: a number of a million would keep us busy for hours.
+        # Blocks are traced one by one: a million of them would take hours.
         _require(tower.depth <= 1000, f"model.{name}.depth", tower.depth, "must be at most 1000")
         fix = f"must be a multiple of num_heads = {tower.num_heads}"
         _require(tower.width % tower.num_heads == 0, f"model.{name}.width", tower.width, fix)

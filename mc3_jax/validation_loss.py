@@ -1,4 +1,4 @@
-"""The loss of a phase on clips that nobody trains on, while training goes on: whether it still learns or only remembers."""
+"""The validation loss: a phase's loss during training on clips that are not trained on, which shows overfitting."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from mc3_jax import config as config_lib, mesh as mesh_lib, phases as phases_lib
 from mc3_jax.data import loader
 from mc3_jax.models.mc3 import MC3
 
-_SEED = 0  # of which clips and frames: the same in all runs on a data set, whatever their own seed
+_SEED = 0  # chooses clips and frames: the same in all runs on a data set, whatever the seed of a run
 
 
 class ValidationLoss:
-    """Measures losses on a fixed few batches of a split, each of the training batch's size.
+    """Measures a phase's loss on a few fixed batches of a split, each as large as a training batch.
 
-    A contrastive loss grows with the batch, and with clips of one video in it, so the batches are composed as in training;
-    sounds and pictures are not augmented on the devices, and there is no dropout.
+    A contrastive loss grows with the batch size, and with the number of clips of one video in a batch, so the batches are
+    composed as in training. Sounds and frames are not augmented on the devices, and there is no dropout.
     """
 
     def __init__(
@@ -27,15 +27,15 @@ class ValidationLoss:
         """Opens the split.
 
         Args:
-          config: Of the run; `config.validation` says how often, and on what.
-          mesh: That is trained on.
-          model: That is trained.
-          tokenize: Text to ids and mask.
-          num_frames: Of a clip, 0 where no phase looks at pictures.
-          trained_on: Clips of the same data set, none of which may be among these.
+          config: Config of the run; `config.validation` says how often to measure, and on which clips.
+          mesh: Mesh of the training.
+          model: The trained model.
+          tokenize: Function from text to token ids and mask.
+          num_frames: Frames per clip; 0 if no phase uses video.
+          trained_on: Training clips, of the same data set; none of them may be among the validation clips.
 
         Raises:
-          ValueError: The split can't be read, has fewer clips than a batch, or clips that are trained on.
+          ValueError: The split can't be read, has fewer clips than a batch, or contains clips that are trained on.
         """
         chosen, batch_size = config.validation, config.data.batch_size
         self._config, self._mesh, self._model, self._tokenize = config, mesh, model, tokenize
@@ -57,17 +57,17 @@ class ValidationLoss:
         self._compiled: tuple[str, Callable] | None = None
 
     def is_due(self, step: int, stop: int) -> bool:
-        """Returns whether it is measured after a step; after the last of a phase, `stop`, it always is."""
+        """Returns whether the loss is to be measured after `step` steps; at the end of a phase, `stop`, it always is."""
         return step % self._config.validation.every_steps == 0 or step == stop
 
     def measure(self, phase: phases_lib.Phase, params) -> dict[str, float]:
-        """Returns the means of the phase's loss and its terms over the batches, as `validation_loss` and so on.
+        """Returns the phase's loss and its terms as `validation_loss` and so on, means over the batches.
 
-        Called by every process. Negatives of a phase with a memory are those of the batch.
+        Called by every process. For a phase with a memory, negatives come from the batch alone.
 
         Args:
-          phase: Whose loss.
-          params: Of the model, on the mesh that is set.
+          phase: Phase whose loss is measured.
+          params: Parameters of the model, on the current mesh.
         """
         if self._compiled is None or self._compiled[0] != phase.config.name:
             self._compiled = phase.config.name, jax.jit(

@@ -1,4 +1,4 @@
-"""Files that get their name when they are whole: whoever reads, or comes after a kill, finds the old one or the new."""
+"""Atomic writing of files: a file gets its name once it is whole, so that even after a kill the old or the new is there."""
 
 import contextlib
 import os
@@ -9,15 +9,17 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path in the same folder to write to. When the block ends well, that file is on the disk and gets its name.
+    """Yields a temporary path in the same folder to write to; after the block that file is synced and renamed to `path`.
+
+    If the block raises, the temporary file is deleted and `path` stays as it was.
 
     Args:
-      path: Of the file; its folder is there.
+      path: Path of the file; its folder exists.
 
     Raises:
-      OSError: The file can't be written. It names the file, which Python leaves out where a disk is full.
+      OSError: The file can't be written. The error names the file, which Python's own error for a full disk doesn't.
     """
-    # Never the same: two evaluations may write at once, on machines with equal process ids.
+    # A random name: two evaluations may write at once, on machines where their process ids are equal.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield aside
@@ -25,9 +27,9 @@ def writing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        if error.errno is None:  # a library's own words
+        if error.errno is None:  # raised by a library, with its own message
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # it would hide why
+        with contextlib.suppress(OSError):  # it would hide the first error
             aside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: the guard that it belongs to one run, and the lock that one process at a time is at it."""
+"""The folder of a run: checks that it belongs to this run and to no other, and a lock against two jobs at once."""
 
 import contextlib
 import errno
@@ -18,12 +18,12 @@ import jax
 from mc3_jax import checkpoint, config as config_lib, job as job_lib, whole_file
 
 CONFIG_FILE, DATA_FILE, LOCK_FILE = "config.json", "data.json", ".lock"
-_WAIT_S = 120  # for the lock of another machine, which may be gone
-_UNSEEN_S = 90  # a client of NFS may remember for 60 that a file was not there, when it has looked for it
+_WAIT_S = 120  # how long to retry a lock that another machine holds: it may be gone
+_UNSEEN_S = 90  # how long to wait for a file of process 0: NFS clients may cache for 60 s that a file is missing
 _BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
-_POD = "POD_UID"  # of Kubernetes, where the pod's file says so (`launch/gke_jobset.yaml`)
+_POD = "POD_UID"  # set in Kubernetes by the pod's manifest (`launch/gke_jobset.yaml`)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# What may differ between two starts of the same run: how it is read, watched and evaluated, not what is computed.
+# Fields that may differ between two starts of a run: how it is read, watched and evaluated, not what is computed.
 _FREE = (
     "fsdp", "loss_block_rows", "heartbeat_timeout_s", "hang_timeout_s", "model.scan_layers", "model.remat", "model.attention",
     "data.chunk_size", "data.dir", "data.tokenizer", "data.num_threads", "data.num_workers", "data.prefetch", "save",
@@ -32,11 +32,11 @@ _FREE = (
 
 
 class WorkdirError(ValueError):
-    """A workdir that this run can't have."""
+    """A workdir that this run can't use."""
 
 
 def _flatten_config(value, prefix: str = "") -> dict:
-    """Returns a nested config by the names of its overrides, and the number of phases under "phases"."""
+    """Returns a nested config as {name of the override: value}, with the number of phases under "phases"."""
     is_list = isinstance(value, list) and any(isinstance(child, dict) for child in value)
     if not is_list and not isinstance(value, dict):
         return {prefix: value}
@@ -48,7 +48,7 @@ def _flatten_config(value, prefix: str = "") -> dict:
 
 
 def _read_config(workdir: str) -> config_lib.Config | None:
-    """Returns the config of the run in a workdir, None where there is none. Fields newer than the run have their defaults."""
+    """Returns the config of the run in a workdir, None if there is no run. Fields newer than the run get their defaults."""
     path = pathlib.Path(workdir) / CONFIG_FILE
     if not path.is_file():
         return None
@@ -60,20 +60,20 @@ def _read_config(workdir: str) -> config_lib.Config | None:
 
 
 def _free(workdir: str) -> tuple[str, ...]:
-    # What the towers started from is read no more once something is trained.
+    # Once there is a checkpoint, the files that the towers started from are not read again.
     return (*_FREE, "init") if checkpoint.steps_of(workdir) else _FREE
 
 
 def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) -> tuple[config_lib.Config, list[str]]:
-    """Returns the config to evaluate a run with, and what of it was not the given one's, as options of the command line.
+    """Returns the config to evaluate a run with, and options of the command line that lead from `config` to it.
 
-    What evaluation can't choose, since the run was trained with it, is the run's own, so that overrides need not be given
-    again. What somebody has chosen on the command line stays, for `check_workdir` to refuse where it is another. So does
-    all of a config of another name or number of phases, which is not this run's.
+    Fields that evaluation can't choose are taken from the run, so that its overrides need not be given again. Fields that are
+    overridden on the command line stay as they are; `check_workdir` refuses them if the run was trained with other values. A
+    config with another name or number of phases belongs to another run and is returned unchanged.
 
     Args:
-      workdir: Of the run; where there is none the config comes back.
-      config: File and overrides.
+      workdir: Folder of the run; if it holds no run, `config` is returned unchanged.
+      config: Config of the command line: file and overrides.
       given: Names of the fields that were overridden.
 
     Raises:
@@ -90,7 +90,7 @@ def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) ->
 
 
 def _put(values: dict, name: str, source: dict) -> None:
-    """Sets a field to its value in another nested config; "phases[0].epochs" is the name of one."""
+    """Sets the field `name` of `values`, such as "phases[0].epochs", to its value in `source`, another nested config."""
     *inner, last = [int(key) if re.fullmatch(r"-?\d+", key) else key for key in re.findall(r"[^.\[\]]+", name)]
     for key in inner:
         values, source = values[key], source[key]
@@ -98,7 +98,7 @@ def _put(values: dict, name: str, source: dict) -> None:
 
 
 def _overrides(there: dict, here: dict, free: tuple[str, ...]) -> list[str]:
-    """Returns the options that make one flat config of another, but for what may differ."""
+    """Returns command-line options that turn the flat config `here` into `there`, except for fields that may differ."""
     names = [name for name in there if not name.startswith(free) and here.get(name) != there[name] and name != "phases"]
     return [f"--config.{name}={shlex.quote(_literal(there[name]))}" for name in names]
 
@@ -110,16 +110,16 @@ def _literal(value) -> str:
 
 
 def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool = False) -> None:
-    """Checks that a workdir is empty of runs or holds this one. Fields newer than the run count as their defaults.
+    """Checks that a workdir holds no run or this one. Fields newer than the run count as having their defaults.
 
     Args:
       workdir: Folder of the run.
-      config: Of the run.
-      must_exist: A run must be there already, to be evaluated.
+      config: Config of the run.
+      must_exist: Whether the run must be there already, as for an evaluation.
 
     Raises:
       WorkdirError: It holds a run with another config (the message names the first field that differs, and the options that
-        the run was trained with), none where one must be, or checkpoints of nobody knows which.
+        the run was trained with), no run although one must exist, or checkpoints of an unknown run.
     """
     saved = _read_config(workdir)
     if saved is None:
@@ -144,27 +144,27 @@ def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool =
 
 
 def _advise(workdir: str, there: dict, here: dict, free: tuple[str, ...]) -> str:
-    """Returns what makes a command that of the run in a workdir."""
+    """Returns advice on how to change the command so that its config is that of the run in the workdir."""
     if there["name"] != here["name"] or there["phases"] != here["phases"]:
         return f"name the --config that it was trained with, see {pathlib.Path(workdir) / CONFIG_FILE}"
     return f"it was trained with {' '.join(_overrides(there, here, free))}: give the same"
 
 
 def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str], facts: dict | None = None) -> None:
-    """Writes the config and what the data are into a workdir that lacks them; called by every process.
+    """Writes the config and the digests of the data into a workdir that lacks them; called by every process.
 
     Args:
       workdir: Folder of the run.
-      config: Of the run.
-      digests: Field of the config → digest of what it names.
-      facts: What an evaluation on other data has to know of these; see `trained_on`.
+      config: Config of the run.
+      digests: Digest of the data that each field of the config names, by field.
+      facts: Facts about these data that an evaluation on other data needs; see `trained_on`.
 
     Raises:
       WorkdirError: They can't be written, or the processes see different data; on every process.
     """
 
     def claim():
-        fresh = not (pathlib.Path(workdir) / CONFIG_FILE).is_file()  # then whatever else is there is no run's
+        fresh = not (pathlib.Path(workdir) / CONFIG_FILE).is_file()  # then a data file there belongs to no run
         for name, values in ((DATA_FILE, digests | (facts or {})), (CONFIG_FILE, config_lib.to_dict(config))):
             if fresh or not (pathlib.Path(workdir) / name).is_file():
                 _write(pathlib.Path(workdir) / name, values)
@@ -188,14 +188,14 @@ def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, st
 
 
 def check_data(workdir: str, digests: dict[str, str]) -> None:
-    """Checks that the run of a workdir is trained on these data, wherever they lie now; called by every process.
+    """Checks that the run in a workdir is trained on these data, even if they have moved; called by every process.
 
     Args:
       workdir: Folder of the run, claimed.
-      digests: Field of the config → digest of what it names for this process.
+      digests: Digest of the data that each field of the config names for this process, by field.
 
     Raises:
-      WorkdirError: It is trained on others, or a process has others; on every process.
+      WorkdirError: The run is trained on other data, a process sees other data, or can't read the digests; on every process.
     """
     path, problem = pathlib.Path(workdir) / DATA_FILE, ""
     try:
@@ -218,10 +218,10 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
 
 
 def _read_of_process_0(path: pathlib.Path) -> str:
-    """Returns what is in a file that process 0 has written by now, whenever another process comes to see it.
+    """Returns the text of a file that process 0 has already written; other processes wait until it appears for them.
 
     Raises:
-      OSError: It can't be read, or is not there even after `_UNSEEN_S`.
+      OSError: The file can't be read, or has not appeared after `_UNSEEN_S`.
     """
     deadline = time.monotonic() + (_UNSEEN_S if jax.process_index() else 0)
     while True:
@@ -236,10 +236,10 @@ def _read_of_process_0(path: pathlib.Path) -> str:
 def trained_on(workdir: str) -> dict:
     """Returns what is known of the data that a run is trained on: digests by field of the config, `num_clips`, `classes`.
 
-    Runs of earlier versions lack some of them, or all.
+    For runs of earlier versions some or all of these are missing.
 
     Raises:
-      WorkdirError: The file is there and damaged.
+      WorkdirError: The file exists but is damaged.
     """
     path = pathlib.Path(workdir) / DATA_FILE
     try:
@@ -260,16 +260,16 @@ def _write(path: pathlib.Path, values: dict) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: str) -> Iterator[None]:
-    """Keeps every other run out of a workdir, which is made where missing. Process 0 holds the lock for all of its job.
+    """Locks a workdir against every other run, and creates it if missing. Process 0 holds the lock on behalf of its job.
 
-    The lock is flock's: the kernel frees it when its process ends, however that ends. That of another machine, another boot
-    of this one or another pod is asked for again for `_WAIT_S`, as a file server may keep it while it has not heard that the
-    machine is lost. Between machines it
-    holds where the file system takes flock to its server: NFS as Linux mounts it (not with `local_lock`), Lustre with
-    `-o flock`, GPFS, CephFS. Where there are no locks at all, one line warns of it.
+    The lock is made by flock(2): the kernel releases it when the process ends, however it ends. If another machine, another
+    boot of this machine or another pod holds it, it is tried again for `_WAIT_S`: a file server may keep a lock for a while
+    because it has not noticed that the machine is lost. Between machines the lock works if the file system passes flock on
+    to its server: NFS as Linux mounts it (not with `local_lock`), Lustre with `-o flock`, GPFS, CephFS. If the file system
+    has no locks at all, one line warns of it.
 
     Raises:
-      WorkdirError: Another run holds it, or the workdir can't be written to; on every process.
+      WorkdirError: Another run holds the lock, or the workdir can't be written to; on every process.
     """
     handle = []
     try:
@@ -284,7 +284,12 @@ def lock_workdir(workdir: str) -> Iterator[None]:
 
 
 def _take_lock(workdir: str) -> int:
-    """Returns the open, locked file, which says who holds it."""
+    """Returns the descriptor of the lock file, locked and with this process's name in it; not locked if there are no locks.
+
+    Raises:
+      WorkdirError: Another run holds the lock, or the workdir can't be written to.
+      OSError: The file can't be locked for another reason.
+    """
     path = pathlib.Path(workdir) / LOCK_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,7 +309,7 @@ def _take_lock(workdir: str) -> int:
             if not told:
                 print(f"{workdir} is in use by {holder}: asking again for {_WAIT_S} s", file=sys.stderr, flush=True)
             told = True
-            time.sleep(5)  # a file server keeps the lock of a machine that was lost for a while
+            time.sleep(5)  # a file server keeps the lock of a lost machine for a while
             continue
         os.close(descriptor)
         if error.errno not in (errno.EAGAIN, errno.EACCES):
@@ -323,30 +328,33 @@ def _take_lock(workdir: str) -> int:
 
 
 def _machine() -> str:
-    """Returns what no other boot of any machine has, nor another pod; a name alone passes to a pod's successor."""
+    """Returns an id of this boot and pod, unlike any other; a host name is not enough, as a pod's successor inherits it."""
     boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else "unknown"
     return f"boot {boot} pod {os.environ.get(_POD, '')}".strip()
 
 
 def _read_holder(descriptor: int) -> tuple[str, bool]:
-    """Returns who holds a lock, and whether that may be a process elsewhere or gone, which a file server may not know yet."""
+    """Returns who holds a lock, and whether the holder is no living process of this machine.
+
+    It may live elsewhere, or be gone without the file server knowing it yet.
+    """
     first, *rest = os.pread(descriptor, 500, 0).decode(errors="replace").splitlines() or [""]
     found = re.fullmatch(r"process (\d{1,9}) on (.*)", first.strip())
     if not found:
         return first.strip(), first.strip() != ""
-    # Earlier versions wrote the first line alone.
+    # Earlier versions wrote only the first line.
     here = rest[0].strip() == _machine() if rest else found[2] == socket.gethostname()
     try:
         os.kill(int(found[1]), 0)
     except ProcessLookupError:
         here = False
     except PermissionError:
-        pass  # somebody else's
+        pass  # it lives, but belongs to another user
     return first.strip(), not here
 
 
 def _try_lock(descriptor: int) -> OSError | None:
-    """Returns what keeps the lock from us, None where we have it."""
+    """Returns the error that kept us from taking the lock, None if we have it now."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

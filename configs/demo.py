@@ -19,7 +19,8 @@ from mc3_jax.config import (
 
 def get_config() -> Config:
     """Returns the demo's run."""
-    # From scratch, 2e-3 keeps the loss at chance for good, and 1e-3 leaves it later than 5e-4; see benchmarks/RESULTS.md.
+    # From scratch, a rate of 2e-3 never gets the loss below chance, and 1e-3 gets there later than 5e-4; see
+    # benchmarks/RESULTS.md.
     adam = dict(learning_rate=5e-4, weight_decay=0.05, clip_norm=1.0)
     return Config(
         name="demo",

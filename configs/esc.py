@@ -4,7 +4,7 @@
     python -m mc3_jax.train --config=configs/esc.py:finetune --workdir=runs/esc10/finetune \
         --config.init.audio=runs/demo/train --config.data.dir=data/esc10
 
-then `python -m mc3_jax.evaluate` with the same words. `--config.data.folds=(2,3,4,5) --config.eval.folds=(1,)` hold out
+then `python -m mc3_jax.evaluate` with the same options. `--config.data.folds=(2,3,4,5) --config.eval.folds=(1,)` holds out
 another fold; `benchmarks/sounds.py` runs all five.
 """
 
@@ -15,10 +15,14 @@ ALL = "train+validation+test"
 
 
 def get_config(mode: str = "finetune") -> Config:
-    """Returns the run; after `:` behind the file's name, "probe" learns the last layer alone, "finetune" and "scratch" all.
+    """Returns the run of a mode.
+
+    Args:
+      mode: Given after the file's name and `:`. "probe" trains the last layer alone, "finetune" and "scratch" the audio
+        tower as well.
 
     Raises:
-      ValueError: Another word.
+      ValueError: The mode is none of these.
     """
     model = demo.get_config().model
     model.num_classes = 10
@@ -30,7 +34,7 @@ def get_config(mode: str = "finetune") -> Config:
             optimizer=optimizer,
         )  # fmt: skip
     elif mode in ("finetune", "scratch"):
-        # Of the few rates that were tried, on folds 1 to 4; benchmarks/RESULTS.md.
+        # Chosen among a few rates, on folds 1 to 4; see benchmarks/RESULTS.md.
         optimizer = OptimizerConfig(
             learning_rate=5e-4 if mode == "finetune" else 1e-3, weight_decay=0.05, clip_norm=1.0, schedule="cosine",
             warmup_steps=50,
@@ -44,10 +48,10 @@ def get_config(mode: str = "finetune") -> Config:
     return Config(
         name=f"esc_{mode}",
         model=model,
-        # ESC fills up what is shorter than 5 s with silence, in which every class sounds alike.
+        # ESC pads sounds shorter than 5 s with silence, in which every class sounds alike.
         data=DataConfig(dir="data/esc10", split=ALL, folds=(1, 2, 3, 4), silence_db=20.0, batch_size=32, num_threads=2),
         phases=[phase],
-        # All of them are kept, for the best epoch beside the last.
+        # All checkpoints are kept, so that the best one can be evaluated beside the last.
         save=SaveConfig(every_steps=100, keep=100),
         eval=EvalConfig(split=ALL, folds=(5,), hop_samples=8_000, batch_size=64),
     )

@@ -1,10 +1,10 @@
-"""Evaluates a checkpoint at the paper's sizes, whoever trained it, on the labelled test clips; no training run is needed.
+"""Evaluates any checkpoint of the paper's sizes on the labelled test clips; no training run is needed.
 
     python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE \
         --config.data.dir=data/ego4d_clips
 
-FILE holds all three towers with their projections: a `.pth` of action2sound's layout, safetensors, a folder of
-`python -m mc3_jax.convert`, or the workdir of a run. Results and report go to `runs/eval_ego4d`, or to `--workdir`.
+FILE holds all three towers with their projections: a `.pth` file with action2sound's layout, a safetensors file, a folder
+made by `python -m mc3_jax.convert`, or the workdir of a run. Results and report go to `runs/eval_ego4d`, or to `--workdir`.
 """
 
 from mc3_jax.config import Config, DataConfig, EvalConfig, ModelConfig

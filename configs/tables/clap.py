@@ -1,4 +1,4 @@
-"""CLAP: audio and language alone, symmetric cross entropy with a scale that is learned.
+"""CLAP: audio and language alone, symmetric cross entropy with a learned scale.
 
 python -m mc3_jax.train --config=configs/tables/clap.py --workdir=runs/tables/clap
 """
@@ -10,8 +10,8 @@ from mc3_jax.config import Config
 
 
 def get_config(suite: str = "soundworld") -> Config:
-    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
     config, _, _, whole = shared.suite(suite)
-    # The scale starts at 1 / 0.07 and stops at 100.
+    # The scale starts at 1 / 0.07 and is limited to 100.
     phase = dataclasses.replace(whole, pairs=("al",), trainable=("audio", "text"), temperature=0.07, learn_scale=True)
     return shared.run(config, "clap", phase)

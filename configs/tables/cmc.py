@@ -1,4 +1,4 @@
-"""CMC: all pairs contrasted, in one phase.
+"""CMC: contrast of all pairs, in one phase.
 
 python -m mc3_jax.train --config=configs/tables/cmc.py --workdir=runs/tables/cmc
 """
@@ -8,6 +8,6 @@ from mc3_jax.config import Config
 
 
 def get_config(suite: str = "soundworld") -> Config:
-    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
     config, _, _, whole = shared.suite(suite)
     return shared.run(config, "cmc", whole)

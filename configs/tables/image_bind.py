@@ -1,4 +1,4 @@
-"""ImageBind: video and language first, then audio to the video, which stays, at a scale of 20.
+"""ImageBind: video and language first, then audio is aligned with the frozen video at a scale of 20.
 
 python -m mc3_jax.train --config=configs/tables/image_bind.py --workdir=runs/tables/image_bind
 """
@@ -10,9 +10,9 @@ from mc3_jax.config import Config
 
 
 def get_config(suite: str = "soundworld") -> Config:
-    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
     config, _, _, whole = shared.suite(suite)
-    # Each stage learns towers that have learned nothing of it yet: half the budget each, with its own warm-up.
+    # Each stage trains towers that the run has not trained before, so each gets half the steps and its own warm-up.
     half = dataclasses.replace(whole, epochs=whole.epochs / 2)
     first = dataclasses.replace(half, name="video_text", pairs=("vl",), trainable=("video", "text"))
     second = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The towers as they start, untrained: evaluated without a run.
+"""The untrained towers, as every row starts from them; evaluated without a training run.
 
 python -m mc3_jax.evaluate --config=configs/tables/random.py
 """
@@ -8,6 +8,6 @@ from mc3_jax.config import Config
 
 
 def get_config(suite: str = "soundworld") -> Config:
-    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
     config, *_ = shared.suite(suite)
     return shared.run(config, "random")

@@ -1,4 +1,4 @@
-"""What the rows of Table 2 have in common: data, encoders, initialisation, budget and learning rates of a suite."""
+"""What the rows of Table 2 share in a suite: data, encoders, initialisation, number of steps and learning rates."""
 
 import dataclasses
 
@@ -7,20 +7,21 @@ from mc3_jax.config import Config, PhaseConfig
 
 
 def suite(name: str) -> tuple[Config, PhaseConfig, PhaseConfig, PhaseConfig]:
-    """Returns (run without phases, first phase, second phase, both in one), all of which contrast every pair.
+    """Returns (run without phases, first phase, second phase, both as one phase); all phases contrast every pair.
 
-    Both in one has their steps and, at every step, their learning rate, so that no row learns more or longer than another.
+    Both as one phase have the same number of steps and, at every step, the same learning rate as one after the other, so
+    that no row of the table learns more or longer than another.
 
     Args:
-      name: "soundworld", small enough for two CPU cores, or "ego4d", the paper's.
+      name: "soundworld", small enough for two CPU cores, or "ego4d", with the paper's data and sizes.
 
     Raises:
       ValueError: There is no such suite.
     """
     if name == "soundworld":
         config = demo.get_config()
-        # Of the 320 videos that benchmarks/tables.py makes, in at most three minutes on two cores: what learns most in that
-        # time, one block a tower and small batches, was chosen by the row CMC on validation (benchmarks/RESULTS.md).
+        # For the 320 videos that benchmarks/tables.py makes, and at most three minutes on two cores. One block per tower and
+        # small batches learn most in that time; they were chosen by row CMC on validation (benchmarks/RESULTS.md).
         config.data.batch_size, config.data.clips_per_video = 32, 3
         config.phases[0].epochs, config.phases[1].epochs = 6, 3
         config.model.audio.depth = config.model.video.depth = config.model.text.depth = 1
@@ -40,5 +41,5 @@ def suite(name: str) -> tuple[Config, PhaseConfig, PhaseConfig, PhaseConfig]:
 
 
 def run(config: Config, row: str, *phases: PhaseConfig) -> Config:
-    """Returns the run of a row."""
+    """Returns the run of a table row: `config` with the row's name and phases."""
     return dataclasses.replace(config, name=row, phases=list(phases))

@@ -1,4 +1,4 @@
-"""MC3 without its consensus: contrasted in both phases.
+"""MC3 without its consensus term: the contrastive term alone in both phases.
 
 python -m mc3_jax.train --config=configs/tables/without_consensus.py --workdir=runs/tables/without_consensus
 """
@@ -8,6 +8,6 @@ from mc3_jax.config import Config
 
 
 def get_config(suite: str = "soundworld") -> Config:
-    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
     config, first, second, _ = shared.suite(suite)
     return shared.run(config, "without_consensus", first, second)

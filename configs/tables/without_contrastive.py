@@ -1,4 +1,4 @@
-"""MC3 whose second phase has the consensus alone.
+"""MC3 without the contrastive term in its second phase, which has the consensus term alone.
 
 python -m mc3_jax.train --config=configs/tables/without_contrastive.py --workdir=runs/tables/without_contrastive
 """
@@ -10,7 +10,7 @@ from mc3_jax.config import Config
 
 
 def get_config(suite: str = "soundworld") -> Config:
-    """Returns the row's run; `:ego4d` behind the file's name takes the paper's data and sizes."""
+    """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
     config, first, second, _ = shared.suite(suite)
     second = dataclasses.replace(second, contrastive_weight=0.0, consensus_weight=1.0)
     return shared.run(config, "without_contrastive", first, second)

@@ -1,1 +1,1 @@
-"""Eq. 1 to 3 of the paper as pure functions of embeddings."""
+"""Losses as pure functions: Eq. 1 to 3 of the paper, and those of the methods it is compared with."""

@@ -1,14 +1,14 @@
-"""Active contrastive coding: negatives out of a memory, chosen so that their gradients differ.
+"""Active contrastive coding: negatives from a memory, chosen so that their gradients differ.
 
-After Ma et al., "Active Contrastive Learning of Audio-Visual Video Representations" (ICLR 2021, CM-ACC). Embeddings ask keys,
-which a momentum copy of the encoders makes. Keys of past batches lie in a pool for each modality. Every step, as many as the
-batch has rows are chosen of the pool, by k-means++ seeding over the gradients that they would get, and go into a dictionary.
-Negatives are the batch's other keys and the dictionary's.
+After Ma et al., "Active Contrastive Learning of Audio-Visual Video Representations" (ICLR 2021, CM-ACC). Queries are the
+embeddings of the trained encoders; keys are those of a momentum copy of the encoders. Each modality has a pool of keys of
+past batches. At every step, as many keys as the batch has rows are chosen from the pool, by k-means++ seeding over the
+gradients that they would get, and put into a dictionary. Negatives are the other keys of the batch and the dictionary's keys.
 
-Differs from the paper's public code (yunyikristy/CM-ACC, no licence; facts only). There the batch's own keys may be chosen as
-well, and nearly always are: their gradients hold the pull of their positives and lie far apart from the pool's. They come
-from the trained encoders there, k-means runs on to its end and takes the member next to each centre, distances are weighted
-unsquared, and pools are filled before training; here what is not filled yet is left out.
+Differs from the paper's public code (yunyikristy/CM-ACC, no licence; facts only). There, the keys of the batch may be chosen
+as well, and nearly always are: their gradients include the pull of their positives and so lie far from those of the pool.
+Those keys come from the trained encoders. k-means runs to its end and takes the member nearest to each centre. Distances are
+weighted unsquared. Pools are filled before training; here, rows that are not filled yet don't count.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,13 @@ from mc3_jax.losses.contrastive import MODALITY_OF_LETTER
 
 
 def init_memory(names: list[str], pool_size: int, dictionary_size: int, dim: int) -> dict:
-    """Returns empty pools and dictionaries: {"pool": {name: float32 [n, d]}, "dictionary": {name: ...}, "steps": 0}."""
+    """Returns empty pools and dictionaries: {"pool": {name: float32 [n, d]}, "dictionary": {name: ...}, "steps": 0}.
+
+    Args:
+      names: Modalities.
+      pool_size, dictionary_size: Rows for each modality.
+      dim: Width d of an embedding.
+    """
     return {
         "pool": {name: jnp.zeros((pool_size, dim), jnp.float32) for name in names},
         "dictionary": {name: jnp.zeros((dictionary_size, dim), jnp.float32) for name in names},
@@ -40,10 +46,10 @@ def gradient_embeddings(
     """Returns the gradient of InfoNCE with respect to each candidate: (1/b) Σ_t (p_tj - [t = j]) q_t / τ.
 
     Args:
-      queries: Row t asks for candidate t.
-      candidates: The batch's keys, then the pool.
-      valid: Which count; the batch's do.
-      temperature: τ.
+      queries: Embeddings q_t, L2-normalised; the positive of row t is candidate t.
+      candidates: Keys: those of the batch, then those of the pool.
+      valid: Whether each candidate counts; those of the batch must.
+      temperature: τ, positive.
     """
     logits = jnp.matmul(queries, candidates.T, precision=jax.lax.Precision.HIGHEST) / temperature
     p = jax.nn.softmax(jnp.where(valid, logits, -jnp.inf), axis=1)
@@ -54,15 +60,18 @@ def gradient_embeddings(
 def kmeans_plus_plus(
     points: Float[Array, "n d"], valid: Bool[Array, " n"], uniforms: Float[Array, " k"]
 ) -> Int[Array, " k"]:
-    """Returns k places of points by k-means++ seeding: each next with probability ∝ its squared distance to those chosen.
+    """Returns the indices of k points chosen by k-means++ seeding.
+
+    The first point is drawn uniformly. Each further one is drawn with a probability proportional to its squared distance to
+    the nearest point chosen so far.
 
     Args:
-      points: Of which to choose; at least k are valid.
-      valid: Which may be chosen.
-      uniforms: A random number in [0, 1) for each choice.
+      points: Points to choose from; at least k are valid.
+      valid: Whether each point may be chosen.
+      uniforms: Random numbers in [0, 1), one for each choice.
 
-    Implements the seeding of Arthur and Vassilvitskii, "k-means++" (SODA 2007). Where all valid points that are left lie on
-    chosen ones, any valid point is chosen.
+    Implements the seeding of Arthur and Vassilvitskii, "k-means++" (SODA 2007). If all valid points coincide with chosen
+    ones, the next is drawn uniformly from all valid points.
     """
     weights = valid.astype(points.dtype)
 
@@ -72,7 +81,7 @@ def kmeans_plus_plus(
         weight = jnp.where(jnp.sum(weight) > 0, weight, weights)
         total = jnp.cumsum(weight)
         place = jnp.searchsorted(total, uniforms[i] * total[-1], side="right")
-        place = jnp.minimum(place, jnp.max(jnp.where(weight > 0, jnp.arange(len(points)), 0)))  # u · total rounded up
+        place = jnp.minimum(place, jnp.max(jnp.where(weight > 0, jnp.arange(len(points)), 0)))  # u · total may round up
         distance = jnp.sum((points - points[place]) ** 2, axis=1).at[place].set(0)
         return chosen.at[i].set(place), jnp.minimum(nearest, distance)
 
@@ -88,18 +97,20 @@ def active_contrastive_loss(
     pairs,
     rng,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], dict]:
-    """Returns the sum over pairs and directions of InfoNCE against the dictionary, each pair's share, and the new memory.
+    """Returns (loss, share of each pair, new memory); the loss is the sum of InfoNCE over pairs in both directions.
+
+    Negatives of a query are the other keys of the batch and those of the dictionary.
 
     Args:
-      embeddings: L2-normalised, of the modalities of `pairs`; they ask.
-      keys: By the momentum encoders, L2-normalised; row t of one modality answers row t of another.
-      memory: Of `init_memory`.
-      temperature: τ.
-      pairs: Two letters each of a, v, l.
-      rng: Key of the step.
+      embeddings: Queries: embeddings of the modalities of `pairs`, each L2-normalised.
+      keys: Embeddings by the momentum encoders, each L2-normalised; the positive of row t is row t of the other modality.
+      memory: Memory made by `init_memory`, or returned for the step before.
+      temperature: τ, positive.
+      pairs: Pairs of modalities, each two of the letters a (audio), v (video), l (language, i.e. text).
+      rng: Random key of the step.
     """
     batch_size = len(next(iter(keys.values())))
-    asks: dict[str, list] = {}  # by the modality that answers, who asks
+    asks: dict[str, list] = {}  # by modality of the keys: (pair, modality of the queries)
     for pair in pairs:
         one, other = (MODALITY_OF_LETTER[letter] for letter in pair)
         asks.setdefault(other, []).append((pair, one))
@@ -115,7 +126,7 @@ def active_contrastive_loss(
         gradients = sum(gradient_embeddings(query, candidates, valid, temperature) for query in asking)[batch_size:]
         uniforms = jax.random.uniform(jax.random.fold_in(rng, number), (batch_size,))
         chosen = pool[name][kmeans_plus_plus(gradients, pooled, uniforms)]
-        # In the first step there is nothing to choose: what it puts is not counted, and overwritten before it would be.
+        # In the first step the pool is empty: what is put then does not count, and is overwritten before it would.
         dictionary[name] = _put(dictionary[name], chosen, steps - 1)
         counts = jnp.concatenate([mine, jnp.arange(len(dictionary[name])) < steps * batch_size])
         answers = jnp.concatenate([key, dictionary[name]])
@@ -128,6 +139,6 @@ def active_contrastive_loss(
 
 
 def _put(ring: Float[Array, "n d"], rows: Float[Array, "b d"], steps) -> Float[Array, "n d"]:
-    """Returns the ring with its oldest rows replaced; its length is a multiple of theirs."""
+    """Returns a ring buffer with its oldest rows replaced by `rows`; n must be a multiple of b."""
     begin = (steps * len(rows)) % len(ring)
     return jax.lax.dynamic_update_slice(ring, rows, (begin, jnp.zeros((), begin.dtype)))

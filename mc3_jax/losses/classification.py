@@ -1,4 +1,4 @@
-"""Cross entropy of the classes of sounds: the supervised phases of Table 4."""
+"""Cross entropy of sound classes, the loss of the supervised phases of Table 4."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,13 @@ from jaxtyping import Array, Float
 def cross_entropy(
     logits: Float[Array, "b c"], targets: Float[Array, "b c"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns the mean over the rows that have a class, and {"accuracy"}: how many get their greatest target right.
+    """Returns the cross entropy, and {"accuracy"}, both means over the rows whose class is known.
+
+    Accuracy is the share of rows whose largest logit is that of the largest target.
 
     Args:
-      logits: Of each class.
-      targets: Share of each class, 1 in all; zeros where nobody knows the class.
+      logits: Logit of each class.
+      targets: Share of each class, summing to 1; zeros if the class of a row is unknown.
     """
     known = targets.sum(axis=1)
     count = jnp.maximum(known.sum(), 1)

@@ -1,8 +1,8 @@
 """The multimodal consensus: Eq. 2 and 3 of the paper.
 
-Each sample's modalities are compared with the anchor's embedding; the least agreeing one, after the exponents α make
-their scores comparable, sets the consensus c that all scores are pushed towards. What neither the paper nor public code
-settles is an argument: how K is inverted and whether a gradient flows through c.
+For each sample, the score of a modality compares its embedding with the anchor's; the exponents α make the scores of
+different modalities comparable. The least agreeing modality sets the consensus c, towards which all scores are pushed. How K
+is inverted and whether a gradient flows through c are arguments, since neither the paper nor public code settles them.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# The gradient of p^α, α < 1, is infinite at 0.
+# Least p that is raised to a power: for α < 1 the gradient of p^α is infinite at 0.
 MIN_P = 1e-6
 INVERSES = ("argmin", "linear", "per_modality")
 
@@ -30,17 +30,18 @@ def consensus_loss(
 
     Args:
       embeddings: {"audio", "video", "text"}, each L2-normalised.
-      anchor: Modality a that every other is compared with.
+      anchor: Modality a that the others are compared with.
       alphas: Exponent of each non-anchor modality that takes part; positive.
-      inverse: "argmin" inverts K with the exponent of the modality that attained the minimum: c is that one's score,
-        taken as it is, so that it pays exactly nothing. "linear" maps min K back as if α were 1: c = 2 min K - 1. Of both c
-        may be above a score, which is then raised. "per_modality" inverts with each modality's own exponent: c_i is of
-        p = (min K)^(1/α_i), never above p_i.
-      stop_gradient: Whether c is a fixed target.
+      inverse: "argmin" inverts K with the exponent of the modality that attained the minimum: c is exactly that modality's
+        score, so it adds nothing to the loss. "linear" inverts as if α were 1: c = 2 min K - 1. With either, c may lie above
+        a score, which is then raised. "per_modality" inverts with each modality's own exponent, p = (min K)^(1/α_i), so
+        that the consensus c_i is never above the score of modality i.
+      stop_gradient: Whether c is a fixed target, through which no gradient flows.
 
     Returns:
-      The loss and {"consensus_score": mean of c, over modalities too where each has its own, "bottleneck_<modality>": share
-      of samples whose c it sets}; of equals the first in `alphas` counts.
+      The loss and {"consensus_score": mean of c over samples, and over modalities if each has its own,
+      "bottleneck_<modality>": share of samples in which this modality attains the minimum}. Ties count for the modality that
+      is first in `alphas`.
 
     Raises:
       ValueError: If `alphas` is empty or holds the anchor, a modality has no embeddings, or `inverse` is unknown.
@@ -52,14 +53,14 @@ def consensus_loss(
     anchor_embedding = embeddings[anchor].astype(wide)
     scores = [jnp.sum(embeddings[name].astype(wide) * anchor_embedding, axis=-1) for name in alphas]
     p = (jnp.stack(scores) + 1) / 2
-    # x**1 is spelled out as x: a rounding error would turn the distance 0, and its gradient, into a random sign.
+    # For α = 1, x itself and not x**1: a rounding error in a distance that should be 0 would give a gradient of random sign.
     scaled = [jnp.maximum(x, MIN_P) ** alpha if alpha != 1 else x for x, alpha in zip(p, alphas.values(), strict=True)]
     scaled = jnp.stack(scaled)
     bottleneck = jnp.argmin(scaled, axis=0)
     least = scaled if inverse == "linear" else p
     consensus = jnp.take_along_axis(least, bottleneck[None], axis=0)[0]
     if inverse == "per_modality":
-        consensus = jnp.minimum(_invert_each(consensus, bottleneck, list(alphas.values())), p)  # rounding may lift it
+        consensus = jnp.minimum(_invert_each(consensus, bottleneck, list(alphas.values())), p)  # rounding may exceed p
     consensus = jax.lax.stop_gradient(consensus) if stop_gradient else consensus
     loss = jnp.mean(jnp.sum(2 * _abs(p - consensus), axis=0))
     shares = {f"bottleneck_{name}": jnp.mean(bottleneck == i, dtype=wide) for i, name in enumerate(alphas)}
@@ -69,7 +70,7 @@ def consensus_loss(
 def _invert_each(least: Float[Array, " b"], bottleneck: Int[Array, " b"], alphas: list[float]) -> Float[Array, "i b"]:
     """Returns (min K)^(1/α_i) of every modality i, where min K is the power α of the bottleneck's p, `least`.
 
-    In one power, α / α_i, that is left out where it is 1: the bottleneck's own is its p, bit for bit.
+    It is computed as one power, p^(α / α_i), and as p itself if α = α_i: for the bottleneck the result is its p, bit for bit.
     """
 
     def powers(alpha):
@@ -79,7 +80,7 @@ def _invert_each(least: Float[Array, " b"], bottleneck: Int[Array, " b"], alphas
 
 
 def _abs(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns |x|, of gradient 0 at 0, as in PyTorch; `jnp.abs` has 1, which would push the bottleneck off c."""
+    """Returns |x| with gradient 0 at 0, as in PyTorch; that of `jnp.abs` is 1, which would push the bottleneck off c."""
     return x * jax.lax.stop_gradient(jnp.sign(x))
 
 

@@ -1,7 +1,7 @@
 """InfoNCE between pairs of modalities: Eq. 1 of the paper.
 
-The denominator of Eq. 1 as printed lacks a modality; here, as in every source it builds on, it runs over the other
-modality's embeddings of the whole batch. Temperature is fixed (open: 0.05, EgoVLP's).
+The denominator of Eq. 1 as printed lacks a modality. Here it runs over the other modality's embeddings of the whole batch, as
+in every source that the paper builds on. The paper gives no temperature (open: 0.05, EgoVLP's).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def _logits(x: Float[Array, "b d"], y: Float[Array, "b d"], temperature) -> Floa
 
 
 def same_rows(ids: Int[Array, "b n"]) -> Int[Array, " b"]:
-    """Returns a number for each row, the same for rows that are equal and for no others."""
+    """Returns an id for each row; two rows have the same id if and only if they are equal."""
     return jnp.unique(ids, axis=0, size=len(ids), return_inverse=True)[1].reshape(-1)
 
 
@@ -35,18 +35,19 @@ def contrastive_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the sum over pairs of InfoNCE in both directions, and each pair's share of it.
 
-    InfoNCE of x asking y is the mean over t of -log softmax(x_t Yᵀ / τ)_t, Eq. (1) of the paper for one ordered pair. A
-    pair's logits are computed once: one direction is the softmax along rows, the other along columns.
+    With queries x and keys y, InfoNCE is the mean over t of -log softmax(x_t Yᵀ / τ)_t, Eq. (1) of the paper for one ordered
+    pair. A pair's logits are computed once: one direction is the softmax along rows, the other along columns.
 
     Args:
       embeddings: {"audio", "video", "text"}, each L2-normalised; only those of `pairs` are read.
       temperature: τ, positive.
-      pairs: Two letters each of a (audio), v (video), l (language, i.e. text).
+      pairs: Pairs of modalities, each two of the letters a (audio), v (video), l (language, i.e. text).
       block_rows: Rows of a pair's similarity matrix that are held at once, by `streaming.pair_nce`; 0 is all of them.
-      groups: Rows of one number are no negatives of each other (`same_rows`); None, the paper's: all are.
+      groups: Group of each row, as from `same_rows`; rows of one group are not negatives of each other. None, as in the
+        paper: all rows are negatives of each other.
 
     Raises:
-      ValueError: If there are no pairs, or one names a modality that is unknown or has no embeddings.
+      ValueError: There are no pairs, or one is not two different modalities that have embeddings.
 
     Implements L_contrastive, the sum of Eq. (1) over ordered pairs.
     """

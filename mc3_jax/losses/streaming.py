@@ -1,9 +1,10 @@
-"""InfoNCE of a pair in both directions without its similarity matrix: some rows of it at a time, forward and back.
+"""InfoNCE of a pair in both directions without the whole similarity matrix, which is computed a block of rows at a time.
 
-Softmax over rows and over columns need each row's and each column's normaliser. Forward, a row's is known once its block is
-there, the columns' are kept running (the running maximum and sum of Milakov and Gimelshein, arXiv:1805.02867); only these two
-vectors are kept. Backward, each block is computed again and the gradient of both directions taken from it. Beyond the
-embeddings and their gradients a block [rows, b] is all that is ever held, and the loss is exact.
+The softmax over rows and over columns needs the normaliser of each row and of each column. In the forward pass, a row's
+normaliser is known once its block is computed, and the columns' are accumulated over the blocks (the running maximum and sum
+of Milakov and Gimelshein, arXiv:1805.02867). Only these two vectors are kept. In the backward pass, each block is computed
+again, and gives the gradient of both directions. So memory holds the embeddings, their gradients and one block [rows, b],
+and the loss is exact.
 """
 
 import functools
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# A logit that does not count: its exponential is 0 beside any that does. Not -inf, of which two have no difference.
+# Logit of a pair that is left out: beside any other logit its exponential is 0. Not -inf, since -inf - (-inf) is NaN.
 LEFT_OUT = -1e30
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -26,13 +27,13 @@ def pair_nce(
     block_rows: int,
     groups: Int[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Returns the sum of both directions' InfoNCE: mean_t of -log softmax(s x_t Yᵀ)_t - log softmax(s y_t Xᵀ)_t.
+    """Returns the sum of InfoNCE in both directions: mean_t of -log softmax(s x_t Yᵀ)_t - log softmax(s y_t Xᵀ)_t.
 
     Args:
-      x, y: Embeddings, float32 or wider; row t belongs to row t.
+      x, y: Embeddings, float32 or wider; row t of `x` and row t of `y` are a positive pair.
       scale: s, one over the temperature.
-      block_rows: Rows of the similarity matrix at a time.
-      groups: Rows of one number are no negatives of each other; None: all are.
+      block_rows: Rows of the similarity matrix computed at a time.
+      groups: Group of each row; rows of one group are not negatives of each other. None: all rows are.
 
     Implements Eq. (1) of the paper for one pair, as `contrastive.contrastive_loss` does with the whole matrix.
     """
@@ -42,12 +43,12 @@ def pair_nce(
 def leave_out_groups(
     logits: Float[Array, "rows b"], places: Int[Array, " rows"], groups: Int[Array, " b"] | None
 ) -> Float[Array, "rows b"]:
-    """Returns logits with `LEFT_OUT` where a row meets another one of its group.
+    """Returns the logits, with `LEFT_OUT` for pairs of two different rows of one group.
 
     Args:
       logits: Some rows of the similarity matrix.
-      places: Which.
-      groups: Number of each row's group; None leaves nothing out.
+      places: Index of each of these rows in the batch.
+      groups: Group of each row of the batch; None leaves nothing out.
     """
     if groups is None:
         return logits
@@ -87,7 +88,7 @@ def _backward(block_rows, residuals, gradient):
 
 
 def _scan(step, carry, rows, block_rows: int):
-    """Returns what `jax.lax.scan` would over blocks of rows, their results joined again; the last block may be smaller."""
+    """Returns (carry, results) of `jax.lax.scan` over blocks of rows, results concatenated; the last block may be smaller."""
     num = len(jax.tree.leaves(rows)[0])
     whole = num // block_rows * block_rows
     parts = []

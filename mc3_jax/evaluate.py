@@ -1,11 +1,11 @@
 """Evaluates a run: `python -m mc3_jax.evaluate --config=configs/demo.py --workdir=DIR`.
 
-Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, measures discovery and
-retrieval (`mc3_jax/evals`), and writes `results.json`, `report/index.html` and the newest checkpoint's `embeddings.npz` into
-DIR. If no clip of the split is labelled, it measures only how well each clip is found by another modality of itself.
+Embeds a split with the newest checkpoint and with the one at the end of every earlier phase, and measures discovery and
+retrieval (`mc3_jax/evals`). Writes `results.json`, `report/index.html` and the newest checkpoint's `embeddings.npz` into DIR.
+If no clip of the split is labelled, it measures only how well each clip is retrieved by another of its own modalities.
 
-Weights from elsewhere are evaluated without a run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py
---config.checkpoint=FILE`. If the config has no phases, its towers are evaluated as they start, without a run too.
+Weights from elsewhere need no run: `python -m mc3_jax.evaluate --config=configs/eval_ego4d.py --config.checkpoint=FILE`.
+A config without phases needs none either: its towers are evaluated with their initial weights.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ from mc3_jax.evals import controls, discovery, embeddings as embeddings_lib, met
 
 
 def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, dict[str, np.ndarray]]:
-    """Returns the embeddings of every clip under each set of parameters, and what is known of each, in order.
+    """Returns every clip's embeddings under each set of parameters, and its labels and controls, in the order of the split.
 
     Args:
-      embed: Jitted `model.make_embed_fn`.
-      checkpoints_params: Name → parameters on the mesh.
-      batches: `loader.eval_batches`: this process's part of each batch, `valid` marks real rows.
-      mesh: Of the devices.
+      embed: Function of `model.make_embed_fn`, jitted.
+      checkpoints_params: Checkpoint name → parameters on the mesh.
+      batches: From `loader.eval_batches`: this process's part of each batch; `valid` marks real rows.
+      mesh: Mesh of the devices.
 
     Returns:
       ({name: {"audio", "video", "text"}: float32 [n, d]}, {"index", "label", "verb_id", "noun_id", "loudness",
@@ -56,7 +56,7 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
         onsets = controls.onset_strength(audio, records.SAMPLE_RATE_HZ)
         batch |= {"loudness": controls.loudness(audio), "onset_strength": onsets}
         own = {name: np.asarray(batch.pop(name)) for name in (*embeddings_lib.NUMBERS, "valid")}
-        # As processes tell each other, so that one process has the same numbers.
+        # Several processes exchange float32: cast here too, so that a single process gets the same numbers.
         own = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in own.items()}
         gathered = multihost_utils.process_allgather(own, tiled=True)
         valid = np.asarray(gathered.pop("valid"), bool)
@@ -77,19 +77,19 @@ def embed_split(embed, checkpoints_params: dict, batches, mesh) -> tuple[dict, d
 def measure(
     embeddings: dict[str, np.ndarray], known: dict[str, np.ndarray], videos: np.ndarray, config: config_lib.EvalConfig
 ) -> dict:
-    """Returns discovery, controls and both retrievals of one checkpoint as nested numbers.
+    """Returns the metrics of one checkpoint as a nested dict: discovery, controls, their margin and both kinds of retrieval.
 
-    Where all clips sound, as in a list of positives, or none is labelled, retrieval alone can be measured: "discovery" and
-    "controls" are empty and "margin" is None.
+    Only retrieval can be measured where all clips sound, as in a list of positives, or where none is labelled. Then
+    "discovery" and "controls" are empty and "margin" is None.
 
     Args:
-      embeddings: Of labelled clips, or of clips without labels.
-      known: What is known of them.
-      videos: Number of the video that each is of.
-      config: Bootstrap and seed.
+      embeddings: {"audio", "video", "text"}: [n, d], either of labelled clips only or of clips without labels.
+      known: Labels and controls of these clips, as from `embed_split`.
+      videos: Video of each clip, as a number, [n].
+      config: Sets the bootstrap, the pool of instance retrieval and the seed.
 
     Raises:
-      ValueError: Embeddings that are not finite.
+      ValueError: Embeddings that are not finite, or labels that are all 0.
     """
     for tower, value in embeddings.items():
         if bad := int((~np.isfinite(value)).any(1).sum()):
@@ -118,7 +118,7 @@ def measure(
 
 
 def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[int, dict]]:
-    """Returns name → (step, parameters) of a run: the ends of phases before, then the newest checkpoint."""
+    """Returns name → (step, parameters) of a run: the checkpoints at the ends of earlier phases, then the newest one."""
     num_clips = workdir_lib.trained_on(workdir).get("num_clips")
     if num_clips is None:
         num_clips = len(loader.open_split(config.data.dir, config.data.split, 0, config.data.folds))
@@ -135,7 +135,7 @@ def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[
 
 
 def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
-    """Raises a ValueError where clips are labelled but none as sounding, before anything is computed."""
+    """Raises a ValueError, before anything is computed, if the split has labelled clips but none of them sounds."""
 
     def counts(split: str) -> tuple[int, int]:
         found = [info.splits[name] for name in split.split("+")]
@@ -153,17 +153,17 @@ def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
 
 
 def _find_tokenizer(config: config_lib.Config, path: str) -> str:
-    """Returns the folder of the tokenizer that a text tower has learned; another one would fit as well and say nothing.
+    """Returns the folder of the tokenizer that the text tower was trained with: any other gives meaningless embeddings.
 
-    A config names a folder, and what lies there comes and goes: where it is another one or gone, that which came with the
-    weights is taken, and it is said.
+    The config's folder may by now hold another tokenizer, or none. Then the copy that came with the weights is used, with a
+    warning.
 
     Args:
-      config: Names a tokenizer.
-      path: Of the weights: a run, or as for `weights.read_checkpoint`.
+      config: Its `data.tokenizer` is tried first.
+      path: Path of the weights: a run, or as for `weights.read_checkpoint`.
 
     Raises:
-      ValueError: The one that is named is another, and that which the tower has learned is gone.
+      ValueError: The config's tokenizer doesn't fit, and the one the tower was trained with can't be found.
     """
     try:
         return vocabulary.find(path, config.data.tokenizer)
@@ -177,7 +177,7 @@ def _find_tokenizer(config: config_lib.Config, path: str) -> str:
 
 
 def _load_file(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
-    """Returns name → (0, parameters) of the weights that `config.checkpoint` names."""
+    """Returns file name → (0, parameters) of the weights in `config.checkpoint`."""
     flat, notes = weights.read_checkpoint(config.checkpoint, config.model, temporal=config.init.temporal)
     if jax.process_index() == 0:
         print("\n".join(notes), flush=True)
@@ -186,7 +186,7 @@ def _load_file(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
 
 
 def _load_untrained(config: config_lib.Config, mesh) -> dict[str, tuple[int, dict]]:
-    """Returns name → (0, parameters) of the towers as a run would start them."""
+    """Returns "untrained" → (0, parameters) with which a run of this config would start."""
     initial, _ = weights.read_initial(config)
     flat = weights.complete(initial, config.model, config.seed)
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
@@ -194,15 +194,16 @@ def _load_untrained(config: config_lib.Config, mesh) -> dict[str, tuple[int, dic
 
 
 def evaluate(config: config_lib.Config, workdir: str) -> dict:
-    """Measures every phase's end, writes results and report, and returns the results of the newest checkpoint.
+    """Measures the end of every phase, writes results and report, and returns the results of the newest checkpoint.
 
-    Where the model has classes, `evaluate_sounds` does.
+    A model with classes is passed on to `evaluate_sounds`.
 
-    With `config.checkpoint` only those weights are measured, and without phases the towers as they start. In both cases the
-    workdir must not hold a run.
+    With `config.checkpoint` only those weights are measured, and without phases only the towers' initial weights. In both
+    cases the workdir must not hold a run.
 
     Raises:
-      ValueError: No run or checkpoint in the workdir, weights or data that don't fit, or no labelled clip sounds.
+      ValueError: No run or checkpoint in the workdir or a run where none may be, weights or data that don't fit, or none of
+        the labelled clips sounds.
     """
     if config.model.num_classes:
         return evaluate_sounds.evaluate(config, workdir)
@@ -257,14 +258,14 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         if run:
             facts = workdir_lib.trained_on(run)
             if not has_run:
-                facts.setdefault("data.dir", "")  # of a run of an earlier version, elsewhere: nobody knows
+                facts.setdefault("data.dir", "")  # not recorded by earlier versions: taken as other data
             num_seen = evaluate_sounds.num_seen(config, source, known["index"], trained.data, facts)
         _write(config, workdir, source, results, embeddings, known, actions, untrained, num_seen)
     return results[list(results)[-1]]
 
 
 def _untrained(config: config_lib.Config) -> list[str]:
-    """Returns the towers that no phase of a config looks at and no file started: their pairs say nothing."""
+    """Returns the towers that no phase uses and no file initialises: similarities with them mean nothing."""
     looked_at = phases_lib.all_modalities(config.phases)
     return [name for name in config_lib.MODALITIES if name not in looked_at and not getattr(config.init, name)]
 
@@ -273,7 +274,7 @@ def _write(
     config, workdir: str, source, results: dict, embeddings: dict, known: dict, actions: dict, untrained: list[str],
     num_seen: int,
 ) -> None:  # fmt: skip
-    """Writes results.json and the report, and prints the headline."""
+    """Writes `embeddings.npz`, `results.json` and the report, and prints the headline of each checkpoint."""
     *before, last = results
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "data": source.info.name,
@@ -286,7 +287,7 @@ def _write(
     named = np.array([[getattr(clip, name) for name in embeddings_lib.NAMES] for clip in clips])
     names = dict(zip(embeddings_lib.NAMES, named.T, strict=True))
     embeddings_lib.save(path.parent / embeddings_lib.FILE, embeddings[last], known | names)
-    with whole_file.writing(path) as aside:  # last of the two: where it is, both are
+    with whole_file.writing(path) as aside:  # after the embeddings: whoever finds it finds both
         aside.write_text(json.dumps(content, indent=1) + "\n")
     where = config.checkpoint or f"after step {results[last]['step']} ({last})"
     labels = known["label"]
@@ -334,7 +335,7 @@ def _headline(result: dict) -> str:
 
 
 def main(config: config_lib.Config, workdir: str) -> None:
-    """Evaluates the run of the command line, with what it was trained with; see `workdir.as_trained`."""
+    """Evaluates the command line's run with the settings it was trained with; see `workdir.as_trained`."""
     with cli.user_errors():
         job_lib.initialize(config.heartbeat_timeout_s)
         if not config.checkpoint and config.phases:

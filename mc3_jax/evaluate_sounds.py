@@ -1,7 +1,7 @@
-"""Evaluates a run whose last phase classifies sounds (Table 4); `python -m mc3_jax.evaluate` comes here by its config.
+"""Evaluates a run that classifies sounds (Table 4); `python -m mc3_jax.evaluate` calls it if the model has classes.
 
-Every checkpoint the run has kept is measured, so that the last and the best epoch stand side by side: the data set's own
-baseline reports the best, by top-1 on the very clips that are reported.
+Every checkpoint that the run has kept is measured, to report the last epoch and the best. The data set's own baseline
+reports the best, which it chooses by top-1 on the very clips it reports.
 """
 
 import contextlib
@@ -33,15 +33,18 @@ METRICS = ("top1", "top5", "mean_class_accuracy", "mAP", "mAUC")
 def class_scores(
     classify: Callable, params, batches: Iterable[loader.Batch], num_clips: int, num_classes: int, mesh
 ) -> tuple[Float[np.ndarray, "n c"], Int[np.ndarray, " n"]]:
-    """Returns (probabilities, class) of each clip, those of its windows averaged; the same on every process.
+    """Returns each clip's probabilities, averaged over its windows, and its true class, the same on every process.
 
     Args:
-      classify: Jitted (params, batch) → probabilities [b, c].
-      params: On the mesh.
-      batches: `loader.eval_batches`: this process's rows.
-      num_clips: Of the split.
-      num_classes: Of the classifier.
-      mesh: Of the devices.
+      classify: Function of (params, batch) that returns probabilities [b, c], jitted.
+      params: Parameters on the mesh.
+      batches: From `loader.eval_batches`: this process's rows of each batch.
+      num_clips: Number of clips in the split.
+      num_classes: Number of classes of the classifier.
+      mesh: Mesh of the devices.
+
+    Returns:
+      (probabilities, class); the class is -1 where unknown.
     """
     total, windows = np.zeros((num_clips, num_classes)), np.zeros(num_clips, np.int64)
     classes = np.full(num_clips, -1, np.int64)
@@ -61,17 +64,17 @@ def num_seen(
     config: config_lib.Config, source: loader.ClipSource, rows: Int[np.ndarray, " n"], trained: config_lib.DataConfig,
     facts: dict,
 ) -> int:  # fmt: skip
-    """Returns how many of the clips that are measured the run was trained on, where both are of one data set.
+    """Returns how many of the measured clips the run was trained on; 0 if it was trained on another data set.
 
     Args:
-      config: Of the evaluation.
-      source: Of the clips evaluated.
-      rows: Those of them that are measured.
-      trained: What the run was trained on: its split and folds count.
-      facts: `workdir.trained_on` of the run.
+      config: Config of the evaluation.
+      source: The evaluated split.
+      rows: Indices in `source` of the measured clips.
+      trained: Data that the run was trained on; only its split and folds count.
+      facts: What `workdir.trained_on` returns for the run.
 
     Raises:
-      ValueError: The training clips of a run that is evaluated in its workdir can't be opened.
+      ValueError: The run is evaluated in its own workdir and its training clips can't be opened.
     """
     filled = {name for name, split in source.info.splits.items() if split.num_clips}
     if not filled & set(trained.split.split("+")) & set(config.eval.split.split("+")):
@@ -81,14 +84,14 @@ def num_seen(
     except ValueError:
         if not config.checkpoint:
             raise
-        return 0  # other data than the run's, which lack its splits or folds
+        return 0  # not the run's data: these lack its splits or folds
     if facts.get("data.dir", train.digest) != train.digest:
         return 0
     return int(loader.are_shared(source, train)[rows].sum())
 
 
 def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipSource, facts: dict) -> None:
-    """Raises a ValueError where the data's classes are not those the run has learned, in their order."""
+    """Raises a ValueError unless the data has the classes that the run was trained on, in the same order."""
     classes = list(source.info.classes)
     learned = list(facts.get("classes", classes))
     if len(classes) != config.model.num_classes or classes != learned:
@@ -102,7 +105,7 @@ def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipS
 def _scores(
     config: config_lib.Config, workdir: str, source: loader.ClipSource, mesh
 ) -> Iterator[tuple[int, Float[np.ndarray, "n c"], Int[np.ndarray, " n"]]]:
-    """Yields (step, probabilities, class) of all clips at every checkpoint of the run."""
+    """Yields (step, probabilities, class) of all clips for every checkpoint of the run, as `class_scores` returns them."""
     data, model = config.data, model_lib.make_model(config.model)
     embed = model_lib.make_embed_fn(model, config.model)
     classify = jax.jit(lambda params, batch: jax.nn.softmax(embed(params, batch)["logits"]))
@@ -113,7 +116,7 @@ def _scores(
     for step in steps:
         try:
             params = checkpoint.restore_params(workdir, step, abstract)
-        except checkpoint.PrunedError:  # training goes on
+        except checkpoint.PrunedError:  # a training that still runs has deleted it
             if step < steps[-1]:
                 continue
             step, params = checkpoint.restore_newest_params(workdir, abstract)
@@ -132,7 +135,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """Measures every checkpoint of a run, writes `results.json`, `scores.npz` and the report, and returns the results.
 
     Raises:
-      ValueError: No run or checkpoint in the workdir, data that don't fit, or weights named that are no run's.
+      ValueError: No run or checkpoint in the workdir, data that doesn't fit or has no clip with a class, or
+        `config.checkpoint` is set.
     """
     if config.checkpoint:
         raise ValueError(
@@ -174,7 +178,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
 def _write(
     path: pathlib.Path, content: dict, probabilities: np.ndarray, classes: np.ndarray, source: loader.ClipSource
 ) -> None:
-    """Writes and prints what was found; `probabilities` and `classes` are of the last checkpoint and all clips."""
+    """Writes and prints the results; `probabilities` are of the last checkpoint, and both arrays are of all clips."""
     if content["num_seen"]:
         print(
             f"warning: the run was trained on {content['num_seen']} of these {content['num_clips']} clips: this is no "

@@ -1,1 +1,1 @@
-"""What an embedding is worth: metrics in pure numpy, the paper's two tasks, controls, and the report."""
+"""Measures of how good embeddings are: metrics in pure numpy, the paper's two tasks, controls, and the report."""

@@ -14,9 +14,9 @@ def top_k_accuracy(scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n
     """Returns the share of samples, in percent, whose label is among the `k` highest scores.
 
     Args:
-      scores: Of each class.
+      scores: Score of each sample for each class. Ties go to the lower class.
       labels: Class of each sample.
-      k: At most the number of classes.
+      k: From 1 to the number of classes.
 
     Raises:
       ValueError: `k` is not from 1 to the number of classes.
@@ -28,14 +28,17 @@ def top_k_accuracy(scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n
 
 
 def classify(scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:
-    """Returns top-1 and top-5 in percent, mean class accuracy, mAP and mAUC.
+    """Returns top-1 and top-5 accuracy in percent, and mean class accuracy, mAP and mAUC from 0 to 1.
+
+    The means are over the classes that occur. With fewer than five classes, top-5 counts all of them.
 
     Args:
-      scores: Of each class, e.g. probabilities.
+      scores: Score of each sample for each class, e.g. probabilities.
       labels: Class of each sample, 0 to c - 1.
 
     Raises:
-      ValueError: No samples, a label that is no class, scores that are not finite, or a single class throughout.
+      ValueError: No samples, another number of labels than of scores, a label that is no class, scores that are not finite,
+        or a single class throughout.
     """
     num_classes = scores.shape[1]
     if len(labels) == 0 or len(labels) != len(scores):

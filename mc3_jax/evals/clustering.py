@@ -1,4 +1,4 @@
-"""Clusters of embeddings and the clips that stand for them (Fig. 6 of the paper: 20 clusters of videos, 8 examples each)."""
+"""Clusters of embeddings, each with its most typical clips (Fig. 6 of the paper: 20 clusters of videos, 8 examples each)."""
 
 import dataclasses
 
@@ -6,18 +6,18 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.cluster import AgglomerativeClustering
 
-MAX_MERGED = 5000  # clips: their distances to each other take 100 MB
+MAX_MERGED = 5000  # clips: their pairwise distances take 100 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What a cluster holds.
+    """Contents of one cluster.
 
     Attributes:
-      size: Clips in it.
-      sounding: Share of them whose label is 1.
-      verbs: Its commonest verbs with their counts, the commonest first; unknown ones are left out.
-      examples: Clips nearest to its mean, the nearest first.
+      size: Number of clips in the cluster.
+      sounding: Mean label of these clips: the share that sounds, where all are labelled.
+      verbs: (verb id, number of clips) of the commonest verbs, the commonest first; unknown verbs are skipped.
+      examples: Rows of the clips nearest to the cluster's mean, the nearest first.
     """
 
     size: int
@@ -27,28 +27,28 @@ class Cluster:
 
 
 def _means(embeddings: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Returns the mean direction of each cluster, [c, d]."""
+    """Returns the mean direction of each cluster, L2-normalised [c, d]."""
     sums = np.stack([embeddings[clusters == c].sum(0) for c in range(clusters.max() + 1)])
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
 def cluster(embeddings: Float[np.ndarray, "n d"], num_clusters: int, seed: int) -> Int[np.ndarray, " n"]:
-    """Returns the cluster of each clip, 0 the largest.
+    """Returns the cluster of each clip, numbered from the largest cluster, 0, to the smallest.
 
-    Agglomerative with Ward's linkage: on the unit sphere the squared distance is 2 - 2 cos, so what is kept small is the
-    spread of the cosines within a cluster. The paper says only that it is agglomerative. Of 603 videos of SoundWorld, average
-    linkage put 218 into one of 20 clusters and a single one into each of two; Ward's are of 5 to 71.
+    The clustering is agglomerative, with Ward's linkage. On the unit sphere the squared distance is 2 - 2 cos, so Ward's
+    linkage keeps the cosines within a cluster high. The paper says only that its clustering is agglomerative. With 603 videos
+    of SoundWorld in 20 clusters, average linkage gave one cluster of 218 and two of a single video; Ward's have 5 to 71.
 
-    Merging needs memory in the square of the clips. Above `MAX_MERGED` a sample of that many is merged, and each other clip
-    joins the cluster whose mean is nearest.
+    The memory of merging grows with the square of the clips. Above `MAX_MERGED` clips, a random sample of that many is
+    merged, and every other clip joins the cluster with the nearest mean.
 
     Args:
-      embeddings: L2-normalised.
+      embeddings: L2-normalised embeddings.
       num_clusters: At least 1; with fewer clips there are as many clusters as clips.
-      seed: Of the sample.
+      seed: Seed of the random sample.
 
     Raises:
-      ValueError: No clips, or no clusters asked for.
+      ValueError: No clips, or `num_clusters` below 1.
     """
     n = len(embeddings)
     if n < 1 or num_clusters < 1:
@@ -75,15 +75,15 @@ def describe(
     num_examples: int,
     num_verbs: int = 3,
 ) -> list[Cluster]:
-    """Returns what each cluster holds, in order.
+    """Returns the contents of each cluster, in the clusters' order.
 
     Args:
-      clusters: As `cluster` returns them.
-      embeddings: Those it was given.
-      labels: 0 or 1.
-      verb_ids: -1 where unknown.
-      num_examples: Clips that stand for a cluster, at most.
-      num_verbs: Verbs named, at most.
+      clusters: Cluster of each clip, as `cluster` returns it.
+      embeddings: The embeddings that were clustered.
+      labels: 0 or 1, or all -1 where no clip is labelled.
+      verb_ids: Verb of each clip, -1 where unknown.
+      num_examples: Maximum number of clips listed as examples of a cluster.
+      num_verbs: Maximum number of verbs listed for a cluster.
     """
     nearness = np.einsum("nd,nd->n", embeddings, _means(embeddings, clusters)[clusters])
     found = []

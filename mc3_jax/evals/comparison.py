@@ -20,17 +20,17 @@ def lead(
     num_bootstrap: int,
     seed: int,
 ) -> dict[str, object]:
-    """Returns by how much the mean of a metric over our seeds is above that over theirs, and its 95 % interval.
+    """Returns "lead", a metric's mean over our seeds minus its mean over theirs, and its 95 % "interval" [low, high].
 
-    Every resampling of the videos meets all seeds of both, so what is common to them cancels. The interval is that of the
-    videos: how much other seeds would differ is not in it.
+    Each resampling of the videos is applied to all seeds of both methods, so that what they have in common cancels. The
+    interval covers the choice of videos only, not that of seeds.
 
     Args:
       ours, theirs: Scores of the clips, one row for each seed.
       labels: 0 or 1.
-      videos: Which video each clip is of.
-      metric: Takes weights [r, n], e.g. `metrics.roc_auc`.
-      num_bootstrap, seed: Of the interval.
+      videos: Video of each clip, by number or name.
+      metric: Function of (labels, scores, weights [r, n]), e.g. `metrics.roc_auc`.
+      num_bootstrap, seed: Number of resamplings and their seed.
     """
 
     def difference(weights):
@@ -52,19 +52,19 @@ def leads(
     num_bootstrap: int,
     seed: int,
 ) -> dict[str, dict[str, dict]]:
-    """Returns method → measure → `lead` of ours over it.
+    """Returns other method → measure → the `lead` of our method over it.
 
-    Measures are `roc_auc`, `average_precision`, `within_verb_roc_auc` where a verb has both labels and, for each region,
-    `roc_auc_region_NAME`: positives against the negatives of that region alone.
+    The measures are `roc_auc`, `average_precision`, `within_verb_roc_auc` if any verb has clips of both labels, and for each
+    region `roc_auc_region_NAME`, which ranks all positives against the negatives of that region alone.
 
     Args:
-      scores: Of every method, one row for each seed.
-      ours: Method compared with the others.
+      scores: Method → scores of the clips, one row for each seed.
+      ours: Name of the method that is compared with the others.
       labels: 0 or 1.
-      verb_ids: Groups of the within-verb average.
-      videos: Which video each clip is of.
-      regions: Name → whether a clip lies there, bool [n]; a region without negatives is left out.
-      num_bootstrap, seed: Of the intervals.
+      verb_ids: Verb of each clip: the groups of the within-verb average.
+      videos: Video of each clip, by number or name.
+      regions: Region → whether each clip lies in it, bool [n]; regions without negatives are skipped.
+      num_bootstrap, seed: Number of resamplings for each interval and their seed.
     """
     everyone = np.ones(len(labels), bool)
     measures: dict[str, tuple[Metric, np.ndarray]] = {

@@ -1,4 +1,4 @@
-"""Scores that know nothing of the method: what it has to beat to have learned anything."""
+"""Control scores made without any model: a method that doesn't beat them has learned nothing useful."""
 
 import librosa
 import numpy as np
@@ -10,7 +10,7 @@ NUM_FOLDS = 10
 
 
 def loudness(audio: Int[np.ndarray, "b samples"]) -> Float[np.ndarray, " b"]:
-    """Returns the RMS level of each clip in dB of full scale (int16)."""
+    """Returns the RMS level of each clip in dB relative to full scale (int16), at least -100."""
     power = np.mean((audio.astype(np.float64) / 32768.0) ** 2, axis=1)
     return 10.0 * np.log10(power + 1e-10)
 
@@ -19,11 +19,12 @@ def onset_strength(audio: Int[np.ndarray, "b samples"], sample_rate_hz: int) -> 
     """Returns the strongest onset of each clip: the maximum of librosa's spectral-flux envelope.
 
     Args:
-      audio: int16.
-      sample_rate_hz: Of it.
+      audio: int16 samples.
+      sample_rate_hz: Sample rate of `audio`.
     """
     waves = audio.astype(np.float32) / 32768.0
-    # The mel filters are made once for all clips. The decibels are each clip's own: librosa cuts 80 below the loudest.
+    # One call for all clips makes the mel filters once. Decibels are taken clip by clip: librosa cuts off 80 dB below the
+    # loudest value it is given.
     powers = librosa.feature.melspectrogram(y=waves, sr=sample_rate_hz)
     levels = [librosa.power_to_db(power) for power in powers]
     return np.array([librosa.onset.onset_strength(S=level, sr=sample_rate_hz).max() for level in levels], np.float64)
@@ -32,18 +33,18 @@ def onset_strength(audio: Int[np.ndarray, "b samples"], sample_rate_hz: int) -> 
 def verb_prior_roc_auc(
     verb_ids: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], seed: int = 0
 ) -> float | None:
-    """Returns the ROC-AUC of how often a clip's verb sounds, learned from other clips than those it is measured on.
+    """Returns the cross-validated ROC-AUC of a score that knows only how often each verb sounds.
 
-    The clips are cut into folds, each with its share of both labels. A verb's rate is learned from the other folds and
-    clips are ranked within their own: the other folds' rate is low where the fold's own is high, so that ranked across
-    folds a verb that tells nothing would come out far below 0.5. The folds' areas are averaged by their clips.
+    The clips are split into folds, stratified by label. A verb's rate is estimated on the other folds, and clips are ranked
+    only within their own fold. Ranking across folds would be biased: where a fold's own rate is high, that of the other folds
+    is low, and a verb that tells nothing would come out far below 0.5. The areas are averaged over folds, weighted by clips.
 
-    None where no verb is known, or where a label has fewer than two clips, so that there are no two folds.
+    None if no verb is known, or if a label has fewer than two clips, which is too few for two folds.
 
     Args:
-      verb_ids: Of the clips; -1 where unknown, for which the overall rate stands.
+      verb_ids: Verb of each clip; -1 where unknown, which is scored with the overall rate.
       labels: 0 or 1.
-      seed: Of the folds.
+      seed: Seed of the split into folds.
     """
     num_folds = min(NUM_FOLDS, int((labels == 1).sum()), int((labels == 0).sum()))
     if num_folds < 2 or not np.any(verb_ids >= 0):
@@ -60,6 +61,6 @@ def verb_prior_roc_auc(
         prior[own] = mean
         for verb in np.unique(verb_ids[own & (verb_ids >= 0)]):
             same = rest & (verb_ids == verb)
-            # Two clips' worth of the overall rate, so that a rare verb is not taken at its word.
+            # Two pseudo-clips at the overall rate: the few clips of a rare verb are poor evidence.
             prior[own & (verb_ids == verb)] = (labels[same].sum() + 2 * mean) / (same.sum() + 2)
     return float(metrics.within_group_roc_auc(labels, prior, fold)[0])

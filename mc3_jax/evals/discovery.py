@@ -1,4 +1,4 @@
-"""Sounding-action discovery: does the similarity of two modalities tell whether the narrated action sounds? (Sec. 5.1)"""
+"""Sounding-action discovery: does the similarity of two modalities predict whether the narrated action sounds? (Sec. 5.1)"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ PAIR_MODALITIES = {"av": ("audio", "video"), "al": ("audio", "text"), "vl": ("vi
 
 
 def similarities(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the cosine of each pair of modalities of every clip, [n] each.
+    """Returns pair of `PAIR_MODALITIES` → cosine of the two modalities of each clip, [n].
 
     Args:
       embeddings: {"audio", "video", "text"}: L2-normalised [n, d].
@@ -24,16 +24,16 @@ def similarities(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def discover(
     scores: np.ndarray, labels: np.ndarray, verb_ids: np.ndarray, videos: np.ndarray, *, num_bootstrap: int, seed: int
 ) -> dict[str, object]:
-    """Returns the metrics of one score on all labelled clips, with chance level and counts.
+    """Returns the metrics of one score on all labelled clips, with chance levels and counts.
 
-    `within_verb_roc_auc` is None where no verb has clips of both labels.
+    `within_verb_roc_auc` is None if no verb has clips of both labels.
 
     Args:
-      scores: [n].
+      scores: Score of each clip, higher where it is more likely to sound, [n].
       labels: 0 or 1, [n].
-      verb_ids: Groups of the within-verb average, [n].
-      videos: Which video each clip is of, [n].
-      num_bootstrap, seed: Of the 95 % intervals.
+      verb_ids: Verb of each clip: the groups of the within-verb average, [n].
+      videos: Video of each clip, by number or name, [n].
+      num_bootstrap, seed: Number of resamplings for the 95 % intervals and their seed.
     """
     within, num_within = metrics.within_group_roc_auc(labels, scores, verb_ids)
     interval = {
@@ -58,17 +58,17 @@ def compare(
     scores: np.ndarray, controls: Mapping[str, np.ndarray], labels: np.ndarray, videos: np.ndarray, *,
     num_bootstrap: int, seed: int,
 ) -> dict[str, object]:  # fmt: skip
-    """Returns a score's ROC-AUC minus the best control's, with a paired bootstrap interval.
+    """Returns the margin, a score's ROC-AUC minus the best control's, with its paired bootstrap interval.
 
-    A control is turned round where lower means sounding, which favours it. In every resampling the score meets the best
-    control of that resampling.
+    A control that is lower where clips sound has its sign reversed, in favour of the controls. Each resampling compares the
+    score with the control that is best in that resampling.
 
     Args:
-      scores: [n].
-      controls: Name → scores [n].
+      scores: Score of each clip, [n].
+      controls: Name → score of each clip, [n].
       labels: 0 or 1, [n].
-      videos: Which video each clip is of, [n].
-      num_bootstrap, seed: Of the 95 % interval.
+      videos: Video of each clip, by number or name, [n].
+      num_bootstrap, seed: Number of resamplings for the 95 % interval and their seed.
     """
 
     def best(weights=None):
@@ -88,10 +88,10 @@ def compare(
 
 
 def describe_margin(found: Mapping) -> str:
-    """Returns in a sentence what `compare` found of AV, and what its interval says.
+    """Returns a sentence with the margin of the AV score over the controls and what its interval means.
 
     Args:
-      found: Of `compare`.
+      found: Result of `compare`.
     """
     low, high = found["margin_interval"]
     if low > 0:
@@ -109,14 +109,14 @@ def describe_margin(found: Mapping) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Verbs:
-    """How the scores of verbs follow how often they sound.
+    """Mean score of each verb beside the share of its clips that sound.
 
     Attributes:
-      verb_ids: Of the verbs with enough clips, [v].
-      counts: Labelled clips of each, [v].
-      rates: Share of them that sound, [v].
-      scores: Mean score of each, [v].
-      spearman: Rank correlation of rates and scores; NaN with fewer than three verbs or where either is constant.
+      verb_ids: Ids of the verbs with enough clips, [v].
+      counts: Number of labelled clips of each verb, [v].
+      rates: Share of these clips that sound, [v].
+      scores: Mean score of these clips, [v].
+      spearman: Rank correlation of rates and scores; NaN with fewer than three verbs or if either is constant.
     """
 
     verb_ids: Int[np.ndarray, " v"]
@@ -130,10 +130,10 @@ def by_verb(scores: np.ndarray, labels: np.ndarray, verb_ids: np.ndarray, min_cl
     """Returns the mean score and the true sounding rate of each verb.
 
     Args:
-      scores: [n].
+      scores: Score of each clip, [n].
       labels: 0 or 1, [n].
-      verb_ids: [n]; negative where unknown, left out.
-      min_clips: A verb needs.
+      verb_ids: Verb of each clip, [n]; clips with a negative one, unknown, are skipped.
+      min_clips: Verbs with fewer clips are skipped.
     """
     known = verb_ids >= 0
     verbs, place, counts = np.unique(verb_ids[known], return_inverse=True, return_counts=True)

@@ -1,8 +1,8 @@
-"""The embeddings of a split on disk: what curves, comparisons, clusters and maps are made of without a model.
+"""The embeddings of a split on disk, from which curves, comparisons, clusters and maps can be made without a model.
 
-One `.npz` of plain arrays, read without pickle: `audio`, `video`, `text` float32 [n, d], L2-normalised, and of each clip its
-`clip_id` and `video_uid` (unicode), its `index` in the split, `label`, `verb_id`, `noun_id` (-1 where nobody knows),
-`loudness` and `onset_strength`. `docs/evaluation.md` has the units. Files of earlier versions lack one or both of the names.
+One `.npz` of plain arrays, read without pickle: `audio`, `video`, `text` float32 [n, d], L2-normalised, and for each clip its
+`clip_id` and `video_uid` (unicode), its `index` in the split, `label`, `verb_id`, `noun_id` (-1 where unknown), `loudness`
+and `onset_strength`. `docs/evaluation.md` has the units. Files of earlier versions lack `clip_id`, `video_uid` or both.
 """
 
 import pathlib
@@ -20,12 +20,12 @@ NAMES = ("clip_id", "video_uid")
 
 
 def save(path: pathlib.Path, embeddings: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]) -> None:
-    """Writes a file in one step: a reader sees the old one or the new.
+    """Writes the file atomically: a reader sees the old file or the new one.
 
     Args:
-      path: Of the file.
+      path: Path of the file.
       embeddings: {"audio", "video", "text"}: [n, d].
-      known: `NUMBERS` and the strings `NAMES`: [n].
+      known: The numbers `NUMBERS` and the strings `NAMES` of each clip, [n].
     """
     with whole_file.writing(path) as aside, aside.open("wb") as f:
         arrays = {name: embeddings[name] for name in TOWERS} | {name: known[name] for name in NUMBERS}
@@ -33,10 +33,10 @@ def save(path: pathlib.Path, embeddings: Mapping[str, np.ndarray], known: Mappin
 
 
 def load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns (embeddings, known) as `save` took them; of a file of an earlier version without some of `NAMES`.
+    """Returns (embeddings, known) as `save` took them; files of earlier versions lack some of `NAMES`.
 
     Raises:
-      ValueError: No such file, or not one that `save` wrote.
+      ValueError: The file doesn't exist, or `save` didn't write it.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""The plots of the pages, as Plotly figures. Plotly reads some HTML in every text: what comes from data is escaped here."""
+"""The plots of the pages, as Plotly figures. Plotly interprets some HTML in every text, so text from data is escaped here."""
 
 import html
 import itertools
@@ -10,15 +10,15 @@ import plotly.graph_objects as go
 
 from mc3_jax.evals import metrics
 
-# Okabe & Ito (2008): told apart by the colour-blind as well.
+# Okabe & Ito (2008): the colour-blind can tell these apart as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#7F7F7F", "#1D2430")
 SOUNDING, SILENT = COLOURS[0], COLOURS[1]
 LABELS = {1: "sounds", 0: "does not sound", -1: "no label"}
-MAX_POINTS = 500  # of a curve: more than a screen has pixels for
+MAX_POINTS = 500  # of a curve; a screen can't show more
 
 
 def plain(text: str, width: int = 48, lines: int = 3) -> str:
-    """Returns untrusted text for Plotly: nothing in it is a tag, lines are broken, what is too long is cut."""
+    """Returns untrusted text as Plotly can show it: tags escaped, wrapped at `width`, cut after `lines` lines."""
     wrapped = textwrap.wrap(text, width)
     if len(wrapped) > lines:
         wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: width - 2] + " …"]
@@ -26,13 +26,13 @@ def plain(text: str, width: int = 48, lines: int = 3) -> str:
 
 
 def _thin(*values: np.ndarray | Sequence[float]) -> list[np.ndarray]:
-    """Returns each list of a curve at most `MAX_POINTS` long, ends kept."""
+    """Returns each coordinate of a curve thinned to at most `MAX_POINTS`, first and last point kept."""
     kept = np.unique(np.linspace(0, len(values[0]) - 1, MAX_POINTS).round().astype(int))
     return [np.round(np.asarray(value, np.float64)[kept], 5) for value in values]
 
 
 def _figure(traces, x: str, y: str, *, height: int = 380, **layout) -> go.Figure:
-    """Returns a figure in the pages' look. Axes are fixed, so that a finger on it scrolls the page."""
+    """Returns a figure in the pages' style. Its axes are fixed, so that dragging a finger over it scrolls the page."""
     axis = {"fixedrange": True, "automargin": True, "gridcolor": "#e4e8ed", "zerolinecolor": "#c3cad3"}
     figure = go.Figure(list(traces))
     figure.update_layout(
@@ -51,11 +51,11 @@ def _line(x, y, name: str, colour: int = 0, **line) -> go.Scatter:
 
 
 def curves(scores: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray) -> dict[str, go.Figure]:
-    """Returns ROC and precision-recall curves, {"roc", "pr"}.
+    """Returns the ROC and the precision-recall curves of AV and AL, {"roc", "pr"}.
 
     Args:
-      scores: Checkpoint → pair → score of each clip.
-      labels: 0 or 1.
+      scores: Checkpoint → pair → score of each clip, [n].
+      labels: 0 or 1, [n].
     """
     roc, pr = [], []
     shown = [(name, pair, values[pair]) for name, values in scores.items() for pair in ("av", "al")]
@@ -74,9 +74,9 @@ def curves(scores: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray) -
 
 
 def histogram(values: np.ndarray, labels: np.ndarray) -> go.Figure:
-    """Returns the density of a score among clips that sound and among those that don't."""
+    """Returns histograms, as densities, of a score among the clips that sound and among those that don't."""
     low = float(values.min())
-    edges = np.linspace(low, max(float(values.max()), low + 1e-3), 41)  # of float32, close edges would be the same
+    edges = np.linspace(low, max(float(values.max()), low + 1e-3), 41)  # as float32, close edges would coincide
     bars = [
         go.Bar(x=((edges[1:] + edges[:-1]) / 2).round(5), name=name, opacity=0.6, marker={"color": colour},
                y=np.histogram(values[labels == label], edges, density=True)[0].round(4), width=edges[1] - edges[0])
@@ -86,10 +86,10 @@ def histogram(values: np.ndarray, labels: np.ndarray) -> go.Figure:
 
 
 def losses(rows: list[dict]) -> dict[str, go.Figure]:
-    """Returns title → loss curves of a run, phase boundaries marked; {} without rows.
+    """Returns title → figure of a run's loss curves, phase boundaries marked; {} without rows.
 
     Args:
-      rows: Of `metrics.jsonl`.
+      rows: Rows of `metrics.jsonl`.
     """
     named = {key: key.removeprefix("validation_") for row in rows for key in row}
     terms = sorted(key for key, name in named.items() if name.startswith(("loss", "contrastive", "consensus")))
@@ -114,12 +114,12 @@ def losses(rows: list[dict]) -> dict[str, go.Figure]:
 
 
 def epochs(rows: list[dict], columns: Mapping[str, float], unit: str) -> go.Figure:
-    """Returns metrics over epochs.
+    """Returns the curves of metrics over epochs.
 
     Args:
-      rows: With "epoch" and the columns.
-      columns: Name → factor.
-      unit: Of the axis.
+      rows: One per checkpoint, each with "epoch" and the columns.
+      columns: Metric to show → factor that converts it to `unit`.
+      unit: Title of the y axis.
     """
     x = [row["epoch"] for row in rows]
     traces = [
@@ -131,7 +131,7 @@ def epochs(rows: list[dict], columns: Mapping[str, float], unit: str) -> go.Figu
 
 
 def verbs(names: Sequence[str], counts: np.ndarray, rates: np.ndarray, scores: np.ndarray) -> go.Figure:
-    """Returns each verb's mean score against how often it truly sounds; a point's area is its number of clips."""
+    """Returns a plot of each verb's mean score against its true sounding rate; a point's area shows its number of clips."""
     texts = [f"{plain(name)}<br>{n} clips, {rate:.0%} sound<br>mean score {score:.3f}"
              for name, n, rate, score in zip(names, counts, rates, scores, strict=True)]  # fmt: skip
     size = {"size": counts, "sizemode": "area", "sizeref": 2 * counts.max() / 36**2, "sizemin": 5}
@@ -143,10 +143,10 @@ def verbs(names: Sequence[str], counts: np.ndarray, rates: np.ndarray, scores: n
 
 
 def long_tail(groups: Sequence[Mapping]) -> go.Figure:
-    """Returns the number of clips of each verb-noun pair, the most frequent first (Fig. 4).
+    """Returns a bar chart of the number of clips of each verb-noun pair, the most frequent first (Fig. 4).
 
     Args:
-      groups: "verb", "noun" and "num_clips" of each, in order (`taxonomy.statistics`).
+      groups: "verb", "noun" and "num_clips" of each pair, already sorted (`taxonomy.statistics`).
     """
     counts = [group["num_clips"] for group in groups]
     texts = [f"{plain(group['verb'])}, {plain(group['noun'])}: {group['num_clips']}" for group in groups]
@@ -161,9 +161,9 @@ def scatter_map(places: np.ndarray, labels: np.ndarray, texts: Sequence[str]) ->
     """Returns the map of the clips; a point's `customdata` is its row.
 
     Args:
-      places: [n, 2].
-      labels: 0 or 1, or all -1, [n].
-      texts: Shown over a point, made with `plain`.
+      places: Coordinates of each clip on the map, [n, 2].
+      labels: 0 or 1, or all -1 where no clip is labelled, [n].
+      texts: Text shown when pointing at a clip, made with `plain`.
     """
     traces = []
     drawn = ((1, SOUNDING, "circle"), (0, SILENT, "x"))
@@ -182,11 +182,11 @@ def scatter_map(places: np.ndarray, labels: np.ndarray, texts: Sequence[str]) ->
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> go.Figure:
-    """Returns how the clips of each class were classified, each row adding up to 1.
+    """Returns the confusion matrix as a heat map; each row is scaled to add up to 1.
 
     Args:
-      counts: Clips of true class i (row) taken for j.
-      names: Of the classes.
+      counts: Number of clips of true class i classified as j, [i, j].
+      names: Names of the classes.
     """
     of_row = np.maximum(counts.sum(1, keepdims=True), 1)
     share = counts / of_row
@@ -201,7 +201,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> go.Figure:
 
 
 def pr_of_methods(methods: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Figure:
-    """Returns a precision-recall curve of each method (Fig. 5).
+    """Returns the precision-recall curves of all methods (Fig. 5).
 
     Args:
       methods: Title → {"recall", "precision"}.
@@ -213,7 +213,7 @@ def pr_of_methods(methods: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Fi
 
 
 def leads(methods: Mapping[str, Mapping[str, Mapping]]) -> go.Figure:
-    """Returns by how much ours is ahead of each method, a dot with its interval for each measure.
+    """Returns a plot of our lead over each method: for each measure a dot with its interval.
 
     Args:
       methods: Title → measure → {"lead", "interval"}.
@@ -246,5 +246,5 @@ def leads(methods: Mapping[str, Mapping[str, Mapping]]) -> go.Figure:
 
 
 def measure_name(measure: str) -> str:
-    """Returns how a measure is called on a page."""
+    """Returns the name under which pages show a measure."""
     return measure.replace("_", " ").replace("roc auc", "ROC-AUC").replace("average precision", "AP")

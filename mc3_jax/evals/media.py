@@ -1,4 +1,4 @@
-"""Frames and sounds of the clips a page shows, small enough that hundreds of them fit into one file."""
+"""Frames and sounds of the clips that a page shows, compressed so that hundreds of clips fit into one file."""
 
 import base64
 import concurrent.futures
@@ -12,20 +12,20 @@ import simplejpeg
 import soundfile
 from jaxtyping import Int16
 
-MIN_FRAME_PX = 120  # the short side is halved while it stays as long
+MIN_FRAME_PX = 120  # the short side is halved as long as it stays at or above this
 MAX_AUDIO_S = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A clip as a page shows it. Texts are untrusted.
+    """A clip as a page shows it. Its texts are untrusted.
 
     Attributes:
-      index: In the split; names the clip within the page.
-      clip_id, narration: Of the clip.
-      frames: JPEG files, in the order of time: one of each interval, or the middle one alone; none of a sound.
-      middle: Which of the frames stands for the clip.
-      size_px: (width, height) of the frames; (0, 0) without.
+      index: Index of the clip in its split, by which the page refers to it.
+      clip_id, narration: Id and narration of the clip.
+      frames: JPEG files in the order of time: one from each interval, or only the middle one; [] for clips without video.
+      middle: Which of the frames represents the clip.
+      size_px: (width, height) of the first frame; (0, 0) without frames.
       audio: MP3 file of at most the first `MAX_AUDIO_S` seconds; b"" where there is no sound.
     """
 
@@ -38,15 +38,15 @@ class Shown:
     audio: bytes
 
     def encoded(self) -> dict:
-        """Returns what the page's script makes pictures and sounds of."""
+        """Returns {"frames", "audio"} in base64, from which the page's script makes images and sounds."""
         frames = [base64.b64encode(frame).decode() for frame in self.frames]
         return {"frames": frames, "audio": base64.b64encode(self.audio).decode()}
 
 
 def shrink(jpeg: bytes) -> tuple[bytes, tuple[int, int]]:
-    """Returns a JPEG file whose short side is under twice `MIN_FRAME_PX`, and its (width, height).
+    """Returns a JPEG file, scaled down to a short side of less than twice `MIN_FRAME_PX`, and its (width, height).
 
-    A small one is handed on as it is, byte for byte.
+    A file that is small enough already is returned unchanged, byte for byte.
     """
     height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
     if min(height, width) < 2 * MIN_FRAME_PX:
@@ -56,9 +56,9 @@ def shrink(jpeg: bytes) -> tuple[bytes, tuple[int, int]]:
 
 
 def mp3(audio: Int16[np.ndarray, " samples"], sample_rate_hz: int) -> bytes:
-    """Returns the first `MAX_AUDIO_S` seconds as an MP3 file, which every browser plays; b"" of nothing.
+    """Returns the first `MAX_AUDIO_S` seconds as an MP3 file, which every browser plays; b"" if there are no samples.
 
-    A clip of 1.5 s takes about 6 KB; as WAV it would take 48.
+    A clip of 1.5 s takes about 6 KB; as WAV it would take 48 KB.
     """
     if not len(audio):
         return b""
@@ -68,12 +68,12 @@ def mp3(audio: Int16[np.ndarray, " samples"], sample_rate_hz: int) -> bytes:
 
 
 def gather(source, indices: Iterable[int], whole: Iterable[int] = ()) -> dict[int, Shown]:
-    """Returns every clip once, by its index.
+    """Returns index → clip, each clip once, in the order of the indices.
 
     Args:
-      source: `loader.ClipSource`.
-      indices: Clips of which one frame is shown.
-      whole: Clips of which one frame of each interval is.
+      source: `loader.ClipSource` with the clips.
+      indices: Clips that are shown with one frame.
+      whole: Clips that are shown with one frame from each interval; they may be in `indices` as well.
     """
     whole = {int(i) for i in whole}
     candidates = source.info.num_candidates
@@ -91,6 +91,6 @@ def gather(source, indices: Iterable[int], whole: Iterable[int] = ()) -> dict[in
         )  # fmt: skip
 
     wanted = sorted({int(i) for i in indices} | whole)
-    # Encoding a second of sound takes some milliseconds, without Python's lock.
+    # Threads help: encoding a second of sound takes some milliseconds and releases Python's lock.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(wanted, pool.map(show, wanted), strict=True))

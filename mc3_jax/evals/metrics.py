@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int, Num, Shaped
 
-MIN_VIDEOS = 10  # that intervals are made of
+MIN_VIDEOS = 10  # for intervals by resampling videos
 
 
 def _grouped(labels, scores, weights):
-    """Returns weights of positives and negatives summed over equal scores, highest score first: two [r, g]."""
+    """Returns the summed weights of positives and of negatives at each distinct score, highest first, both [r, g]."""
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if set(np.unique(labels)) != {0, 1}:
         raise ValueError(f"labels must hold both 0 and 1, got {sorted(set(labels.tolist()))}")
@@ -33,16 +33,16 @@ def _unwrap(values, weights):
 
 
 def roc_auc(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weights=None):
-    """Returns the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+    """Returns the area under the ROC curve: the chance that a positive scores above a negative; a tie counts half.
 
     Args:
-      labels: 0 or 1; both occur.
-      scores: Higher means more likely 1.
-      weights: Of the samples [n] or [r, n]; with it an array [r] is returned instead of a float, NaN where the weights
-        leave one class only.
+      labels: 0 or 1; both must occur.
+      scores: Score of each sample; higher means more likely 1.
+      weights: Weights of the samples, [n] or [r, n]. With them an array [r] is returned instead of a float, NaN where the
+        weights leave one class only.
 
     Raises:
-      ValueError: One class only, or scores that are not finite.
+      ValueError: Labels that are not both 0 and 1, or scores that are not finite.
     """
     positive, negative = _grouped(labels, scores, weights)
     below = negative.sum(1, keepdims=True) - np.cumsum(negative, 1)
@@ -52,7 +52,7 @@ def roc_auc(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weight
 
 
 def average_precision(labels: Int[np.ndarray, " n"], scores: Num[np.ndarray, " n"], weights=None):
-    """Returns the average precision Σ (R_k - R_{k-1}) P_k; arguments and errors as `roc_auc`, NaN without a positive."""
+    """Returns the average precision Σ (R_k - R_{k-1}) P_k; as for `roc_auc`, but NaN where no positive has weight."""
     positive, negative = _grouped(labels, scores, weights)
     hits, seen = np.cumsum(positive, 1), np.cumsum(positive + negative, 1)
     area = _ratio((positive * hits / np.maximum(seen, 1e-12)).sum(1), positive.sum(1))
@@ -66,28 +66,31 @@ def roc_curve(labels, scores) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray
 
 
 def pr_curve(labels, scores) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, " g"]]:
-    """Returns (recall, precision), recall rising from 0, where precision is that of the first threshold."""
+    """Returns (recall, precision) by rising recall; at recall 0 the precision is that of the first threshold."""
     positive, negative = (np.cumsum(x[0]) for x in _grouped(labels, scores, None))
     precision = positive / (positive + negative)
     return np.r_[0.0, positive / positive[-1]], np.r_[precision[0], precision]
 
 
 def pr_auc_trapezoid(labels, scores) -> float:
-    """Returns the area under straight lines between PR points: what public code calls PR-AUC; too high by a little."""
+    """Returns the area under the PR curve with straight lines between points: public code's PR-AUC, slightly too high."""
     recall, precision = pr_curve(labels, scores)
     return float(np.trapezoid(precision, recall))
 
 
 def within_group_roc_auc(labels, scores, groups, weights=None):
-    """Returns the mean over groups of the ROC-AUC within each, weighted by its samples, and the number of samples used.
+    """Returns the mean of the groups' own ROC-AUCs, weighted by their samples, and the number of samples used.
 
-    A score that knows nothing but the group gets 0.5. Groups of one class only are left out; without others the mean is NaN.
+    A score that depends on the group alone gets 0.5. Groups with one class only are skipped; the mean is NaN if all are.
 
     Args:
       labels, scores: As for `roc_auc`.
-      groups: Of the samples, [n].
-      weights: Of the samples [n] or [r, n]; with it arrays [r] are returned instead of numbers, and a group counts with the
-        weight of its samples.
+      groups: Group of each sample, [n].
+      weights: Weights of the samples, [n] or [r, n]. With them arrays [r] are returned instead of numbers, and groups are
+        weighted by the weights of their samples.
+
+    Raises:
+      ValueError: Scores that are not finite, in a group with both classes.
     """
     rows = np.ones((1, len(labels))) if weights is None else np.atleast_2d(weights)
     total, used = np.zeros(len(rows)), np.zeros(len(rows))
@@ -107,18 +110,18 @@ def within_group_roc_auc(labels, scores, groups, weights=None):
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], np.ndarray], videos: Shaped[np.ndarray, " n"], num_bootstrap: int, seed: int
 ) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of a statistic of clips; a resampling where it is NaN does not count.
+    """Returns the 95 % percentile bootstrap interval of a statistic of clips; resamplings where it is NaN don't count.
 
-    Whole videos are drawn with replacement, each with all its clips. Clips of one video are alike, and drawn one by one they
-    would give intervals as narrow as if each were of another video (a cluster bootstrap; Cameron, Gelbach and Miller, 2008).
-    Of fewer than `MIN_VIDEOS` that says nothing: then clips are drawn one by one.
+    Whole videos are drawn with replacement, each with all its clips (a cluster bootstrap; Cameron, Gelbach and Miller, 2008).
+    Clips of one video are alike: drawn one by one, they would give intervals as narrow as if each came from another video.
+    Fewer than `MIN_VIDEOS` videos are too few to resample; then clips are drawn one by one.
 
     Args:
-      statistic: Takes how often each clip occurs in some resamplings, [r, n], and returns [r]. A difference of two metrics
-        under the same weights is a paired bootstrap.
-      videos: Which video each clip is of, by number or name.
-      num_bootstrap: Resamplings.
-      seed: Of the draw.
+      statistic: Function of the number of times that each clip occurs in each resampling, [r, n], which returns [r]. The
+        difference of two metrics under the same weights makes a paired bootstrap.
+      videos: Video of each clip, by number or name.
+      num_bootstrap: Number of resamplings.
+      seed: Seed of the resamplings.
     """
     names, video = np.unique(videos, return_inverse=True)
     if len(names) < MIN_VIDEOS:

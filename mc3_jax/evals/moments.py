@@ -1,4 +1,4 @@
-"""Moments of videos ranked by what is asked for, and the page that shows the best of them."""
+"""Moments of videos ranked by their similarity to a query, and the page that shows the best of them."""
 
 import csv
 import dataclasses
@@ -14,7 +14,7 @@ from mc3_jax.evals import media, page
 
 FILE = "moments.npz"
 SCORES = ("audio", "video", "both")  # what a query may be compared with
-AGREEMENT = "sound and sight agree"  # what moments are ranked by where nothing is asked for
+AGREEMENT = "sound and sight agree"  # title of the ranking without a query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Moments:
     """Clips and their embeddings, in the order of the data set.
 
     Attributes:
-      audio, video: L2-normalised.
-      clip_id, video_uid: Of each.
-      start_us, stop_us: Of each in its video.
+      audio, video: L2-normalised embeddings.
+      clip_id, video_uid: Clip id and video of each moment.
+      start_us, stop_us: Start and end of each moment within its video.
     """
 
     audio: Float[np.ndarray, "n d"]
@@ -39,7 +39,7 @@ class Moments:
 
     @property
     def agreement(self) -> Float[np.ndarray, " n"]:
-        """Cosine of sound and pictures: the score by which discovery ranks clips (SoundingActions, Sec. 3)."""
+        """Cosine of each moment's sound and frames: the score by which discovery ranks clips (SoundingActions, Sec. 3)."""
         return np.sum(self.audio * self.video, axis=1)
 
 
@@ -48,11 +48,11 @@ class Hit:
     """A moment found.
 
     Attributes:
-      rank: From 1.
-      row: Of the moment.
-      score: It was ranked by.
-      audio, video: Cosines of the query with the moment's sound and pictures; None without a query.
-      agreement: Cosine of its sound and pictures.
+      rank: Rank among the hits, from 1.
+      row: Row of the moment in `Moments`.
+      score: Score that the ranking is by.
+      audio, video: Cosines of the query with the moment's sound and frames; None without a query.
+      agreement: Cosine of the moment's sound and frames.
     """
 
     rank: int
@@ -64,17 +64,17 @@ class Hit:
 
 
 def find(moments: Moments, query: Float[np.ndarray, " d"] | None, by: str, top: int) -> list[Hit]:
-    """Returns the best moments, the best first; of those that overlap in time the best one alone.
+    """Returns the best moments, the best first; a moment that overlaps with a better one in time is skipped.
 
     Args:
-      moments: To look through.
-      query: Embedding of a text or a sound; None ranks by `Moments.agreement`.
-      by: Of `SCORES`: the query's cosine with the sound, with the pictures, or the mean of both.
-      top: How many at most.
+      moments: Moments to search.
+      query: L2-normalised embedding of a text or a sound; None ranks by `Moments.agreement`.
+      by: One of `SCORES`: the query's cosine with the sound, with the frames, or the mean of both.
+      top: Maximum number of hits.
     """
     audio, video = (None, None) if query is None else (moments.audio @ query, moments.video @ query)
     agreement = moments.agreement
-    # A question decides by what it is compared with, else the moment by itself.
+    # Without a query, a moment's score is its own agreement.
     score = agreement if query is None else {"audio": audio, "video": video, "both": (audio + video) / 2}[by]
     hits: list[Hit] = []
     taken: dict[str, list[tuple[int, int]]] = {}
@@ -92,19 +92,19 @@ def find(moments: Moments, query: Float[np.ndarray, " d"] | None, by: str, top: 
 
 
 def save(path: pathlib.Path, moments: Moments, made_of: str) -> None:
-    """Writes moments as plain arrays in one step.
+    """Writes moments atomically, as plain arrays named like their attributes.
 
     Args:
-      path: Of the file.
-      moments: Named as their attributes.
-      made_of: Digest of the clips and the model, by which `load` knows them.
+      path: Path of the file.
+      moments: Moments to write.
+      made_of: Digest of the clips and the model, which `load` compares.
     """
     with whole_file.writing(path) as aside, aside.open("wb") as f:
         np.savez(f, made_of=np.array(made_of), **{f.name: getattr(moments, f.name) for f in dataclasses.fields(Moments)})
 
 
 def load(path: pathlib.Path, made_of: str) -> Moments | None:
-    """Returns what `save` wrote of the same clips and model; None where there is no such file. Nothing is unpickled."""
+    """Returns what `save` wrote for the same digest; None if there is no such file. Nothing is unpickled."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if str(arrays["made_of"]) != made_of:
@@ -125,7 +125,7 @@ def clock(time_us: int) -> str:
 
 
 def write_csv(path: pathlib.Path, moments: Moments, found: Mapping[str, Sequence[Hit]]) -> None:
-    """Writes every hit of every query as a row; seconds are those of the video, scores cosines."""
+    """Writes a row for every hit of every query; times are seconds of the video, scores are cosines."""
     with whole_file.writing(path) as aside, aside.open("w", newline="", encoding="utf-8") as f:
         out = csv.writer(f)
         out.writerow(
@@ -144,13 +144,13 @@ def write_csv(path: pathlib.Path, moments: Moments, found: Mapping[str, Sequence
 def write_page(
     folder: pathlib.Path, moments: Moments, found: Mapping[str, Sequence[Hit]], *, title: str, facts: str, by: str, source
 ) -> pathlib.Path:
-    """Writes `folder/index.html`, every hit with its pictures and its sound, and returns its path.
+    """Writes `folder/index.html`, which shows every hit with its frames and sound, and returns its path.
 
     Args:
-      folder: Made where missing.
+      folder: Created if missing.
       moments: Row i is clip i of `source`.
       found: Query → its hits.
-      title, facts: Head of the page.
+      title, facts: Title of the page and the line below it.
       by: See `find`.
       source: `loader.ClipSource` of the moments.
     """

@@ -1,7 +1,7 @@
 """One self-contained page: tables, Plotly figures and clips in a file that needs no network and runs no script but ours.
 
-Whatever comes from data is text. Jinja escapes it in HTML, `embed` in JSON, `figures.plain` in what Plotly draws; and the
-page's Content-Security-Policy names the digests of its two scripts, so that no other would run.
+Text from data is never markup: Jinja escapes it in HTML, `embed` in JSON and `figures.plain` in what Plotly draws. The page's
+Content-Security-Policy also names the digests of its two scripts, so that no other one would run.
 """
 
 import base64
@@ -28,8 +28,8 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-      text: Shown.
-      key: Sorted by; None where there is nothing, which is sorted last.
+      text: Text that is shown.
+      key: Value that the column is sorted by; None for an empty cell, which is sorted last.
     """
 
     text: str
@@ -38,13 +38,13 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table whose columns sort.
+    """A table that can be sorted by any column.
 
     Attributes:
-      caption: Says what it is, to those who can't see it as well.
-      columns: Headers.
-      rows: As many cells each; the first names the row.
-      marked: Rows that stand out.
+      caption: What the table shows; screen readers read it too.
+      columns: Headers of the columns.
+      rows: Cells of each row, one for each column; the first names the row.
+      marked: Indices of the rows to highlight.
     """
 
     caption: str
@@ -54,20 +54,20 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """Of each column, "number" or "text"; what is missing says nothing."""
+        """Kind of each column, "number" or "text"; empty cells are ignored."""
         keys = [[row[i].key for row in self.rows] for i in range(len(self.columns))]
         return ["text" if any(isinstance(key, str) for key in column) else "number" for column in keys]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """A figure and what it says.
+    """A figure with its title and description.
 
     Attributes:
-      name: Unique in the page, letters, digits and hyphens.
-      title: Above it.
-      alt: What is to be seen, for those who can't.
-      figure: Plotly's.
+      name: Name, unique in the page, of letters, digits and hyphens.
+      title: Title above the figure.
+      alt: Description for readers who can't see the figure.
+      figure: Plotly figure.
     """
 
     name: str
@@ -77,17 +77,17 @@ class Plot:
 
 
 def text(value: str) -> Cell:
-    """Returns a cell that sorts by its letters."""
+    """Returns a cell that is sorted by its text."""
     return Cell(value, value)
 
 
 def number(value: float | None, form: str = ".3f", note: str = "") -> Cell:
-    """Returns a cell that sorts by its number; "–" where there is none.
+    """Returns a cell that is sorted by its number; "–" for None and NaN.
 
     Args:
       value: The number, None or NaN.
-      form: Of it, as `format` takes it.
-      note: Behind it.
+      form: Format of the number, as for `format`.
+      note: Text that follows the number.
     """
     if value is None or math.isnan(value):
         return Cell("–")
@@ -95,19 +95,19 @@ def number(value: float | None, form: str = ".3f", note: str = "") -> Cell:
 
 
 def markdown(table: Table) -> str:
-    """Returns a table as Markdown, without its caption; what is in its cells stays text."""
+    """Returns a table as Markdown, without its caption; text of cells is escaped."""
     lines = [table.columns, ["---"] * len(table.columns), *([cell.text for cell in row] for row in table.rows)]
     escaped = ([text.replace("<", "&lt;").replace("|", "\\|") for text in line] for line in lines)
     return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
 
 def embed(value: str) -> Markup:
-    """Returns JSON that may stand in a <script>: nothing in it ends the element or looks like markup.
+    """Returns JSON escaped so that it may stand in a <script>: nothing in it ends the element or looks like markup.
 
     Args:
-      value: JSON.
+      value: JSON text.
     """
-    for character in "<>&\u2028\u2029":  # in JSON they occur within strings alone
+    for character in "<>&\u2028\u2029":  # in JSON these occur only within strings
         value = value.replace(character, f"\\u{ord(character):04x}")
     return Markup(value)
 
@@ -122,15 +122,15 @@ def write(
     clips: Mapping[int, media.Shown] | None = None,
     **content,
 ) -> pathlib.Path:
-    """Writes `folder/index.html` in one step and returns its path.
+    """Writes `folder/index.html` atomically and returns its path.
 
     Args:
-      folder: Made where missing.
-      template: File beside this one.
-      title, facts: Head of the page.
-      plots: Every figure of the page; the template places them by name.
-      clips: Every clip of the page by its index; the template places them, each is stored once.
-      **content: What else the template takes.
+      folder: Created if missing.
+      template: File name of the template, in this module's folder.
+      title, facts: Title of the page and the line below it.
+      plots: All figures of the page; the template places them by name.
+      clips: Index → clip for all clips of the page; the template places them, and each is stored once.
+      **content: Further variables of the template.
     """
     clips = clips or {}
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""What the paper reports (SoundingActions, CVPR 2024), to stand beside what is measured. Other data, larger models."""
+"""The paper's results (SoundingActions, CVPR 2024), shown beside those measured here, on other data with smaller models."""
 
 # Table 2, discovery: ROC-AUC and PR-AUC of audio-video (AV) and audio-language (AL).
 DISCOVERY = {
@@ -13,7 +13,7 @@ DISCOVERY = {
     "MC3": {"av": (0.598, 0.666), "al": (0.658, 0.715)},
 }
 
-# Table 3, retrieval: its "Recall" at 5 and 10, in percent. Random's row fits hits / relevant, the others' mean hits.
+# Table 3, retrieval: its "Recall" at 5 and 10, in percent. The Random row fits hits / relevant, the others fit mean hits.
 RETRIEVAL = {
     "Random": {"v2a": (0.1, 0.1), "a2v": (0.1, 0.1), "l2a": (0.1, 0.1), "a2l": (0.1, 0.1)},
     "CLAP": {"l2a": (49.8, 87.6), "a2l": (34.0, 67.1)},

@@ -9,23 +9,25 @@ PERPLEXITY = 30.0
 
 
 def sample(n: int, count: int, seed: int) -> Int[np.ndarray, " m"]:
-    """Returns `count` of `n` places in order, drawn at random; all where there are no more."""
+    """Returns `count` of `n` indices, drawn at random and sorted; all of them if `n` is no larger."""
     if n <= count:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, count, replace=False))
 
 
 def project(embeddings: Float[np.ndarray, "n d"], seed: int) -> Float[np.ndarray, "n 2"]:
-    """Returns a place on the map for each embedding: neighbours stay neighbours, distances far apart mean little.
+    """Returns coordinates on a map for each embedding: neighbours stay neighbours, large distances mean little.
+
+    Fewer than four embeddings, or embeddings that are all alike, get their principal components.
 
     Args:
-      embeddings: L2-normalised; of a few thousand at most, for it takes seconds a thousand.
-      seed: Of the descent.
+      embeddings: L2-normalised embeddings, a few thousand at most: each thousand takes seconds.
+      seed: Seed of t-SNE's gradient descent.
     """
     n = len(embeddings)
     centred = embeddings.astype(np.float64) - embeddings.mean(0)
     start = np.zeros((n, 2))
-    # Their threads spin while they wait: where others use the cores as well, two took 46 s for what one does in 2.
+    # The threads of BLAS and OpenMP spin while they wait: with other work on the cores, two took 46 s where one takes 2.
     with threadpool_limits(1):
         left, spread, _ = np.linalg.svd(centred, full_matrices=False)
         start[:, : min(2, len(spread))] = (left * spread)[:, :2]

@@ -1,4 +1,4 @@
-"""The page a run ends with: tables beside the paper's, curves, a map, clusters, and clips to look at and listen to."""
+"""The page of a run's results: tables beside the paper's, curves, a map, clusters, and clips to look at and listen to."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import numpy as np
 from mc3_jax.evals import clustering, discovery, figures, media, page, paper, projection, retrieval, taxonomy
 
 MAX_MAPPED = 600  # clips: each takes 15 ms of t-SNE and MP3, and 15 KB of the page
-NUM_QUERIES = 4  # of each direction
+NUM_QUERIES = 4  # in each direction
 _RETRIEVAL_COLUMNS = ("hit@1", "hit@5", "hit@10", "recall@5", "mean_hits@5")
 _INSTANCE_COLUMNS = {"recall@1": ".3f", "recall@5": ".3f", "recall@10": ".3f", "median_rank": ".1f"}  # and their format
 _SHOWN_DIRECTION_TITLES = {"v2a": "Video to audio", "a2l": "Audio to text"}  # Fig. 7
@@ -30,10 +30,10 @@ class Sizes:
     """How much a page shows.
 
     Attributes:
-      num_examples: Best and worst clips, each.
-      num_clusters: Of the video embeddings.
-      num_cluster_examples: Clips of each.
-      seed: Of what is drawn at random.
+      num_examples: Number of clips of each kind of `EXPLANATIONS`.
+      num_clusters: Number of clusters of the video embeddings.
+      num_cluster_examples: Number of clips shown of each cluster.
+      seed: Seed of everything that is drawn at random.
     """
 
     num_examples: int
@@ -43,12 +43,12 @@ class Sizes:
 
 
 def best_and_worst(scores: np.ndarray, labels: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Returns kind (of `EXPLANATIONS`) → rows of the clips that are most and least like it.
+    """Returns kind of `EXPLANATIONS` → rows of its most extreme clips: four kinds, or two where no clip is labelled.
 
     Args:
-      scores: Audio-video, [n].
-      labels: 0 or 1, or all -1, [n].
-      count: Rows of a kind, at most.
+      scores: Audio-video similarity of each clip, [n].
+      labels: 0 or 1, or all -1 where no clip is labelled, [n].
+      count: Maximum number of rows of each kind.
     """
     order = np.argsort(-scores, kind="stable")
     if labels.max() < 0:
@@ -148,7 +148,7 @@ def _curve_plots(scores: dict, labels: np.ndarray, metric_rows: list[dict]) -> l
 
 
 def _queries(embeddings: dict, known: dict, seed: int) -> dict[str, list[retrieval.Query]]:
-    """Returns direction → queries, in rows of the labelled clips."""
+    """Returns direction → queries, whose indices are rows of `known`."""
     rows, groups = retrieval.named_groups(known["label"], known["verb_id"], known["noun_id"])
     sounding = {tower: value[rows] for tower, value in embeddings.items()}
     found = {}
@@ -162,7 +162,7 @@ def _queries(embeddings: dict, known: dict, seed: int) -> dict[str, list[retriev
 
 
 def _map(embeddings, known, labels, scores, clusters, clips, verb_of, seed) -> tuple[page.Plot, str]:
-    """Returns the map and what its script needs: the clips, the highest AV score first, and their places by tower."""
+    """Returns the map and JSON for its script: the clips by falling AV score, and their coordinates for each tower."""
     rows = projection.sample(len(labels), MAX_MAPPED, seed)
     rows = rows[np.argsort(-scores[rows], kind="stable")]
     places = {tower: projection.project(embeddings[tower][rows], seed) for tower in ("video", "audio")}
@@ -182,17 +182,17 @@ def _map(embeddings, known, labels, scores, clusters, clips, verb_of, seed) -> t
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """What of a run its page shows; rows are those of the labelled clips, or of all where none is labelled.
+    """What the page of a run shows. Rows are indices into the labelled clips, or into all clips if none is labelled.
 
     Attributes:
       scores: Checkpoint → pair → cosine of each clip.
-      clusters: Of each clip, 0 the largest.
-      described: The clusters.
+      clusters: Cluster of each clip, 0 the largest.
+      described: Contents of each cluster.
       queries: Direction → queries.
-      best: Kind, of `EXPLANATIONS`, → rows.
-      verbs: Scores beside how often they sound.
-      verb_names: Of `verbs`.
-      clips: Index in the split → clip with its pictures and sound.
+      best: Kind of `EXPLANATIONS` → rows.
+      verbs: Mean score of each verb beside its sounding rate.
+      verb_names: Names of `verbs`.
+      clips: Index in the split → clip with its frames and sound.
     """
 
     scores: dict[str, dict[str, np.ndarray]]
@@ -206,7 +206,7 @@ class _Shown:
 
 
 def _choose(embeddings: dict, known: dict, source, sizes: Sizes) -> _Shown:
-    """Returns what is shown of a run, by its newest checkpoint; reads the clips."""
+    """Returns what the page shows, chosen by the newest checkpoint's embeddings; reads the clips' media."""
     last = list(embeddings)[-1]
     labels, verb_ids, newest = known["label"].astype(np.int64), known["verb_id"].astype(np.int64), embeddings[last]
     scores = {name: discovery.similarities(value) for name, value in embeddings.items()}
@@ -228,7 +228,7 @@ def _choose(embeddings: dict, known: dict, source, sizes: Sizes) -> _Shown:
 
 
 def _verb_plots(shown: _Shown, actions: dict) -> list[page.Plot]:
-    """Returns the plots of verbs and of verb-noun pairs, as far as there are any."""
+    """Returns the plot of verbs and that of verb-noun pairs; either is skipped if there is nothing to show."""
     plots = []
     if shown.verb_names:
         figure = figures.verbs(shown.verb_names, shown.verbs.counts, shown.verbs.rates, shown.verbs.scores)
@@ -256,15 +256,15 @@ def write(
     """Writes `folder/index.html` and returns its path.
 
     Args:
-      folder: Made where missing.
-      title: Of the page.
-      facts: One line: config, data, seed, steps.
+      folder: Created if missing.
+      title: Title of the page.
+      facts: Line below it: data, split, number of clips, seed, checkpoint.
       results: Checkpoint name → what `evaluate.measure` returns; the last is the run's result.
       embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips, or of all if none is labelled.
-      known: What is known of those clips.
-      metric_rows: `metric_writer.read_metrics`.
-      source: `loader.ClipSource` the clips come from.
-      sizes: How much is shown.
+      known: Labels and controls of those clips, as from `evaluate.embed_split`.
+      metric_rows: What `metric_writer.read_metrics` returns; [] shows no loss curves.
+      source: `loader.ClipSource` of the evaluated split.
+      sizes: How much the page shows.
     """
     last, labels = list(results)[-1], known["label"].astype(np.int64)
     shown = _choose(embeddings, known, source, sizes)

@@ -1,8 +1,8 @@
-"""Retrieval: of sounding actions, which need labels, and of a clip by another modality of itself, which needs none.
+"""Retrieval of sounding actions, which needs labels, and of a clip by another of its modalities, which needs none.
 
-Of sounding actions (Sec. 5.2): among clips that sound, does the nearest show the same verb and noun? The paper's "Recall@K"
-can't be one quantity: its Random row fits hits / relevant, its models' rows fit the mean number of hits. All three are
-reported: hit@K, recall@K (hits / relevant) and mean_hits@K.
+Retrieval of sounding actions (Sec. 5.2): among clips that sound, do the nearest show the query's verb and noun? The paper's
+"Recall@K" can't be one quantity: its Random row fits hits / relevant, its models' rows fit the mean number of hits. So three
+are reported: hit@K (whether any of the first K matches), recall@K (hits / relevant) and mean_hits@K.
 """
 
 import dataclasses
@@ -11,22 +11,22 @@ from math import lgamma
 
 import numpy as np
 
-DIRECTION_MODALITIES = {  # (asked with, answered by)
+DIRECTION_MODALITIES = {  # (modality of the query, modality of the pool)
     "v2a": ("video", "audio"), "a2v": ("audio", "video"), "l2a": ("text", "audio"), "a2l": ("audio", "text")
 }  # fmt: skip
 INSTANCE_DIRECTION_MODALITIES = DIRECTION_MODALITIES | {"v2l": ("video", "text"), "l2v": ("text", "video")}
 RANKS = (1, 5, 10)
-_BLOCK_BYTES = 64 << 20  # of similarities held at a time
+_BLOCK_BYTES = 64 << 20  # of similarities in memory at a time
 
 
 def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns indices of queries and of the pool: each group of more than two is halved, the odd one to the queries.
+    """Returns the indices of the queries and of the pool: each group of three or more clips is split in half at random.
 
-    The pool is in random order.
+    Smaller groups are skipped. Of an odd number of clips, the queries get one more. The pool is in random order.
 
     Args:
-      groups: Of each clip, [n].
-      seed: Of the halves.
+      groups: Verb-noun pair of each clip, as a number, [n].
+      seed: Seed of the split and of the pool's order.
     """
     rng = np.random.default_rng(seed)
     queries, pool = [], []
@@ -37,17 +37,17 @@ def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
             queries.append(members[:half])
             pool.append(members[half:])
     empty = np.zeros(0, np.int64)
-    # Of equal similarities the earlier in the pool comes first: group by group, embeddings that are all alike would hit the
-    # first group alone, and not as often as chance.
+    # Ties are broken by position in the pool. If it were sorted by group, embeddings that are all alike would retrieve only
+    # the first group; in random order they score at chance.
     return (np.concatenate(queries), rng.permutation(np.concatenate(pool))) if queries else (empty, empty)
 
 
 def named_groups(labels: np.ndarray, verb_ids: np.ndarray, noun_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows of the clips that sound and whose verb and noun are known, and the verb-noun pair of each.
+    """Returns the indices of the clips that sound and have a known verb and noun, and the verb-noun pair of each.
 
     Args:
-      labels: 0 or 1, [n].
-      verb_ids, noun_ids: -1 where unknown, [n].
+      labels: 1 for clips that sound, [n].
+      verb_ids, noun_ids: Verb and noun of each clip, -1 where unknown, [n].
     """
     rows = np.flatnonzero((labels == 1) & (verb_ids >= 0) & (noun_ids >= 0))
     pairs = np.unique(np.stack([verb_ids, noun_ids], 1), axis=0, return_inverse=True)[1].reshape(-1)
@@ -59,11 +59,11 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def chance_levels(num_relevant: np.ndarray, pool_size: int) -> dict[str, float]:
-    """Returns what a random order of the pool gets on average, exactly (hypergeometric).
+    """Returns the exact expected value of each metric for a random order of the pool (hypergeometric).
 
     Args:
-      num_relevant: Of each query, [q].
-      pool_size: Clips in the pool.
+      num_relevant: Number of matching clips in the pool for each query, [q].
+      pool_size: Number of clips in the pool.
     """
     counts, queries = np.unique(num_relevant, return_counts=True)
     levels = {}
@@ -82,14 +82,14 @@ def chance_levels(num_relevant: np.ndarray, pool_size: int) -> dict[str, float]:
 
 
 def nearest(asked: np.ndarray, answered: np.ndarray, num: int) -> np.ndarray:
-    """Returns the places of the `num` rows of `answered` most similar to each row of `asked`, best first, int64 [q, num].
+    """Returns for each query the indices of the `num` most similar rows of the pool, best first, int64 [q, min(num, p)].
 
-    Of equal similarities the earlier row comes first. Queries are taken a block at a time: memory is that of the two inputs
-    and `_BLOCK_BYTES`, also for 30,000 against 30,000.
+    Ties are broken by position: the earlier row comes first. Queries are processed in blocks, so that beside the inputs the
+    similarities take about `_BLOCK_BYTES` of memory, even for 30,000 queries and a pool of 30,000.
 
     Args:
-      asked, answered: L2-normalised [q, d] and [p, d].
-      num: At most p are returned.
+      asked, answered: L2-normalised embeddings of the queries, [q, d], and of the pool, [p, d].
+      num: Number of rows to retrieve; all p if there are fewer.
     """
     pool = len(answered)
     num = min(num, pool)
@@ -98,7 +98,7 @@ def nearest(asked: np.ndarray, answered: np.ndarray, num: int) -> np.ndarray:
     for start in range(0, len(asked), block):
         scores = asked[start : start + block] @ answered.T
         least = np.partition(scores, pool - num, axis=1)[:, pool - num, None]
-        rows, places = np.nonzero(scores >= least)  # a few more than `num` where similarities are equal
+        rows, places = np.nonzero(scores >= least)  # a few more than `num` where there are ties
         order = np.lexsort((places, -scores[rows, places], rows))
         first = np.searchsorted(rows, np.arange(len(scores)))
         found[start : start + block] = places[order][first[:, None] + np.arange(num)]
@@ -106,12 +106,12 @@ def nearest(asked: np.ndarray, answered: np.ndarray, num: int) -> np.ndarray:
 
 
 def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -> dict[str, dict]:
-    """Returns the metrics of every direction, with chance levels and counts; {} where no group has three clips.
+    """Returns direction → metrics with chance levels and counts; {} if no group has three clips.
 
     Args:
       embeddings: {"audio", "video", "text"}: L2-normalised [n, d] of the clips that sound.
-      groups: Number of each one's verb-noun pair, from 0 on, [n].
-      seed: Of the halves.
+      groups: Verb-noun pair of each of these clips, as a number from 0 on, [n].
+      seed: Seed of the split into queries and pool.
     """
     queries, pool = split_groups(groups, seed)
     if not len(queries):
@@ -134,16 +134,17 @@ def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int
 
 
 def retrieve_instances(embeddings: Mapping[str, np.ndarray], *, pool_size: int, seed: int) -> dict[str, dict]:
-    """Returns how well a clip is found by another modality of itself, the usual measure of cross-modal retrieval.
+    """Returns direction → how well each clip retrieves itself in another modality, with chance levels.
 
-    Each clip of the pool asks with one modality, and the others of the pool compete with it in the other. recall@K is the
-    share of clips that are among the first K, median_rank the median of their ranks, from 1. Where similarities are equal,
-    every order of them is as likely: recall@K counts the chance to be among the first K, and the rank is the middle one.
+    This is the usual measure of cross-modal retrieval. Each clip of the pool is a query in one modality and is ranked among
+    all clips of the pool in the other one. recall@K is the share of clips that rank among the first K, median_rank the median
+    rank, from 1. Ties count as if in random order: recall@K gets the probability of being among the first K, and the rank is
+    the mean over the tied ones.
 
     Args:
       embeddings: {"audio", "video", "text"}: L2-normalised [n, d], of one clip or more.
-      pool_size: Clips drawn; all where there are fewer, or of 0.
-      seed: Of the draw.
+      pool_size: Number of clips to draw for the pool; 0 takes all, as does any number above n.
+      seed: Seed of the draw.
     """
     num = len(embeddings["audio"])
     pool = np.arange(num)
@@ -161,9 +162,9 @@ def retrieve_instances(embeddings: Mapping[str, np.ndarray], *, pool_size: int, 
 
 
 def _count_above(asked: np.ndarray, answered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for each row of `asked`, how many rows of `answered` are nearer to it than its own, and how many as near.
+    """Returns for each query how many rows of the pool are nearer to it than its own row, and how many are as near.
 
-    Its own is the row of the same place, which is one of the latter.
+    A query's own row has the same index in `answered` as the query in `asked`; it is among those that are as near.
     """
     size = len(asked)
     block = max(_BLOCK_BYTES // (4 * size), 1)
@@ -178,14 +179,14 @@ def _count_above(asked: np.ndarray, answered: np.ndarray) -> tuple[np.ndarray, n
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A query and what it retrieves.
+    """A query and the clips that it retrieves.
 
     Attributes:
-      query: Place of the clip asked with.
-      retrieved: Places of the clips that come first, the nearest first.
-      matches: Of each, whether verb and noun are the query's.
-      first_match: Rank of the first of the pool that matches, from 1.
-      pool_size: Clips in the pool.
+      query: Index of the query clip.
+      retrieved: Indices of the nearest clips of the pool, the nearest first.
+      matches: Whether each of these has the query's verb and noun.
+      first_match: Rank of the first match in the whole pool, from 1.
+      pool_size: Number of clips in the pool.
     """
 
     query: int
@@ -204,16 +205,16 @@ def draw_queries(
     num_queries: int,
     num_retrieved: int = 5,
 ) -> list[Query]:
-    """Returns a few queries of a direction with what comes first, drawn at random and not by how well they do.
+    """Returns a few queries of a direction with their nearest clips; queries are drawn at random, not by their results.
 
-    Queries and pool are those of `retrieve`; [] where no group has three clips.
+    Queries and pool are those of `retrieve`; [] if no group has three clips.
 
     Args:
       embeddings, groups: As for `retrieve`.
-      direction: Of `DIRECTION_MODALITIES`.
-      seed: Of the halves and of the queries.
-      num_queries: At most.
-      num_retrieved: Shown of the pool, at most.
+      direction: One of `DIRECTION_MODALITIES`.
+      seed: Seed of the split into queries and pool, and of the draw of queries.
+      num_queries: Maximum number of queries.
+      num_retrieved: Maximum number of retrieved clips of each query.
     """
     asked, answered = DIRECTION_MODALITIES[direction]
     queries, pool = split_groups(groups, seed)

@@ -1,4 +1,4 @@
-"""The page of a run that classifies sounds: metrics, EPIC-Sounds' beside the paper's Table 4, classes, and clips to hear."""
+"""The page of a run that classifies sounds: metrics (for EPIC-Sounds beside the paper's Table 4), classes, clips to hear."""
 
 import pathlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from mc3_jax.evals import figures, media, metrics, page, paper
 
-NUM_CLIPS = 8  # rightly and wrongly classified, each
+NUM_CLIPS = 8  # correctly classified ones, and as many wrongly classified ones
 _METHODS = {"L": "linear probe", "F": "fine-tuned"}
 
 
@@ -28,7 +28,7 @@ def _metrics_table(content: dict, beside_paper: bool) -> page.Table:
 
 
 def _classes_table(probabilities: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> page.Table:
-    """Returns each class that occurs with its clips, accuracy and average precision."""
+    """Returns a table of the classes that occur: number of clips, accuracy and average precision of each."""
     taken, rows = probabilities.argmax(1), []
     for c in np.unique(classes):
         own = classes == c
@@ -39,7 +39,7 @@ def _classes_table(probabilities: np.ndarray, classes: np.ndarray, names: Sequen
 
 
 def are_of_epic_sounds(names: Sequence[str]) -> bool:
-    """Returns whether classes are EPIC-Sounds', whose numbers are the paper's."""
+    """Returns whether these are the classes of EPIC-Sounds, on which the paper reports its results."""
     first = paper.FIRST_SOUND_CLASSES
     return len(names) == paper.NUM_SOUND_CLASSES and tuple(names[: len(first)]) == first
 
@@ -47,7 +47,7 @@ def are_of_epic_sounds(names: Sequence[str]) -> bool:
 def surest(
     probabilities: Float[np.ndarray, "n c"], classes: Int[np.ndarray, " n"], count: int
 ) -> tuple[Int[np.ndarray, " r"], Int[np.ndarray, " w"]]:
-    """Returns rows (rightly, wrongly) classified, those the model is surest of first, at most `count` each."""
+    """Returns the rows of (correctly, wrongly) classified clips, most confident first, at most `count` of each."""
     order = np.argsort(-probabilities.max(1), kind="stable")
     right = probabilities.argmax(1)[order] == classes[order]
     return order[right][:count], order[~right][:count]
@@ -66,13 +66,13 @@ def write(
     """Writes `folder/index.html` and returns its path.
 
     Args:
-      folder: Made where missing.
-      content: `results.json` of `evaluate_sounds`.
-      probabilities: At the last checkpoint, of the clips whose class is known.
-      classes: Of those clips.
-      names: Of the classes.
-      source: `loader.ClipSource` the clips come from.
-      indices: Of the clips in it.
+      folder: Created if missing.
+      content: Content of `results.json`, from `evaluate_sounds`.
+      probabilities: Class probabilities at the last checkpoint, of the clips whose class is known.
+      classes: True class of each of those clips.
+      names: Names of the classes.
+      source: `loader.ClipSource` of the evaluated split.
+      indices: Index of each of those clips in `source`.
     """
     counts = np.zeros((len(names), len(names)), np.int64)
     taken = probabilities.argmax(1)

@@ -1,4 +1,4 @@
-"""The page of a suite: Tables 2 and 3, Fig. 5 and what MC3 leads every row by, with the way to each run's own page."""
+"""The page of a suite: Tables 2 and 3, Fig. 5 and MC3's lead over every other row, with links to the pages of all runs."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _AXES = ("temperature", "consensus_weight", "learning_rate")
 
 
 def _mean(value: Sequence[float | None] | None) -> page.Cell:
-    """Returns a cell of [mean, standard deviation]; the latter is None of a single seed."""
+    """Returns a cell for [mean, standard deviation]; the latter is None for a single seed."""
     if value is None:
         return page.Cell("–")
     mean, std = value
@@ -86,7 +86,7 @@ def _sweep_table(sweep: dict[str, dict], titles: dict[str, str]) -> page.Table:
 
 
 def tables(content: dict) -> dict[str, page.Table]:
-    """Returns name → table of a suite: discovery, retrieval, leads_PAIR and sweep, as far as there is anything to show.
+    """Returns name → table of a suite: discovery, retrieval and, if there is anything to show, leads_PAIR and sweep.
 
     Args:
       content: As `benchmarks.table_pages.collect` returns it.
@@ -103,7 +103,7 @@ def tables(content: dict) -> dict[str, page.Table]:
 
 
 def describe(content: dict) -> str:
-    """Returns the clips of a suite, and what loudness and the like tell of them alone."""
+    """Returns a line about the test clips of a suite, with the ROC-AUC of each control (loudness and the like) alone."""
     test = content["test"]
     controls = ", ".join(f"{name.replace('_', ' ')} {area:.3f}" for name, area in test["controls"].items()) or "none"
     return (
@@ -113,7 +113,7 @@ def describe(content: dict) -> str:
 
 
 def _runs(folder: pathlib.Path, rows: dict[str, dict]) -> list[tuple[str, list[tuple[int, str]]]]:
-    """Returns title → (seed, link) of every run whose page is there."""
+    """Returns row's title → (seed, link) of each of its runs whose page exists."""
     found = []
     for title, row in rows.items():
         links = [(seed, f"runs/{row['file']}/seed-{seed}/report/index.html") for seed in row["seeds"]]
@@ -125,7 +125,7 @@ def write(folder: pathlib.Path, content: dict) -> pathlib.Path:
     """Writes `folder/index.html` and returns its path.
 
     Args:
-      folder: Of the suite; runs lie under it.
+      folder: Folder of the suite, which holds its runs under `runs/`.
       content: As `benchmarks.table_pages.collect` returns it.
     """
     rows, leads, shown = content["rows"], content["leads"], tables(content)

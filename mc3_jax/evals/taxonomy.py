@@ -1,4 +1,4 @@
-"""Which actions a labelled split holds and how often they sound: Table 1 and Fig. 4 of the paper."""
+"""Which actions a labelled split contains and how often they sound: Table 1 and Fig. 4 of the paper."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ def statistics(
     verbs: Sequence[str],
     nouns: Sequence[str],
 ) -> dict[str, object]:
-    """Returns {"num_clips", "num_sounding", "verbs", "groups"}, the most frequent first.
+    """Returns {"num_clips", "num_sounding", "verbs", "groups"} of the labelled clips.
 
-    `verbs` are {"verb", "num_clips", "sounding"}, the share of a verb's clips that sound (Table 1); `groups` are {"verb",
-    "noun", "num_clips"}, the verb-noun pairs of the clips that sound (Fig. 4). A clip whose verb nobody knows is in no verb,
-    one that lacks either in no group.
+    `verbs` lists {"verb", "num_clips", "sounding"}, where "sounding" is the share of the verb's clips that sound (Table 1).
+    `groups` lists {"verb", "noun", "num_clips"} for the verb-noun pairs of the clips that sound (Fig. 4). Both start with the
+    most frequent. Clips with an unknown verb are in neither, those with an unknown noun in no group.
 
     Args:
-      labels: 0 or 1; -1 of clips that count nowhere.
-      verb_ids, noun_ids: Indices into the names, -1 where nobody knows.
-      verbs, nouns: Names of the taxonomy.
+      labels: 0 or 1; clips with -1 are not counted.
+      verb_ids, noun_ids: Indices into `verbs` and `nouns`, -1 where unknown.
+      verbs, nouns: Names in the taxonomy.
     """
     labelled = labels >= 0
     labels, verb_ids, noun_ids = labels[labelled], verb_ids[labelled], noun_ids[labelled]

@@ -5,34 +5,40 @@ from collections.abc import Mapping
 
 import numpy as np
 import scipy.stats
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from mc3_jax.evals import metrics
 
 PAIR_MODALITIES = {"av": ("audio", "video"), "al": ("audio", "text"), "vl": ("video", "text")}
 
 
-def similarities(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns pair of `PAIR_MODALITIES` → cosine of the two modalities of each clip, [n].
+def similarities(embeddings: Mapping[str, Float[np.ndarray, "n d"]]) -> dict[str, Float[np.ndarray, " n"]]:
+    """Returns pair of `PAIR_MODALITIES` → cosine of the two modalities of each clip.
 
     Args:
-      embeddings: {"audio", "video", "text"}: L2-normalised [n, d].
+      embeddings: {"audio", "video", "text"}, L2-normalised.
     """
     return {pair: np.sum(embeddings[a] * embeddings[b], axis=1) for pair, (a, b) in PAIR_MODALITIES.items()}
 
 
 def discover(
-    scores: np.ndarray, labels: np.ndarray, verb_ids: np.ndarray, videos: np.ndarray, *, num_bootstrap: int, seed: int
+    scores: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    verb_ids: Int[np.ndarray, " n"],
+    videos: Shaped[np.ndarray, " n"],
+    *,
+    num_bootstrap: int,
+    seed: int,
 ) -> dict[str, object]:
     """Returns the metrics of one score on all labelled clips, with chance levels and counts.
 
     `within_verb_roc_auc` is None if no verb has clips of both labels.
 
     Args:
-      scores: Score of each clip, higher where it is more likely to sound, [n].
-      labels: 0 or 1, [n].
-      verb_ids: Verb of each clip: the groups of the within-verb average, [n].
-      videos: Video of each clip, by number or name, [n].
+      scores: Score of each clip, higher where it is more likely to sound.
+      labels: 0 or 1.
+      verb_ids: Verb of each clip: the groups of the within-verb average.
+      videos: Video of each clip, by number or name.
       num_bootstrap, seed: Number of resamplings for the 95 % intervals and their seed.
     """
     within, num_within = metrics.within_group_roc_auc(labels, scores, verb_ids)
@@ -55,19 +61,24 @@ def discover(
 
 
 def compare(
-    scores: np.ndarray, controls: Mapping[str, np.ndarray], labels: np.ndarray, videos: np.ndarray, *,
-    num_bootstrap: int, seed: int,
-) -> dict[str, object]:  # fmt: skip
+    scores: Float[np.ndarray, " n"],
+    controls: Mapping[str, Float[np.ndarray, " n"]],
+    labels: Int[np.ndarray, " n"],
+    videos: Shaped[np.ndarray, " n"],
+    *,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, object]:
     """Returns the margin, a score's ROC-AUC minus the best control's, with its paired bootstrap interval.
 
     A control that is lower where clips sound has its sign reversed, in favour of the controls. Each resampling compares the
     score with the control that is best in that resampling.
 
     Args:
-      scores: Score of each clip, [n].
-      controls: Name → score of each clip, [n].
-      labels: 0 or 1, [n].
-      videos: Video of each clip, by number or name, [n].
+      scores: Score of each clip.
+      controls: Name → score of each clip.
+      labels: 0 or 1.
+      videos: Video of each clip, by number or name.
       num_bootstrap, seed: Number of resamplings for the 95 % interval and their seed.
     """
 
@@ -112,10 +123,10 @@ class Verbs:
     """Mean score of each verb beside the share of its clips that sound.
 
     Attributes:
-      verb_ids: Ids of the verbs with enough clips, [v].
-      counts: Number of labelled clips of each verb, [v].
-      rates: Share of these clips that sound, [v].
-      scores: Mean score of these clips, [v].
+      verb_ids: Ids of the verbs with enough clips.
+      counts: Number of labelled clips of each verb.
+      rates: Share of these clips that sound.
+      scores: Mean score of these clips.
       spearman: Rank correlation of rates and scores; NaN with fewer than three verbs or if either is constant.
     """
 
@@ -126,13 +137,18 @@ class Verbs:
     spearman: float
 
 
-def by_verb(scores: np.ndarray, labels: np.ndarray, verb_ids: np.ndarray, min_clips: int = 5) -> Verbs:
+def by_verb(
+    scores: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    verb_ids: Int[np.ndarray, " n"],
+    min_clips: int = 5,
+) -> Verbs:
     """Returns the mean score and the true sounding rate of each verb.
 
     Args:
-      scores: Score of each clip, [n].
-      labels: 0 or 1, [n].
-      verb_ids: Verb of each clip, [n]; clips with a negative one, unknown, are skipped.
+      scores: Score of each clip.
+      labels: 0 or 1.
+      verb_ids: Verb of each clip; clips with a negative one, unknown, are skipped.
       min_clips: Verbs with fewer clips are skipped.
     """
     known = verb_ids >= 0

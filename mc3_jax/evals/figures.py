@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float, Int
 
 from mc3_jax.evals import metrics
 
@@ -50,12 +51,14 @@ def _line(x, y, name: str, colour: int = 0, **line) -> go.Scatter:
     return go.Scatter(x=x, y=y, name=plain(name), mode="lines", line=style)
 
 
-def curves(scores: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray) -> dict[str, go.Figure]:
+def curves(
+    scores: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]], labels: Int[np.ndarray, " n"]
+) -> dict[str, go.Figure]:
     """Returns the ROC and the precision-recall curves of AV and AL, {"roc", "pr"}.
 
     Args:
-      scores: Checkpoint → pair → score of each clip, [n].
-      labels: 0 or 1, [n].
+      scores: Checkpoint → pair → score of each clip.
+      labels: 0 or 1.
     """
     roc, pr = [], []
     shown = [(name, pair, values[pair]) for name, values in scores.items() for pair in ("av", "al")]
@@ -73,7 +76,7 @@ def curves(scores: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray) -
     }
 
 
-def histogram(values: np.ndarray, labels: np.ndarray) -> go.Figure:
+def histogram(values: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> go.Figure:
     """Returns histograms, as densities, of a score among the clips that sound and among those that don't."""
     low = float(values.min())
     edges = np.linspace(low, max(float(values.max()), low + 1e-3), 41)  # as float32, close edges would coincide
@@ -130,7 +133,12 @@ def epochs(rows: list[dict], columns: Mapping[str, float], unit: str) -> go.Figu
     return _figure(traces, "epoch", unit)
 
 
-def verbs(names: Sequence[str], counts: np.ndarray, rates: np.ndarray, scores: np.ndarray) -> go.Figure:
+def verbs(
+    names: Sequence[str],
+    counts: Int[np.ndarray, " v"],
+    rates: Float[np.ndarray, " v"],
+    scores: Float[np.ndarray, " v"],
+) -> go.Figure:
     """Returns a plot of each verb's mean score against its true sounding rate; a point's area shows its number of clips."""
     texts = [f"{plain(name)}<br>{n} clips, {rate:.0%} sound<br>mean score {score:.3f}"
              for name, n, rate, score in zip(names, counts, rates, scores, strict=True)]  # fmt: skip
@@ -157,12 +165,12 @@ def long_tail(groups: Sequence[Mapping]) -> go.Figure:
     return _figure([bars], "verb-noun pair, by frequency", "clips that sound", bargap=0)
 
 
-def scatter_map(places: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> go.Figure:
+def scatter_map(places: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"], texts: Sequence[str]) -> go.Figure:
     """Returns the map of the clips; a point's `customdata` is its row.
 
     Args:
-      places: Coordinates of each clip on the map, [n, 2].
-      labels: 0 or 1, or all -1 where no clip is labelled, [n].
+      places: Coordinates of each clip on the map.
+      labels: 0 or 1, or all -1 where no clip is labelled.
       texts: Text shown when pointing at a clip, made with `plain`.
     """
     traces = []
@@ -181,11 +189,11 @@ def scatter_map(places: np.ndarray, labels: np.ndarray, texts: Sequence[str]) ->
                    margin={"l": 12, "b": 12})  # fmt: skip
 
 
-def confusion(counts: np.ndarray, names: Sequence[str]) -> go.Figure:
+def confusion(counts: Int[np.ndarray, "c c"], names: Sequence[str]) -> go.Figure:
     """Returns the confusion matrix as a heat map; each row is scaled to add up to 1.
 
     Args:
-      counts: Number of clips of true class i classified as j, [i, j].
+      counts: Number of clips of true class i (row) classified as j.
       names: Names of the classes.
     """
     of_row = np.maximum(counts.sum(1, keepdims=True), 1)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from mc3_jax.evals import clustering, discovery, figures, media, page, paper, projection, retrieval, taxonomy
 
@@ -42,12 +43,14 @@ class Sizes:
     seed: int
 
 
-def best_and_worst(scores: np.ndarray, labels: np.ndarray, count: int) -> dict[str, np.ndarray]:
+def best_and_worst(
+    scores: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"], count: int
+) -> dict[str, Int[np.ndarray, " _"]]:
     """Returns kind of `EXPLANATIONS` → rows of its most extreme clips: four kinds, or two where no clip is labelled.
 
     Args:
-      scores: Audio-video similarity of each clip, [n].
-      labels: 0 or 1, or all -1 where no clip is labelled, [n].
+      scores: Audio-video similarity of each clip.
+      labels: 0 or 1, or all -1 where no clip is labelled.
       count: Maximum number of rows of each kind.
     """
     order = np.argsort(-scores, kind="stable")
@@ -247,8 +250,8 @@ def write(
     title: str,
     facts: str,
     results: dict[str, dict],
-    embeddings: dict[str, dict[str, np.ndarray]],
-    known: dict[str, np.ndarray],
+    embeddings: dict[str, dict[str, Float[np.ndarray, "n d"]]],
+    known: dict[str, Shaped[np.ndarray, " n"]],
     metric_rows: list[dict],
     source,
     sizes: Sizes,
@@ -260,7 +263,7 @@ def write(
       title: Title of the page.
       facts: Line below it: data, split, number of clips, seed, checkpoint.
       results: Checkpoint name → what `evaluate.measure` returns; the last is the run's result.
-      embeddings: Checkpoint name → {"audio", "video", "text"}: [n, d] of the labelled clips, or of all if none is labelled.
+      embeddings: Checkpoint name → {"audio", "video", "text"} of the labelled clips, or of all if none is labelled.
       known: Labels and controls of those clips, as from `evaluate.embed_split`.
       metric_rows: What `metric_writer.read_metrics` returns; [] shows no loss curves.
       source: `loader.ClipSource` of the evaluated split.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from math import lgamma
 
 import numpy as np
+from jaxtyping import Float, Int
 
 DIRECTION_MODALITIES = {  # (modality of the query, modality of the pool)
     "v2a": ("video", "audio"), "a2v": ("audio", "video"), "l2a": ("text", "audio"), "a2l": ("audio", "text")
@@ -19,13 +20,13 @@ RANKS = (1, 5, 10)
 _BLOCK_BYTES = 64 << 20  # of similarities in memory at a time
 
 
-def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_groups(groups: Int[np.ndarray, " n"], seed: int) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " p"]]:
     """Returns the indices of the queries and of the pool: each group of three or more clips is split in half at random.
 
     Smaller groups are skipped. Of an odd number of clips, the queries get one more. The pool is in random order.
 
     Args:
-      groups: Verb-noun pair of each clip, as a number, [n].
+      groups: Verb-noun pair of each clip, as a number.
       seed: Seed of the split and of the pool's order.
     """
     rng = np.random.default_rng(seed)
@@ -42,12 +43,14 @@ def split_groups(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
     return (np.concatenate(queries), rng.permutation(np.concatenate(pool))) if queries else (empty, empty)
 
 
-def named_groups(labels: np.ndarray, verb_ids: np.ndarray, noun_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def named_groups(
+    labels: Int[np.ndarray, " n"], verb_ids: Int[np.ndarray, " n"], noun_ids: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
     """Returns the indices of the clips that sound and have a known verb and noun, and the verb-noun pair of each.
 
     Args:
-      labels: 1 for clips that sound, [n].
-      verb_ids, noun_ids: Verb and noun of each clip, -1 where unknown, [n].
+      labels: 1 for clips that sound.
+      verb_ids, noun_ids: Verb and noun of each clip, -1 where unknown.
     """
     rows = np.flatnonzero((labels == 1) & (verb_ids >= 0) & (noun_ids >= 0))
     pairs = np.unique(np.stack([verb_ids, noun_ids], 1), axis=0, return_inverse=True)[1].reshape(-1)
@@ -58,11 +61,11 @@ def _log_choose(n: int, k: int) -> float:
     return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
 
 
-def chance_levels(num_relevant: np.ndarray, pool_size: int) -> dict[str, float]:
+def chance_levels(num_relevant: Int[np.ndarray, " q"], pool_size: int) -> dict[str, float]:
     """Returns the exact expected value of each metric for a random order of the pool (hypergeometric).
 
     Args:
-      num_relevant: Number of matching clips in the pool for each query, [q].
+      num_relevant: Number of matching clips in the pool for each query.
       pool_size: Number of clips in the pool.
     """
     counts, queries = np.unique(num_relevant, return_counts=True)
@@ -81,14 +84,14 @@ def chance_levels(num_relevant: np.ndarray, pool_size: int) -> dict[str, float]:
     return levels
 
 
-def nearest(asked: np.ndarray, answered: np.ndarray, num: int) -> np.ndarray:
-    """Returns for each query the indices of the `num` most similar rows of the pool, best first, int64 [q, min(num, p)].
+def nearest(asked: Float[np.ndarray, "q d"], answered: Float[np.ndarray, "p d"], num: int) -> Int[np.ndarray, "q k"]:
+    """Returns for each query the indices of the k = min(num, p) most similar rows of the pool, best first.
 
     Ties are broken by position: the earlier row comes first. Queries are processed in blocks, so that beside the inputs the
     similarities take about `_BLOCK_BYTES` of memory, even for 30,000 queries and a pool of 30,000.
 
     Args:
-      asked, answered: L2-normalised embeddings of the queries, [q, d], and of the pool, [p, d].
+      asked, answered: L2-normalised embeddings of the queries and of the pool.
       num: Number of rows to retrieve; all p if there are fewer.
     """
     pool = len(answered)
@@ -105,12 +108,14 @@ def nearest(asked: np.ndarray, answered: np.ndarray, num: int) -> np.ndarray:
     return found
 
 
-def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -> dict[str, dict]:
+def retrieve(
+    embeddings: Mapping[str, Float[np.ndarray, "n d"]], groups: Int[np.ndarray, " n"], seed: int
+) -> dict[str, dict]:
     """Returns direction → metrics with chance levels and counts; {} if no group has three clips.
 
     Args:
-      embeddings: {"audio", "video", "text"}: L2-normalised [n, d] of the clips that sound.
-      groups: Verb-noun pair of each of these clips, as a number from 0 on, [n].
+      embeddings: {"audio", "video", "text"}, L2-normalised, of the clips that sound.
+      groups: Verb-noun pair of each of these clips, as a number from 0 on.
       seed: Seed of the split into queries and pool.
     """
     queries, pool = split_groups(groups, seed)
@@ -133,7 +138,9 @@ def retrieve(embeddings: Mapping[str, np.ndarray], groups: np.ndarray, seed: int
     return results
 
 
-def retrieve_instances(embeddings: Mapping[str, np.ndarray], *, pool_size: int, seed: int) -> dict[str, dict]:
+def retrieve_instances(
+    embeddings: Mapping[str, Float[np.ndarray, "n d"]], *, pool_size: int, seed: int
+) -> dict[str, dict]:
     """Returns direction → how well each clip retrieves itself in another modality, with chance levels.
 
     This is the usual measure of cross-modal retrieval. Each clip of the pool is a query in one modality and is ranked among
@@ -142,7 +149,7 @@ def retrieve_instances(embeddings: Mapping[str, np.ndarray], *, pool_size: int, 
     the mean over the tied ones.
 
     Args:
-      embeddings: {"audio", "video", "text"}: L2-normalised [n, d], of one clip or more.
+      embeddings: {"audio", "video", "text"}, L2-normalised, of one clip or more.
       pool_size: Number of clips to draw for the pool; 0 takes all, as does any number above n.
       seed: Seed of the draw.
     """
@@ -197,8 +204,8 @@ class Query:
 
 
 def draw_queries(
-    embeddings: Mapping[str, np.ndarray],
-    groups: np.ndarray,
+    embeddings: Mapping[str, Float[np.ndarray, "n d"]],
+    groups: Int[np.ndarray, " n"],
     direction: str,
     seed: int,
     *,

@@ -4,9 +4,9 @@
     python -m mc3_jax.convert export runs/mc3_ego4d --to pth --out mc3.pth
     python -m mc3_jax.convert show anything.pth
 
-Files are read without executing anything in them; see `mc3_jax.models.checkpoint_files`. Exports have EgoVLP's layout with
-action2sound's `audio_model` (`pth`, `safetensors`) or Hugging Face's (`hf_text`, `hf_audio`), or are a folder of ours.
-Weights are float32 and are written bit for bit.
+Reading a file never executes anything in it; see `mc3_jax.models.checkpoint_files`. Exports have EgoVLP's layout with
+action2sound's `audio_model` (`pth`, `safetensors`) or Hugging Face's layout (`hf_text`, `hf_audio`), or are a folder of our
+own format. Weights are float32 and are written bit for bit.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from mc3_jax import checkpoint, config as config_lib, validation, vocabulary, we
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files, layouts
 
-# The classifiers of timm's distilled DeiT, which AST carries along and never reads; ImageNet's 1,000 classes.
+# The two classifiers of timm's distilled DeiT (ImageNet's 1,000 classes), which AST's module has but never uses.
 _UNREAD_HEADS = ("v.head", "v.head_dist")
 _NUM_UNREAD_CLASSES = 1000
-# What tells in `config.json` what a folder holds: our format, or Hugging Face's `model_type`.
+# How `config.json` identifies a folder of each kind: by our `format`, or by Hugging Face's `model_type`.
 _KINDS = {"folder": weights.FORMAT, "hf_text": "distilbert", "hf_audio": "audio-spectrogram-transformer"}
 
 
 def to_torch_layout(flat: weights.Flat) -> dict[str, np.ndarray]:
     """Returns all parameters under the names of EgoVLP's `FrozenInTime` and action2sound's `audio_model`.
 
-    AST's two unread classifiers, which its module would miss in a strict load, are zeros.
+    AST's two unused classifiers are included as zeros, since its module requires them in a strict load.
 
     Args:
       flat: Flat parameters of all three towers.
@@ -60,12 +60,12 @@ def _tower(flat: weights.Flat, tower: str) -> weights.Flat:
 
 
 def write_safetensors(flat: weights.Flat, path: pathlib.Path) -> None:
-    """Writes `to_torch_layout` as safetensors; the names are those of the bare module."""
+    """Writes `to_torch_layout` as safetensors; the names have no prefix such as "module."."""
     safetensors.numpy.save_file(to_torch_layout(flat), path, metadata={"format": "pt"})
 
 
 def write_pth(flat: weights.Flat, path: pathlib.Path) -> None:
-    """Writes `to_torch_layout` as EgoVLP's trainer does: {"state_dict": {"module.<name>": tensor}}.
+    """Writes `to_torch_layout` as EgoVLP's trainer saves it: {"state_dict": {"module.<name>": tensor}}.
 
     Raises:
       ValueError: PyTorch isn't installed.
@@ -81,13 +81,13 @@ def write_pth(flat: weights.Flat, path: pathlib.Path) -> None:
 def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower: str, folder: pathlib.Path) -> None:
     """Writes the encoder of a tower as a folder that `AutoModel.from_pretrained` opens.
 
-    The projection, which those classes lack, lies beside it in `projection.safetensors`.
+    The projection goes into `projection.safetensors` in the same folder, since those classes have none.
 
     Args:
-      flat: Flat parameters.
-      config: Their sizes.
+      flat: Flat parameters of all towers.
+      config: Sizes of the model.
       tower: "text" (DistilBertModel) or "audio" (ASTModel).
-      folder: Made where missing.
+      folder: Created if missing.
     """
     own = _tower(flat, tower)
     if tower == "text":
@@ -120,18 +120,18 @@ def write_own_folder(
     flat: weights.Flat, config: config_lib.ModelConfig, folder: pathlib.Path, tokenizer: str, origin: list[str],
     learned: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Writes a folder of ours with the tokenizer's files and a model card.
+    """Writes a folder of our own format, with the tokenizer's files and a model card.
 
     Args:
-      flat: Flat parameters.
-      config: Their sizes.
-      folder: Made where missing.
-      tokenizer: Folder whose tokenizer is copied; "" for none.
-      origin: Lines on where the weights come from.
-      learned: Digests of the tokenizers that the text tower may be used with, beside that of the one that is enclosed.
+      flat: Flat parameters of all towers.
+      config: Sizes of the model.
+      folder: Created if missing.
+      tokenizer: Folder whose tokenizer is copied; "" copies none.
+      origin: Lines that say where the weights come from.
+      learned: Digests of further tokenizers that the text tower may be used with, beside the one that is copied.
 
     Raises:
-      ValueError: The tokenizer's folder holds none; or none is to be copied and the folder to write holds another's.
+      ValueError: The tokenizer's folder holds none, or none is to be copied and `folder` already holds one.
     """
     if not tokenizer and tokenizer_lib.holds_tokenizer(folder):
         raise ValueError(
@@ -155,7 +155,7 @@ def write_own_folder(
 
 
 def _read_config(path: str) -> config_lib.ModelConfig:
-    """Returns the model of a file in configs/; "" is the paper's."""
+    """Returns the model's sizes from a config file; "" returns the paper's."""
     if not path:
         return config_lib.ModelConfig()
     if not pathlib.Path(path).is_file() or not path.endswith(".py"):
@@ -165,21 +165,21 @@ def _read_config(path: str) -> config_lib.ModelConfig:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
+    except Exception as error:  # a config file is code: any error in it is the user's to mend
         raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
     validation.validate(config)
     return config.model
 
 
 def _check_out(out: pathlib.Path, kind: str) -> None:
-    """Refuses to write over a run, or over other weights than such as are written: all have `config.json` and the like.
+    """Refuses an output path where a run or weights of another kind would be overwritten, since file names are the same.
 
     Args:
-      out: What is to be written.
-      kind: What it will be, of `--to`.
+      out: Path of the output.
+      kind: Kind of the output, as for `--to`.
 
     Raises:
-      ValueError: It is a run's workdir, a folder of another kind, or a file where a folder is written or the reverse.
+      ValueError: It is a run's workdir, a folder of another kind, or a file where a folder is to be written or the reverse.
     """
     if weights.is_run(str(out)):
         raise ValueError(f"--out {out} is the workdir of a run: choose another folder")
@@ -198,13 +198,13 @@ def _check_out(out: pathlib.Path, kind: str) -> None:
 
 
 def import_weights(args: argparse.Namespace) -> None:
-    """Makes a folder of ours from checkpoints.
+    """Writes a folder of our own format from checkpoints.
 
-    The tokenizer is the one that came with the text tower, or the one that is named.
+    The tokenizer is the one that came with the text tower, or the one named on the command line.
 
     Raises:
-      ValueError: No checkpoint is named, or one can't be taken, see `weights.read_towers`; the tokenizer is missing or
-        another; or the output is a run or holds something else.
+      ValueError: No checkpoint is named, or one can't be used (see `weights.read_towers`); the tokenizer is missing or is not
+        the text tower's; or the output path is a run or holds something else.
     """
     _check_out(pathlib.Path(args.out), "folder")
     paths = {tower: getattr(args, tower) or args.checkpoint for tower in config_lib.MODALITIES}
@@ -227,38 +227,38 @@ def import_weights(args: argparse.Namespace) -> None:
 
 
 def _read_sizes(named: str, sources: list[str]) -> tuple[config_lib.ModelConfig, str]:
-    """Returns the sizes of the model to import, and in words whose they are.
+    """Returns the sizes of the model to import, and words that say where these are from.
 
     Args:
-      named: Config file of the command line; "" takes those of a run or a folder of ours, if that is the only source, and
-        otherwise the paper's.
+      named: Config file of the command line. "" takes the sizes of the source if that is a single run or folder of our own
+        format, and otherwise the paper's.
       sources: Files and folders that the towers come from.
 
     Raises:
-      ValueError: The config file or the source's can't be read.
+      ValueError: The config file, or that of the source, can't be read.
     """
     if named:
         return _read_config(named), f"those of --config {named}"
     is_one = len({os.path.realpath(source) for source in sources}) == 1
     if is_one and (weights.is_run(sources[0]) or weights.is_own_folder(sources[0])):
-        # No classifier comes along: only towers are imported.
+        # Only towers are imported, no classifier.
         return dataclasses.replace(weights.read_model_config(sources[0]), num_classes=0), f"those of {sources[0]}"
     return _read_config(""), "the paper's, others are named by --config FILE"
 
 
 def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConfig) -> str:
-    """Returns the folder of the tokenizer to enclose with a text tower, and prints which or why none; "" for none.
+    """Returns the folder of the tokenizer to enclose with a text tower, or ""; prints which one it is, or why there is none.
 
-    A tokenizer that the tower has learned and that is gone is an error and no remark: without it the copy embeds no text,
-    and who makes the copy may be the last who can still find it.
+    If the tower was trained with a tokenizer that can't be found, that is an error, not a remark: without it the copy can't
+    embed text, and whoever makes the copy may be the last who can still find it.
 
     Args:
-      source: File or folder that the text tower comes from; "" where it starts at random.
-      named: Folder of the command line; "" is none, None is the one that came with the source.
-      config: Of the text tower.
+      source: File or folder that the text tower comes from; "" if the tower starts at random.
+      named: Tokenizer folder of the command line; "" encloses none, None takes the one that came with the source.
+      config: Sizes of the model.
 
     Raises:
-      ValueError: It is gone, is another than the tower has learned, or can't be read.
+      ValueError: The tokenizer can't be found or read, or is not the one that the tower was trained with.
     """
     found = vocabulary.find(source, named or "") if source and named != "" else named
     if found:
@@ -281,11 +281,12 @@ def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConf
 
 
 def export_weights(args: argparse.Namespace) -> None:
-    """Writes a folder of ours or a run in another layout; with the text tower goes its tokenizer.
+    """Writes a run or a folder of our own format in another layout, the text tower with its tokenizer.
 
     Raises:
-      ValueError: The source is neither, a step is asked of something that is no run, the tokenizer is missing or another, or
-        the output is a run or holds something else.
+      ValueError: The source is neither a run nor such a folder; `--step` is given without a run, or `--tokenizer` with a
+        layout that encloses none; the tokenizer is missing or is not the text tower's; or the output path is a run or holds
+        something else.
     """
     _check_out(pathlib.Path(args.out), args.to)
     config = weights.read_model_config(args.source)
@@ -319,7 +320,7 @@ def export_weights(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    """Prints what a checkpoint holds: layout, towers, tensors.
+    """Prints the layout, the towers and the tensors of a checkpoint.
 
     Raises:
       ValueError: It can't be read, or its layout is unknown.
@@ -370,7 +371,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command, or ends with one line and status 2."""
+    """Runs a command; for bad input, prints one line and exits with status 2."""
     args = _parse(argv)
     try:
         args.run(args)

@@ -1,4 +1,4 @@
-"""A trained model made ready for use: sounds, frames and sentences in, L2-normalised numpy embeddings out.
+"""A trained model ready for use: takes sounds, frames and sentences and returns L2-normalised numpy embeddings.
 
     model = mc3_jax.load("runs/demo/train")
     model.embed_audio(waveform, 44_100) @ model.embed_text(["#C C cuts the onion"]).T
@@ -19,16 +19,16 @@ from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.data.records import SAMPLE_RATE_HZ
 from mc3_jax.models import frontend
 
-_MAX_CHANNELS = 64  # of a recording: rows that short are no sounds
+_MAX_CHANNELS = 64  # of a recording; shorter rows are channels, no sounds
 
 
 class Embedder:
-    """Embeds any number of inputs in batches of at most one size, so each shape of input is compiled a few times at most.
+    """Embeds any number of inputs, in batches whose sizes are few, so that each input shape is compiled only a few times.
 
     Attributes:
       config: Sizes of the model.
-      batch_size: Rows computed at a time.
-      params: All parameters, as the model's modules nest them, on the default device.
+      batch_size: Maximum number of rows in a batch.
+      params: All parameters, nested as in the model's modules, on the default device.
     """
 
     def __init__(
@@ -38,14 +38,15 @@ class Embedder:
         """Puts the parameters on the default device.
 
         Args:
-          params: All of them, flat.
-          config: Their sizes.
-          tokenizer: Folder of the tokenizer; without one `embed_text` is refused.
-          batch_size: Rows computed at a time.
-          why_no_tokenizer: What `embed_text` says then.
+          params: All parameters of the model, flat.
+          config: Sizes of the model.
+          tokenizer: Folder of the tokenizer; "" makes `embed_text` raise an error.
+          batch_size: Maximum number of rows in a batch.
+          why_no_tokenizer: Reason given in that error.
 
         Raises:
-          ValueError: The tokenizer's folder holds none, or one with more tokens than the model.
+          ValueError: The parameters don't fit the sizes, or the tokenizer's folder holds none or one with more tokens than
+            the model.
         """
         self.config, self.batch_size = config, batch_size
         model = model_lib.make_model(config)
@@ -73,7 +74,7 @@ class Embedder:
         self._audio, self._video, self._text = jax.jit(audio), jax.jit(video), jax.jit(text_tower)
 
     def _in_batches(self, embed: Callable, *inputs: np.ndarray) -> Float[np.ndarray, "b d"]:
-        """Returns `embed` of all rows; the last batch is filled up to a power of two with copies of its last row."""
+        """Returns `embed` of all rows; the last batch is padded to a power of two with copies of its last row."""
         num, out = len(inputs[0]), []
         for start in range(0, num, self.batch_size):
             size = min(1 << (num - start - 1).bit_length(), self.batch_size)
@@ -83,24 +84,24 @@ class Embedder:
 
     @property
     def window_samples(self) -> int:
-        """Samples at 16 kHz to which what is short is filled up with silence, as the loader fills up clips.
+        """Number of samples at 16 kHz to which shorter sounds are padded with silence, as the loader pads clips.
 
-        Of 149 frames it is 24,000. The spectrogram's own padding is the mean of AudioSet, which in training stands in the
-        last frame alone.
+        For 149 spectrogram frames it is 24,000. Otherwise the spectrogram would be padded with AudioSet's mean, which in
+        training is found in the last frame only.
         """
         return (self.config.audio.num_time_frames + 1) * SAMPLE_RATE_HZ // 100
 
     def embed_audio(self, waveform: Num[np.ndarray, "*batch n"], sample_rate: float) -> Float[np.ndarray, "*batch d"]:
         """Returns L2-normalised embeddings of mono sounds.
 
-        Two dimensions are always a batch of mono sounds, never the channels of one: a stereo sound as librosa gives it,
-        [2, n], is two sounds of one channel each and has two embeddings. Of soundfile's [n, 2] give `waveform.mean(1)`, of
-        librosa's `waveform.mean(0)`.
+        Two dimensions always mean a batch of mono sounds, never the channels of one sound: a stereo sound from librosa,
+        [2, n], counts as two sounds and gets two embeddings. Mix channels down first: `waveform.mean(0)` of librosa's
+        [2, n], `waveform.mean(1)` of soundfile's [n, 2].
 
         Args:
-          waveform: One sound [n] or several of one length [b, n]; floats in [-1, 1] or int16. What is shorter than the window
-            is filled up with silence, as in training.
-          sample_rate: Hz; resampled to 16 kHz where it is another.
+          waveform: One sound [n] or several of the same length [b, n]; floats in [-1, 1] or int16. Sounds shorter than the
+            model's window are padded with silence, as in training.
+          sample_rate: Sample rate in Hz; other rates than 16 kHz are resampled.
 
         Raises:
           ValueError: A sound is longer than the model's window, shorter than one spectrogram frame, not finite, beyond
@@ -134,9 +135,9 @@ class Embedder:
         return out[0] if waveform.ndim == 1 else out
 
     def _check_length(self, shape: tuple[int, int], sample_rate: float, ndim: int) -> None:
-        """Raises a ValueError where sounds are too short or too long, before they are resampled."""
-        num_samples = float(np.ceil(shape[1] * (SAMPLE_RATE_HZ / sample_rate)))  # that librosa makes of them
-        # 25 ms frames every 10 ms: so many samples fill the spectrogram, and hop - 1 more change nothing.
+        """Raises a ValueError if the sounds are too short or too long, before they are resampled."""
+        num_samples = float(np.ceil(shape[1] * (SAMPLE_RATE_HZ / sample_rate)))  # the length that librosa resamples to
+        # Spectrogram frames are 25 ms long, one every 10 ms. Up to hop - 1 samples beyond the last frame change nothing.
         frame, hop = SAMPLE_RATE_HZ * 25 // 1000, SAMPLE_RATE_HZ * 10 // 1000
         most = (self.config.audio.num_time_frames - 1) * hop + frame + hop - 1
         if num_samples < frame:
@@ -150,11 +151,12 @@ class Embedder:
             )
 
     def embed_video(self, frames: np.ndarray) -> Float[np.ndarray, "*batch d"]:
-        """Returns L2-normalised embeddings of clips: short side resized, centre cropped, normalised as in evaluation.
+        """Returns L2-normalised embeddings of clips; frames are resized, centre-cropped and normalised as in evaluation.
 
         Args:
-          frames: RGB of one clip [t, h, w, 3] or several [b, t, h, w, 3], t at most the model's temporal positions; the
-            model was trained on `config.video.num_frames`, the middles of as many equal intervals.
+          frames: uint8 RGB frames of one clip [t, h, w, 3] or several [b, t, h, w, 3]; t is at most the model's number of
+            temporal positions. The model was trained on `config.video.num_frames` frames, the middle ones of as many equal
+            intervals.
 
         Raises:
           ValueError: Another shape or dtype, frames of different sizes, no frames or too many.
@@ -173,10 +175,10 @@ class Embedder:
         return out[0] if frames.ndim == 4 else out
 
     def embed_text(self, texts: Iterable[str]) -> Float[np.ndarray, "b d"]:
-        """Returns L2-normalised embeddings of sentences, cut at the model's number of tokens.
+        """Returns L2-normalised embeddings of sentences, each cut at the model's number of tokens.
 
         Raises:
-          ValueError: The model came without a tokenizer, or `texts` is a bare string or holds something else.
+          ValueError: The model has no tokenizer, or `texts` is a single string or holds anything but strings.
         """
         if self._tokenize is None:
             raise ValueError(f"{self._why_no_tokenizer}: name it, mc3_jax.load(path, tokenizer=FOLDER)")
@@ -194,25 +196,25 @@ class Embedder:
 def load(
     path: str, *, tokenizer: str = "", model: config_lib.ModelConfig | None = None, batch_size: int = 32
 ) -> Embedder:
-    """Returns a model ready to embed, from whatever holds its weights; nothing is downloaded or unpickled.
+    """Returns a model ready to embed, with weights from a folder, a run or a checkpoint; nothing is downloaded or unpickled.
 
     Args:
       path: A folder made by `python -m mc3_jax.convert`, the workdir of a run, or somebody else's checkpoint that holds all
         three towers with their projections (see `weights.read_checkpoint`).
-      tokenizer: Folder of the tokenizer; "" takes the one in the folder, or the one the run was trained with. Where that is
-        gone sounds and frames are embedded all the same, and `embed_text` is refused.
-      model: Sizes, for somebody else's checkpoint; default the paper's. Folders and runs know theirs.
-      batch_size: Rows computed at a time.
+      tokenizer: Folder of the tokenizer; "" takes the one in the folder, or the one the run was trained with. If that can't
+        be found, sounds and frames can still be embedded, but `embed_text` raises an error.
+      model: Sizes of the model in somebody else's checkpoint; None takes the paper's. Folders and runs record theirs.
+      batch_size: Maximum number of rows in a batch.
 
     Raises:
-      ValueError: Nothing that can be read is there, weights are missing or don't fit, or the tokenizer is not the one that
-        the text tower has learned.
+      ValueError: Nothing readable is at `path`, weights are missing or don't fit, `model` is given for a folder or a run, or
+        the tokenizer is not the one that the text tower was trained with.
     """
     known = weights.is_own_folder(path) or weights.is_run(path)
     if known and model is not None:
         raise ValueError(f"{path} knows its model's sizes: leave `model` out")
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
-    config = dataclasses.replace(config, num_classes=0)  # embeds, and classifies nothing
+    config = dataclasses.replace(config, num_classes=0)  # embedding needs no classifier
     tokenizer = vocabulary.find(path, tokenizer)
     params, _ = weights.read_checkpoint(path, config)
     return Embedder(params, config, tokenizer, batch_size, vocabulary.why_none(path))

@@ -1,11 +1,11 @@
 """Finds moments of videos by words or by a sound: `python -m mc3_jax.search --model M --clips C --text "..." --out S`.
 
-M is whatever `mc3_jax.load` takes; C is a data set of clips, e.g. your own videos cut into windows by
-`python -m data_prep.own_videos --videos FOLDER --every_s 0.75 --out C`. The sound and pictures of every clip are embedded
-once; S keeps the embeddings (`moments.npz`), so that the next question about the same clips and model takes seconds. Without
-a question, moments are ranked by how well their sound and pictures agree; at the top are actions that sound.
+M is anything that `mc3_jax.load` takes; C is a data set of clips, e.g. your own videos cut into windows by
+`python -m data_prep.own_videos --videos FOLDER --every_s 0.75 --out C`. The sound and frames of every clip are embedded
+once; S keeps the embeddings (`moments.npz`), so that the next query with the same clips and model takes seconds. Without a
+query, moments are ranked by the similarity of their sound and frames, so that actions that sound come first.
 
-Prints the best moments and writes `hits.csv` and, to look and listen, `index.html`.
+Prints the best moments and writes `hits.csv` and `index.html`, a page to look at and listen to them.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from mc3_jax import embedder, mesh as mesh_lib, model as model_lib
 from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
 from mc3_jax.evals import moments as moments_lib
 
-_MAX_SOUND_S = 60.0  # of a file that is read as a question
+_MAX_SOUND_S = 60.0  # read of a query's sound file
 
 
 def embed_queries(
     model: embedder.Embedder, texts: Sequence[str], sounds: Sequence[str]
 ) -> dict[str, np.ndarray | None]:
-    """Returns name → embedding [d] of every question, texts first; where there is none, `moments.AGREEMENT` → None.
+    """Returns query → its embedding [d], texts first; without any query, `moments.AGREEMENT` → None.
 
     Args:
-      model: Embeds them.
-      texts: Sentences, as the model was trained with: of Ego4D "#C C chops the onion".
-      sounds: Files that libsndfile reads; several channels are averaged. Of one that is longer than the model's window, the
-        loudest window is taken, and it is said.
+      model: Model that embeds the queries.
+      texts: Sentences, worded as those the model was trained on; for Ego4D "#C C chops the onion".
+      sounds: Sound files that libsndfile can read; several channels are averaged. From a file longer than the model's window
+        the loudest window is taken, and its times are printed.
 
     Raises:
-      ValueError: An empty text, a file that can't be read, or a sound that the model does not take.
+      ValueError: An empty text, texts without a tokenizer, a file that can't be read, or a sound that the model doesn't take.
     """
     if empty := [text for text in texts if not text.strip()]:
         raise ValueError(f"--text {empty[0]!r} is empty: write what is to be found")
@@ -61,14 +61,14 @@ def embed_queries(
 
 
 def _read_sound(path: str) -> tuple[np.ndarray, int]:
-    """Returns (mean of the channels, sample rate in Hz) of a sound file, of a long one its first minute."""
+    """Returns (mean of the channels, sample rate in Hz) of a sound file, of at most its first minute."""
     with soundfile.SoundFile(path) as file:
         channels = file.read(int(_MAX_SOUND_S * file.samplerate), dtype="float32", always_2d=True)
         return channels.mean(axis=1), file.samplerate
 
 
 def _loudest(waveform: np.ndarray, length: int) -> tuple[int, int]:
-    """Returns [start, stop) of the loudest part of this length; all of what is no longer."""
+    """Returns (start, stop) of the loudest part with `length` samples; of the whole waveform if it is no longer."""
     if len(waveform) <= length:
         return 0, len(waveform)
     power = np.cumsum(np.concatenate([[0.0], waveform.astype(np.float64) ** 2]))
@@ -79,16 +79,16 @@ def _loudest(waveform: np.ndarray, length: int) -> tuple[int, int]:
 def embed_moments(
     model: embedder.Embedder, source: loader.ClipSource, *, batch_size: int, num_threads: int
 ) -> moments_lib.Moments:
-    """Returns the clips of a data set with the embeddings of their sounds and pictures, computed on all local devices.
+    """Returns the clips of a data set with the embeddings of their sounds and frames, computed on all local devices.
 
     Args:
-      model: Embeds them.
-      source: Of the clips.
-      batch_size: Clips computed at a time; rounded up to a multiple of the devices.
-      num_threads: That read and decode.
+      model: Model that embeds the clips.
+      source: The clips.
+      batch_size: Clips in a batch, rounded up to a multiple of the number of devices.
+      num_threads: Number of threads that read and decode clips.
 
     Raises:
-      ValueError: Clips that the model does not take.
+      ValueError: The clips don't fit the model.
     """
     mesh = mesh_lib.make_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -98,7 +98,7 @@ def embed_moments(
     @jax.jit
     def embed(params, batch):
         out = embed_all(params, batch)
-        return {tower: out[tower] for tower in ("audio", "video")}  # XLA leaves out the text tower
+        return {tower: out[tower] for tower in ("audio", "video")}  # so XLA removes the text tower
 
     batches = loader.eval_batches(
         source, tokenizer_lib.blank(model.config.text.num_tokens), batch_size=batch_size,
@@ -123,7 +123,7 @@ def embed_moments(
 
 
 def _made_of(model: embedder.Embedder, source: loader.ClipSource) -> str:
-    """Returns the digest of all that embeddings depend on: clips, sizes and parameters."""
+    """Returns the digest of everything that the embeddings depend on: clips, sizes and parameters."""
     digest = hashlib.sha256(f"{source.digest} {model.config}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         digest.update(jax.tree_util.keystr(path).encode())
@@ -132,7 +132,7 @@ def _made_of(model: embedder.Embedder, source: loader.ClipSource) -> str:
 
 
 def _open(folder: str, split: str, num_frames: int) -> loader.ClipSource:
-    """Returns the clips of a split, or of all that hold any where none is named."""
+    """Returns the clips of a split; "" takes all splits that have any."""
     if not split:
         splits = records.ClipsInfo.load(folder).splits
         split = "+".join(name for name, found in splits.items() if found.num_clips)
@@ -140,7 +140,7 @@ def _open(folder: str, split: str, num_frames: int) -> loader.ClipSource:
 
 
 def _check_window(model: embedder.Embedder, source: loader.ClipSource, folder: str) -> None:
-    """Warns where clips last longer or shorter than what the model hears."""
+    """Warns if the clips are longer or shorter than the model's audio window."""
     clip_s, heard_s = sum(source.info.window_s), model.window_samples / records.SAMPLE_RATE_HZ
     if abs(clip_s - heard_s) > 0.05:
         print(
@@ -151,10 +151,10 @@ def _check_window(model: embedder.Embedder, source: loader.ClipSource, folder: s
 
 
 def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
-    """Answers every question of the command line: prints, writes and returns question → hits.
+    """Runs every query of the command line: prints and writes its hits, and returns query → hits.
 
     Raises:
-      ValueError: A model, clips or question that can't be read or don't fit.
+      ValueError: An option below 1, or a model, clips or a query that can't be read or don't fit.
     """
     for name in ("top", "batch_size", "num_threads"):
         if getattr(args, name) < 1:
@@ -186,7 +186,7 @@ def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
 
 
 def _printable(text: str) -> str:
-    """Returns a stranger's text as it may stand on a terminal."""
+    """Returns untrusted text with its unprintable characters escaped, safe for a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -209,7 +209,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Searches, or ends with one line and status 2."""
+    """Searches; for bad input, prints one line and exits with status 2."""
     args = _parse(argv)
     try:
         search(args)

@@ -1,7 +1,7 @@
-"""Which tokenizer a text tower has learned to read, and where it lies: another one fits as well and gives nonsense.
+"""Which tokenizer a text tower was trained with, and where to find it: with any other, its embeddings are nonsense.
 
-A run notes the SHA-256 of its tokenizer in `data.json` and keeps a copy of it in `tokenizer/`; a folder of
-`mc3_jax.convert` encloses one and notes its SHA-256 in `config.json`. What earlier versions made may lack all of these.
+A run records the SHA-256 of its tokenizer in `data.json` and keeps a copy of it in `tokenizer/`. A folder of
+`mc3_jax.convert` contains one and records its SHA-256 in `config.json`. Those of earlier versions may lack all of these.
 """
 
 import os
@@ -17,13 +17,13 @@ DIGESTS = "tokenizer_sha256"  # in a folder's `config.json`
 
 
 def learned(path: str) -> list[str]:
-    """Returns the digests of the tokenizers that a text tower may be used with; [] where nobody knows.
+    """Returns the SHA-256 of each tokenizer that a text tower may be used with; [] where that is not recorded.
 
     Args:
       path: As for `weights.read_checkpoint`.
 
     Raises:
-      ValueError: What should tell is damaged.
+      ValueError: The file that records it is damaged.
     """
     if weights.is_own_folder(path):
         known = checkpoint_files.read_config(path).get(DIGESTS, [])
@@ -39,14 +39,14 @@ def _noted(workdir: str) -> list[str]:
 
 
 def _is_one_of(folder: str, known: list[str]) -> bool:
-    """Returns whether a folder's tokenizer is a known one; where none is known, whether there is any."""
+    """Returns whether a folder's tokenizer has one of the known digests; if none is known, whether it holds any."""
     if not folder or not pathlib.Path(folder).is_dir():
         return False
     return tokenizer_lib.tokenizer_digest(folder) in known if known else tokenizer_lib.holds_tokenizer(folder)
 
 
 def own(path: str) -> str:
-    """Returns the folder of the tokenizer that came with a text tower; "" where there is none, or none but others by now.
+    """Returns the folder of the tokenizer that came with a text tower; "" if it had none, or if it was removed or replaced.
 
     Args:
       path: As for `weights.read_checkpoint`.
@@ -58,14 +58,14 @@ def own(path: str) -> str:
 
 
 def find(path: str, named: str = "") -> str:
-    """Returns the folder of the tokenizer that a text tower has learned to read; "" where it has none, or it is gone.
+    """Returns the folder of the tokenizer that a text tower was trained with; "" if it has none or it can't be found.
 
     Args:
       path: As for `weights.read_checkpoint`.
-      named: Folder to take; "" takes the one that came with the tower.
+      named: Folder to use; "" uses the tokenizer that came with the tower.
 
     Raises:
-      ValueError: `named` is another tokenizer, or the one that a folder of `mc3_jax.convert` encloses has been changed.
+      ValueError: `named` is not the tower's tokenizer, or the one in a folder of `mc3_jax.convert` has been changed.
     """
     known = learned(path)
     if not named:
@@ -81,28 +81,28 @@ def find(path: str, named: str = "") -> str:
 
 
 def why_none(path: str) -> str:
-    """Returns why `find` found no tokenizer, "" where the text tower never had one."""
+    """Returns the reason why `find` found no tokenizer; "" if the text tower never had one."""
     if weights.is_run(path) and (named := weights.read_run_config(path).data.tokenizer):
         return f"the tokenizer of {path} is gone: {named} is not there, or another by now"
     return f"the tokenizer of {path} is gone" if learned(path) else ""
 
 
 def name_for_training(workdir: str, named: str) -> str:
-    """Returns the folder to train with: the one named, or the run's own copy where that is gone."""
+    """Returns the tokenizer folder to train with: the one named, or the run's own copy if that no longer exists."""
     copy = str(pathlib.Path(workdir) / COPY)
     known = _noted(workdir)
     return copy if known and named and not pathlib.Path(named).exists() and _is_one_of(copy, known) else named
 
 
 def keep(workdir: str, folder: str) -> None:
-    """Copies the tokenizer of a run into its workdir, unless it is there; called by every process.
+    """Copies the tokenizer of a run into its workdir, unless the copy exists; must be called by every process.
 
     Args:
-      workdir: Of the run, locked and claimed.
-      folder: Of its tokenizer, which has been compared with the run's.
+      workdir: Workdir of the run, locked and claimed.
+      folder: Folder of the tokenizer, which has been compared with the run's.
 
     Raises:
-      WorkdirError: It can't be written; on every process.
+      WorkdirError: The copy can't be written; raised on every process.
     """
     place = pathlib.Path(workdir) / COPY
 
@@ -111,7 +111,7 @@ def keep(workdir: str, folder: str) -> None:
         if not tokenizer_lib.holds_tokenizer(folder) or _is_one_of(str(place), [digest]):
             return
         aside = place.with_suffix(".tmp")
-        for old in (aside, place):  # of a start that was killed, or damaged
+        for old in (aside, place):  # left by a start that was killed, or damaged
             shutil.rmtree(old, ignore_errors=True)
         aside.mkdir()
         tokenizer_lib.copy_tokenizer(folder, aside)

@@ -1,9 +1,9 @@
-"""Parameters from and to files: other people's checkpoints, runs, and folders of our own.
+"""Parameters from and to files: other people's checkpoints, runs, and folders of our own format.
 
-A folder of ours holds `config.json` (the model's sizes), `model.safetensors` (float32, names such as
+A folder of our own format holds `config.json` (the model's sizes), `model.safetensors` (float32, names such as
 "video/encoder/block_0/mlp/out/kernel"), the tokenizer's files and a model card. Other people's files are read by
-`mc3_jax.models.checkpoint_files`, which runs nothing of them, renamed by `mc3_jax.models.layouts` and fitted to the model's
-sizes by `mc3_jax.models.fitting`.
+`mc3_jax.models.checkpoint_files`, which executes nothing in them. Their parameters are renamed by `mc3_jax.models.layouts`
+and fitted to the model's sizes by `mc3_jax.models.fitting`.
 
 Parameters are flat here: {"video/encoder/norm/scale": float32 array}.
 """
@@ -22,20 +22,20 @@ from mc3_jax.models import checkpoint_files, fitting, layouts
 
 FORMAT = "mc3_jax"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-PROJECTION_FILE = "projection.safetensors"  # beside a Hugging Face folder of ours, whose classes lack it
+PROJECTION_FILE = "projection.safetensors"  # in the Hugging Face folders we write, whose classes have no projection
 Flat = dict[str, np.ndarray]
 Shapes = dict[str, jax.ShapeDtypeStruct]
-# What a video tower made from an image model has to begin anew.
+# Parts of a video tower that an image model lacks.
 _NOT_IN_IMAGES = ("encoder/temporal_embedding", "/norm_time/", "/time_attention/")
 
 
 def param_shapes(config: config_lib.ModelConfig) -> Shapes:
-    """Returns the flat shapes of a model's parameters, computing nothing."""
+    """Returns name → shape and dtype of a model's parameters, without computing any."""
     return checkpoint.flatten(jax.eval_shape(lambda: model_lib.init_params(model_lib.make_model(config), config, 0)))
 
 
 def is_own_folder(path: str) -> bool:
-    """Returns whether `path` is a folder that `write_folder` made."""
+    """Returns whether `path` is a folder that `write_folder` wrote."""
     folder = pathlib.Path(path)
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         return False
@@ -48,10 +48,10 @@ def is_run(path: str) -> bool:
 
 
 def read_model_config(path: str) -> config_lib.ModelConfig:
-    """Returns the sizes of the model in a folder of ours or a run.
+    """Returns the sizes of the model in a folder of our own format or in a run.
 
     Raises:
-      ValueError: It is neither, or its `config.json` is damaged, of another version, or names sizes no model has.
+      ValueError: `path` is neither, or its `config.json` is damaged, of another version, or has impossible sizes.
     """
     if is_run(path):
         model = read_run_config(path).model
@@ -68,10 +68,10 @@ def read_model_config(path: str) -> config_lib.ModelConfig:
 
 
 def read_run_config(workdir: str) -> config_lib.Config:
-    """Returns the config a run was started with.
+    """Returns the config that a run was started with.
 
     Raises:
-      ValueError: There is none, or it is damaged or of another version.
+      ValueError: The config is missing, damaged or of another version.
     """
     values = checkpoint_files.read_config(pathlib.Path(workdir))
     return config_lib.from_dict(config_lib.Config, values, f"{workdir}/{CONFIG_FILE}")
@@ -81,11 +81,11 @@ def read_run(workdir: str, step: int = 0) -> tuple[int, Flat]:
     """Returns the step of a run's checkpoint and its parameters, on the host.
 
     Args:
-      workdir: Of the run.
-      step: Of the checkpoint; 0 is the newest.
+      workdir: Workdir of the run.
+      step: Step of the checkpoint; 0 takes the newest.
 
     Raises:
-      ValueError: No such checkpoint, damaged, or of another model.
+      ValueError: There is no such checkpoint, or it is damaged or of another model.
     """
     shapes = checkpoint.unflatten(param_shapes(read_model_config(workdir)))
     abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(), shapes)
@@ -97,10 +97,10 @@ def read_run(workdir: str, step: int = 0) -> tuple[int, Flat]:
 
 
 def read_sources(path: str) -> dict[str, layouts.Source]:
-    """Returns the towers a path holds, ours or somebody else's.
+    """Returns tower → its tensors, from a run, a folder of our own format or somebody else's checkpoint.
 
     Raises:
-      ValueError: It can't be read, or its layout is unknown.
+      ValueError: The path can't be read, or its layout is unknown.
     """
     if is_run(path):
         return layouts.recognize(read_run(path)[1], path)
@@ -112,11 +112,11 @@ def read_sources(path: str) -> dict[str, layouts.Source]:
 
 
 def _check_unseen(path: str, tower: str, config: config_lib.ModelConfig) -> None:
-    """Checks what no shape tells: the number of heads, into which the same matrices would be cut, and the activation.
+    """Checks what the shapes of the weights can't show: the number of attention heads and the activation function.
 
     Raises:
-      MisfitError: What lies beside the weights says another number of heads.
-      ValueError: It says another activation than exact GELU, which is the only one here.
+      MisfitError: The `config.json` beside the weights has another number of heads.
+      ValueError: It has another activation than exact GELU, the only one implemented here.
     """
     ours = getattr(config, tower).num_heads
     if is_run(path) or is_own_folder(path):
@@ -141,22 +141,22 @@ def _check_unseen(path: str, tower: str, config: config_lib.ModelConfig) -> None
 def read_towers(
     paths: Mapping[str, str], config: config_lib.ModelConfig, *, temporal: str = "zeros", drop_heads: bool = True
 ) -> tuple[Flat, list[str]]:
-    """Returns parameters of towers that start from files, and what was done to them, a line each.
+    """Returns the parameters of towers that start from files, and for each tower a line on how they were fitted.
 
-    What a file lacks is left out for `complete`: projections of encoders without any (or of another `embed_dim`), and the
-    time attention where a video tower starts from an image model.
+    Parameters that a file may lack are missing from the result, for `complete` to fill in: the projection of a tower, if the
+    file has none or one to another `embed_dim`, and time attention, if a video tower starts from an image model.
 
     Args:
-      paths: Tower → file or folder: a run's workdir, a folder of ours, or a checkpoint of EgoVLP, action2sound, AST, DeiT,
-        ViT or DistilBERT as `.pth`, safetensors or Hugging Face folder. Towers may share one.
+      paths: Tower → file or folder: a run's workdir, a folder of our own format, or a checkpoint of EgoVLP, action2sound,
+        AST, DeiT, ViT or DistilBERT as `.pth`, safetensors or Hugging Face folder. Several towers may share one.
       config: Sizes of the model.
       temporal: See `config.InitConfig`.
-      drop_heads: Whether a projection to another dimension, such as a classifier's, is left out; else it is refused.
+      drop_heads: Whether to drop a projection to another dimension, such as a classifier; otherwise it is an error.
 
     Raises:
-      MisfitError: A file has other names or shapes, a +/- list of them; or the number of heads beside it is another.
-      ValueError: A file is damaged, unknown, holds no such tower, or values that are not finite; or the activation beside it
-        is another.
+      MisfitError: A file has other names or shapes, which the message lists with + and -, or another number of heads.
+      ValueError: A file is damaged, of unknown layout, lacks a tower, has values that are not finite, or has another
+        activation.
     """
     shapes = param_shapes(config)
     flat, notes = {}, []
@@ -174,7 +174,7 @@ def _take_tower(
     found: Mapping[str, layouts.Source], tower: str, config: config_lib.ModelConfig, shapes: Shapes, temporal: str,
     drop_heads: bool, path: str,
 ) -> tuple[Flat, list[str]]:  # fmt: skip
-    """Returns one tower of what a file holds, in the model's sizes, and what was done to it."""
+    """Returns the parameters of one tower of a file, fitted to the model's sizes, and notes on what was changed."""
     source = found.get(tower) or found.get("image")
     if source is None:
         raise ValueError(f"{path} holds {' and '.join(found)}, no {tower} tower")
@@ -182,7 +182,7 @@ def _take_tower(
     params, where = layouts.to_ours(source, tower, path), f"{path}, {tower} tower,"
     tables = [name for name in wanted if name.endswith("_embedding") and source.encoder == layouts.OURS]
     if any(params.get(name, np.zeros(())).ndim != 2 for name in tables):
-        checkpoint.check_shapes(params, wanted, where)  # a stranger's idea of ours: there is nothing to fit
+        checkpoint.check_shapes(params, wanted, where)  # not of our layout, despite its names
     image, notes = source.tower == "image", []
     if tower == "audio":
         params, notes = _fit_audio(params, config, image, path)
@@ -202,9 +202,9 @@ def _take_tower(
 
 
 def _starts_afresh(missing: list[str], params: Flat, timeless: bool) -> dict[str, str]:
-    """Returns which of the missing parameters a file need not hold, and what each belongs to.
+    """Returns those missing parameters that a file need not hold → the part of the tower that each belongs to.
 
-    A whole head may be missing, not half of one; time attention where the file is an image model's.
+    A head may be missing as a whole, but not in part. Time attention may be missing if the file holds an image model.
     """
     headless = not any(name.startswith("projection/") for name in params)
     kinds = {name: name.split("/")[0] for name in missing if headless and name.startswith(("norm/", "projection/"))}
@@ -214,29 +214,29 @@ def _starts_afresh(missing: list[str], params: Flat, timeless: bool) -> dict[str
 
 
 def _fit_audio(params: Flat, config: config_lib.ModelConfig, image: bool, path: str) -> tuple[Flat, list[str]]:
-    """Returns AST's encoder from an AST of another length, or from an image model, and what was done to it."""
+    """Returns AST's encoder, fitted from an AST of another length or from an image model, and notes on what was changed."""
     kernel, token = "encoder/patch_embedding/kernel", "encoder/distillation_token"
     position, notes = params["encoder/position_embedding"], []
     if image:
         params = params | {kernel: fitting.sum_over_rgb(params[kernel], len(params[kernel]) // 3)}
         notes.append("patch kernel summed over RGB")
         if token not in params:
-            # A ViT that was never distilled: the second token starts as a copy of the first.
+            # A ViT without distillation: the second token starts as a copy of the first.
             params[token] = params["encoder/class_token"].copy()
             position = np.concatenate([position[:1], position])
             notes.append("distillation token copied from the class token")
     grid = model_lib.make_model(config).audio_tower.grid
-    # How long a grid is follows from how many rows it has.
+    # The length of the file's grid follows from its number of patches along mel.
     rows = None if image else _num_mel_patches(path, config)
     position, note = fitting.fit_audio_positions(position, grid, rows, path)
     return params | {"encoder/position_embedding": position}, notes + ([note] if note else [])
 
 
 def _num_mel_patches(path: str, config: config_lib.ModelConfig) -> int:
-    """Returns the patches along mel of an AST: as many as its run or folder says; a file is taken to have the model's.
+    """Returns the number of patches along mel of an AST, as its run or folder records it; for a file, that of the model.
 
     Raises:
-      ValueError: A folder of Hugging Face's says what can't be.
+      ValueError: The `config.json` of a Hugging Face folder has impossible sizes.
     """
     if is_run(path) or is_own_folder(path):
         config = read_model_config(path)
@@ -253,7 +253,7 @@ def _num_mel_patches(path: str, config: config_lib.ModelConfig) -> int:
 def _fit_video(
     params: Flat, num_positions: int, num_times: int, temporal: str, path: str
 ) -> tuple[Flat, list[str]]:
-    """Returns a video encoder with the model's image grid and temporal positions, and what was done to it."""
+    """Returns a video encoder fitted to the model's image grid and temporal positions, and notes on what was changed."""
     place, time = "encoder/position_embedding", "encoder/temporal_embedding"
     position, note = fitting.fit_image_positions(params[place], num_positions - 1, path)
     params, notes = params | {place: position}, [note]
@@ -264,7 +264,7 @@ def _fit_video(
 
 
 def _drop_other_head(params: Flat, embed_dim: int) -> tuple[Flat, list[str]]:
-    """Returns the parameters without a projection to another dimension (a classifier's), and what was done."""
+    """Returns the parameters without a projection to another dimension (as of a classifier), and a note if there was one."""
     bias = params.get("projection/bias")
     if bias is None or len(bias) == embed_dim:
         return params, []
@@ -275,9 +275,9 @@ def _drop_other_head(params: Flat, embed_dim: int) -> tuple[Flat, list[str]]:
 def read_checkpoint(
     path: str, config: config_lib.ModelConfig, *, temporal: str = "zeros"
 ) -> tuple[Flat, list[str]]:
-    """Returns all parameters of a model's towers from one file or folder, and what was done to them; see `read_towers`.
+    """Returns all parameters of the model's towers from one file or folder, and notes on how they were fitted.
 
-    Nothing of it is at random, and no classifier is read.
+    No parameter is initialised at random, and no classifier is read.
 
     Args:
       path: As for `read_towers`.
@@ -285,7 +285,7 @@ def read_checkpoint(
       temporal: See `config.InitConfig`.
 
     Raises:
-      ValueError: As `read_towers`; or a tower or projection isn't in it.
+      ValueError: As `read_towers`, or a tower or projection is missing.
     """
     paths, config = dict.fromkeys(config_lib.MODALITIES, path), dataclasses.replace(config, num_classes=0)
     flat, notes = read_towers(paths, config, temporal=temporal, drop_heads=False)
@@ -294,7 +294,7 @@ def read_checkpoint(
 
 
 def read_initial(config: config_lib.Config) -> tuple[Flat, list[str]]:
-    """Returns parameters of the towers that `config.init` lets start from files, and what was done to them.
+    """Returns parameters of the towers that `config.init` starts from files, and notes on how they were fitted.
 
     Raises:
       ValueError: As `read_towers`.
@@ -304,26 +304,26 @@ def read_initial(config: config_lib.Config) -> tuple[Flat, list[str]]:
 
 
 def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
-    """Returns all parameters: those given, the rest freshly initialised from the seed, as `init_params` does."""
+    """Returns all parameters: those given, and the others initialised from the seed as by `init_params`."""
     missing = [name for name in param_shapes(config) if name not in flat]
     model = model_lib.make_model(config)
 
     def fresh():
         with model_lib.fast_draws():
             drawn = checkpoint.flatten(model_lib.init_params(model, config, seed))
-        return {name: drawn[name] for name in missing}  # what isn't returned is never computed
+        return {name: drawn[name] for name in missing}  # XLA computes only what is returned
 
     return flat | ({name: np.asarray(value) for name, value in jax.jit(fresh)().items()} if missing else {})
 
 
 def write_folder(folder: str, flat: Flat, config: config_lib.ModelConfig, facts: dict | None = None) -> None:
-    """Writes `config.json` and `model.safetensors`, each aside and renamed; where there is a config, its weights are whole.
+    """Writes `model.safetensors` and then `config.json`, each atomically: a folder with a config has complete weights.
 
     Args:
-      folder: Made where missing.
-      flat: All parameters.
-      config: Their sizes.
-      facts: More of what `config.json` should say, plain values.
+      folder: Created if missing.
+      flat: All parameters of the model.
+      config: Sizes of the model.
+      facts: Further entries of `config.json`, plain values.
     """
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)

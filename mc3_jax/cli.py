@@ -1,8 +1,8 @@
-"""Command lines of the entry points: `--config` with overrides, and one clear line for whatever a user got wrong.
+"""Command lines of the entry points: `--config` with overrides, and one clear line for every mistake of the user.
 
-Exit statuses: 0 done; 1 a fault, with a traceback; 2 one line says what has to be mended; 75 preempted, with the state saved;
-76 a process of the job was lost or hangs (`job.LOST`); 77 Ctrl-C, with the state saved. After 75 and 76, start the same
-command again.
+Exit statuses: 0 done; 1 any other error, with a traceback; 2 bad input, with one line that says what to mend; 75 preempted,
+with the state saved; 76 a process of the job was lost or hangs (`job.LOST`); 77 Ctrl-C, with the state saved. After 75 and
+76, start the same command again.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from ml_collections import config_flags
 
 from mc3_jax import config as config_lib, validation
 
-USER_ERROR = 2  # exit status for bad input, as argparse's
+USER_ERROR = 2  # exit status for bad input, as in argparse
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
-INTERRUPTED = 77  # another than after SIGTERM: who pressed Ctrl-C wants no launch file to start again
+INTERRUPTED = 77  # differs from SIGTERM's: after Ctrl-C no launch file should start the run again
 
 
 def _define_flags(among: flags.FlagValues = flags.FLAGS) -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -38,12 +38,13 @@ def _define_flags(among: flags.FlagValues = flags.FLAGS) -> tuple[flags.FlagHold
 
 
 def _read_config(load: Callable, path: str):
-    """Returns what config_flags loads of a file; a config is made anew of its values, since fields are overridden in place.
+    """Returns what config_flags loads from a file; a `Config` is rebuilt from its values, since overrides change it in place.
 
-    So no part, such as an optimizer that several phases have, is overridden in all of them, and types are the fields' own.
+    The copy shares no parts: overriding one phase's optimizer leaves the others alone, even if the file gave all phases the
+    same object. Rebuilding also gives every field its declared type.
 
     Raises:
-      ValueError: A field holds another type, or the file can't be read.
+      ValueError: A field has a value of another type, or the file can't be read.
       OSError: There is no such file.
     """
     file = path.partition(":")[0]
@@ -51,7 +52,7 @@ def _read_config(load: Callable, path: str):
         raise OSError(f"no config file {file}: name a .py file such as configs/mc3_ego4d.py")
     try:
         loaded = load(path)
-    except LookupError as error:  # afterwards one means that there is no such field
+    except LookupError as error:  # caught here: outside, a LookupError means an unknown field
         raise ValueError(f"{path} can't be read: {type(error).__name__}: {error}") from error
     is_config = type(loaded) is config_lib.Config
     return config_lib.from_dict(config_lib.Config, dataclasses.asdict(loaded)) if is_config else loaded
@@ -59,16 +60,16 @@ def _read_config(load: Callable, path: str):
 
 @contextlib.contextmanager
 def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Ends the process with one line and status 2 where the block finds something the user has to mend.
+    """Ends the process with one line and status 2 if the block raises an error that the user has to mend.
 
     Args:
-      kinds: Of exceptions. The default is meant for set-up (config, data, workdir, mesh): a ValueError out of the
-        training loop keeps its traceback.
+      kinds: Exceptions that count as such. The default is meant for set-up (config, data, workdir, mesh); the training
+        loop is outside of it, so that a ValueError there keeps its traceback.
     """
     try:
         yield
     except kinds as error:
-        if "Gloo" in str(error):  # a lost process, see `job.ending_together`
+        if "Gloo" in str(error):  # a process was lost, see `job.ending_together`
             raise
         _die(" ".join(str(error).split()))
 
@@ -79,17 +80,17 @@ def _die(line: str) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags, turning what absl and config_flags raise into one line."""
+    """Parses flags; errors of absl and config_flags become one line and status 2."""
     config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
     try:
         return flags.FLAGS(argv)
     except (flags.Error, LookupError, ValueError, TypeError, OSError) as error:
         text = str(error)
         if isinstance(error, LookupError) or text.startswith("list indices must be"):
-            # config_flags lets the lookup's own exception through; the offending flag is the one that doesn't resolve.
+            # config_flags passes on the lookup's own exception, without the flag: name all overrides.
             overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
             _die(f"no such config field among {', '.join(overrides)}: {error.args[0]!s}")
-        if "Traceback (most" in text:  # config_flags tells what a config file raised with all of its stack
+        if "Traceback (most" in text:  # config_flags puts the config file's whole traceback into the message
             raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
             _die(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")
         if "not supported for overriding" in text or "as instance of <class 'mc3_jax" in text:
@@ -97,13 +98,13 @@ def _parse(argv: list[str]) -> list[str]:
             whole = field[1] or field[2] if field else "a part of the config"
             _die(f"{whole} can't be given as a whole: set fields of it, as --config.phases[0].epochs=2, or change {config}")
         _die(" ".join(text.split()))
-    except Exception as error:  # a config file is code: whatever it raises belongs to the user, with its file's name
+    except Exception as error:  # a config file is code: any error in it is the user's to mend
         _die(f"{config} can't be read: {type(error).__name__}: {' '.join(str(error).split())}")
     return argv
 
 
 def overridden() -> list[str]:
-    """Returns the names of the config's fields that the command line sets, as "phases[0].epochs"."""
+    """Returns the names of the config fields that the command line sets, such as "phases[0].epochs"."""
     return list(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
@@ -114,16 +115,16 @@ def run(
     """Parses the command line, validates the config and calls `main(config, workdir)`.
 
     Args:
-      main: Of the entry point.
-      needs_workdir: Whether it is refused without one.
-      missing: What is said then.
+      main: Main function of the entry point.
+      needs_workdir: Whether a missing `--workdir` is an error.
+      missing: Message of that error.
     """
     config_flag, workdir_flag = _define_flags()
 
     def start(words: list[str]):
         logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every write
         with user_errors():
-            if words[1:]:  # absl stops at the first word that is no flag: what follows would be ignored without a word
+            if words[1:]:  # absl stops at the first word that is no flag and would silently ignore what follows
                 raise ValueError(f"{words[1]!r} is no flag: write --config.x=value, without spaces")
             if config_flag.value is None:
                 raise ValueError("--config is missing: pass a file such as --config=configs/demo.py")
@@ -133,7 +134,7 @@ def run(
             validation.validate(config_flag.value)
             workdir = workdir_flag.value
             if not workdir and (config_flag.value.checkpoint or not config_flag.value.phases):
-                workdir = f"runs/{config_flag.value.name}"  # what is evaluated has no run
+                workdir = f"runs/{config_flag.value.name}"  # weights are evaluated without a run
             if not workdir and needs_workdir:
                 raise ValueError(missing)
         main(config_flag.value, workdir or "")

@@ -1,15 +1,15 @@
-"""Compiles a run's train step for a machine that need not be at hand, and says how much memory and time it takes.
+"""Compiles a run's train step for a machine that need not be at hand, and reports the memory and time that the step needs.
 
     python -m mc3_jax.compile --config=configs/mc3_ego4d.py --topology=v5e:4x4 --config.model.scan_layers=True
 
 A topology is the NVIDIA GPUs of one node (`h200:8`, `h100:8`, `a100:1`; `pip install '.[compile_gpu]'`), a kind of TPU and
 its slice (`v5e:2x4`, `v5e:16x16`, `v5p:2x2x2`, `v6e:4x4`; `pip install '.[compile]'`), or `cpu:8`. Fields of the config are
 overridden as in training. The step is the one that `mc3_jax.train` runs, on the same mesh. Numbers are counted from the
-compiled program, loops multiplied out (`mc3_jax.hlo`). Bounds on time assume that computing, memory and interconnect each run
-at their peak and at the same time. Programs for GPUs are compiled without autotuning, which needs a GPU: with it, kernels
-differ a little.
+compiled program, with loop bodies counted once per iteration (`mc3_jax.hlo`). Bounds on time assume that computing, memory
+and interconnect each run at their peak and all at the same time. Programs for GPUs are compiled without autotuning, which
+needs a GPU; with it, kernels differ a little.
 
-Status 1 means that the step does not fit the chip, 2 that something in the command has to be mended.
+Exit status 1 means that the step does not fit the chip, 2 that something in the command has to be mended.
 """
 
 import dataclasses
@@ -38,19 +38,20 @@ from mc3_jax.data import loader
 from mc3_jax.mfu import model_flops
 
 DOES_NOT_FIT = 1
-# Clips of `python -m data_prep.ego4d`: 1.5 s at 16 kHz, 16:9 video of 256 px; the paper's number of them.
+# Clips as `python -m data_prep.ego4d` makes them (1.5 s at 16 kHz, 16:9 video of 256 px), and the paper's number of clips.
 NUM_SAMPLES, CANVAS_PX, NUM_CLIPS = 24_000, (256, 456), 250_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a compiled step takes; bytes and FLOPs are one chip's unless said.
+    """Memory and work of a compiled step; bytes and FLOPs are per chip unless stated.
 
     Attributes:
       topology, num_chips, mesh_shape, batch_size, phase: What was compiled.
-      arguments, temporaries, output, aliased, code: Bytes of memory. What is aliased is both argument and output.
-      counts: Of the program.
-      model_flops: Of the whole batch on all chips: forward once, and twice that backward in the towers that learn.
+      arguments, temporaries, output, aliased, code: Bytes of memory; aliased bytes are both arguments and output.
+      counts: FLOPs, memory traffic and collectives of the program.
+      model_flops: Model FLOPs of the whole batch on all chips: the forward pass, and twice that for the backward pass of the
+        towers that are trained.
       trace_s, compile_s: Time that JAX took to trace and lower the step, and XLA to compile it.
     """
 
@@ -71,17 +72,17 @@ class Report:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory the step needs."""
+        """Bytes of memory that the step needs."""
         return self.arguments + self.output - self.aliased + self.temporaries + self.code
 
     @property
     def chip(self) -> topology_lib.Chip | None:
-        """Peaks of the topology's chips, None of a CPU."""
+        """Peak performance of the topology's chips; None for CPUs."""
         return topology_lib.find_chip(self.topology)
 
     @property
     def bounds_s(self) -> dict[str, float]:
-        """The least time of matrix products, of memory and of the interconnect; {} where no peaks are known."""
+        """Minimum time for matrix products, for memory and for the interconnect; {} if the chip's peaks are unknown."""
         if self.chip is None:
             return {}
         wire = sum(exchange.wire_bytes for exchange in self.counts.exchanges)
@@ -93,7 +94,7 @@ class Report:
 
     @property
     def mfu_bound(self) -> float:
-        """The most that model FLOPs can be of the chips' peak, given `bounds_s`."""
+        """Upper bound of the model FLOPs utilisation (MFU), given `bounds_s`."""
         return self.model_flops / (self.num_chips * self.chip.flops_per_s * max(self.bounds_s.values()))
 
     def lines(self) -> list[str]:
@@ -136,19 +137,19 @@ def compile_step(
     config: config_lib.Config, topology: str, *, phase: str = "", num_samples: int = NUM_SAMPLES,
     canvas_px: tuple[int, int] = CANVAS_PX, num_clips: int = NUM_CLIPS,
 ) -> Report:  # fmt: skip
-    """Returns what the train step of a phase takes on a topology.
+    """Returns the memory and work of a phase's train step on a topology.
 
     Args:
-      config: Validated.
-      topology: See the module.
-      phase: Name of one of the config's phases; "" is the last.
+      config: A validated config.
+      topology: See the module's docstring.
+      phase: Name of one of the config's phases; "" takes the last.
       num_samples: Audio samples of a clip.
       canvas_px: (height, width) of the video's canvas.
-      num_clips: In the training split; only the learning rate's schedule knows of it.
+      num_clips: Number of clips in the training split; only the learning rate schedule depends on it.
 
     Raises:
-      ValueError: The topology, the phase or the data's shapes don't go with the config.
-      MemoryError: It does not fit; the message says by how much.
+      ValueError: The topology is unknown or can't be compiled for, or the phase or the data's shapes don't fit the config.
+      MemoryError: The step doesn't fit the chip; the message says by how much.
     """
     names = [p.name for p in config.phases]
     if phase and phase not in names:
@@ -202,7 +203,7 @@ def _compile(
 
 
 def _too_large(error: Exception, topology: str) -> Exception:
-    """Returns what to raise where XLA refuses to compile: what is missing, or the error itself where it is another."""
+    """Returns the error to raise if XLA fails: a MemoryError if the program is too large, otherwise XLA's own error."""
     text = " ".join(str(error).split())
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     sizes = [float(n) * units[u] / topology_lib.GIB for n, u in re.findall(r"([\d.]+)([KMGT])i?B?\b", text)]
@@ -229,7 +230,7 @@ def _define_flags() -> None:
 
 
 def _data_shapes(config: config_lib.Config) -> dict:
-    """Returns num_samples, canvas_px and num_clips of the data where there are any, else of the flags."""
+    """Returns num_samples, canvas_px and num_clips of the config's data; without its folder, the flags' first two."""
     own = config.data.num_samples
     if config.data.dir and pathlib.Path(config.data.dir).is_dir():
         num_frames = config.model.video.num_frames if "video" in phases_lib.all_modalities(config.phases) else 0
@@ -243,7 +244,7 @@ def _data_shapes(config: config_lib.Config) -> dict:
 
 
 def main(config: config_lib.Config, _workdir: str) -> None:
-    """Prints the report of the command line's step."""
+    """Prints the report on the step that the command line names."""
     with cli.user_errors():
         topology = flags.FLAGS.topology
         if not topology:

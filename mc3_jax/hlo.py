@@ -1,7 +1,7 @@
-"""What a compiled program does, counted from XLA's text of it: FLOPs, bytes of memory and bytes of collectives.
+"""FLOPs, memory traffic and collectives of a compiled program, counted from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once, however often it runs; here it counts as often as the loop goes round.
-Counts are for one device of an SPMD program. The meaning of instructions is that of
+XLA's own cost analysis counts the body of a loop once, however often it runs; here it is counted once per iteration. Counts
+are for one device of an SPMD program. The meaning of instructions is that of
 https://openxla.org/xla/operation_semantics.
 """
 
@@ -17,7 +17,7 @@ from mc3_jax.hlo_loops import trip_count
 from mc3_jax.hlo_text import Computation, Instruction, Shape
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-# Instructions that name memory and move none of it.
+# Instructions that refer to memory but move none of it.
 _FREE = {
     "after-all", "bitcast", "constant", "get-tuple-element", "iota", "opt-barrier", "parameter", "partition-id", "tuple",
 }  # fmt: skip
@@ -31,10 +31,10 @@ class Exchange:
 
     Attributes:
       kind: One of `COLLECTIVES`.
-      dtype: Of what is exchanged; the largest part's, where there are several.
-      num_bytes: Payload on one device: what goes into an all-reduce, a reduce-scatter, an all-to-all or a permute, what
-        comes out of an all-gather.
-      group_size: Devices that exchange with each other.
+      dtype: Element type of the payload; that of the largest array, if there are several.
+      num_bytes: Payload on one device: the input of an all-reduce, a reduce-scatter, an all-to-all or a permute, the output
+        of an all-gather.
+      group_size: Number of devices that exchange with each other.
       times: How often it runs.
     """
 
@@ -46,7 +46,7 @@ class Exchange:
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes a device sends in all if the exchange goes round a ring, which is the least it takes."""
+        """Bytes that a device sends in total with a ring algorithm, which is the minimum."""
         n = self.group_size
         share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(self.kind, (n - 1) / n)
         return share * self.num_bytes * self.times
@@ -54,14 +54,14 @@ class Exchange:
 
 @dataclasses.dataclass
 class Counts:
-    """What one device does in a run of the program.
+    """Work of one device in one run of the program.
 
     Attributes:
-      flops: Of matrix products and convolutions, 2 for each multiply-add.
-      memory_bytes: Read and written in main memory by instructions, each of which reads its inputs and writes its results;
-        of a slice only what is sliced.
+      flops: FLOPs of matrix products and convolutions, 2 for each multiply-add.
+      memory_bytes: Bytes that instructions read from and write to main memory. Each reads its inputs and writes its results;
+        a slice reads only what it takes.
       exchanges: Collectives.
-      unknown_loops: Loops whose number of rounds the program does not tell; their bodies count once.
+      unknown_loops: Names of the loops whose number of iterations the program doesn't show; their bodies count once.
     """
 
     flops: int = 0
@@ -70,19 +70,19 @@ class Counts:
     unknown_loops: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Counts") -> None:
-        """Adds what another program does."""
+        """Adds the counts of another program or of a part of this one."""
         self.flops += other.flops
         self.memory_bytes += other.memory_bytes
         self.exchanges += other.exchanges
         self.unknown_loops += other.unknown_loops
 
     def payload(self, kind: str, dtype: str | None = None) -> int:
-        """Returns the payload of all collectives of a kind, and of a type of numbers."""
+        """Returns the payload bytes of all collectives of a kind; with `dtype`, only of those with this element type."""
         return sum(e.num_bytes * e.times for e in self.exchanges if e.kind == kind and dtype in (None, e.dtype))
 
 
 def count(text: str) -> Counts:
-    """Returns what a program does, from its text."""
+    """Returns the counts of a program, from its HLO text."""
     computations, entry = hlo_text.parse(text)
     counts = Counts()
     _count(computations, computations[entry], 1, counts, top=True)
@@ -90,12 +90,12 @@ def count(text: str) -> Counts:
 
 
 def count_instruction(computations: dict[str, Computation], computation: Computation, instruction: Instruction) -> Counts:
-    """Returns what an instruction outside of fusions does in one run.
+    """Returns the counts of one run of an instruction that is not part of a fusion.
 
     Args:
-      computations: Of the program, see `hlo_text.parse`.
-      computation: That it stands in.
-      instruction: Of it.
+      computations: All computations of the program, see `hlo_text.parse`.
+      computation: The one with the instruction.
+      instruction: Instruction to count.
     """
     counts = Counts()
     _count_one(computations, computation, instruction, 1, counts, top=True)
@@ -103,14 +103,14 @@ def count_instruction(computations: dict[str, Computation], computation: Computa
 
 
 def _count(computations: dict, computation: Computation, times: int, counts: Counts, *, top: bool) -> None:
-    """Adds what a computation does, run `times` times.
+    """Adds the counts of `times` runs of a computation.
 
     Args:
-      computations: Of the program.
-      computation: Of these.
+      computations: All computations of the program.
+      computation: The one to count.
       times: How often it runs.
-      counts: Added to.
-      top: Whether its instructions go through memory; those of a fusion don't.
+      counts: Counts to add to.
+      top: Whether its instructions read and write main memory; those inside a fusion don't.
     """
     carries_on = _carries_on(computation)
     for instruction in computation.instructions.values():
@@ -121,7 +121,7 @@ def _count_one(
     computations: dict, computation: Computation, instruction: Instruction, times: int, counts: Counts, *, top: bool,
     carries_on: bool = False,
 ) -> None:  # fmt: skip
-    """Adds what an instruction does; `carries_on` as of its computation, the rest as of `_count`."""
+    """Adds the counts of an instruction; `carries_on` is `_carries_on` of its computation, the rest is as for `_count`."""
 
     opcode = instruction.opcode
     kind = opcode.removesuffix("-start")
@@ -161,7 +161,7 @@ def _count_one(
 
 
 def _carries_on(computation: Computation) -> bool:
-    """Returns whether a fusion goes on with, or waits for, a collective that another one has begun, as TPU programs do."""
+    """Returns whether a fusion continues or awaits a collective that an earlier fusion started, as in TPU programs."""
     targets = " ".join(i.attributes for i in computation.instructions.values() if i.opcode == "custom-call")
     begun_before = computation.name.startswith("async_collective_fusion") or "AsyncCollectiveDone" in targets
     return begun_before and "AsyncCollectiveStart" not in targets
@@ -175,7 +175,7 @@ def _dot_flops(computation: Computation, dot: Instruction) -> int:
 
 
 def _library_flops(computation: Computation, call: Instruction) -> int:
-    """Returns the FLOPs of cuBLAS's matrix products and cuDNN's attention in a GPU program, 0 of another call."""
+    """Returns the FLOPs of a call of cuBLAS's matrix products or cuDNN's attention in a GPU program; 0 for other calls."""
     target = _target(call)
     found = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', call.attributes)
     if target.startswith("__cublas$") and found:
@@ -185,7 +185,7 @@ def _library_flops(computation: Computation, call: Instruction) -> int:
     if target.startswith("__cudnn$fmha"):
         scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', call.attributes)[1]
         width = computation.shapes(call.operands[0])[0].dims[-1]
-        # Scores and sums of values; going back, scores once more, theirs and three gradients.
+        # Forward: scores and weighted sums of values. Backward: the scores again, their gradient, and those of q, k and v.
         products = 5 if target.endswith("Backward") else 2
         return 2 * products * math.prod(int(d) for d in re.findall(r"\d+", scores)) * width
     return 0
@@ -197,7 +197,7 @@ def _target(call: Instruction) -> str:
 
 
 def _convolution_flops(computation: Computation, convolution: Instruction) -> int:
-    """Returns its FLOPs without the products with padding and with holes, of which a TPU's batched matmuls are full."""
+    """Returns the FLOPs without products with padding and dilation holes, of which TPUs' batched matmuls have many."""
     kernel = computation.shapes(convolution.operands[1])[0].dims
     data = computation.shapes(convolution.operands[0])[0].dims
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
@@ -219,7 +219,7 @@ def _convolution_flops(computation: Computation, convolution: Instruction) -> in
 
 @functools.lru_cache
 def _valid_pairs(length: int, size: int, stride: int, low: int, high: int, hole: int, kernel_hole: int) -> int:
-    """Returns how many pairs of an output's and the kernel's position along one dimension meet a value of the input."""
+    """Returns how many pairs of output and kernel position, along one dimension, fall on an actual value of the input."""
     dilated, reach = (length - 1) * hole + 1, (size - 1) * kernel_hole + 1
     outputs = (dilated + low + high - reach) // stride + 1
     at = np.arange(outputs)[:, None] * stride + np.arange(size) * kernel_hole - low
@@ -234,7 +234,7 @@ def _exchange(computation: Computation, instruction: Instruction, kind: str, tim
 
 
 def _group_size(attributes: str) -> int:
-    """Returns how many devices are in a group: of `{{0,1},{2,3}}`, `[2,4]<=[8]` or `mesh['a'=2,'b'=4] {'b'}`; else 2."""
+    """Returns the number of devices in a group, from `{{0,1},{2,3}}`, `[2,4]<=[8]` or `mesh['a'=2,'b'=4] {'b'}`; else 2."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     tiled = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
     named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
@@ -242,7 +242,7 @@ def _group_size(attributes: str) -> int:
         return len(listed[1].split(","))
     if named:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # an axis, or `:(before)size`, a part of one
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # a whole axis, or part of one as `:(before)size`
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return int(tiled[1]) if tiled else 2
 
@@ -250,7 +250,7 @@ def _group_size(attributes: str) -> int:
 def _add_reduce_scatter(
     computation: Computation, fusion: Instruction, called: Computation, times: int, counts: Counts
 ) -> bool:
-    """Adds a TPU's reduce-scatter, a fusion of an all-reduce with the slice of its result; returns whether it was one."""
+    """Adds a TPU's reduce-scatter, which is a fusion of an all-reduce and a slice of its result; returns if it is one."""
     inner = [i for i in called.instructions.values() if i.opcode == "all-reduce"]
     if not inner or "dynamic-slice" not in {i.opcode for i in called.instructions.values()}:
         return False
@@ -259,18 +259,18 @@ def _add_reduce_scatter(
 
 
 def _memory_bytes(computations: dict, computation: Computation, instruction: Instruction) -> int:
-    """Returns the bytes of main memory an instruction reads and writes."""
+    """Returns the bytes of main memory that an instruction reads and writes."""
     operands = [computation.shapes(name) for name in instruction.operands]
     if instruction.opcode.removesuffix("-start") in _SLICES:
-        # What begins a slice has its operands, what is sliced and a flag as its result.
+        # The result of an asynchronous slice's start is a tuple: its operands, the slice and a flag.
         sliced = instruction.shapes[len(operands) if instruction.opcode.endswith("-start") else 0]
         return sliced.num_bytes * (operands[0][0].in_main_memory + sliced.in_main_memory)
     if instruction.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * _main(operands[-1 if instruction.opcode == "scatter" else 1])
     if instruction.opcode != "fusion":
-        # What begins a copy or an all-gather has its operands among its results.
+        # The start of an asynchronous copy or all-gather repeats its operands among its results.
         repeats = instruction.opcode.endswith("-start") and len(instruction.shapes) > len(operands)
-        # cuBLAS and cuDNN are lent bytes to work in, which they rarely take.
+        # The bytes among the results of cuBLAS and cuDNN are workspace, which they rarely use.
         is_library = instruction.opcode == "custom-call" and _target(instruction).startswith(("__cublas$", "__cudnn$"))
         results = tuple(s for s in instruction.shapes if not (is_library and s.dtype in ("s8", "u8")))
         return (0 if repeats else sum(map(_main, operands))) + _main(results)
@@ -280,7 +280,7 @@ def _memory_bytes(computations: dict, computation: Computation, instruction: Ins
 
 
 def _written_by(called: Computation, root: Instruction) -> int:
-    """Returns the bytes a fusion writes: what is updated in place counts for the update alone."""
+    """Returns the bytes that a fusion writes; of an array that it updates in place, only the update counts."""
     if root.opcode == "tuple":
         return sum(_written_by(called, called.instructions[name]) for name in root.operands)
     if root.opcode == "bitcast":
@@ -289,7 +289,7 @@ def _written_by(called: Computation, root: Instruction) -> int:
 
 
 def _read_of(fused: Computation, number: int, shapes: tuple[Shape, ...]) -> int:
-    """Returns how much of an operand a fusion reads: the slices, where it takes nothing else of it."""
+    """Returns the bytes of an operand that a fusion reads: the slices if it takes no more, 0 if it only updates in place."""
     name = fused.parameter(number).name
     users = [i for i in fused.instructions.values() if name in i.operands]
     if users and all(i.opcode in _SLICES and i.operands[0] == name for i in users):

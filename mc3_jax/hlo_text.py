@@ -1,6 +1,6 @@
-"""XLA's text of a compiled program, read: computations, their instructions, and the shapes of these.
+"""A parser of HLO, XLA's text of a compiled program: its computations, their instructions and the instructions' shapes.
 
-Formats are those of `jax.stages.Compiled.as_text()` for CPU, TPU and NVIDIA GPU.
+It reads what `jax.stages.Compiled.as_text()` returns for CPU, TPU and NVIDIA GPU.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _BITS = re.compile(r"^[a-z]+(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array's element type, dimensions, and whether it lies in the device's main memory."""
+    """Element type and dimensions of an array, and whether it lies in the device's main memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -22,7 +22,7 @@ class Shape:
 
     @property
     def num_bytes(self) -> int:
-        """Its size; padding by the device's tiling is not in it."""
+        """Size of the array without the padding of the device's tiling."""
         bits = _BITS.match(self.dtype)
         width = 8 if self.dtype == "pred" else int(bits[1]) if bits else 0  # a token has no size
         return math.ceil(math.prod(self.dims) * width / 8)
@@ -30,7 +30,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a program; `shapes` are those of its result, several where that is a tuple."""
+    """A line of a program; `shapes` are those of its result, several if that is a tuple."""
 
     name: str
     opcode: str
@@ -41,7 +41,7 @@ class Instruction:
     is_root: bool
 
     def called(self, attribute: str) -> str | None:
-        """Returns the computation an attribute names."""
+        """Returns the name of the computation in an attribute; None without it."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
@@ -55,11 +55,11 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
+        """The instruction whose result is that of the computation."""
         return next(i for i in self.instructions.values() if i.is_root)
 
     def parameter(self, number: int) -> Instruction:
-        """Returns the instruction that stands for an argument."""
+        """Returns the parameter instruction of the argument with this number."""
         return next(i for i in self.instructions.values() if i.opcode == "parameter" and i.literal == str(number))
 
     def shapes(self, name: str) -> tuple[Shape, ...]:
@@ -68,7 +68,7 @@ class Computation:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Returns the computations of a program by name, and the name of its entry.
+    """Returns (name → computation, name of the entry computation) of a program.
 
     Raises:
       ValueError: The text is no HLO module.
@@ -105,7 +105,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Returns the position behind the parenthesis that closes the one at `start`."""
+    """Returns the position after the parenthesis that closes the one at `start`."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] == "(") - (text[i] == ")")
@@ -117,12 +117,12 @@ def _closing(text: str, start: int) -> int:
 def _shapes(text: str) -> Iterator[Shape]:
     for dtype, dims, layout in _ARRAY.findall(text):
         sizes = tuple(int(size.strip("<=")) for size in dims.split(",") if size)
-        # S(0), or nothing, is main memory; others are the device's scratch memories.
+        # S(0), or no S, means main memory; other numbers are scratch memories of the device.
         yield Shape(dtype, sizes, re.search(r"S\([1-9]", layout) is None)
 
 
 def _operands(inside: str) -> Iterator[str]:
-    """Yields the names of operands, which may stand behind their shapes."""
+    """Yields the names of operands, each of which may follow its shape."""
     depth, item = 0, ""
     for character in inside + ",":
         depth += character in "({["

@@ -1,4 +1,4 @@
-"""Model FLOPs: what a clip takes in a step, and the share of the devices' peak that a clip a second is."""
+"""Model FLOPs of a clip in a training step, and the share of the devices' peak that one clip per second takes."""
 
 import dataclasses
 
@@ -9,10 +9,11 @@ from mc3_jax import config as config_lib, hlo, model as model_lib, phases as pha
 
 
 def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> float:
-    """Returns the FLOPs a clip takes in a training step, by the model's definition.
+    """Returns the FLOPs that a clip takes in a training step, by the model's definition.
 
-    Matrix products of the forward pass of the towers that the phase's loss looks at, three times of those that learn and once
-    of others; neither what is computed again to save memory nor the front end is in it.
+    Counts the matrix products of the forward pass of all towers that the phase's loss uses: three times for towers that are
+    trained, which stands for forward and backward pass, and once for others. Recomputation to save memory (rematerialisation)
+    and the front end are not counted.
     """
     plain = dataclasses.replace(config.model, scan_layers=True, remat="none", attention="einsum")
     model, total = model_lib.make_model(plain), 0.0
@@ -33,9 +34,9 @@ def model_flops(config: config_lib.Config, phase: config_lib.PhaseConfig) -> flo
 
 
 def share_of_peak(config: config_lib.Config, phase: config_lib.PhaseConfig, mesh: jax.sharding.Mesh) -> float | None:
-    """Returns what clips per second are to be multiplied by for the MFU, None where the devices' peak is not known.
+    """Returns the factor that turns clips per second of the whole mesh into MFU; None if the devices' peak is unknown.
 
-    The peak is that of the data sheet, of bfloat16 matrix products, whatever the model's dtype.
+    The peak is that of the data sheet for bfloat16 matrix products, whatever the model's dtype.
     """
     chip = topology_lib.chip_of(mesh.devices.flat[0].device_kind)
     return model_flops(config, phase) / (mesh.size * chip.flops_per_s) if chip else None

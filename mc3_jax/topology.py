@@ -1,4 +1,4 @@
-"""Machines that one need not have: the chips of a topology, their peaks, and devices of which only compiling asks."""
+"""Machines to compile for that need not be at hand: the chips of a topology, their peaks, and their devices."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,8 @@ import jax
 from jax.experimental import topologies
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-MAX_GPUS = 8  # of a node
-CUDNN_VERSION = 91000  # 9.10, that programs for GPUs are compiled for
+MAX_GPUS = 8  # in a node
+CUDNN_VERSION = 91000  # 9.10, which programs for GPUs are compiled for
 TOPOLOGIES = "h200:N, h100:N, a100:N, v5e:AxB, v6e:AxB, v5p:AxBxC or cpu:N"
 MAX_CHIPS = 256
 GIB = 2**30
@@ -22,18 +22,19 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peaks of a chip.
+    """Peak performance of a chip.
 
-    TPUs' are from https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read in November 2026), GPUs' from NVIDIA's data
-    sheets of the SXM cards, without sparsity.
+    TPUs' numbers are from https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e (read in November 2026), GPUs' from NVIDIA's
+    data sheets of the SXM cards, without sparsity.
 
     Attributes:
-      flops_per_s: Of bfloat16 matrix products.
-      memory_gib: Of its HBM; see `usable_gib`.
-      memory_bytes_per_s: Of its HBM.
-      link_bytes_per_s: Sent over all of its links to other chips: half of the "bidirectional" bandwidth of the tables.
-      dims: Of a slice; a node of GPUs has one.
-      gpu: What else XLA wants to know of a GPU.
+      flops_per_s: Peak FLOP/s of bfloat16 matrix products.
+      memory_gib: Size of its HBM; see `usable_gib`.
+      memory_bytes_per_s: Bandwidth of its HBM.
+      link_bytes_per_s: Bytes per second sent over all links to other chips: half of the "bidirectional" bandwidth in the
+        tables.
+      dims: Number of dimensions of a slice; 1 for a node of GPUs.
+      gpu: For GPUs, the properties that XLA needs to compile.
     """
 
     flops_per_s: float
@@ -45,23 +46,23 @@ class Chip:
 
     @property
     def usable_gib(self) -> float:
-        """What a program may use: of a GPU the share that JAX takes, of a TPU a little less than this."""
+        """Memory that a program may use: on a GPU the share that JAX takes; on a TPU all, in truth a little less."""
         share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if self.gpu else 1.0
         return share * self.memory_gib
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Of an NVIDIA GPU, as CUDA reports it; the rest is alike for all of them.
+    """Properties of an NVIDIA GPU, as CUDA reports them; others are the same for all GPUs here.
 
     Attributes:
-      name: As JAX calls it.
-      capability: (major, minor).
-      num_cores: Streaming multiprocessors.
-      core_fpus: Float32 units of a core.
-      core_shared_bytes: Shared memory of a core; a block may have 1 KiB less.
-      l2_bytes: Of its cache.
-      clock_ghz: Highest.
+      name: Device kind in JAX.
+      capability: CUDA compute capability (major, minor).
+      num_cores: Number of streaming multiprocessors.
+      core_fpus: Float32 units of a multiprocessor.
+      core_shared_bytes: Shared memory of a multiprocessor; a block may use 1 KiB less.
+      l2_bytes: Size of the L2 cache.
+      clock_ghz: Highest clock rate.
     """
 
     name: str
@@ -101,7 +102,7 @@ CHIPS = {
 }
 
 
-# As JAX calls the devices; of GPUs the cards whose data sheet is above.
+# Device kind in JAX → chip; GPUs are listed only if their data sheet is used above.
 _DEVICE_KINDS = {
     "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e",
     "NVIDIA A100-SXM4-40GB": "a100", **{chip.gpu.name: name for name, chip in CHIPS.items() if chip.gpu},
@@ -109,20 +110,20 @@ _DEVICE_KINDS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """Returns what a device of this kind can do, None where it is not known."""
+    """Returns the chip with this JAX device kind; None if it is unknown."""
     return CHIPS.get(_DEVICE_KINDS.get(device_kind, ""))
 
 
 def find_chip(topology: str) -> Chip | None:
-    """Returns what a topology's chips can do, None of a CPU or where the kind is unknown."""
+    """Returns the chip that a topology consists of; None for CPUs and unknown kinds."""
     return CHIPS.get(topology.partition(":")[0])
 
 
 def find_devices(topology: str) -> list:
-    """Returns the devices of a topology, of which only compiling asks.
+    """Returns the devices of a topology. TPUs and GPUs among them can only be compiled for, not run on.
 
     Raises:
-      ValueError: It is unknown or too large, or what compiles for it isn't installed.
+      ValueError: The topology is unknown or too large, or the compiler for it isn't installed.
     """
     kind, _, size = topology.partition(":")
     if kind == "cpu" and size.isdecimal() and 0 < int(size) <= MAX_CHIPS:
@@ -139,7 +140,7 @@ def find_devices(topology: str) -> list:
         return _gpu_devices(topology, CHIPS[kind], num_chips)
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise ValueError(f"--topology={topology} needs libtpu, which is not installed: pip install '.[compile]'")
-    # No TPU is looked for, no other process minded, and nothing logged.
+    # libtpu shall not look for a TPU, nor for other processes that use it, and shall log nothing.
     os.environ |= {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_HOST_BOUNDS": "1,1,1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_LOG_DIR": "disabled",
@@ -155,7 +156,7 @@ def find_devices(topology: str) -> list:
 def _gpu_devices(topology: str, chip: Chip, num_gpus: int) -> list:
     if not any(map(importlib.util.find_spec, CUDA_PLUGINS)):
         raise ValueError(f"--topology={topology} needs JAX's CUDA plug-in, not installed here: pip install '.[compile_gpu]'")
-    # No CUDA library's version is minded: none of them runs.
+    # The versions of the CUDA libraries don't matter, since none of them is run.
     os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
         described = {"target_config": chip.gpu.describe(chip), "topology": f"1x1x{num_gpus}"}
@@ -167,7 +168,11 @@ def _gpu_devices(topology: str, chip: Chip, num_gpus: int) -> list:
 
 @contextlib.contextmanager
 def cudnn_of(chip: Chip | None) -> Iterator[None]:
-    """Answers for a GPU that isn't here what JAX asks of its cuDNN where attention is left to it."""
+    """Makes JAX's checks for cuDNN's attention see the chip's GPU, which need not be here, inside the context.
+
+    Raises:
+      ValueError: This version of JAX has other checks.
+    """
     if chip is None or chip.gpu is None:
         yield
         return

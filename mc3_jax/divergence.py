@@ -1,4 +1,4 @@
-"""What is known of a step whose loss, gradient or update is not finite, for whoever has to find out why."""
+"""Facts about a step whose loss, gradient or update is not finite, for whoever has to find the cause."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from mc3_jax import whole_file
 
 
 class DivergedError(Exception):
-    """A step's loss, gradient or update is not finite, and training has stopped before it counted."""
+    """A step's loss, gradient or update is not finite, and training has stopped before that step counted."""
 
 
 def describe(
@@ -23,15 +23,15 @@ def describe(
     finite_rows: np.ndarray,
     clips: list[dict],
 ) -> dict[str, Any]:
-    """Returns what is known, as JSON values; numbers that are not finite are "nan", "inf" and "-inf".
+    """Returns the facts as JSON values; numbers that are not finite become "nan", "inf" and "-inf".
 
     Args:
-      step: Steps there would be if it counted.
-      phase: Name.
-      metrics: Of the step.
-      norms: Of each parameter, (of its gradient, of itself).
-      finite_rows: Whether a clip's embedding is finite, bool [3, b]: audio, video, text.
-      clips: Of each row of the batch, what tells it.
+      step: Number of steps done if this step counted.
+      phase: Name of the phase.
+      metrics: Metrics of the step.
+      norms: Parameter → (norm of its gradient, norm of the parameter).
+      finite_rows: Whether each clip's audio, video and text embedding is finite, bool [3, b].
+      clips: For each row of the batch, facts that identify its clip.
     """
     rows = []
     for row, (clip, finite) in enumerate(zip(clips, finite_rows.T.tolist(), strict=True)):
@@ -51,7 +51,11 @@ def _plain(value: float) -> float | str:
 
 
 def summarize(found: dict) -> str:
-    """Returns the most telling of it in one line."""
+    """Returns a one-line summary of the most telling facts.
+
+    Args:
+      found: Result of `describe`.
+    """
     metrics, norms, rows = found["metrics"], found["norms"], found["clips"]
     parts = [f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"]
     bad = [name for name, norm in norms.items() if isinstance(norm["parameter"], str)]
@@ -72,6 +76,6 @@ def summarize(found: dict) -> str:
 
 
 def write(path: pathlib.Path, found: dict) -> None:
-    """Writes it as JSON, whole or not at all."""
+    """Writes the result of `describe` as JSON, atomically."""
     with whole_file.writing(path) as aside:
         aside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run's metrics."""
+"""Event files for TensorBoard with a run's metrics."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from tensorboardX.proto import event_pb2
 
 
 class EventFile:
-    """A file for TensorBoard, whole after every row. tensorboardX's own writer would wait for ever after a full disk."""
+    """An event file for TensorBoard, complete after every row. tensorboardX's own writer hangs for ever after a full disk."""
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
-        """Begins a file; TensorBoard forgets what earlier ones hold from `purge_step` on."""
+        """Begins a file in `folder`; TensorBoard then ignores what earlier files there have from `purge_step` on."""
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._folder, self._file = folder, record_writer.RecordWriter(str(folder / name))
@@ -28,7 +28,7 @@ class EventFile:
         """Writes one row.
 
         Raises:
-          OSError: It can't be written; the file is closed.
+          OSError: The row can't be written; the file is closed then.
         """
         try:
             for name, value in scalars.items():
@@ -39,6 +39,6 @@ class EventFile:
             raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
     def close(self) -> None:
-        """Ends the file; what a full disk has refused is given up, or Python would speak of it as the process ends."""
+        """Closes the file. Errors are dropped, such as of a full disk, which Python would report again when it exits."""
         with contextlib.suppress(OSError):
             self._file.close()

@@ -1,28 +1,31 @@
-"""Ctrl-C as a preemption: the first saves and ends, as SIGTERM does; the second ends at once."""
+"""Ctrl-C as a preemption: the first one saves and ends, as SIGTERM does; the second ends at once."""
 
 import os
 import signal
 import sys
 import threading
 
-AT_ONCE = 130  # exit status after the second, a shell's for SIGINT; nothing was saved
+AT_ONCE = 130  # exit status after the second Ctrl-C, a shell's for SIGINT; nothing was saved
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed. Made by the main thread, where SIGTERM has a handler.
+    """Whether Ctrl-C was pressed. Must be made in the main thread, after SIGTERM got a handler.
 
-    A thread looks at it: Python's own handlers would run no sooner than a compilation ends. Where SIGINT is ignored (in the
-    background of a shell) or handled already, nothing is changed.
+    A thread waits for the signal, since Python's own handlers would run only after a compilation has ended. If SIGINT is
+    ignored (as in the background of a shell) or already handled, nothing is changed.
+
+    Attributes:
+      came: Whether Ctrl-C was pressed.
     """
 
     def __init__(self):
-        """Begins to listen."""
+        """Begins to listen for SIGINT."""
         self.came = False
         if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             return
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        signal.signal(signal.SIGINT, lambda *_: None)  # else KeyboardInterrupt
+        signal.signal(signal.SIGINT, lambda *_: None)  # instead of KeyboardInterrupt
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(reader,), name="interrupt", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a progress bar on a terminal, `metrics.jsonl` and TensorBoard always, W&B on request."""
+"""Writes a run's metrics: to a progress bar on a terminal, `metrics.jsonl`, TensorBoard and, on request, W&B."""
 
 import contextlib
 import hashlib
@@ -24,28 +24,28 @@ TIMES = (
     "mfu",
     "goodput",
     "elapsed_s",
-)  # of a row; two runs of one config differ in them
-_SHOWN = ("loss", "contrastive", "consensus")  # in the bar
+)  # columns in which two runs of the same config differ
+_SHOWN = ("loss", "contrastive", "consensus")  # in the progress bar
 
 
 def read_metrics(workdir: str) -> list[dict]:
-    """Returns the rows written so far, in order of steps; a line cut short by a crash is left out."""
+    """Returns the rows of metrics written so far, in order of steps; lines cut short by a crash are skipped."""
     return _read_rows(pathlib.Path(workdir) / METRICS_FILE)
 
 
 def read_clips(workdir: str, process_index: int = 0) -> list[dict]:
-    """Returns `step` and `clips`, places in the training split, of each step that a process has read, in order."""
+    """Returns for each step, in order, {"step", "clips"}: the indices in the training split of the clips a process read."""
     return _read_rows(_clips_path(workdir, process_index))
 
 
 def note_start(workdir: str, step: int, facts: dict, ago_s: float) -> float:
-    """Writes that a run has been started, on process 0, and returns how many seconds ago its first start was.
+    """Records a start of the run and returns how many seconds ago its first start was; on processes but 0, just `ago_s`.
 
     Args:
       workdir: Folder of the run.
-      step: Steps done.
-      facts: What else to write down.
-      ago_s: When it was started.
+      step: Number of steps done at this start.
+      facts: Further facts to record, plain values.
+      ago_s: How many seconds ago this start was.
     """
     if jax.process_index() != 0:
         return ago_s
@@ -62,7 +62,7 @@ def _clips_path(workdir: str, process_index: int) -> pathlib.Path:
 
 
 def _read_rows(path: pathlib.Path) -> list[dict]:
-    """Returns the rows of a file; a line that a crash or a disk has spoilt is none."""
+    """Returns the rows of a file; lines that a crash or a disk has damaged are skipped."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
@@ -75,8 +75,8 @@ def _read_rows(path: pathlib.Path) -> list[dict]:
 
 
 def _go_on(path: pathlib.Path, start_step: int) -> io.FileIO:
-    """Returns a file of rows, open to be written on unbuffered, without the rows of steps that will be done again."""
-    with whole_file.writing(path) as aside:  # a kill, a full disk or a loss of power must not cost the rows there are
+    """Returns a file of rows opened to append, unbuffered; rows of steps that will be repeated are removed from it."""
+    with whole_file.writing(path) as aside:  # a kill, a full disk or a power failure must not lose the earlier rows
         aside.write_text("".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= start_step))
     return path.open("ab", buffering=0)
 
@@ -86,22 +86,22 @@ def _append(file: io.FileIO, row: dict) -> None:
     try:
         while line:
             line = line[file.write(line) :]
-    except OSError as error:  # of a full disk, say; Python leaves out which file
+    except OSError as error:  # e.g. a full disk; Python's error doesn't name the file
         raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def start_wandb(workdir: str, project: str, name: str, config: dict, *, resumed: bool):
-    """Returns W&B's run of a workdir, None where no project is named; called by process 0 alone.
+    """Returns W&B's run of a workdir, or None without a project; to be called on process 0 only.
 
     Args:
       workdir: Folder of the run.
-      project: Weights & Biases project, or empty.
-      name: Of the run.
-      config: To be shown, plain values.
-      resumed: Something is trained already: then a W&B that can't be reached costs a warning.
+      project: Weights & Biases project; "" for none.
+      name: Name of the run.
+      config: Config that W&B shows, plain values.
+      resumed: Whether the run has been trained already. Then a failure of W&B is only a warning, and None is returned.
 
     Raises:
-      ValueError: W&B isn't installed, can't be reached or doesn't know the user.
+      ValueError: The run is new, and W&B isn't installed, can't be reached or doesn't know the user.
     """
     if not project:
         return None
@@ -112,7 +112,7 @@ def start_wandb(workdir: str, project: str, name: str, config: dict, *, resumed:
             project=project, name=name, config=config, dir=workdir, id=_wandb_id(pathlib.Path(workdir)), resume="allow",
             allow_val_change=True,
         )  # fmt: skip
-    except Exception as error:  # a broken install or the network: what it raises is its own
+    except Exception as error:  # a broken install or the network: W&B may raise anything
         fix = "`pip install mc3_jax[wandb]`" if isinstance(error, ImportError) else "`wandb login`, or WANDB_MODE=offline"
         problem = f"log.wandb_project = {project!r}: W&B can't be started ({_one_line(error)})"
         if not resumed:
@@ -126,26 +126,26 @@ def _one_line(error: Exception) -> str:
 
 
 def _wandb_id(workdir: pathlib.Path) -> str:
-    """Returns the same for a workdir at each start, and another for each."""
+    """Returns W&B's id of the run: the same at each start of a workdir, different for different workdirs."""
     path = workdir.absolute()
     return f"{path.name}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
 
 
 class ClipWriter:
-    """Writes which clips each step takes, by every process those of its own rows. Use as a context."""
+    """Writes which clips each step uses; every process writes those of its own rows. Use as a context."""
 
     def __init__(self, workdir: str, *, start_step: int, active: bool):
-        """Opens the file. Rows beyond `start_step`, of steps that will be done again, are dropped.
+        """Opens the file. Rows after `start_step` are dropped, since those steps will be repeated.
 
         Args:
           workdir: Folder of the run.
-          start_step: Steps done.
-          active: Else nothing is written.
+          start_step: Number of steps done.
+          active: Whether to write anything.
         """
         self._file = _go_on(_clips_path(workdir, jax.process_index()), start_step) if active else None
         index = jax.process_count()
         while active and jax.process_index() == 0 and _clips_path(workdir, index).is_file():
-            _go_on(_clips_path(workdir, index), start_step).close()  # of a former start, by more processes
+            _go_on(_clips_path(workdir, index), start_step).close()  # of an earlier start with more processes
             index += 1
 
     def __enter__(self) -> "ClipWriter":
@@ -156,33 +156,38 @@ class ClipWriter:
             self._file.close()
 
     def sync(self) -> None:
-        """Returns once the rows would outlive a loss of power."""
+        """Returns once the rows written so far would survive a power failure."""
         if self._file:
             os.fsync(self._file.fileno())
 
     def write(self, step: int, clips: Int[np.ndarray, " b"]) -> None:
-        """Writes one row: the places in the training split of the clips that make it `step` steps done."""
+        """Writes one row.
+
+        Args:
+          step: Number of steps done after the step with these clips.
+          clips: Index of each clip in the training split.
+        """
         if self._file:
             _append(self._file, {"step": step, "clips": clips.tolist()})
 
 
 class MetricWriter:
-    """Writes scalars; process 0 only, all others write nothing. Use as a context."""
+    """Writes scalars, on process 0 only. Use as a context."""
 
     def __init__(
         self, workdir: str, *, total_steps: int, start_step: int, batch_size: int, tensorboard: bool, num_clips: int = 0,
         wandb=None,
     ):  # fmt: skip
-        """Opens the files. Rows beyond `start_step`, of steps that will be done again, are dropped.
+        """Opens the files. Rows after `start_step` are dropped, since those steps will be repeated.
 
         Args:
           workdir: Folder of the run.
-          total_steps: Of the whole run.
-          start_step: Steps done.
+          total_steps: Number of steps in the whole run.
+          start_step: Number of steps done.
           batch_size: Clips per step, for clips/s.
-          tensorboard: Write event files to `WORKDIR/tensorboard`.
-          num_clips: Of the training split, for the epoch that a log shows; 0 is unknown.
-          wandb: What `start_wandb` returned; it is finished with the others.
+          tensorboard: Whether to write event files to `WORKDIR/tensorboard`.
+          num_clips: Number of clips in the training split, for the epoch in log lines; 0 if unknown.
+          wandb: Result of `start_wandb`; this writer finishes it.
         """
         self._active = jax.process_index() == 0
         self._batch_size, self._step = batch_size, start_step
@@ -195,10 +200,10 @@ class MetricWriter:
         path.mkdir(parents=True, exist_ok=True)
         self._jsonl = _go_on(path / METRICS_FILE, start_step)
         if tensorboard:
-            from mc3_jax import event_file  # imports torch where there is one, a second that evaluation need not wait
+            from mc3_jax import event_file  # imports torch if installed, which takes a second
 
             self._tensorboard = event_file.EventFile(path / "tensorboard", start_step + 1)
-        # A terminal that doesn't know its size (a container's) says 0, and tqdm would draw nothing.
+        # A terminal that doesn't know its size, as in containers, reports 0 columns, and tqdm would draw nothing.
         terminal = sys.stderr.isatty()
         known = terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         size = {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 40}
@@ -213,7 +218,7 @@ class MetricWriter:
     def __exit__(self, *_) -> None:
         if not self._active:
             return
-        with contextlib.ExitStack() as stack:  # each is closed, whatever becomes of the others
+        with contextlib.ExitStack() as stack:  # each is closed, even if closing another fails
             if self._wandb:
                 stack.callback(self._ask_wandb, "finish")
             if self._tensorboard:
@@ -222,19 +227,19 @@ class MetricWriter:
             stack.callback(self._bar.close)
 
     def advance(self, step: int, phase: str) -> None:
-        """Moves the bar to `step` steps done."""
+        """Moves the progress bar to `step` steps done."""
         if self._active:
             self._bar.set_description(phase, refresh=False)
             self._bar.update((step - self._step) * self._batch_size)
             self._step = step
 
     def sync(self) -> None:
-        """Returns once the rows would outlive a loss of power."""
+        """Returns once the rows written so far would survive a power failure."""
         if self._active:
             os.fsync(self._jsonl.fileno())
 
     def write(self, step: int, phase: str, scalars: dict[str, float]) -> None:
-        """Writes one row: numbers of the step that made it `step` steps done."""
+        """Writes one row and a log line: the scalars of the step after which `step` steps are done."""
         if not self._active:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
@@ -250,6 +255,6 @@ class MetricWriter:
     def _ask_wandb(self, what: str, *args, **options) -> None:
         try:
             getattr(self._wandb, what)(*args, **options)
-        except Exception as error:  # whatever it raises: the same rows are in the files
+        except Exception as error:  # whatever it is: no row is lost, the files have them
             print(f"warning: W&B gets no more rows: {_one_line(error)}", file=sys.stderr, flush=True)
             self._wandb = None

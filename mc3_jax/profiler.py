@@ -1,4 +1,4 @@
-"""Traces of a range of steps, for TensorBoard's profile plug-in, XProf and https://ui.perfetto.dev."""
+"""Profiler traces of a range of steps, for TensorBoard's profile plug-in, XProf and https://ui.perfetto.dev."""
 
 import contextlib
 import re
@@ -7,10 +7,10 @@ import jax
 
 
 def parse_range(text: str) -> range:
-    """Returns the steps of `--profile=START:STOP`, those that make it START + 1 to STOP steps done; "" is none.
+    """Returns the range of `--profile=START:STOP`: from START steps done to STOP; "" gives an empty range.
 
     Raises:
-      ValueError: It is no range.
+      ValueError: The text is no range, or an empty one.
     """
     if not text:
         return range(0)
@@ -21,14 +21,14 @@ def parse_range(text: str) -> range:
 
 
 class Profiler:
-    """Writes the trace of some steps, by every process its own. Use as a context."""
+    """Writes the trace of some steps; every process writes its own. Use as a context."""
 
     def __init__(self, folder: str, steps: range):
-        """Prepares.
+        """Prepares the profiler; the trace begins with the first of the steps.
 
         Args:
-          folder: Where traces go, each start's in a folder of its own.
-          steps: Steps done before each of those that are traced.
+          folder: Folder for traces; each start adds a folder of its own.
+          steps: Number of steps done before each traced step.
         """
         self._folder, self._steps = folder, steps
         self._running = False
@@ -40,7 +40,7 @@ class Profiler:
         self.stop()
 
     def step(self, step: int) -> contextlib.AbstractContextManager:
-        """Returns the context in which the step after `step` steps is called; begins the trace where it is the first."""
+        """Returns the context in which to call the step after `step` steps; begins the trace at the first one traced."""
         if step in self._steps and not self._running:
             jax.profiler.start_trace(self._folder)
             self._running = True
@@ -51,7 +51,7 @@ class Profiler:
         return self._running and step == self._steps.stop
 
     def stop(self) -> None:
-        """Writes the trace if it has been begun; its steps must be done."""
+        """Ends and writes the trace if one is running; the devices must be done with its steps."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""What a log says of a run on its way: a line a row, and one where it compiles or saves. A terminal has a bar instead."""
+"""Log lines of a running training: one for each row of metrics, compilation and save. A terminal shows a bar instead."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 from tqdm import tqdm
 
-# Of a row, as (its name, how the line calls and writes it), in order.
+# Metrics of a row that its line shows, in this order: (name, how it is shown).
 _SHOWN = (
     ("loss", "loss {:.3f}"),
     ("contrastive", "contrastive {:.3f}"),
@@ -21,13 +21,13 @@ _SHOWN = (
 
 
 def say(line: str) -> None:
-    """Prints a line under the day and the time, on process 0 and where standard error is no terminal."""
+    """Prints a line with date and time, on process 0 and only if standard error is no terminal."""
     if jax.process_index() == 0 and not sys.stderr.isatty():
         print(f"{time.strftime('%m-%d %H:%M:%S')}  {line}", flush=True)
 
 
 def notice(line: str, file=None) -> None:
-    """Prints a line as it is, on process 0; `file` is standard output unless it is said."""
+    """Prints a line as it is, on process 0; `file` defaults to standard output."""
     if jax.process_index() == 0:
         print(line, file=file, flush=True)
 
@@ -35,15 +35,15 @@ def notice(line: str, file=None) -> None:
 def row(
     step: int, total_steps: int, phase: str, scalars: Mapping[str, float], *, batch_size: int, num_clips: int = 0
 ) -> str:
-    """Returns a row as a line, what is not known left out.
+    """Returns the log line of a row of metrics; unknown values are skipped.
 
     Args:
-      step: Steps done.
-      total_steps: Of the whole run.
-      phase: Name of the step's.
-      scalars: Of the row; the time left is that of the steps at its `clips_per_s`, without compilation and saves.
-      batch_size: Clips a step.
-      num_clips: Of the training split, for the epoch; 0 is unknown.
+      step: Number of steps done.
+      total_steps: Number of steps in the whole run.
+      phase: Name of the step's phase.
+      scalars: Metrics of the row. The time left is estimated from `clips_per_s`, without compilation and saves.
+      batch_size: Clips per step.
+      num_clips: Number of clips in the training split, for the epoch; 0 if unknown.
     """
     parts = [phase, f"step {step}/{total_steps}"]
     if num_clips:

@@ -1,4 +1,4 @@
-"""What a start was made of: its command, machine, versions, the revision of the code and the flags of XLA."""
+"""Provenance of a run's start: its command, machine, versions, the revision of the code and XLA's flags."""
 
 import os
 import pathlib
@@ -13,11 +13,11 @@ import mc3_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = "benchmarks/RESULTS.md"
-_GIT_LIMIT_S = 10  # a file system that hangs shall not keep a run from starting
+_GIT_LIMIT_S = 10  # a hanging file system must not keep a run from starting
 
 
 def facts() -> dict:
-    """Returns plain values; `revision`, the commit with "-dirty" behind it where files differ, of a checkout alone."""
+    """Returns the provenance as plain values. `revision` is from `_revision`; it is missing if that returns ""."""
     revision = _revision(ROOT)
     return {
         "argv": sys.orig_argv, "host": socket.gethostname(), "python": ".".join(map(str, sys.version_info[:3])),
@@ -27,11 +27,11 @@ def facts() -> dict:
 
 
 def _revision(root: pathlib.Path) -> str:
-    """Returns the commit that lies in a folder, or "" where it is no checkout or git can't tell.
+    """Returns the commit that is checked out in a folder; "" if it is no checkout or git fails.
 
-    "-dirty" is behind it where files differ, other than the benchmarks' results, which are no code.
+    "-dirty" is appended if tracked files were changed, other than the benchmarks' results, which are no code.
     """
-    if not (root / ".git").exists():  # else git would look above it, at whatever project that is
+    if not (root / ".git").exists():  # else git would find a project in a folder above
         return ""
     try:
         commit = _git(root, "rev-parse", "HEAD")
@@ -42,7 +42,7 @@ def _revision(root: pathlib.Path) -> str:
 
 
 def _git(root: pathlib.Path, *words: str) -> str:
-    """Returns what git says of a checkout, whatever checkout this process was started for."""
+    """Returns git's output for a checkout; GIT_* variables of this process, which may name another one, are ignored."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(root), "--no-optional-locks", *words]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: on the devices, in waits for the next batch, in compilation, saves and interruptions."""
+"""Where the time of a run goes: into steps on the devices, waits for the next batch, compilation, saves, interruptions."""
 
 import collections
 import concurrent.futures
@@ -10,21 +10,24 @@ import jax
 
 
 class Stopwatch:
-    """Tells how long the devices worked and what they waited for. Use as a context.
+    """Measures how long the devices worked and what they waited for. Use as a context.
 
-    A step begins when it was called and the one before it was done, and ends when its numbers are there, which a thread
-    of its own waits for. What lies between two steps is lost; it is put down to what the host did meanwhile (`during`).
-    What the host does while the devices work is not lost, however long it takes. Of several processes, each sees its own
-    waits; those for another process pass for work.
+    A step begins once it has been called and the step before it is done. It ends when its results are there, for which a
+    separate thread waits. The time between two steps is lost, and is attributed to what the host did meanwhile (`during`).
+    Whatever the host does while the devices work is not lost, however long it takes. With several processes, each measures
+    its own waits; waiting for another process counts as work.
+
+    Attributes:
+      lost_s: Activity of the host → time that the devices lost to it.
     """
 
     def __init__(self, *, since_s: float = 0.0, worked_s: float = 0.0, clock: Callable[[], float] = time.monotonic):
-        """Starts.
+        """Starts the stopwatch.
 
         Args:
-          since_s: How long ago the run was first started, interruptions included.
-          worked_s: Time that its steps took before this start, of those that were not lost.
-          clock: Seconds.
+          since_s: Time since the run was first started, including interruptions.
+          worked_s: Time of the run's steps before this start, without those that must be repeated.
+          clock: Returns the time in seconds.
         """
         self._clock = clock
         self._begin = self._free = clock()
@@ -41,7 +44,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def during(self, what: str) -> Iterator[None]:
-        """Notes that the host does `what` in the block."""
+        """Records that the host does `what` in the block."""
         begin = self._clock()
         try:
             yield
@@ -49,14 +52,14 @@ class Stopwatch:
             self._spans.append((what, begin, self._clock()))
 
     def call(self, step: Callable, *args):
-        """Calls a jitted step and returns (what it returned, what `done` wants to know)."""
+        """Calls a jitted step and returns (its result, the argument for `done`)."""
         begin = self._clock()
         out = step(*args)
-        watched = jax.tree.leaves(out)[-1]  # not of the state, which the next step takes away
+        watched = jax.tree.leaves(out)[-1]  # no leaf of the state, which is donated to the next step
         return out, (begin, self._waiter.submit(lambda: (jax.block_until_ready(watched), self._clock())[1]))
 
     def done(self, called: tuple[float, concurrent.futures.Future]) -> None:
-        """Counts a step, once it is done; steps are counted in their order."""
+        """Waits until a step is done and counts it; steps must be counted in the order of their calls."""
         begin, end = called[0], called[1].result()
         begin = max(begin, self._free)
         self._lose(begin)
@@ -64,7 +67,7 @@ class Stopwatch:
         self._free = end
 
     def settle(self) -> None:
-        """Counts what the devices have waited for since the last step, behind which there will be no other."""
+        """Counts the waits since the last step; to be called when no further step will follow."""
         self._lose(self._clock())
         self._free = self._clock()
 
@@ -75,7 +78,7 @@ class Stopwatch:
 
     @property
     def worked_s(self) -> float:
-        """Time of all steps of the run."""
+        """Time that all steps of the run took."""
         return self._worked_s
 
     @property
@@ -85,5 +88,5 @@ class Stopwatch:
 
     @property
     def goodput(self) -> float:
-        """Share of the elapsed time that went into steps which count."""
+        """Share of the elapsed time that went into steps that count."""
         return self._worked_s / max(self.elapsed_s, 1e-9)

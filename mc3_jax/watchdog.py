@@ -1,9 +1,9 @@
-"""Ends a job in which a process hangs, and names that process, what it was at and where in its code.
+"""Ends a job in which a process hangs, and reports which process, what it was doing and where in its code.
 
-The processes of a job pass the same places in the same order. Each counts those it has passed and tells the others, through
-the job's coordination service and by a thread, so that it does so while it hangs as well. The one with the lowest count is
-what all others wait for. How long that count has been the lowest is what counts: who has waited for a slow one and now has to
-go on himself is not to blame for it.
+The processes of a job pass the same places of the program in the same order. Each counts the places it has passed and tells
+the others its count through the job's coordination service. A thread does so, and thus even while the process hangs. The
+process with the lowest count is the one that all others wait for. It hangs if that count has been the lowest for too long;
+the time for which a process itself has waited for a slower one is not held against it.
 """
 
 import contextlib
@@ -19,29 +19,29 @@ import jax
 
 from mc3_jax import job as job_lib
 
-LONG = 6  # times the limit: what is rightly long, such as compiling
-_LAST_WORDS_S = 60  # the two barriers of an end take 40 at most
+LONG = 6  # times the limit: for places that may take long, such as compiling
+_LAST_WORDS_S = 60  # the two barriers at the end take at most 40 s
 _PLACES, _VERDICT = "mc3_jax/watchdog/places", "mc3_jax/watchdog/verdict"
 
 
 class Judge:
-    """Tells whether a job hangs, from what its processes tell every few seconds."""
+    """Decides whether a job hangs, from what its processes report every few seconds."""
 
     def __init__(self, limit_s: float):
-        """Begins to look.
+        """Starts without any observation.
 
         Args:
-          limit_s: Time that the lowest count may stay the same.
+          limit_s: Time for which the lowest count may stay the same.
         """
         self._limit_s = limit_s
         self._least = (-1, 0.0)  # the lowest count, and when it was first seen
 
     def hangs(self, found: dict[int, dict], now_s: float) -> bool:
-        """Returns whether the processes that are behind are late.
+        """Returns whether the processes that are behind have exceeded their time.
 
         Args:
-          found: By process, `count` of places passed and `factor` of the limit that its place may take.
-          now_s: Time, by any clock.
+          found: Process → {"count": number of places passed, "factor": how many times the limit its place may take}.
+          now_s: Current time of any clock that only goes forward.
         """
         behind = _behind(found)
         least = next(iter(behind.values()))["count"]
@@ -51,13 +51,13 @@ class Judge:
 
 
 class Watchdog:
-    """Knows where this process is. Use as a context."""
+    """Tracks where this process is, and ends it if the job hangs. Use as a context."""
 
     def __init__(self, limit_s: float):
-        """Prepares.
+        """Prepares the watchdog; entering its context starts it.
 
         Args:
-          limit_s: Time at one place after which a process is taken to hang; 0 is never.
+          limit_s: Time at one place after which a process counts as hanging; 0 disables the watchdog.
         """
         self._limit_s = limit_s
         self._process, self._num_processes = jax.process_index(), jax.process_count()
@@ -77,11 +77,11 @@ class Watchdog:
 
     @contextlib.contextmanager
     def at(self, place: str, *, long: bool = False) -> Iterator[None]:
-        """Notes where the block is; places don't nest.
+        """Records that the process is at a place during the block; places don't nest.
 
         Args:
-          place: Ends the sentence "process 1 is ...".
-          long: It may take `LONG` times the limit.
+          place: Completes the sentence "process 1 has been ... for 60 s".
+          long: Whether the block may take `LONG` times the limit.
         """
         self._count += 1
         self._place = (place, LONG if long else 1, time.monotonic())
@@ -96,7 +96,7 @@ class Watchdog:
         try:
             while not self._end.wait(pause_s):
                 if time.monotonic() - looked > 2 * pause_s + 5:
-                    judge = Judge(self._limit_s)  # this process was stopped meanwhile: the time is nobody's
+                    judge = Judge(self._limit_s)  # this process was suspended: don't count that time
                 looked = time.monotonic()
                 found = self._exchange()
                 if judge.hangs(found, time.monotonic()):
@@ -105,11 +105,11 @@ class Watchdog:
                     self._bite(verdict(found))
                 elif self._num_processes > 1 and job_lib.published(_VERDICT):
                     self._bite([])
-        except Exception as error:  # else nobody would know that nobody watches
+        except Exception as error:  # else the watching would end unnoticed
             print(f"warning: this process is no longer watched: {error!r}", file=sys.stderr, flush=True)
 
     def _exchange(self) -> dict[int, dict]:
-        """Tells the other processes where this one is, and returns where all are."""
+        """Publishes where this process is, and returns where all processes are."""
         place, factor, since = self._place
         own = {"count": self._count, "place": place, "factor": factor, "for_s": round(time.monotonic() - since)}
         if self._num_processes == 1:
@@ -119,8 +119,8 @@ class Watchdog:
         return told | {self._process: own}
 
     def _bite(self, lines: list[str]) -> None:
-        """Says what hangs, in the words of the first process that has told all of it, and ends the process."""
-        last = threading.Timer(_LAST_WORDS_S, os._exit, [job_lib.LOST])  # where writing to the log blocks for ever
+        """Prints what hangs and ends the process; all processes print the published verdict that comes first."""
+        last = threading.Timer(_LAST_WORDS_S, os._exit, [job_lib.LOST])  # in case writing to the log blocks for ever
         last.daemon = True
         last.start()
         told = job_lib.published(_VERDICT) if self._num_processes > 1 else []
@@ -135,23 +135,23 @@ class Watchdog:
                 "error: nothing was saved; start again to go on from the last checkpoint; if this was no hang, raise "
                 f"config.hang_timeout_s, now {self._limit_s:g}", file=sys.stderr, flush=True,
             )  # fmt: skip
-        finally:  # also where the log can't be written to any more
+        finally:  # even if the log can't be written any more
             if self._num_processes > 1:
-                job_lib.wait_for_others("mc3_jax/watchdog has told", 30)  # all look every ten seconds
+                job_lib.wait_for_others("mc3_jax/watchdog has told", 30)  # every process checks every ten seconds
             job_lib.end_together(job_lib.LOST)
 
 
 def _behind(found: dict[int, dict]) -> dict[int, dict]:
-    """Returns the processes that have passed the fewest places."""
+    """Returns those processes that have passed the fewest places."""
     least = min(message["count"] for message in found.values())
     return {process: message for process, message in sorted(found.items()) if message["count"] == least}
 
 
 def verdict(found: dict[int, dict]) -> list[str]:
-    """Returns what hangs, in lines.
+    """Returns lines that say which processes hang, and where.
 
     Args:
-      found: By process, how many places it had passed (`count`), where it is (`place`) and for how long (`for_s`).
+      found: Process → {"count": number of places passed, "place": where it is, "for_s": for how long, in seconds}.
     """
     behind = _behind(found)
     shown = list(behind.items())[:10]

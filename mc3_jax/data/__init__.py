@@ -1,1 +1,1 @@
-"""Clips on disk and on their way to the device: numpy and grain only, never jax."""
+"""Reads clips from disk and makes batches of them, with numpy and Grain only, never jax."""

@@ -1,4 +1,4 @@
-"""What is said of clips that can't be read: where they lie, what is wrong, and what mends it."""
+"""The error for clips that can't be read: where the clip lies, what is wrong with it, and how to fix it."""
 
 import contextlib
 import pathlib
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class DataError(ValueError):
-    """A shard or a record of it is not what was converted. One line names it, what is wrong and what mends it."""
+    """A shard or one of its records is not as the conversion wrote it. One line names it, the fault and the fix."""
 
 
 class Place(NamedTuple):
-    """Where a clip lies: the path of its shard, and the number of its record, -1 for none in particular."""
+    """Where a clip lies: the path of its shard and the index of its record there, -1 for the shard as a whole."""
 
     shard: str
     record: int = -1
@@ -22,9 +22,9 @@ NOWHERE = Place("")
 
 @contextlib.contextmanager
 def blaming(place: Place) -> Iterator[None]:
-    """Turns what is wrong with a record into an error that names it.
+    """Turns an error in the `with` block, which reads a clip, into a DataError that names the shard and the record.
 
-    ArrayRecord raises RuntimeError, for what the disk refuses too, so the shard is to be looked at before it is deleted.
+    ArrayRecord raises RuntimeError for disk errors too, so the message asks for the shard to be verified before deletion.
 
     Raises:
       DataError: The block raised RuntimeError or ValueError.

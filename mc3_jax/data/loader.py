@@ -1,8 +1,8 @@
-"""Clips in ArrayRecord shards, and which of them are in which batch.
+"""Reads clips from ArrayRecord shards, and decides which clips make up which batch.
 
 A training batch is a pure function of (seed, step): row r of step t is sample t * B + r of an endless stream that is
-shuffled anew each epoch (`epoch_order`). Processes read contiguous blocks of rows. So a resumed run needs the step alone,
-and the number of processes, threads and workers may change.
+shuffled anew each epoch (`epoch_order`). Each process reads a contiguous block of rows. So a run resumes from its step
+number alone, and the number of processes, threads and workers may change between runs.
 """
 
 import bisect
@@ -20,19 +20,19 @@ from mc3_jax.data import damage, readers, records, transforms
 from mc3_jax.data.readers import Batch
 from mc3_jax.data.transforms import Tokenize
 
-_ENDLESS = 1 << 48  # more steps than any run has; grain's indices are 64 bit
-_NUMBERS = ("label", "verb_id", "noun_id", "class_id", "fold")  # of a clip, handed along in evaluation
+_ENDLESS = 1 << 48  # more steps than any run takes; Grain's indices have 64 bits
+_NUMBERS = ("label", "verb_id", "noun_id", "class_id", "fold")  # fields of a clip that evaluation batches hold as well
 
 
 class ClipSource:
     """Random access to the clips of a split, or of some folds of it.
 
     Attributes:
-      info: What `clips.json` says.
-      split: Name.
-      video_clips: Clips of each video, in the order of the clips.
-      clip_samples: Audio samples of each clip.
-      pictures: Whether batches hold them.
+      info: Content of `clips.json`.
+      split: Name of the split, or several names joined by "+".
+      video_clips: Number of clips of each video; clips of a video are consecutive, and videos in the order of the clips.
+      clip_samples: Number of audio samples of each clip, [n].
+      pictures: Whether batches hold video frames.
     """
 
     def __init__(
@@ -42,15 +42,17 @@ class ClipSource:
         """Opens a split.
 
         Args:
-          folder: Of the data set.
-          split: Name; of several joined by "+" the clips come one after the other, and some may have none.
-          folds: Those whose clips count; none means all. To tell a clip's fold its record is read.
-          pictures: Whether they are wanted.
-          option: That names the split, for the error.
+          folder: Folder of the data set.
+          split: Name of the split. Several names joined by "+" are concatenated; some of them may be empty, not all.
+          folds: Only clips of these folds are kept; empty keeps all. Finding the folds reads every record once.
+          pictures: Whether batches hold video frames.
+          option: Command-line option that names the split, for error messages.
 
         Raises:
-          ValueError: No such data, split or shards; see `records.ClipsInfo`. Or the split or the folds have no clips.
-          DataError: A shard can't be opened, or holds another number of clips than `clips.json` says.
+          ValueError: The data set, the split or a shard is missing or damaged (see `records.ClipsInfo`), a split is named
+            twice, or the split or the folds have no clips.
+          DataError: A shard can't be opened, or holds another number of clips than `clips.json` says. With `folds`, also
+            a record that can't be read.
         """
         self.info = records.ClipsInfo.load(folder)
         self.split = split
@@ -81,18 +83,18 @@ class ClipSource:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over those of the shards, and of which of their clips count."""
+        """SHA-256, hexadecimal, of the shards' own SHA-256 and of the indices of the clips that are kept."""
         shards = [shard.sha256 for name in self.split.split("+") for shard in self.info.splits[name].shards]
         return hashlib.sha256("\n".join(shards).encode() + self._places.astype("<i8").tobytes()).hexdigest()
 
     @property
     def video_shape(self) -> tuple[int, ...] | None:
-        """(t, h, w, 3) of a clip's pictures in a batch; None where they are not wanted."""
+        """Shape (t, h, w, 3) of a clip's video frames in a batch; None if batches hold no frames."""
         return (self.info.num_intervals, *self.info.canvas_px, 3) if self.pictures else None
 
     @property
     def videos(self) -> Int[np.ndarray, " n"]:
-        """Number of the video that each clip is of, from 0 on."""
+        """Index of each clip's video, counted from 0."""
         return np.repeat(np.arange(len(self.video_clips)), self.video_clips)
 
     def __len__(self) -> int:
@@ -105,21 +107,21 @@ class ClipSource:
             return clip
 
     def rows_of(self) -> dict[str, tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]]:
-        """Returns shard → (clips of this source that lie in it, their records there)."""
+        """Returns path of a shard → (indices of this source's clips that lie in it, indices of their records there)."""
         shards = np.searchsorted(self._ends, self._places, side="right")
         records_ = self._places - np.array([0, *self._ends])[shards]
         rows = {self._paths[shard]: np.flatnonzero(shards == shard) for shard in np.unique(shards)}
         return {path: (inside, records_[inside]) for path, inside in rows.items()}
 
     def place(self, index: int) -> damage.Place:
-        """Returns the shard and the record of a clip."""
+        """Returns the shard and the record in which a clip lies."""
         record = int(self._places[index])
         shard = bisect.bisect_right(self._ends, record)
         return damage.Place(self._paths[shard], record - (self._ends[shard - 1] if shard else 0))
 
 
 def are_shared(one: ClipSource, other: ClipSource) -> Bool[np.ndarray, " n"]:
-    """Returns which clips of one source are the other's, too: the same records of the same shards."""
+    """Returns which clips of `one` are also in `other`, that is, the same records of the same shards."""
     mine, theirs, shared = one.rows_of(), other.rows_of(), np.zeros(len(one), bool)
     for shard in mine.keys() & theirs.keys():
         rows, records_ = mine[shard]
@@ -128,10 +130,10 @@ def are_shared(one: ClipSource, other: ClipSource) -> Bool[np.ndarray, " n"]:
 
 
 def _filled(info: records.ClipsInfo, folder: str | os.PathLike, split: str, option: str) -> list[str]:
-    """Returns those of the splits joined by "+" that have clips.
+    """Returns those of the names in `split`, where "+" joins them, whose splits have clips.
 
     Raises:
-      ValueError: None has, there is no such split, or one is named twice.
+      ValueError: None of them has clips, one does not exist, or one is named twice.
     """
     names = split.split("+")
     for name in names:
@@ -152,10 +154,11 @@ def _open_shards(paths: list[str], shards: list[records.Shard]) -> grain.ArrayRe
     """Returns the records of all shards, in order.
 
     Raises:
-      DataError: One can't be opened, or holds another number of clips than `clips.json` says.
-      ValueError: Each can be opened, but not all of them.
+      DataError: A shard can't be opened, or holds another number of clips than `clips.json` says.
+      ValueError: Each shard can be opened alone, but not all together.
     """
-    # The reader does not say which file it could not open, nor that it took a truncated one for an empty one.
+    # ArrayRecord does not say which file it failed to open, and reads a truncated file as an empty one without an error.
+    # So if the total is wrong, each shard is opened by itself to find the one at fault.
     try:
         opened = grain.ArrayRecordDataSource(paths)
         if len(opened) == sum(shard.num_clips for shard in shards):
@@ -175,17 +178,19 @@ def open_split(
     folder: str | os.PathLike, split: str, num_frames: int, folds: Sequence[int] = (), *,
     option: str = "--config.data.split",
 ) -> ClipSource:  # fmt: skip
-    """Returns a split whose clips have as many frames as the model takes.
+    """Returns a split, after checking that its clips have as many frames as the model takes.
 
     Args:
-      folder: Of the data set.
+      folder: Folder of the data set.
       split: "train", "validation" or "test", or several joined by "+".
-      num_frames: `config.model.video.num_frames`; 0 where no pictures are wanted, whether there are any or not.
-      folds: Those whose clips count; none means all.
-      option: That names the split, for the error.
+      num_frames: Frames per clip that the model takes, `config.model.video.num_frames`; 0 reads no frames, even if the
+        data set has some.
+      folds: Only clips of these folds are kept; empty keeps all.
+      option: Command-line option that names the split, for error messages.
 
     Raises:
-      ValueError: The data can't be read, are empty, hold no pictures or were built for another frame count.
+      ValueError: `folder` is empty, the data can't be read or have no clips (see `ClipSource`), they hold no frames though
+        the model needs them, or they were built for another number of frames.
     """
     if not folder:
         raise ValueError("config.data.dir is empty: name the folder made by `python -m data_prep.ego4d`")
@@ -201,13 +206,13 @@ def open_split(
 
 
 def epoch_order(video_clips: Sequence[int], clips_per_video: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
-    """Returns every clip once, in the order of an epoch.
+    """Returns a permutation of the clips' indices, the order in which an epoch visits them.
 
     Args:
-      video_clips: Clips of each video, in the order of the clips.
-      clips_per_video: 1 shuffles the clips. Above, those of a video are shuffled among themselves and cut into groups of
-        this many, the last of a video being smaller, and the groups are shuffled.
-      seed, epoch: Of the shuffle.
+      video_clips: Number of clips of each video, in the order of the clips.
+      clips_per_video: 1 shuffles all clips. If larger, the clips of each video are shuffled and cut into groups of this
+        size, the last group of a video possibly smaller. Then the groups are shuffled.
+      seed, epoch: Together they seed the shuffle.
     """
     rng = np.random.default_rng([seed, epoch])
     counts = np.asarray(video_clips)
@@ -225,7 +230,7 @@ def epoch_order(video_clips: Sequence[int], clips_per_video: int, seed: int, epo
 def step_clips(
     source: ClipSource, step: int, *, batch_size: int, seed: int, clips_per_video: int = 1
 ) -> Int[np.ndarray, " b"]:
-    """Returns the places in the split of the clips of a training batch, row by row; see `train_batches`."""
+    """Returns the index in the split of each row's clip in a training batch; see `train_batches`."""
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), len(source))
     orders = {int(e): epoch_order(source.video_clips, clips_per_video, seed, int(e)) for e in np.unique(epochs)}
     return np.array([orders[e][place] for e, place in zip(epochs.tolist(), places.tolist(), strict=True)])
@@ -234,13 +239,13 @@ def step_clips(
 def count_repeats(
     source: ClipSource, steps: Iterable[int], *, batch_size: int, seed: int, clips_per_video: int = 1
 ) -> tuple[int, int]:
-    """Returns how many training batches hold a clip more than once, and how many rows in all repeat one of their batch.
+    """Returns how many training batches hold a clip more than once, and the number of repeated rows in all of them.
 
-    Only a batch that goes over the border of two epochs can, or one that is larger than the split.
+    A batch can repeat a clip only if it spans the border between two epochs or is larger than the split.
 
     Args:
       source: Training split.
-      steps: That count.
+      steps: Steps whose batches are looked at.
       batch_size, seed, clips_per_video: See `train_batches`.
     """
     across = [step for step in steps if step * batch_size % len(source) + batch_size > len(source)]
@@ -266,32 +271,33 @@ def train_batches(
     num_workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """Yields this process's rows of step `start_step`, `start_step + 1`, ..., without end unless `num_steps` says one.
+    """Yields this process's rows of the batches of steps `start_step`, `start_step + 1`, ...
 
     Args:
       source: Training split.
-      tokenize: Text to ids and mask.
-      batch_size: Global; a multiple of `process_count`.
-      seed: Of order, choice of frames and crop of the sound.
+      tokenize: Function text → (ids, mask).
+      batch_size: Global batch size; a multiple of `process_count`.
+      seed: Seed of the order of clips, the choice of frames and the crops of the sound.
       clips_per_video: See `epoch_order`.
-      num_samples: Of the audio, a random crop where a clip's is longer; None is the data set's `num_samples`.
-      silence_db: Of such crops, see `transforms.make_sample`.
+      num_samples: Samples of audio per row, a random crop of clips that have more; None takes the data set's `num_samples`.
+      silence_db: If above 0, these crops avoid silence; see `transforms.make_sample`.
       start_step: First step.
-      num_steps: How many there are.
-      process_index, process_count: Which rows.
-      num_threads: That read and decode.
-      num_workers: Processes that do it instead, if more than 0. Python's lock lets threads keep some five cores busy.
-      prefetch: Batches read ahead; at least one a thread or worker, since each makes a batch of its own.
+      num_steps: Number of batches; by default there is no end.
+      process_index, process_count: This process's index and the number of processes, which share out the rows.
+      num_threads: Threads that read and decode.
+      num_workers: If above 0, this many processes read and decode instead: Python's lock lets threads use some five cores.
+      prefetch: Batches read ahead. At least one per thread or worker is, since each makes a whole batch.
 
     Yields:
-      `audio` int16 [b, samples], of which `audio_length` int32 [b] from sample `audio_start` int32 [b] of the clip on are
-      sound and the rest zeros, `text_ids`, `text_mask` int32 [b, l], `index` int32 [b] in the split, `row` int32 [b]. Where
-      pictures are wanted, `video` uint8 [b, t, h, w, 3], `video_size` int32 [b, 2]. Where the data set has classes,
-      `class_id` int32 [b].
+      Dict with this process's b rows: `audio` int16 [b, samples], `audio_start` int32 [b], the position of its first sample
+      in the clip, `audio_length` int32 [b], how many samples are sound before zeros pad the rest, `text_ids` and `text_mask`
+      int32 [b, l], `index` int32 [b] in the split and `row` int32 [b] in the global batch. If `source.pictures`, also
+      `video` uint8 [b, t, h, w, 3] and `video_size` int32 [b, 2]. If the data set has classes, also `class_id` int32 [b].
 
     Raises:
-      ValueError: The batch does not spread evenly over the processes.
-      DataError: On the way, a clip can't be read or is not what its data set promises.
+      ValueError: The batch can't be divided evenly among the processes, or workers are requested on a system that is not
+        Linux.
+      DataError: While iterating, a clip can't be read or is not what `clips.json` promises.
     """
 
     order = functools.partial(epoch_order, source.video_clips, clips_per_video, seed)
@@ -305,7 +311,10 @@ def train_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainRows:
-    """Makes row `number` of all batches in a line; see `readers.read`. `order` is an epoch's: reading ahead crosses two."""
+    """Makes the row with a given number, counted through all batches; see `readers.read`.
+
+    `order` maps an epoch to its `epoch_order`. It caches two epochs, since reading ahead crosses from one into the next.
+    """
 
     source: ClipSource
     tokenize: Tokenize
@@ -319,7 +328,7 @@ class _TrainRows:
         epoch, place = divmod(number, len(self.source))
         index = int(self.order(epoch)[place])
         clip = self.source[index]
-        # A 0 at the end would be the stream of the epoch's order.
+        # NumPy pads seeds with zeros, so [seed, epoch, 0] would give the random numbers that shuffle the epoch.
         rng = np.random.default_rng([self.seed, epoch, 1 + place])
         sample = transforms.make_sample(
             clip, self.source.info, self.tokenize, rng,
@@ -346,22 +355,22 @@ def eval_batches(
     num_workers: int = 0,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """Yields this process's rows of every clip in order, once; the last batch is filled up with rows not `valid`.
+    """Yields this process's rows of batches that hold every clip once, in order; rows that fill up the last are not `valid`.
 
     Args:
       source: Any split.
-      num_samples: Of the audio, the middle of a longer one; None is the data set's `num_samples`.
-      hop_samples: Instead of the middle, all windows of `transforms.audio_windows` with this hop, a row each.
-      silence_db: Where above 0, those of these windows that `transforms.loud_windows` calls silent are not `valid` either.
-      tokenize, batch_size, process_index, process_count, num_threads, num_workers, prefetch: As for `train_batches`.
+      num_samples: Samples of audio per row, the middle of clips that have more; None takes the data set's `num_samples`.
+      hop_samples: If given, a clip has one row per window of `transforms.audio_windows` with this hop, not just its middle.
+      silence_db: If above 0, windows that `transforms.loud_windows` finds silent are not `valid` either.
+      tokenize, batch_size, process_index, process_count, num_threads, num_workers, prefetch: As in `train_batches`.
 
     Yields:
-      As `train_batches`, and `label`, `verb_id`, `noun_id`, `class_id`, `fold` int32 [b],
-      `valid` bool [b].
+      Dict as from `train_batches`, and always `label`, `verb_id`, `noun_id`, `class_id`, `fold` int32 [b], `valid` bool [b].
 
     Raises:
-      ValueError: The hop is below 1, or the batch does not spread evenly over the processes.
-      DataError: On the way, a clip can't be read or is not what its data set promises.
+      ValueError: The hop is below 1, the batch can't be divided evenly among the processes, or workers are requested on a
+        system other than Linux.
+      DataError: While iterating, a clip can't be read or is not what `clips.json` promises.
     """
     if hop_samples is not None and hop_samples < 1:
         raise ValueError(f"hop_samples must be at least 1, got {hop_samples}")
@@ -370,7 +379,7 @@ def eval_batches(
     if hop_samples is not None:
         windows = transforms.num_windows(source.clip_samples, size, hop_samples)
     read = functools.partial(_read_windows, source, size, hop_samples, silence_db)
-    # A clip's windows come one after the other.
+    # The windows of a clip are consecutive rows, so its record is decoded once if it stays cached.
     read = read if hop_samples is None else _Remember(read, 1 if num_workers else max(num_threads, 1))
     rows = _EvalRows(source, tokenize, batch_size, size, hop_samples, windows, np.cumsum(windows), read)
     steps = range(-(-int(windows.sum()) // batch_size))
@@ -383,7 +392,7 @@ def eval_batches(
 def _read_windows(
     source: ClipSource, size: int, hop_samples: int | None, silence_db: float, index: int
 ) -> tuple[records.Clip, np.ndarray, np.ndarray]:
-    """Returns (clip, where its windows start, whether they count)."""
+    """Returns (clip, first sample of each window [w], whether each counts as sound [w]); without a hop one, start unused."""
     clip = source[index]
     if hop_samples is None:
         return clip, np.zeros(1, np.int64), np.ones(1, bool)
@@ -401,12 +410,12 @@ def _read_windows(
 
 @dataclasses.dataclass(frozen=True)
 class _EvalRows:
-    """Makes row `number` of all batches in a line, beyond the last again the last; see `readers.read`.
+    """Makes the row with a given number, counted through all batches; numbers past the last row repeat it, not `valid`.
 
     Attributes:
-      windows: Rows of each clip.
-      ends: Row behind each clip's last.
-      read: `_read_windows` of a clip.
+      windows: Number of rows (windows) of each clip, [n].
+      ends: Cumulative sum of `windows`: the rows of clip i end before row `ends[i]`.
+      read: Maps the index of a clip to what `_read_windows` returns for it.
     """
 
     source: ClipSource
@@ -436,7 +445,7 @@ class _EvalRows:
 
 
 class _Remember:
-    """`functools.lru_cache`, which unlike that can be sent to a worker."""
+    """Like `functools.lru_cache`, but can be pickled and sent to a worker, where it starts empty."""
 
     def __init__(self, function: Callable, maxsize: int):
         self._made_of = function, maxsize

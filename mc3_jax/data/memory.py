@@ -1,7 +1,7 @@
-"""Memory for the large arrays of batches, taken again once nobody holds what was in it.
+"""Buffers for the large arrays of batches, reused once nobody holds an array in them.
 
-Pages of its own for every batch would have to be cleared by the kernel: for threads a tenth of the time of decoding, for
-worker processes, whose batches would be copied through pages as new, as much again as decoding takes.
+With fresh memory for every batch, the kernel would have to clear its pages first. That takes a tenth of the decoding time
+with threads, and as long as decoding itself with worker processes, whose batches would be copied through fresh pages too.
 """
 
 import collections
@@ -16,25 +16,25 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import DTypeLike
 
-ALIGNMENT = 64  # JAX takes over an array on a CPU without copying it where it begins at a multiple of this
-# Parameters of glibc's mallopt and what they are set to, in bytes: at most so much of what is freed is kept, and all up to
-# the largest size that glibc takes comes from what is kept.
+ALIGNMENT = 64  # bytes; JAX on a CPU uses an array without a copy if its address is a multiple of this
+# Parameters of glibc's mallopt and the values for them, in bytes. Up to `_KEPT` of freed memory is kept by the process, and
+# allocations up to `_LARGEST`, the highest threshold that glibc accepts, are served from it.
 _M_TRIM_THRESHOLD, _KEPT = -1, 1 << 30
 _M_MMAP_THRESHOLD, _LARGEST = -3, 32 << 20
-_FREE, _IN_USE = 0, 1  # first byte of a shared block, whose array begins at `ALIGNMENT`
+_FREE, _IN_USE = 0, 1  # state of a shared block, kept in its first byte; its array begins at byte `ALIGNMENT`
 
 
 class Memory:
-    """Of this process."""
+    """Buffers of this process, reused once nobody holds the array in them."""
 
     def __init__(self):
-        self._free: dict[int, list[np.ndarray]] = {}  # blocks by the size of what was in them
+        self._free: dict[int, list[np.ndarray]] = {}  # free blocks by the size in bytes of the array they held
 
     def __reduce__(self):
-        return type(self), ()  # another process has memory of its own
+        return type(self), ()  # unpickled in another process, it begins without blocks
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        """Returns an array of whatever values that begins at a multiple of `ALIGNMENT`."""
+        """Returns an uninitialised array whose address is a multiple of `ALIGNMENT`."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         free = self._free.setdefault(size, [])
         try:
@@ -45,29 +45,29 @@ class Memory:
 
 
 class SharedMemory:
-    """Of a worker process, whose arrays another process gets without a copy, as `Borrowed`.
+    """Buffers of a worker process whose arrays another process reads without a copy, through `Borrowed`.
 
-    Each block is a file in memory that has no name (Linux's `memfd_create`): of these nothing is left however the processes
-    end, and they are not in /dev/shm, which containers keep small. A block is lent until the other process frees it, and
-    stays open as long as this one lives.
+    Each block is an unnamed file in memory (Linux's `memfd_create`). Such files vanish with the processes however those
+    end, and they do not count against /dev/shm, which containers keep small. A block is in use until the other process
+    frees it, and its file stays open as long as the worker lives.
     """
 
     def __init__(self):
-        self._blocks: dict[int, list[mmap.mmap]] = collections.defaultdict(list)  # by the size of what is in them
-        self._descriptors: dict[int, int] = {}  # of the files, by where arrays begin
+        self._blocks: dict[int, list[mmap.mmap]] = collections.defaultdict(list)  # by the size in bytes of their array
+        self._descriptors: dict[int, int] = {}  # file descriptor of a block by the address of its array
 
     def __reduce__(self):
         return type(self), ()
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        """Returns an array of whatever values, to be handed over."""
+        """Returns an uninitialised array that `hand_over` can pass to another process."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         block = next((block for block in self._blocks[size] if block[0] == _FREE), None) or self._make(size)
         block[0] = _IN_USE
         return np.frombuffer(block, np.uint8, size, ALIGNMENT).view(dtype).reshape(shape)
 
     def _make(self, size: int) -> mmap.mmap:
-        descriptor = os.memfd_create("mc3_jax")  # stays open: so the other process finds it
+        descriptor = os.memfd_create("mc3_jax")  # stays open, so that the other process can open it under /proc
         os.ftruncate(descriptor, size + ALIGNMENT)
         block = mmap.mmap(descriptor, 0)
         self._blocks[size].append(block)
@@ -75,7 +75,7 @@ class SharedMemory:
         return block
 
     def hand_over(self, batch: dict[str, np.ndarray]) -> "dict[str, np.ndarray | Place]":
-        """Returns the batch with places instead of those arrays that were taken here, to be pickled."""
+        """Returns the batch, ready to be pickled: each array from `take` is replaced by its `Place`."""
 
         def place(array: np.ndarray) -> "np.ndarray | Place":
             descriptor = self._descriptors.get(_address(array))
@@ -86,7 +86,7 @@ class SharedMemory:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an array lies in the `SharedMemory` of a process, which has the file of the block open."""
+    """Where an array lies in the `SharedMemory` of a process: the process id and its file descriptor of the block."""
 
     process: int
     descriptor: int
@@ -99,12 +99,13 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Arrival:
-    """What a `Place` becomes where it is unpickled: at once, since the process that sent it may end as soon as it is read.
+    """A `Place` after unpickling, with its block mapped at once: the sender may end as soon as its message is read.
 
     Attributes:
-      process: That sent it.
-      inode: Of the file of the block.
-      block: Or why the file can't be opened, which is said to who wants the array, not to who reads the message.
+      process: Id of the process that sent the array.
+      inode: Inode of the block's file, which identifies it; 0 if it can't be opened.
+      block: The mapped block, or the error on opening it, which `Borrowed` raises: raised on unpickling, it would reach
+        whoever reads the message, not whoever wants the array.
     """
 
     process: int
@@ -123,16 +124,16 @@ class Arrival:
 
 
 class Borrowed:
-    """What other processes have in their `SharedMemory`."""
+    """Arrays in the `SharedMemory` of other processes, used here without a copy."""
 
     def __init__(self):
-        self._blocks: dict[int, mmap.mmap] = {}  # by their inodes: the pages of a new mapping have to be found again
+        self._blocks: dict[int, mmap.mmap] = {}  # by inode; kept because every page of a new mapping faults once more
 
     def take_over(self, batch: dict[str, np.ndarray | Arrival]) -> dict[str, np.ndarray]:
-        """Returns what was handed over, as arrays that are freed once nobody holds a part of them.
+        """Returns the batch from `SharedMemory.hand_over` as arrays; a block is freed once nobody holds a part of its array.
 
         Raises:
-          OSError: The other process had ended before its message was read, or its files must not be opened.
+          OSError: The other process ended before its message was read, or this one may not open its files.
         """
         return {name: self._find(value) if isinstance(value, Arrival) else value for name, value in batch.items()}
 
@@ -142,16 +143,16 @@ class Borrowed:
         block, own = self._blocks.setdefault(arrival.inode, arrival.block), os.getpid()
 
         def free() -> None:
-            if os.getpid() == own:  # not in a fork, which holds what its parent does
+            if os.getpid() == own:  # a fork must not free what its parent still holds
                 block[0] = _FREE
 
         return _lend(block, ALIGNMENT, arrival.shape, arrival.dtype, free)
 
 
 def keep_freed() -> None:
-    """Has this process keep what it frees, for what it allocates next; nothing where the C library isn't glibc.
+    """Makes this process keep freed memory for its next allocations; does nothing if the C library isn't glibc.
 
-    Else the records of a batch, freed together, go back to the kernel, which clears as many pages for those of the next.
+    Otherwise the records of a batch, freed together, return to the kernel, which clears as many pages for the next batch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -162,9 +163,9 @@ def keep_freed() -> None:
 def _lend(
     block: np.ndarray | mmap.mmap, offset: int, shape: tuple[int, ...], dtype: DTypeLike, give_back: Callable[[], None]
 ) -> np.ndarray:
-    """Returns an array that lies in a block, and has a function called once nobody holds a part of it."""
-    # A part of an array refers to the array's owner, not to the array: what tells that all parts are gone is the end of an
-    # owner that is no array. JAX, which takes an array over on a CPU, holds it as well.
+    """Returns an array that lies in a block, and calls `give_back` once nobody holds the array or a view of it."""
+    # NumPy views refer to the object that owns the memory, not to the array they are taken from. So the owner is a ctypes
+    # object: it dies with the last view, and JAX on a CPU, which uses the array without a copy, keeps it alive as well.
     owner = (ctypes.c_uint8 * (math.prod(shape) * np.dtype(dtype).itemsize)).from_buffer(block, offset)
     weakref.finalize(owner, give_back).atexit = False
     return np.frombuffer(owner, dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""Makes batches ahead of those who take them, by Grain's threads or worker processes."""
+"""Makes batches ahead of time, in Grain's threads or worker processes."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ from absl import flags
 from mc3_jax.data import damage, memory as memory_lib, transforms
 
 Batch = dict[str, np.ndarray]
-Rows = Callable[[int], transforms.Sample]  # of the number of a row in all batches in a line
+Rows = Callable[[int], transforms.Sample]  # makes a row from its number, counted through all batches
 
-_LARGE = 1 << 16  # bytes from which on an array comes into memory that is taken again
-# Rows that a worker reads before it decodes their pictures: each kind of work finds its code in the processor's cache.
-# Threads gain nothing by it: reading holds Python's lock.
+_LARGE = 1 << 16  # bytes; arrays of at least this size are placed in buffers that are reused
+# Rows that a worker reads before it decodes their frames, so that the code of each task stays in the processor's cache.
+# Threads gain nothing from it, since reading holds Python's lock.
 _AT_ONCE = 64
 
 
@@ -41,23 +41,24 @@ def read(
 ) -> Iterator[Batch]:
     """Yields this process's rows of the batches of `steps`.
 
-    A thread makes a batch and decodes its pictures to where they stay: they are copied nowhere on a CPU, and once, to the
-    device, elsewhere. So does a worker: its memory is this process's as well.
+    A thread makes a whole batch and decodes video frames straight into the batch's array. This array is not copied again on
+    a CPU, and once, to the device, elsewhere. The same holds for worker processes, which share their memory with this one.
 
     Args:
-      rows: Makes a row.
-      video_shape: Of a row's pictures; None where none are wanted.
-      steps: Numbers of the batches.
-      batch_size: Global; a multiple of `process_count`.
-      process_index, process_count: Which rows.
-      num_threads: That make batches.
-      num_workers: Processes that do it instead, if more than 0.
-      prefetch: Batches made ahead; at least one a thread or worker.
+      rows: Makes a row from its number: row r of step t has number t * `batch_size` + r.
+      video_shape: Shape (t, h, w, 3) of a row's video frames; None makes batches without frames.
+      steps: Steps whose batches are made.
+      batch_size: Global batch size; a multiple of `process_count`.
+      process_index, process_count: This process's index and the number of processes, which share out the rows.
+      num_threads: Threads that make batches.
+      num_workers: If above 0, this many processes make the batches instead.
+      prefetch: Batches made ahead; at least one per thread or worker.
 
     Raises:
-      ValueError: The batch does not spread evenly over the processes, or workers are asked for on a system that is not
+      ValueError: The batch can't be divided evenly among the processes, or workers are requested on a system that is not
         Linux.
-      DataError: On the way, a picture can't be decoded, or what `rows` raises.
+      DataError: While iterating, a frame can't be decoded, or `rows` raises it.
+      ChildProcessError: While iterating, a worker died or its memory can't be opened.
     """
     if batch_size % process_count:
         raise ValueError(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
@@ -70,11 +71,11 @@ def read(
     if not hasattr(os, "memfd_create"):
         raise ValueError(f"config.data.num_workers = {num_workers}: worker processes need Linux, set it to 0")
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # no command has, and Grain asks flags of its own: they keep their defaults
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags of its own, which no command parses: they keep their defaults
     shared = memory_lib.SharedMemory()
     batches = numbers.map(dataclasses.replace(make, at_once=_AT_ONCE, memory=shared)).map(shared.hand_over)
     one_by_one = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    # What is not in shared memory by now is small: Grain is to send it as it is.
+    # Arrays that are not in shared memory by now are small: Grain should pickle them, not put them into its own.
     small = grain_experimental.DatasetOptions(min_shm_size=_LARGE)
     one_by_one = grain_experimental.WithOptionsIterDataset(one_by_one, small)
     each = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=max(prefetch // num_workers, 1))
@@ -83,7 +84,7 @@ def read(
 
 @dataclasses.dataclass(frozen=True)
 class _MakeBatch:
-    """Makes the `local` rows of a step from row `first` on, of which `at_once` are read before they are decoded."""
+    """Makes rows `first` to `first + local - 1` of a step's batch, reading `at_once` rows before it decodes their frames."""
 
     rows: Rows
     video_shape: tuple[int, ...] | None
@@ -111,15 +112,19 @@ class _MakeBatch:
 
     def _stack(self, values: list[np.ndarray | np.generic]) -> np.ndarray:
         if len(values) * values[0].nbytes < _LARGE:
-            return np.array(values)  # of numbers, in a tenth of the time of np.stack
+            return np.array(values)  # for scalars takes a tenth of the time of np.stack
         return np.stack(values, out=self.memory.take((len(values), *values[0].shape), values[0].dtype))
 
 
 def _of_workers(dataset: grain.IterDataset) -> Iterator[Batch]:
-    """Yields the batches, and ends the workers with them."""
+    """Yields the batches of a dataset that runs in workers, and ends the workers after the last or when it is closed.
+
+    Raises:
+      ChildProcessError: A worker died, or its memory can't be opened.
+    """
     borrowed, batches = memory_lib.Borrowed(), None
     try:
-        with _signals_wait():  # workers begin here
+        with _signals_wait():  # the first `next` starts the workers
             batches = iter(dataset)
             batch = next(batches, None)
         workers = {child.pid: child for child in multiprocessing.active_children()}
@@ -143,9 +148,9 @@ def _take_over(
     except OSError as error:
         process = next(value.process for value in batch.values() if isinstance(value, memory_lib.Arrival))
         worker = workers.get(process)
-        if worker is None:  # it ended while the first batch was made
+        if worker is None:  # it ended while the first batch was made, before `workers` was filled
             raise _died(None) from None
-        worker.join(timeout=1)  # where it is about to end
+        worker.join(timeout=1)  # its exit code is known only after it has ended, which may be about to happen
         if worker.exitcode is not None:
             raise _died(worker.exitcode) from None
         raise ChildProcessError(
@@ -162,8 +167,11 @@ def _died(status: int | None) -> ChildProcessError:
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Has signals to end wait. Processes begun meanwhile never get them: a whole job is sent them, and its parent decides."""
-    resource_tracker.ensure_running()  # as it starts it has these signals come through again
+    """Holds SIGINT and SIGTERM back meanwhile. Processes started inside never get them.
+
+    These signals go to all processes of a job at once, and only the parent is to decide when the workers end.
+    """
+    resource_tracker.ensure_running()  # before the signals are blocked: its start unblocks them again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -172,7 +180,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _begin_worker(_index: int, _count: int) -> None:
-    """Has a worker keep the memory that it frees, and end when its parent ends, however it does."""
+    """Makes a worker keep the memory that it frees, and end when its parent ends, for whatever reason."""
     memory_lib.keep_freed()
 
     def watch() -> None:

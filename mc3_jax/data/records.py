@@ -1,9 +1,9 @@
 """The schema of a clip on disk: `Clip` <-> `tf.train.Example` bytes, and `clips.json`. Imports numpy and protobuf only.
 
-`data_prep` writes these records into ArrayRecord shards, the loader reads them. The bytes are what TFDS reads as well
-(`data_prep.shards.feature_spec`), though TensorFlow is on neither path: the message types are built here from
-TensorFlow's public `example.proto` and `feature.proto` (field numbers only), in a descriptor pool of their own so that
-they never collide with a TensorFlow somebody else imports.
+`data_prep` writes these records into ArrayRecord shards and the loader reads them, both without TensorFlow; TFDS can read
+them too (`data_prep.shards.feature_spec`). The message types are built here from the field numbers in TensorFlow's public
+`example.proto` and `feature.proto`. They have a descriptor pool of their own, so they never collide with a TensorFlow that
+somebody else imports.
 """
 
 import dataclasses
@@ -18,33 +18,33 @@ from jaxtyping import Int64
 
 SCHEMA_VERSION = 3
 CLIPS_FILE = "clips.json"
-REJECTED_FILE = "rejected.jsonl"  # what gave no clip, and why
+REJECTED_FILE = "rejected.jsonl"  # the annotations that gave no clip, and why
 SAMPLE_RATE_HZ = 16_000
 SPLITS = ("train", "validation", "test")
-_DIGEST = "sha256"  # key in `CLIPS_FILE`
-UNKNOWN = -1  # verb_id, noun_id, label, class_id and fold where nobody knows
+_DIGEST = "sha256"  # key of the digest in `CLIPS_FILE`
+UNKNOWN = -1  # value of verb_id, noun_id, label, class_id and fold if they are not known
 
 
 @dataclasses.dataclass
 class Clip:
-    """A narrated moment: what is seen, heard and said around it. Or a sound, with or without pictures.
+    """A narrated moment of a video with the frames and the sound around it, or an annotated sound with or without frames.
 
     Attributes:
-      clip_id: Unique in the data set.
-      video_uid: Of the video it was cut from.
-      narration: Raw text, tags such as "#C C" included; of a sound what it is called, "" where nobody says.
+      clip_id: Unique id in the data set.
+      video_uid: Id of the video that the clip was cut from.
+      narration: Raw text, including tags such as "#C C". For a sound, its name, or "" if it has none.
       source: Where the narration came from, e.g. "narration_pass_1".
-      time_us, start_us, stop_us: The narration's moment and the window [start, stop) around it, in µs of the video; a
-        sound's moment is its start.
+      time_us, start_us, stop_us: The narrated moment and the window [start, stop) around it, in µs from the start of the
+        video. The moment of a sound is its start.
       frames: T * C JPEG files, interval-major: candidate c of interval t is `frames[t * C + c]`. The candidate in the
-        middle of its interval is c = C // 2. None where the data set holds no pictures.
-      frame_times_us: int64 [T * C], when each frame is shown, in µs of the video.
-      frame_height, frame_width: True size of the JPEG files in px; 0 where there are none.
+        middle of its interval is c = C // 2. Empty if the data set holds no frames.
+      frame_times_us: int64 [T * C], when each frame is shown, in µs from the start of the video.
+      frame_height, frame_width: Size of the JPEG files in px; 0 if there are none.
       audio: int16 [samples], mono, 16 kHz; see `ClipsInfo.max_samples`.
-      verb_id, noun_id: Index into `ClipsInfo.verbs` and `.nouns`, -1 where unknown.
-      label: Whether the narrated action is both seen and heard: 1 yes, 0 no, -1 nobody was asked.
-      class_id: Index into `ClipsInfo.classes`, -1 where unknown.
-      fold: Of the data set's own cross-validation, -1 where it has none.
+      verb_id, noun_id: Index into `ClipsInfo.verbs` and `.nouns`, -1 if unknown.
+      label: Whether the narrated action is both seen and heard: 1 yes, 0 no, -1 not annotated.
+      class_id: Index into `ClipsInfo.classes`, -1 if unknown.
+      fold: Fold of the data set's own cross-validation, -1 if it has none.
     """
 
     clip_id: str
@@ -73,7 +73,7 @@ _INTEGERS = (
 
 
 def _build_message_classes() -> list[type[message.Message]]:
-    """Returns the message classes of tf.train.Example, its own first, built from their field numbers."""
+    """Returns the class of tf.train.Example, then those of the messages inside it, built from their field numbers."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="mc3_example.proto", package="tensorflow", syntax="proto3")
 
@@ -108,16 +108,16 @@ def _build_message_classes() -> list[type[message.Message]]:
     return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}")) for name in names]
 
 
-# All are kept: protobuf makes the class of an inner message when it first meets one, and the garbage collector frees it.
-# Where other threads are decoding, that ends the process with a segmentation fault (protobuf 6.33).
+# The inner classes are kept, too. Otherwise protobuf makes each on first use and the garbage collector frees it again, which
+# crashes the process with a segmentation fault if other threads are decoding (protobuf 6.33).
 _Example, *_INNER = _build_message_classes()
 
 
 def encode(clip: Clip) -> bytes:
-    """Returns the clip as a serialised tf.train.Example, the same bytes for the same clip.
+    """Returns the clip as a serialised tf.train.Example; equal clips give equal bytes.
 
     Raises:
-      ValueError: The audio isn't int16 mono, or frames and their times differ in number.
+      ValueError: The audio isn't int16 mono, or the number of frames isn't that of their times.
     """
     if clip.audio.dtype != np.int16 or clip.audio.ndim != 1:
         raise ValueError(
@@ -133,7 +133,7 @@ def encode(clip: Clip) -> bytes:
         feature[name].int64_list.value.append(int(getattr(clip, name)))
     feature["frames"].bytes_list.value.extend(clip.frames)
     feature["frame_times_us"].int64_list.value.extend(int(t) for t in clip.frame_times_us)
-    # An empty list has a kind as well.
+    # An empty list is written with its type, too, which `decode` checks.
     feature["frames"].bytes_list.SetInParent()
     feature["frame_times_us"].int64_list.SetInParent()
     feature["audio"].bytes_list.value.append(clip.audio.astype("<i2", copy=False).tobytes())
@@ -141,7 +141,7 @@ def encode(clip: Clip) -> bytes:
 
 
 def decode(record: bytes) -> Clip:
-    """Returns the clip of a serialised tf.train.Example. Features it doesn't know are ignored, missing ones are not.
+    """Returns the clip in a serialised tf.train.Example. Unknown features are ignored; a missing one is an error.
 
     Raises:
       ValueError: The bytes aren't a tf.train.Example, or a feature is missing, of another type or of another length.
@@ -174,7 +174,7 @@ def decode(record: bytes) -> Clip:
 
 
 def manifest(values: dict) -> str:
-    """Returns the text of `clips.json`: the fields of `ClipsInfo` and the SHA-256 of them."""
+    """Returns the text of `clips.json`, which holds `values`, the fields of `ClipsInfo`, and their SHA-256."""
     return json.dumps(values | {_DIGEST: _digest(values)}, indent=1) + "\n"
 
 
@@ -187,11 +187,12 @@ class Shard:
     """One file of a split.
 
     Attributes:
-      file: Name inside the data set's folder.
-      num_clips, bytes: Records and file size.
-      sha256: Of the file, hexadecimal.
-      video_clips: Clips of each video, in the order of the records.
-      clip_samples: Audio samples of each clip, in the order of the records; empty where all have `ClipsInfo.num_samples`.
+      file: Name of the file inside the data set's folder.
+      num_clips, bytes: Number of records and size of the file in bytes.
+      sha256: SHA-256 of the file, hexadecimal.
+      video_clips: Number of clips of each video, in the order of the records.
+      clip_samples: Number of audio samples of each clip, in the order of the records; empty if all clips have
+        `ClipsInfo.num_samples`.
     """
 
     file: str
@@ -207,9 +208,9 @@ class SplitInfo:
     """A split's counts and files.
 
     Attributes:
-      num_clips: Records over all shards.
-      num_labelled, num_positive: Clips with a label, and with label 1.
-      shards: In order; global clip index runs through them.
+      num_clips: Number of records in all shards.
+      num_labelled, num_positive: Number of clips with a label, and with label 1.
+      shards: The shards in order; the index of a clip in the split counts through them.
     """
 
     num_clips: int
@@ -220,24 +221,26 @@ class SplitInfo:
 
 @dataclasses.dataclass
 class ClipsInfo:
-    """What `clips.json` says of a data set.
+    """Content of `clips.json`, which describes a data set.
 
     Attributes:
-      name: Of the data set; shard files begin with it.
-      window_s: (before, after) the narration.
-      num_intervals, num_candidates: T and C: a clip holds T * C frames. Both are 0, as the next two, where there are none.
-      short_side_px: What frames were scaled to.
-      canvas_px: (height, width) that holds every frame.
-      num_samples: Audio samples that a reader hands out.
+      name: Name of the data set; names of shard files begin with it.
+      window_s: Seconds of a clip (before, after) the narrated moment.
+      num_intervals, num_candidates: T and C: a clip holds T * C frames. If clips have no frames, both are 0, and so are the
+        next two fields.
+      short_side_px: Length that the short side of frames was scaled to.
+      canvas_px: (height, width) of a canvas that holds every frame.
+      num_samples: Audio samples per clip that a reader returns by default.
       verbs, nouns: Taxonomy labels; `Clip.verb_id` and `.noun_id` index them.
-      splits: By name; a split without clips has no shards.
+      splits: Counts and files of each split by its name; a split without clips has no shards.
       classes: Names of the classes; `Clip.class_id` indexes them.
-      max_samples: Most audio samples of a clip, which may have from 1 to so many, more or less than `num_samples`. 0 where
-        every clip has `num_samples`.
-      num_annotations, num_rejected: What was asked for and what of it gave no clip, a row of `REJECTED_FILE` each.
-      files: SHA-256, hexadecimal, of the other files by name.
-      sample_rate_hz: Of the audio.
-      schema_version: Of the records and of this file.
+      max_samples: Largest number of audio samples of a clip: clips have 1 to `max_samples` of them, fewer or more than
+        `num_samples`. 0 if every clip has `num_samples`.
+      num_annotations, num_rejected: Number of annotations, and of those that gave no clip. Each of the latter is a row of
+        `REJECTED_FILE`.
+      files: SHA-256, hexadecimal, of each other file by its name.
+      sample_rate_hz: Sample rate of the audio.
+      schema_version: Version of the format of the records and of this file.
     """
 
     name: str
@@ -259,7 +262,7 @@ class ClipsInfo:
     schema_version: int = SCHEMA_VERSION
 
     def dump(self, folder: str | os.PathLike) -> None:
-        """Writes `clips.json` in one step: a reader sees the old file or the new one."""
+        """Writes `clips.json` atomically: a reader sees the old file or the new one."""
         path = pathlib.Path(folder) / CLIPS_FILE
         aside = path.with_suffix(".json.tmp")
         aside.write_text(manifest(dataclasses.asdict(self)))
@@ -267,11 +270,11 @@ class ClipsInfo:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "ClipsInfo":
-        """Returns what `clips.json` in `folder` says.
+        """Returns the content of `clips.json` in `folder`.
 
         Raises:
-          ValueError: There is no such folder or file, it is no JSON, of another schema version, incomplete, or not as it was
-            written.
+          ValueError: The folder is in a bucket, the folder or the file does not exist, or the file is no JSON, has another
+            schema version, is incomplete or was changed since it was written.
         """
         if "://" in os.fspath(folder):
             raise ValueError(f"{folder} is in a bucket: clips are read from a local folder, so copy or mount it")
@@ -307,7 +310,7 @@ class ClipsInfo:
         return info
 
     def _find_wrong_field(self) -> str | None:
-        """Returns the first field that can't be what a conversion wrote, with its value, or None."""
+        """Returns the first field whose value no conversion can have written, with that value, or None if all are valid."""
 
         def is_count(value, least: int = 0, most: int = 1 << 62) -> bool:
             return type(value) is int and least <= value <= most
@@ -322,7 +325,7 @@ class ClipsInfo:
             "files": isinstance(self.files, dict) and are_texts(list(self.files.values())),
             "window_s": len(self.window_s) == 2 and all(type(s) in (int, float) for s in self.window_s),
         }  # fmt: skip
-        # Pictures are there or not.
+        # Either all fields about frames are 0 or none is.
         least, most = (0, 0) if self.num_intervals == 0 else (1, 1 << 31)
         for field in ("num_intervals", "num_candidates", "short_side_px"):
             holds[field] = is_count(getattr(self, field), least, most)
@@ -346,7 +349,7 @@ class ClipsInfo:
         return None
 
     def clip_samples(self, split: str) -> Int64[np.ndarray, " n"]:
-        """Returns the audio samples of each clip of a split, in the order of the records."""
+        """Returns the number of audio samples of each clip of a split, in the order of the records."""
         counts = self.splits[split]
         if not self.max_samples:
             return np.full(counts.num_clips, self.num_samples, np.int64)
@@ -360,7 +363,7 @@ class ClipsInfo:
         """Returns the paths of a split's shards, in order.
 
         Raises:
-          ValueError: The data set has no such split, no clips in it, or one of its shards isn't there.
+          ValueError: The data set has no such split, the split has no clips, or one of its shards is missing.
         """
         if split not in self.splits:
             raise ValueError(f"{folder} has no split {split!r}, only {sorted(self.splits)}")
@@ -377,7 +380,7 @@ def check(clip: Clip, info: ClipsInfo) -> None:
     """Checks that a clip is what `clips.json` promises.
 
     Raises:
-      ValueError: Another number of frames or samples, or frames of a size that can't be.
+      ValueError: The number of frames or of samples is another one, or the frames are larger than the canvas.
     """
     num_frames = info.num_intervals * info.num_candidates
     if len(clip.frames) != num_frames:

@@ -1,4 +1,4 @@
-"""Narrations to token ids, with the tokenizer of a folder: `distilbert-base-uncased`, or one trained on narrations."""
+"""Turns narrations into token ids, with the tokenizer of a folder: `distilbert-base-uncased` or one trained on narrations."""
 
 import hashlib
 import json
@@ -12,21 +12,21 @@ import transformers
 from mc3_jax.data.transforms import Tokenize
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-_ENOUGH = ("tokenizer.json", "vocab.txt")  # one of them makes a tokenizer
-_DIGESTED = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")  # in this order
+_ENOUGH = ("tokenizer.json", "vocab.txt")  # either one is enough for a tokenizer
+_DIGESTED = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")  # hashed in this order
 
 
 def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) -> Tokenize:
-    """Returns `tokenize(text) -> (ids, mask)`, int32 [num_tokens] each, cut at the end or padded; safe in threads.
+    """Returns `tokenize(text) -> (ids, mask)`, both int32 [num_tokens], padded or cut at the end; it is thread-safe.
 
     Args:
       path: Folder with `tokenizer.json` or `vocab.txt`; nothing is downloaded, and no code in it is run.
-      num_tokens: Length, [CLS] and [SEP] included.
-      vocab_size: Rows of the embedding the ids will index.
+      num_tokens: Number of tokens, including [CLS] and [SEP].
+      vocab_size: Number of rows of the embedding that the ids will index.
 
     Raises:
-      ValueError: There is no such folder, it holds no tokenizer or one that needs its own code, or one with more tokens than
-        `vocab_size`.
+      ValueError: `path` is empty or no folder, or the folder holds no tokenizer, or one that needs its own code, has more
+        tokens than `vocab_size` or has no padding token.
     """
     if not path:
         raise ValueError("config.data.tokenizer is empty: name the folder of a tokenizer")
@@ -45,7 +45,7 @@ def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) ->
             f"the tokenizer in {path} has no token to pad with: copy tokenizer_config.json, and the config.json of the model "
             "it came with, there too"
         )
-    # Truncation is a setting of the shared object: set once, here, so that threads only ever read it.
+    # Truncation and padding are settings of the object that threads share. They are set only here, so threads just read them.
     backend.enable_truncation(num_tokens)
     backend.enable_padding(length=num_tokens, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
 
@@ -60,10 +60,10 @@ def _open(path: str | os.PathLike) -> transformers.PreTrainedTokenizerFast:
     """Returns the fast tokenizer in a folder; nothing is downloaded, and no code in it is run.
 
     Raises:
-      ValueError: It holds none, or one that needs its own code.
+      ValueError: The folder holds no fast tokenizer, or one that needs its own code.
     """
     try:
-        # Unless told, transformers asks on the terminal whether to run the Python code that a folder brings along.
+        # Without `trust_remote_code=False`, transformers asks on the terminal whether to run Python code found in the folder.
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, local_files_only=True, use_fast=True, trust_remote_code=False
         )
@@ -75,14 +75,14 @@ def _open(path: str | os.PathLike) -> transformers.PreTrainedTokenizerFast:
 
 
 def holds_tokenizer(folder: str | os.PathLike) -> bool:
-    """Returns whether a folder has a tokenizer's files."""
+    """Returns whether a folder has `tokenizer.json` or `vocab.txt`."""
     return any((pathlib.Path(folder) / name).is_file() for name in _ENOUGH)
 
 
 def _check_files(folder: pathlib.Path) -> None:
-    """Raises a ValueError where a folder has none of the files by which tokenizers are told apart.
+    """Raises a ValueError if a folder has neither `tokenizer.json` nor `vocab.txt`, by which tokenizers are compared.
 
-    Those of byte-pair encoding may consist of `vocab.json` and `merges.txt` alone.
+    This refuses byte-pair tokenizers that consist of `vocab.json` and `merges.txt` alone.
     """
     if not holds_tokenizer(folder):
         raise ValueError(
@@ -92,18 +92,19 @@ def _check_files(folder: pathlib.Path) -> None:
 
 
 def copy_tokenizer(source: str | os.PathLike, folder: str | os.PathLike, *, beside_model: bool = False) -> None:
-    """Copies a tokenizer's files, in place of those of another.
+    """Copies a tokenizer's files to a folder, replacing those of another tokenizer there.
 
-    What kind it is may stand in the `config.json` of the model it came with alone, as DistilBERT's does. That is copied as
-    well; beside the `config.json` of another model, the tokenizer is written anew, with its kind in `tokenizer_config.json`.
+    The class of some tokenizers, such as DistilBERT's, is named only in the `config.json` of the model that they came with.
+    Then this file is copied as well. If `beside_model`, the tokenizer is instead saved anew, with its class in
+    `tokenizer_config.json`.
 
     Args:
       source: Folder of the tokenizer.
-      folder: That is there.
-      beside_model: Whether the folder has a `config.json` of its own, or is going to.
+      folder: Folder to copy to; it must exist.
+      beside_model: Whether `folder` has, or will have, the `config.json` of another model.
 
     Raises:
-      ValueError: The source holds no tokenizer.
+      ValueError: `source` holds no tokenizer.
     """
     source, folder = pathlib.Path(source), pathlib.Path(folder)
     _check_files(source)
@@ -129,13 +130,13 @@ def _names_its_kind(folder: pathlib.Path) -> bool:
 
 
 def blank(num_tokens: int) -> Tokenize:
-    """Returns a `tokenize(text) -> (ids, mask)` for who does not look at text: zeros, without a tokenizer."""
+    """Returns a `tokenize(text) -> (ids, mask)` that needs no tokenizer and gives zeros, for callers that ignore the text."""
     nothing = np.zeros(num_tokens, np.int32)
     return lambda text: (nothing, nothing)
 
 
 def tokenizer_digest(path: str | os.PathLike) -> str:
-    """Returns the SHA-256 of a tokenizer's files, wherever they lie."""
+    """Returns the SHA-256, hexadecimal, of a tokenizer's files; it does not depend on the path of their folder."""
     digest = hashlib.sha256()
     for name in _DIGESTED:
         file = pathlib.Path(path) / name

@@ -1,1 +1,1 @@
-"""The three encoders, the module that joins them, and the front end from decoded clips to their inputs."""
+"""The three encoders, the module that joins them, and the front end that turns decoded clips into their inputs."""

@@ -1,15 +1,15 @@
-"""Attention: as matrix products for any machine, and in the forms that an NVIDIA GPU does fastest.
+"""Attention: as matrix products for any device, and in the forms that are fastest on an NVIDIA GPU.
 
-All take heads apart, [..., tokens, h, d], and scale by 1 / √d; softmax is float32. The class token's key is in no group of
-patches and yet attended to by every one: it is one more column of logits. `attend` is the plain form, any machine's, and what
-tests compare the others with:
+All functions take arrays with separate heads, [..., tokens, h, d], and scale logits by 1 / √d; softmax is in float32. The
+class token belongs to no group of patches, but every group attends to it: its key is one more column of logits. `attend` is
+the plain form, which runs on any device and to which tests compare the others:
 
-  * `attend_flash` where groups are long: cuDNN's, by `jax.nn.dot_product_attention`;
-  * `attend_few` where a group is a clip's few frames, which a kernel for matrix products would fill up to 64 or 128;
-  * `attend_once` for the class token's one query.
+  * `attend_flash` for long groups: cuDNN's, through `jax.nn.dot_product_attention`;
+  * `attend_few` if a group is the few frames of a clip, which a matrix-product kernel would pad to 64 or 128;
+  * `attend_once` for the single query of the class token.
 
-The last two multiply elementwise and sum, all in one order of dimensions, so that XLA can make them a few passes over memory
-without transposes.
+The last two multiply elementwise and sum. They keep one order of dimensions throughout, so that XLA can compile them to a few
+passes over memory without transposes.
 """
 
 import functools
@@ -22,31 +22,31 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-FORMS = ("einsum", "cudnn")  # of `model.attention`, beside "auto"
-MOST_FRAMES = 8  # of `attend_few`, which writes out every pair of them
+FORMS = ("einsum", "cudnn")  # values of `model.attention` besides "auto"
+MOST_FRAMES = 8  # limit for `attend_few`, which is unrolled over every pair of frames
 
 
 def choose_form(form: str, dtype: str, head_dim: int, device: jax.Device | None = None) -> str:
-    """Returns what `model.attention` is in a tower on a device: unless "einsum" is said, "cudnn" where cuDNN can do it.
+    """Returns the form of attention of a tower: "cudnn" if `form` isn't "einsum" and cuDNN supports it, else "einsum".
 
-    That is in bfloat16, on an NVIDIA GPU since Ampere, for heads whose width is a multiple of 8 up to 128. "cudnn" elsewhere
-    is "einsum", so that a model trained on a GPU can be used anywhere; `check_form` is for who minds.
+    cuDNN supports bfloat16 on NVIDIA GPUs since Ampere, with heads whose width is a multiple of 8 up to 128. Elsewhere
+    "cudnn" falls back to "einsum", so that a model trained on a GPU runs anywhere. `check_form` refuses the fallback.
 
     Args:
       form: `model.attention`.
       dtype: `model.dtype`.
-      head_dim: Of the tower.
-      device: The tower runs on; None is what JAX runs on here.
+      head_dim: Width of a head of the tower.
+      device: Device that the tower runs on; None is JAX's first device.
     """
     device = device or jax.devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))  # AMD's is no number
+    capability = str(getattr(device, "compute_capability", ""))  # not a number on AMD's GPUs
     is_able = device.platform == "gpu" and capability.replace(".", "").isdecimal() and float(capability) >= 8
     fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
     return "cudnn" if form != "einsum" and is_able and fits else "einsum"
 
 
 def check_form(form: str, dtype: str, head_dim: int, device: jax.Device | None = None) -> None:
-    """Raises ValueError where "cudnn" is asked for and can't be had; arguments as of `choose_form`."""
+    """Raises ValueError if `form` is "cudnn" and cuDNN does not support it; takes the arguments of `choose_form`."""
     device = device or jax.devices()[0]
     if form == "cudnn" and choose_form(form, dtype, head_dim, device) != form:
         raise ValueError(
@@ -57,20 +57,20 @@ def check_form(form: str, dtype: str, head_dim: int, device: jax.Device | None =
 
 
 def row_major(x: Array) -> Array:
-    """Returns `x`, and asks XLA to keep it and its gradient with the last dimension contiguous, then the one before.
+    """Returns `x`, and makes XLA store it and its gradient in row-major layout.
 
-    Left to itself, XLA's GPU compiler chooses a layout for one sum, gives it to all that comes before, and transposes whole
-    arrays to get there.
+    Otherwise XLA's GPU compiler chooses a layout that suits one sum, extends it to all operations before, and transposes
+    whole arrays to get there.
 
     Args:
-      x: Any array whose first axis is the batch's. On a mesh each device keeps its rows: asked of the whole array, XLA would
-        bring all rows to every device.
+      x: Any array whose first axis is the batch. On a mesh the layout is set for each device's rows separately: set for the
+        whole array, it would make XLA bring all rows to every device.
     """
     return _by_rows(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), x)
 
 
 def _by_rows(function: Callable[..., Array], *arguments: Array) -> Array:
-    """Returns what a function makes of arrays whose rows don't mind each other; on a mesh each device has its own."""
+    """Returns `function(*arguments)`, for a function of independent rows; on a mesh each device computes its own rows."""
     mesh, num_rows = jax.sharding.get_abstract_mesh(), len(arguments[0])
     if mesh.size > 1 and num_rows % mesh.size == 0:
         rows = PartitionSpec(mesh.axis_names)
@@ -79,15 +79,15 @@ def _by_rows(function: Callable[..., Array], *arguments: Array) -> Array:
 
 
 def apart(branch: Any) -> Any:
-    """Returns what a branch adds to the residual stream, and keeps XLA from adding it within the branch's last product.
+    """Returns `branch`, the output of a residual branch, and keeps XLA from fusing its addition into its last matmul.
 
-    cuBLAS adds in place, for which XLA copies the stream first.
+    With the fusion cuBLAS would add in place, for which XLA copies the residual stream first.
     """
     return jax.tree.map(jax.lax.optimization_barrier, branch)
 
 
 def written_once(x: Array) -> Array:
-    """Returns `x`, and keeps XLA from making it or its gradient anew for each of their uses: they are written and read."""
+    """Returns `x`, and keeps XLA from recomputing it or its gradient for each use: both are written to memory once."""
     return jax.lax.optimization_barrier(x)
 
 
@@ -101,18 +101,18 @@ def attend(
     mask: Bool[Array, "b k"] | None = None,
     dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "b *group q h d"]:
-    """Returns softmax(q kᵀ / √d) v within each group, where every group may share one more key: the class token's.
+    """Returns softmax(q kᵀ / √d) v within each group; all groups of a row may share one more key, the class token's.
 
-    The class key is one more column of logits, merged in the softmax and never copied into the groups.
+    The class key is one more column of logits, which enters the softmax without being copied into the groups.
 
     Args:
-      query: Queries, heads apart.
+      query: Queries, with separate heads.
       key: Keys of the same groups.
       value: Values of the same groups.
-      class_key: A key every group attends to as well.
-      class_value: Its value.
-      mask: True where a key counts, of ungrouped input. At least one key of a row must.
-      dropout: Applied to the attention weights.
+      class_key: Key that every group attends to as well.
+      class_value: Value of `class_key`.
+      mask: True for keys that may be attended to, at least one per row; only for input without groups.
+      dropout: Function applied to the attention weights.
     """
     assert class_key is None or dropout is None, "no source drops weights of grouped attention"
     query = query * query.shape[-1] ** -0.5
@@ -141,18 +141,19 @@ def attend_flash(
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "b q h d"]:
-    """Returns softmax(q kᵀ / √d) v by cuDNN, whose weights never leave the chip; bfloat16.
+    """Returns softmax(q kᵀ / √d) v in bfloat16 by cuDNN, which never writes the attention weights to memory.
 
-    Going back, cuDNN sums in no fixed order: two runs on a GPU may differ in the last bits. On a mesh each device has its
-    rows: where parameters are spread over devices, XLA would else split heads, which JAX can't always do with cuDNN's work.
+    In the backward pass cuDNN sums in no fixed order, so two runs on a GPU may differ in the last bits. On a mesh each device
+    computes its own rows. Otherwise, with parameters sharded over devices, XLA would split heads, which JAX doesn't always
+    support for cuDNN's attention.
 
     Args:
       query: Queries.
       key: Keys.
-      value: Their values.
-      implementation: Of `jax.nn.dot_product_attention`.
+      value: Values of the keys.
+      implementation: Argument of `jax.nn.dot_product_attention`.
     """
-    # JAX refuses to go back through odd numbers.
+    # JAX has no backward pass for an odd number of queries or keys.
     num_queries, num_keys = query.shape[1], key.shape[1]
     query = _pad_one(query) if num_queries % 2 else query
     key, value = (_pad_one(key), _pad_one(value)) if num_keys % 2 else (key, value)
@@ -176,7 +177,7 @@ def attend_once(
     class_key: Float[Array, "b h d"],
     class_value: Float[Array, "b h d"],
 ) -> Float[Array, "b h d"]:
-    """Returns the attention of one query to the class token and to every patch."""
+    """Returns the attention output of one query per row over the class token and all patches."""
     return _once_forward(query, key, value, class_key, class_value)[0]
 
 
@@ -211,7 +212,7 @@ attend_once.defvjp(_once_forward, _once_backward)
 
 
 def _dot(x: Float[Array, "b *n h d"], y: Float[Array, "b *#n h d"]) -> Float[Array, "b *n h"]:
-    """Returns products of vectors, summed in float32."""
+    """Returns the dot products of vectors along the last axis, summed in float32."""
     return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1)
 
 
@@ -231,9 +232,9 @@ def attend_few(
     class_key: Float[Array, "b h d"],
     class_value: Float[Array, "b h d"],
 ) -> Float[Array, "b t p h d"]:
-    """Returns the attention of each patch to the frames of its own place and to the class token.
+    """Returns the attention output of each patch over the patches at its place in all frames and over the class token.
 
-    Sums over frames are written out: as a reduction XLA would bring the frames together by a transpose.
+    Sums over frames are unrolled: for a reduction, XLA would bring the frames together by a transpose.
     """
     return _few_forward(query, key, value, class_key, class_value)[0]
 
@@ -267,7 +268,7 @@ def _few_backward(residuals, gradient):
     to_logits = [scale * w * (to_w - mean) for w, to_w in zip(weights, to_weights, strict=True)]
     to_query = _weighted_sum(to_logits, (*_frames(key), shared_key))
 
-    def to_frames(columns, x):  # a frame's key or value is asked by all frames
+    def to_frames(columns, x):  # the gradient of a frame's key or value sums over the queries of all frames
         asked = jnp.stack(columns, axis=2)  # [b, t, frames, p, h]
         return _weighted_sum([asked[:, i] for i in range(asked.shape[1])], _frames(x))
 

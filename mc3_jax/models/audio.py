@@ -3,8 +3,8 @@
 Ports `src/models/ast_models.py` of YuanGongND/ast (Gong et al., Interspeech 2021; BSD 3-Clause) on timm's distilled DeiT
 (Touvron et al., ICML 2021; Apache 2.0). Its head, LayerNorm and Linear, is the projection in `mc3_jax.models.mc3`.
 
-Differs in layout only: patches are cut as slices and embedded by a matmul, and the last block computes the class and the
-distillation token alone, which is all that is read.
+Differs only in how it is computed: patches are cut as slices and embedded by a matmul, and the last block computes only the
+class and the distillation token, since no other token is read.
 """
 
 import functools
@@ -32,10 +32,10 @@ class PreNormBlock(nn.Module):
     """ViT's block: y = x + attention(norm(x)); y + mlp(norm(y)).
 
     Attributes:
-      num_heads: Divides the width.
-      mlp_ratio: Hidden width of the MLP over the width.
+      num_heads: Number of attention heads; divides the width.
+      mlp_ratio: Hidden width of the MLP divided by the width.
       dtype: Compute dtype.
-      form: Of attention, one of `attention.FORMS`.
+      form: Form of attention, one of `attention.FORMS`.
     """
 
     num_heads: int
@@ -45,7 +45,7 @@ class PreNormBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n w"], *, num_outputs: int | None = None) -> Float[Array, "b m w"]:
-        """Returns the first `num_outputs` tokens after the block, or all."""
+        """Returns the first `num_outputs` tokens after the block, or all if None."""
         norm_attention, norm_mlp = (
             LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{name}")
             for name in ("attention", "mlp")
@@ -62,16 +62,16 @@ class AudioSpectrogramTransformer(nn.Module):
     """AST; the defaults are the paper's sizes (DeiT-B distilled, 12 x 14 patches), 85,385,472 parameters.
 
     Attributes:
-      num_mel: Mel bands of the spectrogram.
-      num_time_frames: Its length.
+      num_mel: Number of mel bands of the spectrogram.
+      num_time_frames: Number of time frames of the spectrogram.
       patch_px: Height and width of a patch.
-      stride_px: Distance between patches, along mel and along time; below `patch_px` they overlap.
-      width, depth, num_heads: Of the transformer.
-      mlp_ratio: Hidden width of the MLP over the width.
+      stride_px: Distance between the starts of patches, along mel and along time; below `patch_px` they overlap.
+      width, depth, num_heads: Width, number of blocks and number of attention heads of the transformer.
+      mlp_ratio: Hidden width of the MLP divided by the width.
       dtype: Compute dtype; parameters are float32.
-      scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
-      remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
-      form: Of attention, one of `attention.FORMS`.
+      scan_layers: Whether all blocks but the last run as one loop; see `layers.apply_blocks`.
+      remat: Which activations of a block are kept for the backward pass; see `layers.REMAT_POLICIES`.
+      form: Form of attention, one of `attention.FORMS`.
     """
 
     num_mel: int = 128
@@ -89,7 +89,7 @@ class AudioSpectrogramTransformer(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches along mel and along time."""
+        """Number of patches along mel and along time."""
         return tuple((size - self.patch_px) // self.stride_px + 1 for size in (self.num_mel, self.num_time_frames))
 
     @nn.compact
@@ -97,10 +97,10 @@ class AudioSpectrogramTransformer(nn.Module):
         """Returns the mean of the class and the distillation token after the final norm, before the projection.
 
         Args:
-          log_mel: Spectrogram, normalised; see `mc3_jax.models.frontend`.
+          log_mel: Normalised spectrograms; see `mc3_jax.models.frontend`.
 
         Raises:
-          ValueError: If the spectrogram has another size or is smaller than a patch.
+          ValueError: If the spectrograms are not `num_time_frames` x `num_mel` or are smaller than a patch.
         """
         self._check(log_mel.shape)
         num_special = 2
@@ -109,7 +109,7 @@ class AudioSpectrogramTransformer(nn.Module):
         distillation_token = self.param("distillation_token", table_init, (self.width,))
         position = self.param("position_embedding", table_init, (num_special + num_patches, self.width))
 
-        # Cut along mel first: the copies of the overlap are then made of half-size arrays.
+        # Mel first: the copies that overlapping windows need are then of arrays half as large.
         patches = sliding_windows(log_mel, self.patch_px, self.stride_px, axis=2)
         patches = sliding_windows(patches, self.patch_px, self.stride_px, axis=1)
         patches = rearrange(patches, "b t j f i -> b (f t) (i j)")

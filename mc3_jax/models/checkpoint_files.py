@@ -1,10 +1,12 @@
-"""Tensors out of the weight files people hold: PyTorch's, safetensors, folders of Hugging Face. PyTorch is not needed.
+"""Reads tensors from PyTorch files, safetensors files and Hugging Face folders. PyTorch is not needed.
 
-Files are told apart by content. What a PyTorch file pickles is described by `torch_pickles`, which runs nothing of it; only
-the raw values of the tensors that are asked for are read, so the optimizer's state in a training checkpoint costs nothing.
+The kind of a file is recognised by its content. The pickle in a PyTorch file is interpreted by `torch_pickles`, which runs
+no code of it. Only the raw values of the tensors that are returned are read, so the optimizer's state in a training
+checkpoint costs nothing.
 
-Formats: `torch/serialization.py` of PyTorch (BSD-3-Clause), a zip archive since 1.6, a plain stream before that and with
-`_use_new_zipfile_serialization=False`; safetensors by its library; `save_pretrained` of transformers (Apache-2.0).
+Formats: `torch/serialization.py` of PyTorch (BSD-3-Clause), which writes a zip archive since version 1.6, and a plain stream
+before that or with `_use_new_zipfile_serialization=False`; safetensors, read by its own library; the folders that
+`save_pretrained` of transformers (Apache-2.0) writes.
 """
 
 import contextlib
@@ -26,17 +28,17 @@ from mc3_jax.models.torch_pickles import RefusedError
 Tensors = dict[str, np.ndarray]
 
 CONFIG_FILE = "config.json"
-# In the order of preference; an index names the shards.
+# In order of preference; an index file names the shards.
 _FOLDER_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Where training checkpoints keep the weights.
+# Keys under which training checkpoints keep the weights.
 _NESTED = ("state_dict", "model_state_dict", "model")
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# As numpy can hold them; ml_dtypes, which torch_pickles imports, makes numpy know bfloat16.
+# The dtypes that numpy can hold; bfloat16 is known to it through ml_dtypes, which torch_pickles imports.
 _SAFETENSORS_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64"}
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _MAX_RATIO = 20  # Compressed weights shrink by a tenth; an archive that unpacks to more than this is a bomb.
@@ -47,19 +49,19 @@ _ANEW = "download or copy it again"
 
 
 def read_tensors(path: pathlib.Path | str) -> Tensors:
-    """Returns every tensor of a weight file or folder, by its name there.
+    """Returns name → array for every tensor of a weight file or folder, under its name there.
 
-    Of a training checkpoint, the tensors under `state_dict`, `model_state_dict` or `model`, the first that holds any; else
-    those of the whole. Nested dictionaries join their names with "."; what is not a tensor is left out. Arrays are contiguous
-    and in native byte order; tied tensors may share memory. Nothing that the file pickles is run.
+    In a training checkpoint these are the tensors under the first of the keys `state_dict`, `model_state_dict` and `model`
+    that holds any, else all tensors. Names in nested dictionaries are joined with "."; values that are not tensors are
+    skipped. Arrays are contiguous and in native byte order; tied tensors may share memory. No code in the file is run.
 
     Args:
       path: A file of `torch.save` (any suffix), a safetensors file, or a folder with `config.json` and `model.safetensors` or
         `pytorch_model.bin`, whole or in shards.
 
     Raises:
-      ValueError: It is missing, of another kind, damaged, holds no tensors or some that numpy can't hold, or its pickle
-        would call something that no file of weights has to call.
+      ValueError: The file is missing, of another kind or damaged, holds no tensors or some that numpy can't hold, or its
+        pickle would call something that no file of weights needs to call.
     """
     path = pathlib.Path(path)
     return _read_folder(path) if path.is_dir() else _read_file(path)
@@ -69,10 +71,10 @@ def read_config(folder: pathlib.Path | str) -> dict:
     """Returns the object in a folder's `config.json`.
 
     Args:
-      folder: In Hugging Face's layout, or of our own.
+      folder: Folder in Hugging Face's layout or in ours.
 
     Raises:
-      ValueError: There is none, or it is damaged or not an object.
+      ValueError: The file can't be read, is no JSON or holds no JSON object.
     """
     return _read_json(pathlib.Path(folder) / CONFIG_FILE)
 
@@ -104,13 +106,13 @@ def _read_folder(folder: pathlib.Path) -> Tensors:
 
 
 def _read_shards(index: pathlib.Path) -> Tensors:
-    """Returns the tensors of the files that an index names, all of them beside it."""
+    """Returns the tensors of the shards that an index file names; they must lie in the same folder."""
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
         raise ValueError(f"{index} has no weight_map of names to files: {_ANEW}")
     tensors = {}
     for shard in dict.fromkeys(names.values()):
-        # A name with a way in it could lead anywhere on this machine.
+        # A name that contains a path could lead anywhere on this machine.
         if shard in ("", ".", "..") or any(character in shard for character in "/\\:\0"):
             raise ValueError(f"{index} names the file {shard[:80]!r}: only files beside it are read")
         part = _read_file(index.parent / shard)
@@ -124,7 +126,7 @@ def _read_shards(index: pathlib.Path) -> Tensors:
 
 
 def _read_file(path: pathlib.Path) -> Tensors:
-    if not path.is_file():  # nor a pipe, on which we would wait for ever
+    if not path.is_file():  # a pipe, too, is refused: reading it could wait for ever
         raise ValueError(f"{path} is no file or folder: give a file of weights, or a folder in Hugging Face's layout")
     try:
         with path.open("rb") as file:
@@ -133,7 +135,7 @@ def _read_file(path: pathlib.Path) -> Tensors:
         raise ValueError(f"{path} {error}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or _one_line(error)}") from error
-    # Bytes nobody vouches for can make any parser raise anything.
+    # The bytes are untrusted: they can make a parser raise any exception.
     except Exception as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {_one_line(error)}): {_ANEW}") from error
 
@@ -152,7 +154,7 @@ def _read_by_content(file, path: pathlib.Path) -> Tensors:
 
 
 def _describe_kind(head: bytes, size: int) -> str:
-    """Returns what a file that holds no weights of a known kind seems to be, and the fix."""
+    """Returns what a file of no supported kind seems to be, and how to fix it, for the error message."""
     known = {
         b"version https://git-lfs": "is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository",
         b"\x89HDF": "is an HDF5 file (TensorFlow or Keras): take the model's PyTorch or safetensors weights",
@@ -191,7 +193,7 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
 
 
 def _read_zip(file, size: int) -> Tensors:
-    """Returns the tensors of PyTorch's zip format: `NAME/data.pkl` and storages `NAME/data/KEY`."""
+    """Returns the tensors of a file in PyTorch's zip format: a pickle `NAME/data.pkl` and storages `NAME/data/KEY`."""
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
@@ -222,12 +224,12 @@ def _read_zip(file, size: int) -> Tensors:
 
 
 def _check_entries(entries: list, size: int):
-    """Refuses archives that hold one name twice, or more than the file can."""
+    """Raises RefusedError if an archive has two entries of one name, or claims more data than the file can hold."""
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
         raise RefusedError("is a zip archive with two entries of one name: damaged or hostile, not read")
     for entry in entries:
-        # Python unpacks all of bzip2 and LZMA that it has read before it looks at the size that is claimed.
+        # For bzip2 and LZMA, Python unpacks all that it has read before it checks the claimed size.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise RefusedError(
                 f"has an entry {entry.filename[:80]!r} that is compressed as torch.save never does: unpack it and zip it "
@@ -242,7 +244,7 @@ def _check_entries(entries: list, size: int):
 
 
 def _read_stream(file, size: int) -> Tensors:
-    """Returns the tensors of PyTorch's older format: five pickles, then each storage behind its number of values."""
+    """Returns the tensors of a file in PyTorch's older format: five pickles, then each storage after its number of values."""
     pickle = torch_pickles.Pickle()
     if pickle.load(file) != _LEGACY_MAGIC:
         raise RefusedError("is a pickle, but not of torch.save: save the state_dict with torch.save or safetensors")
@@ -271,11 +273,11 @@ def _read_stream(file, size: int) -> Tensors:
 
 
 def _choose(top, limit: int) -> dict[str, torch_pickles.Tensor]:
-    """Returns the tensors of what was saved, under their flat names.
+    """Returns flat name → tensor for the object that a file holds.
 
     Args:
-      top: What the file's pickle describes.
-      limit: Of entries looked at, at least as many as it can honestly hold.
+      top: The object that the file's pickle describes.
+      limit: Largest number of entries to visit; a file that is not hostile has no more.
     """
     if isinstance(top, torch_pickles.Opaque):
         raise RefusedError(f"holds a whole object ({top.origin}): save its state_dict() in the program that wrote it")
@@ -291,7 +293,7 @@ def _choose(top, limit: int) -> dict[str, torch_pickles.Tensor]:
 
 
 def _check_printable(name: str):
-    """Refuses names that would steer a terminal: they are shown in errors and lists."""
+    """Raises RefusedError if a name isn't printable: names are shown in errors and lists, and could control a terminal."""
     if not name.isprintable():
         raise RefusedError(f"holds the name {name[:40]!a}, not printable: damaged or hostile, not read")
 
@@ -303,7 +305,7 @@ def _flatten(top: dict, limit: int) -> dict[str, torch_pickles.Tensor]:
         nonlocal num_entries
         for key, value in values.items():
             num_entries += 1
-            if num_entries > limit:  # dictionaries that hold each other, or one twice at every level
+            if num_entries > limit:  # dictionaries that contain each other, or one twice on every level
                 raise RefusedError("nests its dictionaries without end: damaged or hostile, not read")
             name = prefix + key
             if len(name) > _MAX_NAME:
@@ -323,12 +325,12 @@ def _flatten(top: dict, limit: int) -> dict[str, torch_pickles.Tensor]:
 
 
 def _read_values(found: dict[str, torch_pickles.Tensor], open_storage, size: int) -> Tensors:
-    """Returns arrays for tensors, reading each storage once.
+    """Returns name → array, reading each storage once.
 
     Args:
-      found: By name.
-      open_storage: Key → (a context manager of a stream at the storage's first byte, its number of bytes).
-      size: Of the file, in bytes.
+      found: Name → description of the tensor.
+      open_storage: Function key → (context manager of a stream at the storage's first byte, size of the storage in bytes).
+      size: Size of the file in bytes.
     """
     raw, tensors, copied_bytes = {}, {}, 0
     for name, tensor in found.items():
@@ -348,7 +350,7 @@ def _read_values(found: dict[str, torch_pickles.Tensor], open_storage, size: int
             raise RefusedError(f"has {name[:120]!r} reach beyond the {len(values)} bytes of its storage: {_ANEW}")
         array = np.ndarray(tensor.shape, tensor.dtype, values, first, [item * s for s in tensor.strides])
         if not array.flags.c_contiguous:
-            # A stride of 0 repeats one value for nothing: unfolded, a few bytes could fill any memory.
+            # A stride of 0 repeats one value at no cost in the file: copied out, a few bytes could fill any memory.
             copied_bytes += math.prod(tensor.shape) * item
             if copied_bytes > size + _SLACK_BYTES:
                 raise RefusedError(f"unfolds to more than its {size} bytes ({name[:120]!r}): save contiguous tensors")
@@ -358,7 +360,7 @@ def _read_values(found: dict[str, torch_pickles.Tensor], open_storage, size: int
 
 
 def _read_bytes(stream, num_bytes: int) -> np.ndarray:
-    """Returns the stream's next bytes, without a second copy of all of them in between."""
+    """Returns the stream's next `num_bytes`, read in chunks, so that no second copy of them all is in memory."""
     values = np.empty(num_bytes, np.uint8)
     view, position = memoryview(values), 0
     while position < num_bytes:

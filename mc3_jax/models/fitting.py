@@ -1,9 +1,9 @@
 """Fits the tables of a checkpoint to a model of another size: position grids, temporal positions, patch kernels.
 
-Rules of the sources. AST (YuanGongND/ast, `src/models/ast_models.py`) cuts the centre out of a grid that is large enough and
-stretches one that is not, axis by axis, and sums the patch kernel over RGB. Frozen in Time (`model/model.py`) cuts temporal
-positions, or appends zeros, or interpolates. Interpolation is linear between pixel centres, as PyTorch's `bilinear`.
-numpy only.
+The rules are those of the sources. AST (YuanGongND/ast, `src/models/ast_models.py`) treats each axis of a position grid by
+itself: it cuts out the centre if the grid is long enough and interpolates otherwise. It sums the patch kernel over RGB.
+Frozen in Time (`model/model.py`) cuts temporal positions, or appends zeros, or interpolates. Grids are interpolated between
+pixel centres, like PyTorch's `bilinear`. Uses numpy only.
 """
 
 import math
@@ -13,7 +13,10 @@ from jaxtyping import Float
 
 
 def _linear(num_source: int, num_target: int, *, align_corners: bool) -> Float[np.ndarray, "target source"]:
-    """Returns the matrix of linear interpolation along an axis, constant beyond the outermost points."""
+    """Returns the matrix that interpolates linearly along an axis, constant beyond the outermost points.
+
+    With `align_corners`, the first and last points of source and target coincide; without, the edges of their pixels do.
+    """
     if align_corners:
         at = np.arange(num_target) * ((num_source - 1) / max(num_target - 1, 1))
     else:
@@ -36,7 +39,7 @@ def stretch_grid(
 def cut_or_stretch_grid(
     grid: Float[np.ndarray, "rows columns w"], size: tuple[int, int]
 ) -> Float[np.ndarray, "new_rows new_columns w"]:
-    """Returns AST's fit of a grid: per axis the centre where it is long enough, else interpolated."""
+    """Returns a grid fitted to `size` as in AST: each axis is cut to its centre if long enough, else interpolated."""
     for axis, length in enumerate(size):
         have = grid.shape[axis]
         if length <= have:
@@ -50,12 +53,12 @@ def cut_or_stretch_grid(
 def fit_temporal(
     table: Float[np.ndarray, "n w"], num_positions: int, fill: str
 ) -> tuple[Float[np.ndarray, "m w"], str | None]:
-    """Returns the temporal positions of a clip with `num_positions` frames, and what was done to them, or None.
+    """Returns temporal positions for clips of `num_positions` frames, and a text that says what was done, None if nothing.
 
     Args:
-      table: Of the checkpoint.
-      num_positions: Wanted. Fewer are the first of the table.
-      fill: Where more are wanted, "zeros" appends zeros and "linear" interpolates from the first to the last.
+      table: Temporal positions of the checkpoint.
+      num_positions: Number of positions to return. If the table has more, the first are taken.
+      fill: If the table has fewer, "zeros" appends zeros and "linear" interpolates from its first position to its last.
     """
     have = len(table)
     if num_positions == have:
@@ -72,16 +75,17 @@ def fit_temporal(
 def fit_audio_positions(
     table: Float[np.ndarray, "n w"], grid: tuple[int, int], num_mel_patches: int | None, path: str
 ) -> tuple[Float[np.ndarray, "m w"], str | None]:
-    """Returns the positions of class token, distillation token and AST's (mel, time) grid, and what was done, or None.
+    """Returns positions of class token, distillation token and AST's grid, and a text that says what was done, or None.
 
     Args:
-      table: Of the checkpoint, the two tokens first.
-      grid: (mel, time) patches wanted.
-      num_mel_patches: Along mel in the checkpoint's grid, an AST's; None where it is an image's, square.
-      path: For the error.
+      table: Positions in the checkpoint, those of the two tokens first.
+      grid: Number of patches (along mel, along time) of the model.
+      num_mel_patches: Number of patches along mel in the grid of the checkpoint, an AST; None if the checkpoint is an image
+        model's, with a square grid.
+      path: Path of the checkpoint, for error messages.
 
     Raises:
-      ValueError: The checkpoint's grid can't be told.
+      ValueError: The number of positions does not fit such a grid.
     """
     num = max(len(table) - 2, 0)
     from_image = num_mel_patches is None
@@ -100,10 +104,10 @@ def fit_audio_positions(
 def fit_image_positions(
     table: Float[np.ndarray, "n w"], num_patches: int, path: str
 ) -> tuple[Float[np.ndarray, "m w"], str | None]:
-    """Returns the positions of the class token and a frame's square grid, and what was done to them, or None.
+    """Returns positions of the class token and a frame's square grid, and a text that says what was done, None if nothing.
 
     Raises:
-      ValueError: The checkpoint's grid or ours is not square.
+      ValueError: The grid of the checkpoint or of the model is not square.
     """
     have, want = math.isqrt(len(table) - 1), math.isqrt(num_patches)
     if have < 1 or have**2 != len(table) - 1 or want**2 != num_patches:
@@ -115,5 +119,5 @@ def fit_image_positions(
 
 
 def sum_over_rgb(kernel: Float[np.ndarray, "rows w"], num_rows: int) -> Float[np.ndarray, "rows_out w"]:
-    """Returns an image's patch kernel [(i j c), w] summed over its three colours, for a spectrogram's one channel."""
+    """Returns an image model's patch kernel [(i j c), w] summed over its 3 colours, for a spectrogram's single channel."""
     return kernel.reshape(num_rows, 3, -1).sum(axis=1)

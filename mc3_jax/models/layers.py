@@ -1,8 +1,7 @@
-"""What the three encoders share: blocks one after the other, attention, the MLP, patches, dropout, L2 normalisation.
+"""Layers that the three encoders share: the stack of blocks, attention, the MLP, patches, dropout, L2 normalisation.
 
-Parameters are float32; `dtype` is the compute dtype. Softmax and LayerNorm are float32 whatever it is. Gradients of
-parameters are summed over rows in float32, and so over devices too: nothing that is added to a parameter's gradient is
-rounded to the compute dtype first.
+Parameters are float32; `dtype` is the compute dtype. Softmax and LayerNorm are float32 for any `dtype`. Gradients of
+parameters are summed over rows, and over devices, in float32: no term of these sums is first rounded to the compute dtype.
 """
 
 import functools
@@ -22,32 +21,33 @@ from mc3_jax.models.attention import attend, attend_flash, written_once
 
 
 def _std(width: int) -> float:
-    """ViT, DeiT and BERT draw all weights from a normal of 0.02; timm's "truncated" normal cuts at ±2, a hundred sigmas.
+    """Returns the standard deviation of initial weights: 0.02 from 768 channels on, LeCun's 1 / √width below.
 
-    That is for 768 channels. Narrower models, which have no source, get LeCun's 1 / √width: with 0.02 a block 128 wide
-    stays close to an identity for hundreds of steps.
+    ViT, DeiT and BERT, with 768 channels, draw all weights from a normal distribution with 0.02; timm's "truncated" normal
+    cuts at ±2, a hundred deviations. Narrower models follow no source: with 0.02, a block of width 128 would stay close to
+    the identity for hundreds of steps.
     """
     return 0.02 if width >= 768 else width**-0.5
 
 
 def kernel_init(key, shape, dtype=jnp.float32) -> Array:
-    """Initialises a kernel [in, out] within or around a residual stream, whose width is the smaller of the two."""
+    """Returns initial values of a kernel [in, out] next to a residual stream, whose width is the smaller of in and out."""
     return _std(min(shape)) * jax.random.normal(key, shape, dtype)
 
 
 def table_init(key, shape, dtype=jnp.float32) -> Array:
-    """Initialises tokens and tables of embeddings [..., width]."""
+    """Returns initial values of a token or a table of embeddings, [..., width]."""
     return _std(shape[-1]) * jax.random.normal(key, shape, dtype)
 
 
-# torch.nn.Linear's and Conv2d's default, which the sources leave in place for projections and patch embeddings.
+# Default of torch.nn.Linear and Conv2d, which the sources keep for projections and patch embeddings.
 TORCH_DEFAULT_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def sliding_windows(x: Shaped[Array, "..."], size: int, stride: int, axis: int) -> Shaped[Array, "..."]:
     """Returns all full windows along an axis, which is replaced by two: (window, position within the window).
 
-    Built from shifted slices, without a gather: `size / stride` copies of the array, rounded up.
+    They are built from shifted slices, without a gather: `size / stride` copies of the array, rounded up.
 
     Args:
       x: Any array.
@@ -72,19 +72,19 @@ def sliding_windows(x: Shaped[Array, "..."], size: int, stride: int, axis: int) 
 
 
 def l2_normalize(x: Float[Array, "... d"], epsilon: float = 1e-6) -> Float[Array, "... d"]:
-    """Returns float32 vectors of length 1; shorter than `epsilon` they are divided by it, so the gradient is finite."""
+    """Returns float32 vectors divided by their length, or by `epsilon` if they are shorter, so that gradients are finite."""
     x = x.astype(jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(square, epsilon**2))
 
 
 def split_heads(qkv: Float[Array, "*n columns"], num_heads: int, num_parts: int = 3) -> list[Float[Array, "*n h d"]]:
-    """Returns [query, key, value], heads apart, of one matmul's columns ordered (q, k, v), then heads, as in timm.
+    """Returns [query, key, value] with separate heads, from the output of one matmul.
 
     Args:
-      qkv: The columns.
-      num_heads: Divides the width.
-      num_parts: 2 where the columns are keys and values alone.
+      qkv: Output of the matmul, its columns ordered by (q, k, v), then by head, as in timm.
+      num_heads: Number of heads; divides the width.
+      num_parts: Number of parts in the columns: 3, 2 for keys and values alone, or 1 for queries alone.
 
     Raises:
       ValueError: If the width is not a multiple of the number of heads.
@@ -99,17 +99,17 @@ def split_heads(qkv: Float[Array, "*n columns"], num_heads: int, num_parts: int 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Returns the exact GELU, x Φ(x), evaluated in float32 as PyTorch does for bfloat16.
 
-    The backward pass takes all from `x`. Left to itself, it would find three float32 arrays of the MLP's width kept for it.
+    The backward pass recomputes everything from `x`. JAX's own would keep three float32 arrays of the MLP's width.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal(wide, x.dtype)[0]).astype(x.dtype)
 
 
 def _normal(x: Float[Array, "*n"], dtype: DTypeLike) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Returns the normal distribution's Φ(x) and its density, for what is rounded to `dtype` next.
+    """Returns Φ(x) of the normal distribution and its density, accurate enough to be rounded to `dtype` next.
 
-    In a narrower dtype than float32, Φ is Abramowitz and Stegun's formula 7.1.26, off by less than 3e-7, which has the
-    density's exponential in it: on a GPU `erf` is slower than reading and writing the array.
+    If `dtype` is narrower than float32, Φ is computed by Abramowitz and Stegun's formula 7.1.26, with an error below 3e-7. It
+    shares the exponential of the density, and on a GPU `erf` would take longer than reading and writing the array.
     """
     bell = jnp.exp(-0.5 * x * x)
     density = bell * (2 * jnp.pi) ** -0.5
@@ -126,7 +126,7 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(x, gradient):
-    # Behind the barrier XLA does not know that it has computed this before, and so does not keep it.
+    # Because of the barrier XLA doesn't recognise the computation of the forward pass, so it doesn't keep its results.
     wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
     cdf, density = _normal(wide, x.dtype)
     return ((gradient.astype(jnp.float32) * (cdf + wide * density)).astype(x.dtype),)
@@ -160,7 +160,7 @@ def _normalize_backward(epsilon, dtype, residuals, gradient):
     scaled = wide * scale
     along, across = jnp.mean(scaled, axis=-1, keepdims=True), jnp.mean(scaled * normal, axis=-1, keepdims=True)
     to_x = (inverse * (scaled - along - normal * across)).astype(x.dtype)
-    # Behind the barrier XLA computes these again, and so does not write them.
+    # Because of the barrier XLA computes these once more within the sums, instead of writing them to memory.
     normal, wide = widen(*jax.lax.optimization_barrier((x, gradient)))
     rows = tuple(range(x.ndim - 1))
     return to_x, jnp.sum(wide * normal, axis=rows), jnp.sum(wide, axis=rows)
@@ -170,13 +170,14 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class LayerNorm(nn.Module):
-    """flax's LayerNorm, in float32 whatever the dtype is; to go back it keeps its input, mean and one over its deviation.
+    """Flax's LayerNorm, computed in float32 for any `dtype`.
 
-    Left to itself, XLA's GPU compiler would write the normalised input in float32 once more on the way back.
+    For the backward pass it keeps the input, its mean and the inverse of its deviation. With flax's own, XLA's GPU compiler
+    would write the normalised input in float32 once more in the backward pass.
 
     Attributes:
       epsilon: Added to the variance.
-      dtype: Of the result.
+      dtype: Dtype of the result.
     """
 
     epsilon: float
@@ -189,7 +190,7 @@ class LayerNorm(nn.Module):
         return _normalize(x, jnp.asarray(scale), jnp.asarray(bias), self.epsilon, self.dtype)
 
 
-DENSE_OUTPUT = "dense_output"  # the name that rematerialisation knows it by
+DENSE_OUTPUT = "dense_output"  # name of Dense layers' outputs in rematerialisation policies
 
 
 @jax.custom_vjp
@@ -213,22 +214,22 @@ _affine.defvjp(_affine_forward, _affine_backward)
 
 
 def _whole(parameter: Array) -> Array:
-    """Returns a parameter that may be spread over a mesh, whole on every device: cut where it is spread, its parts move."""
+    """Returns a parameter, gathered whole on every device of a mesh: slicing a sharded one would move its parts around."""
     if jax.sharding.get_abstract_mesh().empty:
         return parameter
     return jax.lax.with_sharding_constraint(parameter, PartitionSpec())
 
 
 class Dense(nn.Module):
-    """flax's Dense, on rows [n, in] whatever the axes before the last are.
+    """Flax's Dense, with all axes before the last flattened to rows, [n, in].
 
-    With several axes before the last, XLA's CPU compiler takes the kernel's gradient from a transposed copy of the
-    output's, at three times the cost of the layer; on rows it makes none. flax would round that gradient to the compute
-    dtype before it is summed over devices.
+    With several axes before the last, XLA's CPU compiler computes the kernel's gradient from a transposed copy of the
+    output's gradient, at three times the cost of the layer; with rows it needs no copy. Flax would also round the kernel's
+    gradient to the compute dtype before it is summed over devices.
 
     Attributes:
       features: Width of the output.
-      kernel_init: Of the kernel [in, out].
+      kernel_init: Initialiser of the kernel [in, out].
       dtype: Compute dtype.
     """
 
@@ -238,10 +239,10 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"], columns: slice = slice(None)) -> Float[Array, "*n o"]:
-        """Returns the output, or some columns of it alone."""
+        """Returns the output, or only the `columns` of it."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        # Parameters read from a file are numpy's where nobody compiles.
+        # Outside of jit, parameters that were read from a file are numpy arrays.
         kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
         if columns != slice(None):
             kernel, bias = _whole(kernel)[:, columns], _whole(bias)[columns]
@@ -250,12 +251,12 @@ class Dense(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout where what a row loses depends on the rng "dropout" and the row's index alone, not on its neighbours.
+    """Dropout whose mask for a row depends only on the rng "dropout" and the row's index, not on the rest of the batch.
 
-    So the batch may be embedded in parts, or its rows lie on any devices.
+    So the batch may be embedded in parts, and its rows may lie on any devices.
 
     Attributes:
-      rate: Share that is dropped, below 1.
+      rate: Share of values that are dropped, below 1.
     """
 
     rate: float
@@ -264,12 +265,12 @@ class Dropout(nn.Module):
     def __call__(
         self, x: Float[Array, "b *n"], row: Int[Array, " b"] | None = None, *, train: bool
     ) -> Float[Array, "b *n"]:
-        """Returns `x` with values dropped in training, the others scaled up.
+        """Returns `x`; in training some values are set to 0 and the others scaled up by 1 / (1 - rate).
 
         Args:
-          x: Any rows.
-          row: Index of each row in the batch; None counts them.
-          train: Whether to drop.
+          x: Array whose first axis is the batch.
+          row: Index of each row in the batch; None numbers them from 0.
+          train: Whether to drop values.
         """
         if not train or self.rate == 0:
             return x
@@ -279,7 +280,7 @@ class Dropout(nn.Module):
         return jnp.where(keep, x / (1 - self.rate), 0)
 
 
-# What of a block's forward pass is kept for its backward pass: everything, what Dense layers put out, or its input alone.
+# What is kept of a block's forward pass for its backward pass: everything, the outputs of Dense layers, or only its input.
 REMAT_POLICIES = {
     "none": lambda block, _: block,
     "dots": lambda block, scanned: jax.checkpoint(
@@ -300,19 +301,19 @@ def apply_blocks(
     remat: str,
     **options: Any,
 ) -> Any:
-    """Returns block_{depth-1}(... block_0(x)): blocks whose parameters are the parent's "block_0", "block_1", ...
+    """Returns block_{depth-1}(... block_0(x)), for blocks whose parameters are the parent's "block_0", "block_1", ...
 
-    However it is computed, names and shapes of parameters are those of blocks written out one by one, and so are the
-    numbers, dropout's among them. To be called under `jax.jit`: outside, each call would compile a block anew.
+    With any `scan_layers` and `remat`, names and shapes of parameters, results and dropout are the same as for blocks called
+    one by one. Call it under `jax.jit`: outside, each call would compile a block anew.
 
     Args:
       parent: Bound module that the blocks belong to.
-      make_block: Makes one; all are alike.
-      depth: How many.
-      x: Tokens.
-      last: Arguments of the last block alone, which may compute less.
-      scan_layers: Whether all but the last run as one loop: a program to compile that does not grow with the depth, for a
-        copy of their parameters.
+      make_block: Makes a block; all blocks are alike.
+      depth: Number of blocks.
+      x: Tokens, an array or a tree of arrays.
+      last: Additional arguments of the last block, which may compute less than the others.
+      scan_layers: Whether all blocks but the last run as one loop. The program to compile then does not grow with the depth,
+        at the price of a copy of their parameters.
       remat: One of `REMAT_POLICIES`.
       options: Arguments of every block.
     """
@@ -330,7 +331,7 @@ def apply_blocks(
         return make_block(parent=None).apply({"params": layer[0]}, x, rngs=layer[1], **options, **last)
 
     wrap, scanned = REMAT_POLICIES[remat], scan_layers and depth > 2
-    # Traced once for all, which halves the time to trace and lower a step; XLA sees them written out one by one.
+    # jit traces the block once for all layers, which halves the time to trace and lower a step; XLA inlines each call.
     block = jax.jit(wrap(apply, scanned))
     if scanned:
         x, _ = jax.lax.scan(lambda x, layer: (block(x, layer), None), x, jax.tree.map(_stack, *layers[:-1]))
@@ -348,10 +349,10 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused matmul for queries, keys and values.
 
     Attributes:
-      num_heads: Divides the width.
-      dropout: Of the attention weights, in training.
+      num_heads: Number of attention heads; divides the width.
+      dropout: Dropout rate of the attention weights in training.
       dtype: Compute dtype.
-      form: One of `attention.FORMS`; "cudnn" takes neither mask nor dropout.
+      form: One of `attention.FORMS`; "cudnn" supports neither mask nor dropout.
     """
 
     num_heads: int
@@ -369,21 +370,21 @@ class SelfAttention(nn.Module):
         row: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b m w"]:
-        """Returns the output of the first `num_outputs` tokens, or of all; every token is attended to.
+        """Returns the output for the first `num_outputs` tokens, or for all; each attends to all tokens of its row.
 
         Args:
           x: Tokens.
-          mask: True for the tokens that may be attended to; None is all.
-          num_outputs: How many tokens, from the first, ask.
+          mask: True for tokens that may be attended to; None allows all.
+          num_outputs: Number of tokens, from the first, for which the output is computed; None computes all.
           row: Index of each row in the batch, for dropout.
-          train: Whether to drop weights.
+          train: Whether to drop attention weights.
         """
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, name="qkv")
         once = written_once if self.form == "cudnn" else lambda x: x
         if num_outputs is None:
             query, key, value = split_heads(once(qkv(x)), self.num_heads)
-        else:  # the others' queries are asked nowhere
+        else:  # queries of the other tokens are not needed
             [query] = split_heads(qkv(x[:, :num_outputs], slice(width)), self.num_heads, 1)
             key, value = split_heads(once(qkv(x, slice(width, None))), self.num_heads, 2)
         if self.form == "cudnn":
@@ -401,8 +402,8 @@ class Mlp(nn.Module):
     """Dense, exact GELU, Dense back to the input's width, dropout.
 
     Attributes:
-      width: Of the hidden layer.
-      dropout: Of the output, in training.
+      width: Width of the hidden layer.
+      dropout: Dropout rate of the output in training.
       dtype: Compute dtype.
     """
 

@@ -1,11 +1,11 @@
-"""How other people's checkpoints name and lay out the weights of our three towers: one table per tower.
+"""Names and shapes that other people's checkpoints give the weights of our three towers: one table per tower.
 
-A row says what one of our layers is called in each source. Import and export read the same tables, so a round trip is
-bit-exact. Sources: showlab/EgoVLP (`model/model.py`, `model/video_transformer.py`), YuanGongND/ast
+Each row of a table has the name of one of our layers in each source. Import and export use the same tables, so a round trip
+is bit-exact. Sources: showlab/EgoVLP (`model/model.py`, `model/video_transformer.py`), YuanGongND/ast
 (`src/models/ast_models.py`), timm's VisionTransformer, huggingface/transformers (ViT, AST, DistilBERT),
 ChanganVR/action2sound (EgoVLP's layout with an `audio_model`).
 
-Parameters are handled flat: {"encoder/block_0/mlp/out/kernel": array}. numpy only.
+Parameters are flat dictionaries, such as {"encoder/block_0/mlp/out/kernel": array}. Uses numpy only.
 """
 
 import dataclasses
@@ -21,13 +21,14 @@ OURS = "mc3_jax"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One layer or array.
+    """One layer or array of a tower, and its names in the sources.
 
     Attributes:
-      kind: "dense" (kernel and bias), "norm" (scale and bias), "patches" (a convolution that is a matmul of patches), or an
-        array: "array" as it is, "table" [n, w] that is [1, n, w] there, "token" [w] that is [1, 1, w] there.
-      ours: Path in the tower's parameters; `{i}` counts blocks.
-      theirs: Source → its name there; several names are columns of one matmul. A source that lacks the row isn't named.
+      kind: "dense" (kernel and bias), "norm" (scale and bias), "patches" (a convolution there, a matmul of patches here), or
+        a single array: "array" with the same shape, "table" [n, w] that is [1, n, w] there, "token" [w], [1, 1, w] there.
+      ours: Path in the tower's parameters; `{i}` stands for the index of a block.
+      theirs: Source → the name there, or several names whose outputs are concatenated in our single matmul. Sources without
+        this layer are absent.
     """
 
     kind: str
@@ -36,7 +37,12 @@ class Row:
 
 
 def _vit_rows(norm_attention: str, attention: str, num_special: int) -> list[Row]:
-    """Returns the rows that any ViT has, under the names its blocks have in a tower of ours."""
+    """Returns the rows for the layers that every ViT has.
+
+    Args:
+      norm_attention, attention: Names of these two layers in the blocks of our tower.
+      num_special: 1 for a class token alone, 2 with a distillation token.
+    """
     hf = "encoder.layer.{i}."
     names = {
         ("token", "class_token"): ("cls_token", "embeddings.cls_token"),
@@ -61,7 +67,7 @@ def _vit_rows(norm_attention: str, attention: str, num_special: int) -> list[Row
     ]
 
 
-# EgoVLP's video_model is timm's ViT with a time attention in every block.
+# EgoVLP's video_model is timm's ViT with a temporal attention added to every block.
 _VIDEO_ONLY = [
     Row("table", "encoder/temporal_embedding", {"egovlp": "temporal_embed"}),
     Row("norm", "encoder/block_{i}/norm_time", {"egovlp": "blocks.{i}.norm3"}),
@@ -97,7 +103,7 @@ TABLES: dict[str, list[Row]] = {
         Row("dense", "projection", {"head": "txt_proj.1"}),
     ],
 }
-# Classifiers, poolers and buffers that no encoder of ours has. Anything else that is left over is an error.
+# Classifiers, poolers and buffers, which our encoders don't have. Any other tensor that is left over is an error.
 _UNUSED = re.compile(
     r"^(head|head_dist|pre_logits|fc|fc_norm|pooler|classifier|pre_classifier|qa_outputs|cls_classifier|"
     r"distillation_classifier|vocab_transform|vocab_layer_norm|vocab_projector|lm_head)(\.|$)|(^|\.)position_ids$"
@@ -109,10 +115,10 @@ class Source:
     """A tower found in a checkpoint.
 
     Attributes:
-      tower: "audio", "video", "text", or "image" for a ViT or DeiT that audio or video can start from.
-      encoder: Column of the encoder's rows: "timm", "egovlp" or "hf"; `OURS` where nothing has to be renamed.
-      head: Column of the projection's rows, "" where there are none.
-      tensors: By the names of those columns.
+      tower: "audio", "video", "text", or "image" for a ViT or DeiT from which the audio or video tower can start.
+      encoder: Key in `Row.theirs` for the encoder's rows: "timm", "egovlp" or "hf"; `OURS` if nothing needs renaming.
+      head: Key in `Row.theirs` for the projection's rows, "" if the checkpoint has no projection.
+      tensors: Tensors under the names that these keys give.
     """
 
     tower: str
@@ -126,7 +132,7 @@ def _take(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _strip(tensors: Tensors) -> Tensors:
-    """Returns the tensors without the prefixes that wrappers put before every name."""
+    """Returns the tensors without the prefixes that wrappers such as DataParallel put before every name."""
     for prefix in ("module.", "_orig_mod.", "model."):
         if tensors and all(name.startswith(prefix) for name in tensors):
             return _strip(_take(tensors, prefix))
@@ -141,14 +147,15 @@ def _audio_source(tensors: Tensors) -> Source:
 
 
 def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
-    """Returns the towers of a checkpoint, told by its names.
+    """Returns the towers of a checkpoint, recognised by the names of its tensors: tower → `Source`.
 
     Args:
-      tensors: As read from the file.
-      path: For the error.
+      tensors: Tensors as read from the file.
+      path: Path of the checkpoint, for error messages.
 
     Raises:
-      ValueError: Nobody's layout that is known here; the message shows some of the names.
+      ValueError: The names are of no known layout, or some belong to no tower of it; the message shows some of them. Or
+        timm's ViT is not for RGB images.
     """
     if tensors and all(name.split("/")[0] in (*TABLES, "classifier") for name in tensors):
         return {tower: Source(tower, OURS, "", own) for tower in TABLES if (own := _take(tensors, f"{tower}/"))}
@@ -200,13 +207,13 @@ def _some(names) -> str:
 
 
 def _depth(tensors: Tensors) -> int:
-    """Returns the number of blocks named; counted, so that one name with a number of a billion can't keep us busy."""
+    """Returns the number of different blocks that names mention; not the largest index, since a forged one could be huge."""
     found = [re.search(r"(?:blocks|layer)\.(\d+)\.", name) for name in tensors]
     return len({match.group(1) for match in found if match})
 
 
 def _leaves(row: Row) -> list[tuple[str, str]]:
-    """Returns (leaf of ours, suffix of theirs) of a layer; both empty for an array."""
+    """Returns (suffix of our name, suffix of their name) for each array of a layer; a single array has empty suffixes."""
     leaves = {
         "dense": [("/kernel", ".weight"), ("/bias", ".bias")],
         "patches": [("/kernel", ".weight"), ("/bias", ".bias")],
@@ -216,7 +223,7 @@ def _leaves(row: Row) -> list[tuple[str, str]]:
 
 
 def _is_sound(kind: str, leaf: str, parts: list[np.ndarray]) -> bool:
-    """Returns whether arrays are floats of the shape their layer has there, but for its sizes; several, of one shape."""
+    """Returns whether the arrays of a layer are floats, equal in shape, with the dimensions that it has in the source."""
     shape = parts[0].shape
     ones = {"token": 2, "table": 1}.get(kind, 0)  # leading dimensions of length 1
     num_dims = 1 if kind == "norm" or leaf == "/bias" else {"token": 3, "table": 3, "patches": 4}.get(kind, 2)
@@ -246,7 +253,7 @@ def _to_theirs(kind: str, leaf: str, array: np.ndarray, num_parts: int, channels
 
 
 def _names(row: Row, column: str, depth: int):
-    """Yields (path of ours, names of theirs, leaf of ours) for every leaf and block of a row."""
+    """Yields (our path, their names, suffix of our path) for every array and block of a row."""
     theirs = row.theirs[column]
     theirs = (theirs,) if isinstance(theirs, str) else theirs
     for i in range(depth) if "{i}" in row.ours else (0,):
@@ -255,16 +262,17 @@ def _names(row: Row, column: str, depth: int):
 
 
 def to_ours(source: Source, tower: str, path: str) -> Tensors:
-    """Returns a tower's parameters in our names and layout, float32; those the source lacks are left out.
+    """Returns a tower's parameters under our names and in our layout, float32, without those that the source's kind lacks.
 
     Args:
-      source: Of `recognize`.
-      tower: "audio", "video" or "text"; an "image" source may be asked for audio or video.
-      path: For the error.
+      source: One of the sources from `recognize`.
+      tower: "audio", "video" or "text"; from an "image" source "audio" or "video".
+      path: Path of the checkpoint, for error messages.
 
     Raises:
-      ValueError: A tensor the source should have is missing, is no float or no array of its layer, or one is left over: a
-        list of - missing, ! malformed, + unexpected.
+      ValueError: The source is for another tower, or is in our own layout but not float32, or a tensor that it should have
+        is missing, is no float or hasn't the dimensions of its layer, or a tensor is left over. Such tensors are listed as
+        - missing, ! malformed, + unexpected.
     """
     if source.tower not in (tower, "image") or (source.tower == "image" and tower == "text"):
         raise ValueError(f"{path} holds a tower for {source.tower}, not for {tower}")
@@ -280,7 +288,7 @@ def to_ours(source: Source, tower: str, path: str) -> Tensors:
             continue
         for ours, theirs, leaf in _names(row, column, _depth(source.tensors)):
             if ours.endswith("distillation_token") and source.tower == "image" and theirs[0] not in rest:
-                continue  # a plain ViT has none
+                continue  # only a distilled DeiT has one
             lacking = [name for name in theirs if name not in rest]
             if lacking:
                 missing += [f"- {name}" for name in lacking]
@@ -290,7 +298,7 @@ def to_ours(source: Source, tower: str, path: str) -> Tensors:
                 named = zip(theirs, parts, strict=True)
                 malformed += [f"! {name} {part.dtype} {list(part.shape)}" for name, part in named]
                 continue
-            # Before anything is computed of them: half precision would round sums.
+            # To float32 before anything is computed from them: half precision would round sums.
             params[ours] = _to_ours(row.kind, leaf, [np.asarray(part, np.float32) for part in parts])
     second = ("dist_token", "embeddings.distillation_token") if (source.tower, tower) == ("image", "video") else ()
     is_distilled = any([rest.pop(name, None) is not None for name in second])
@@ -300,7 +308,7 @@ def to_ours(source: Source, tower: str, path: str) -> Tensors:
         kinds = "- missing, ! malformed, + unexpected"
         raise ValueError(f"{path} does not hold a whole {tower} tower ({kinds}): {'; '.join(lines)}")
     if is_distilled:
-        # DeiT's second token and that one's position have no place in the video tower.
+        # The video tower has no distillation token, so DeiT's is dropped, and so is its position.
         position = params["encoder/position_embedding"]
         params["encoder/position_embedding"] = np.concatenate([position[:1], position[2:]])
     return params
@@ -311,7 +319,7 @@ def _shorten(lines: list[str]) -> list[str]:
 
 
 def to_theirs(params: Tensors, tower: str, encoder: str, head: str = "") -> Tensors:
-    """Returns a tower's parameters in a source's names and layout, the reverse of `to_ours`.
+    """Returns a tower's parameters under a source's names and in its layout, the reverse of `to_ours`.
 
     Args:
       params: Flat parameters of the tower.

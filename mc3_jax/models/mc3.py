@@ -1,7 +1,7 @@
-"""The three towers and the space they meet in.
+"""The three towers, which embed audio, video and text in one joint space.
 
-A tower is an encoder, its projection and the L2 norm. The projections are those of the sources: EgoVLP's Linear for video
-and ReLU, Linear for text; AST's head, LayerNorm (eps 1e-5) and Linear, for audio.
+A tower is an encoder, a projection and L2 normalisation. The projections are those of the sources: EgoVLP's Linear for
+video and ReLU, Linear for text; AST's head, LayerNorm (eps 1e-5) and Linear, for audio.
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ from mc3_jax.models.video import SpaceTimeTransformer
 
 
 class AudioTower(nn.Module):
-    """AST, LayerNorm, Linear, L2 norm. Returns the encoder's features as well."""
+    """AST, LayerNorm, Linear, L2 normalisation. Returns (embeddings, the encoder's features before the LayerNorm)."""
 
     encoder: AudioSpectrogramTransformer
     embed_dim: int
@@ -30,7 +30,7 @@ class AudioTower(nn.Module):
 
 
 class Classifier(nn.Module):
-    """LayerNorm and Linear, AST's head: float32 logits of the classes of a sound."""
+    """AST's head, LayerNorm and Linear. Returns float32 logits of a sound's classes."""
 
     num_classes: int
     dtype: DTypeLike = jnp.float32
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
 
 class VideoTower(nn.Module):
-    """SpaceTimeTransformer, Linear, L2 norm."""
+    """SpaceTimeTransformer, Linear, L2 normalisation."""
 
     encoder: SpaceTimeTransformer
     embed_dim: int
@@ -55,7 +55,7 @@ class VideoTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """First token of DistilBERT's last layer, ReLU, Linear, L2 norm."""
+    """First token of DistilBERT's last layer, ReLU, Linear, L2 normalisation."""
 
     encoder: DistilBert
     embed_dim: int
@@ -79,17 +79,17 @@ def _projection(tower: AudioTower | VideoTower | TextTower) -> Dense:
 
 
 class MC3(nn.Module):
-    """Embeds any of audio, video and text in one space.
+    """Embeds audio, video and text, or any of them, in one joint space.
 
     Parameters: {"audio": {"encoder", "norm", "projection"}, "video": {"encoder", "projection"}, "text": {"encoder",
-    "projection"}} and, with classes, "classifier": {"norm", "head"}. A tower whose input is left out is not run, and at
-    `init` gets no parameters.
+    "projection"}} and, with classes, "classifier": {"norm", "head"}. A tower that gets no input is not run, and `init` gives
+    it no parameters.
 
     Attributes:
-      audio_tower, video_tower, text_tower: Encoders.
-      embed_dim: Of the joint space (EgoVLP's: 256).
+      audio_tower, video_tower, text_tower: Encoders of the three towers.
+      embed_dim: Dimension of the joint space (256 in EgoVLP).
       dtype: Compute dtype of the projections; embeddings are float32.
-      num_classes: Of a head on the audio tower; 0 is none.
+      num_classes: Number of classes of a classifier on the audio encoder's features; 0 makes none.
     """
 
     audio_tower: AudioSpectrogramTransformer
@@ -100,7 +100,7 @@ class MC3(nn.Module):
     num_classes: int = 0
 
     def setup(self) -> None:
-        # A field that is a module would be a child of this one; unbound, it becomes its tower's.
+        # Flax makes a module in a field a child of this module. The unbound copy becomes a child of its tower instead.
         self.audio = AudioTower(self.audio_tower.clone(parent=None, name=None), self.embed_dim, self.dtype)
         self.video = VideoTower(self.video_tower.clone(parent=None, name=None), self.embed_dim, self.dtype)
         self.text = TextTower(self.text_tower.clone(parent=None, name=None), self.embed_dim, self.dtype)
@@ -117,17 +117,17 @@ class MC3(nn.Module):
         row: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> dict[str, Float[Array, "b d"]]:
-        """Returns L2-normalised float32 embeddings of the modalities given: of {"audio", "video", "text"}.
+        """Returns modality → L2-normalised float32 embeddings [b, d] for each of "audio", "video", "text" that is given.
 
-        With classes, and where audio is given, "logits" [b, c] too.
+        With classes, and if audio is given, the result also has "logits" [b, c].
 
         Args:
           audio: Normalised log-mel spectrograms.
           video: Normalised frames.
           text_ids: Token ids.
           text_mask: 1 for a token, 0 for padding; given with `text_ids`.
-          row: Index of each row in the batch, which dropout goes by; None counts them.
-          train: Whether to drop; needs an rng named "dropout".
+          row: Index of each row in the batch, which seeds its dropout; None numbers them from 0.
+          train: Whether to apply dropout; needs an rng named "dropout".
 
         Raises:
           ValueError: If nothing is given, or only one of `text_ids` and `text_mask`.

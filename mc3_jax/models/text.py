@@ -1,6 +1,7 @@
 """The text encoder: DistilBERT (Sanh et al., 2019).
 
-Ports `DistilBertModel` of huggingface/transformers (Apache 2.0). Differs in that queries, keys and values are one matmul.
+Ports `DistilBertModel` of huggingface/transformers (Apache 2.0). Differs in that one matmul computes queries, keys and
+values.
 """
 
 import functools
@@ -17,9 +18,9 @@ class PostNormBlock(nn.Module):
     """BERT's block: y = norm(x + attention(x)); norm(y + mlp(y)).
 
     Attributes:
-      num_heads: Divides the width.
+      num_heads: Number of attention heads; divides the width.
       mlp_width: Hidden width of the MLP.
-      dropout: Of attention weights and of the MLP's output, in training.
+      dropout: Dropout rate of the attention weights and of the MLP's output in training.
       dtype: Compute dtype.
     """
 
@@ -38,7 +39,7 @@ class PostNormBlock(nn.Module):
         row: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b m w"]:
-        """Returns the first `num_outputs` tokens after the block, or all."""
+        """Returns the first `num_outputs` tokens after the block, or all if None."""
         norm_attention, norm_mlp = (
             LayerNorm(epsilon=1e-12, dtype=self.dtype, name=f"norm_{name}")
             for name in ("attention", "mlp")
@@ -53,13 +54,13 @@ class DistilBert(nn.Module):
     """DistilBERT; the defaults are the sizes of `distilbert-base-uncased`, 66,362,880 parameters.
 
     Attributes:
-      vocab_size: Rows of the word embedding.
-      num_positions: Rows of the position embedding.
-      width, depth, num_heads, mlp_width: Of the transformer.
-      dropout: Of embeddings, attention weights and the MLP's output, in training.
+      vocab_size: Number of rows of the word embedding.
+      num_positions: Number of rows of the position embedding.
+      width, depth, num_heads, mlp_width: Width, number of blocks, number of heads and hidden width of the MLPs.
+      dropout: Dropout rate of embeddings, attention weights and the MLP's output in training.
       dtype: Compute dtype; parameters are float32.
-      scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
-      remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
+      scan_layers: Whether all blocks but the last run as one loop; see `layers.apply_blocks`.
+      remat: Which activations of a block are kept for the backward pass; see `layers.REMAT_POLICIES`.
     """
 
     vocab_size: int = 30522
@@ -83,14 +84,14 @@ class DistilBert(nn.Module):
         row: Int[Array, " b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b m w"]:
-        """Returns the last layer's first `num_outputs` tokens, or all of them.
+        """Returns the first `num_outputs` tokens of the last layer, or all of them if None.
 
         Args:
           text_ids: Token ids, padded at the end.
           text_mask: 1 for a token, 0 for padding. The first token of a row is never padding.
-          num_outputs: How many tokens, from the first, are read; the last block computes no more.
-          row: Index of each row in the batch: what a row loses to dropout depends on it alone. None counts them.
-          train: Whether to drop; needs an rng named "dropout".
+          num_outputs: Number of tokens, from the first, that the last block computes.
+          row: Index of each row in the batch, which seeds its dropout; None numbers them from 0.
+          train: Whether to apply dropout; needs an rng named "dropout".
 
         Raises:
           ValueError: If there are more tokens than positions.
@@ -98,7 +99,7 @@ class DistilBert(nn.Module):
         length = text_ids.shape[1]
         if length > self.num_positions:
             raise ValueError(f"{length} tokens but num_positions is {self.num_positions}: raise it or cut the text")
-        # float32 up to the norm, so that the gradients of both tables are summed in float32.
+        # Embeddings stay float32 up to the norm, so that the gradients of both tables are summed in float32.
         words = nn.Embed(self.vocab_size, self.width, embedding_init=table_init, name="word_embedding")
         position = self.param("position_embedding", table_init, (self.num_positions, self.width))
         norm = LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm_embedding")

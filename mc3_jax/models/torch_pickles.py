@@ -1,12 +1,12 @@
-"""What a PyTorch file's pickle describes, found without unpickling it.
+"""Finds out what the pickle in a PyTorch file describes, without unpickling it.
 
-A pickle is a small program: it names functions and has them called with arguments of its own. Python's `pickle` is not used
-here, not even restricted. `pickletools` only spells the opcodes, and `Pickle` walks them with values of its own: a name stays
-two strings that are never looked up, and a call makes a tensor's description, a dictionary, or an object that does nothing.
-So nothing that a file names can run, whatever else is wrong with the walk.
+A pickle is a small program that names functions and calls them with arguments of its own. Python's `pickle` is not used here,
+not even a restricted version. `pickletools` only lists the opcodes, and `Pickle` interprets them with harmless values. A name
+stays two strings that are never looked up, and the result of a call is a description of a tensor, a dictionary, or an object
+that does nothing. So no function that a file names can run, even if this interpreter has errors.
 
-What a file of weights has no reason to call, such as a function of the standard library, is refused all the same, by name:
-a file that asks for it is hostile, or no file of weights. Format: `torch/serialization.py` and `torch/_utils.py` of PyTorch
+Calls that a file of weights has no reason to make, such as to the standard library, are still refused, by an error that
+names them: the file is hostile, or no file of weights. Format: `torch/serialization.py` and `torch/_utils.py` of PyTorch
 (BSD-3-Clause) 1.0 to 2.13.
 """
 
@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import pickletools
 import sys
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # how Python 3 reads the names of Python 2
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names of Python 2 → names of Python 3
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +33,7 @@ _KINDS = {
     **{"ComplexFloat": "complex64", "ComplexDouble": "complex128", "Untyped": "uint8", "_Untyped": "uint8"},
 }
 _STORAGES = {f"{kind}Storage": DTYPES[name] for kind, name in _KINDS.items()}
-# What training checkpoints hold beside the weights. Calls of these make an object that does nothing.
+# Classes of objects that training checkpoints hold besides the weights. A call of these gives an object that does nothing.
 _INERT = {
     "argparse": {"Namespace"},
     "types": {"SimpleNamespace"},
@@ -44,18 +44,18 @@ _INERT = {
     "numpy": {"dtype", "ndarray"},
     "torch": {"device", "Size"},
     "torch.serialization": {"_get_layout"},
-    "parse_config": {"ConfigParser"},  # EgoVLP's, also where its code can be imported
+    "parse_config": {"ConfigParser"},  # EgoVLP's; allowed even if its code can be imported here
 }
 for _module in ("pathlib", "pathlib._local"):
     _INERT[_module] = {"Path", "PurePath", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}
 for _module in ("numpy.core", "numpy._core"):
     _INERT |= {f"{_module}.multiarray": {"scalar", "_reconstruct"}, f"{_module}.numeric": {"_frombuffer"}}
 
-# Libraries that hold a run's settings; their objects do nothing here, whether or not they are installed.
+# Libraries for the settings of runs; their objects do nothing here, whether or not the libraries are installed.
 _SETTINGS = {"addict", "easydict", "munch", "omegaconf", "yacs"}
-_MAX_DIMS = 64  # PyTorch's and NumPy's
-_MAX_OPCODES = 20_000_000  # A checkpoint has thousands; more would only keep us busy.
-# Opcodes whose argument is the value itself.
+_MAX_DIMS = 64  # limit of PyTorch and NumPy
+_MAX_OPCODES = 20_000_000  # A checkpoint has thousands; a file with more than this only wastes time.
+# Opcodes that push their argument.
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
@@ -67,12 +67,12 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class RefusedError(Exception):
-    """Says in one line what is wrong with a file; whoever knows the path puts it before the line."""
+    """A file is refused. One line says what is wrong with it; whoever knows the file's path puts it before this line."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Name:
-    """A function or class that a pickle mentions; never looked up."""
+    """The name of a function or class in a pickle; it is never looked up."""
 
     module: str
     name: str
@@ -83,7 +83,7 @@ class Name:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Opaque:
-    """What a call made that is neither a dictionary nor a tensor that can be read; only its origin is kept."""
+    """Stands for a result of a call that is neither a dictionary nor a readable tensor; keeps only the name of its origin."""
 
     origin: str
     is_tensor: bool = False
@@ -91,7 +91,7 @@ class Opaque:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Storage:
-    """Values `start` to `start + num_values` of the raw array with that key."""
+    """Values `start` to `start + num_values` of the raw array that the file stores under `key`."""
 
     key: str
     dtype: np.dtype
@@ -101,7 +101,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
-    """A view of a storage; offset and strides count values of `dtype`."""
+    """A view of a storage; `offset` and `strides` are in values of `dtype`."""
 
     storage: Storage
     dtype: np.dtype
@@ -111,27 +111,27 @@ class Tensor:
 
 
 class Pickle:
-    """Walks pickles without running them.
+    """Interprets pickles without running any code in them.
 
     Attributes:
-      storages: Key → dtype of the storage where it is first mentioned.
-      num_opcodes: Walked so far.
+      storages: Key of each storage → its dtype, as given where it is first mentioned.
+      num_opcodes: Number of opcodes interpreted so far.
     """
 
     def __init__(self):
         self.storages, self.num_opcodes = {}, 0
 
     def load(self, stream):
-        """Returns the object that the stream's next pickle describes, and leaves the stream behind its end.
+        """Returns the object that the next pickle in a stream describes, and leaves the stream at the end of that pickle.
 
-        Dictionaries are dictionaries of text keys; other objects are of the classes above, or plain values.
+        Dictionaries become dictionaries with text keys; other objects become those of the classes above, or plain values.
 
         Args:
           stream: Binary file.
 
         Raises:
-          RefusedError: It would call or change what no file of weights has to, or is too long.
-          Exception: Of whatever class a damaged pickle leads to; nothing has run.
+          RefusedError: The pickle is too long, or would call or change something that no file of weights needs to.
+          Exception: Any exception, if the pickle is damaged; still no code in it has run.
         """
         self.stack, self.marks, self.memo = [], [], {}
         for opcode, arg, _ in pickletools.genops(stream):
@@ -178,7 +178,7 @@ class Pickle:
         return items
 
     def _step_container(self, opcode: str) -> bool:
-        """Returns whether the opcode was one of those that make or fill a container, or repeat or drop something."""
+        """Performs an opcode that makes or fills a container, or copies or drops a value; returns False for all others."""
         if opcode in ("EMPTY_LIST", "EMPTY_DICT"):
             self.stack.append([] if opcode == "EMPTY_LIST" else {})
         elif opcode in ("TUPLE", "LIST", "DICT"):
@@ -219,13 +219,13 @@ class Pickle:
             args = tuple(self._pop_mark())
             self.stack.append(_call(_make_name(*arg.split(" ", 1)), args))
         elif opcode == "BUILD":
-            self.stack.pop()  # attributes: nothing of ours has any
+            self.stack.pop()  # the object's attributes, which none of our stand-ins keeps
             _refuse_to_change(self.stack[-1])
-        else:  # EXT1, EXT2, EXT4: names registered with copyreg. Buffers from elsewhere, ids as text: not of torch.save.
+        else:  # EXT1, EXT2, EXT4 (names registered with copyreg), out-of-band buffers, persistent ids as text
             raise RefusedError(f"has the pickle opcode {opcode}, which torch.save never writes: not read")
 
     def _make_storage(self, pid):
-        """Returns the storage that a tuple stands for, or the class of a "module" entry of old files."""
+        """Returns the storage to which a persistent id, a tuple, refers, or the class in a "module" entry of old files."""
         kind, value, *rest = pid
         if kind == "module":
             return value
@@ -236,7 +236,7 @@ class Pickle:
             raise RefusedError(f"names a storage {_describe(key)} of {value}: damaged, download or copy it again")
         start = 0
         if view and view[0] is not None:
-            _, start, num_values = view[0]  # PyTorch before 0.4
+            _, start, num_values = view[0]  # a view of a storage, as PyTorch before 0.4 wrote them
         if not _is_sizes((start, num_values)):
             raise RefusedError("has a storage without a size: damaged, download or copy it again")
         self.storages.setdefault(key, _STORAGES[value.name])
@@ -244,7 +244,7 @@ class Pickle:
 
 
 def _describe(value) -> str:
-    """Returns a value in a few printable characters, for errors; of a container only its type."""
+    """Returns a value in a few printable characters for error messages, or only its type for a container."""
     if isinstance(value, Name | int):
         return str(value)
     return ascii(value[:80]) if isinstance(value, str) else type(value).__name__
@@ -252,23 +252,23 @@ def _describe(value) -> str:
 
 @functools.cache
 def _is_importable(top: str) -> bool:
-    """Returns whether a top-level module exists here; nothing is imported."""
+    """Returns whether a top-level module exists in this environment; nothing is imported."""
     try:
         return importlib.util.find_spec(top) is not None
-    except (ImportError, ValueError):  # a module that is loaded and has no spec
+    except (ImportError, ValueError):  # the module is loaded but has no spec
         return True
 
 
 def _is_inert(name: Name) -> bool:
-    """Returns whether its call may stand in a file of weights: known leftovers, and classes of modules nobody has."""
+    """Returns whether a file of weights may call this: a class that checkpoints hold, or one that can't be imported here."""
     if "." in name.name:
-        return False  # protocol 4 walks through attributes: the "system" of some module's "os"
+        return False  # from protocol 4 on, dots reach attributes, even `system` of the `os` that some module imports
     if name.name in _INERT.get(name.module, ()):
         return True
     top = name.module.partition(".")[0]
     if top in _SETTINGS or top == "__main__":  # __main__: a class of the script that wrote the file
         return True
-    # PyTorch counts as there even where it is not: a file is refused or read alike on every machine.
+    # PyTorch counts as importable even if it isn't installed, so that every machine reads or refuses the same files.
     known = top == "torch" or top in sys.stdlib_module_names or not top.isidentifier()
     return not known and not _is_importable(top)
 
@@ -286,15 +286,15 @@ def _is_sizes(values: tuple) -> bool:
 
 
 def _refuse_to_change(target):
-    # `os.environ`, or a class: unpickling would set items or attributes of the very object.
+    # For a name such as `os.environ`, or a class, unpickling would set items or attributes of the real object.
     if isinstance(target, Name) and not _is_inert(target):
         raise RefusedError(f"would change {target}: not read, since opening a file of weights must change nothing")
 
 
 def _fill(target, items: list, opcode: str):
-    """Puts items into a list or dictionary. Keys other than text and integers name no tensor and are left out.
+    """Puts items into a list or dictionary. Keys that are neither text nor integers name no tensor and are skipped.
 
-    Nothing but text is hashed: to hash a tuple nested a million times overflows the interpreter's stack and ends the process.
+    Only text is hashed: hashing a tuple nested a million times would overflow the interpreter's stack and end the process.
     """
     if isinstance(target, list) and opcode.startswith("APPEND"):
         target += items
@@ -315,15 +315,15 @@ def _make_dict(items: list) -> dict:
 
 
 def _make_ordered_dict(pairs: list) -> dict:
-    """Returns a dictionary of pairs, as Python 2 wrote them."""
+    """Returns a dictionary from a list of (key, value), as Python 2 wrote ordered dictionaries, and empties the list."""
     made = _make_dict([item for key, value in pairs for item in (key, value)])
-    # The list has served. Were it left, a few bytes could have a long one turned into dictionaries without end.
+    # If the list stayed, a file could turn one long list into any number of dictionaries at the cost of a few bytes each.
     pairs.clear()
     return made
 
 
 def _call(function, args):
-    """Returns what stands for the result of a call.
+    """Returns the object that stands for the result of a call; nothing is called.
 
     Raises:
       RefusedError: A file of weights has no reason to call this.
@@ -334,13 +334,13 @@ def _call(function, args):
         return Opaque(function.origin)
     module, name = function.module, function.name
     if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
-        if len(args) > _MAX_DIMS:  # as for shapes below; PyTorch gives seven
+        if len(args) > _MAX_DIMS:  # as for shapes in `_make_tensor`; PyTorch passes seven
             raise RefusedError(f"has a tensor made of {len(args)} values: damaged, download or copy it again")
         return _make_tensor(name, *args)
     if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
         return args[0]
     if module == "torch._utils" and name.startswith("_rebuild_"):
-        return Opaque(f"a tensor of {function}", is_tensor=True)  # sparse, quantised, without values
+        return Opaque(f"a tensor of {function}", is_tensor=True)  # sparse, quantised or without values
     if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
         return _call(args[0], args[2])  # a tensor with attributes or of a subclass
     if module == "collections" and name in ("OrderedDict", "defaultdict"):
@@ -354,8 +354,8 @@ def _call(function, args):
 
 
 def _make_tensor(function: str, storage, offset, shape, strides, *rest):
-    """Returns the tensor that PyTorch's function of that name would make of these arguments."""
-    # First of all: thousands of tensors may share one shape, and each would be looked through.
+    """Returns the description of the tensor that PyTorch's `function` would make from these arguments."""
+    # Checked first: thousands of tensors may share one long shape, and the checks below go through it for each of them.
     if not all(isinstance(sizes, tuple | list) and len(sizes) <= _MAX_DIMS for sizes in (shape, strides)):
         raise RefusedError(f"has a tensor of more than {_MAX_DIMS} dimensions: damaged, download or copy it again")
     if not isinstance(storage, Storage) or not _is_sizes((offset, *shape, *strides)) or len(shape) != len(strides):

@@ -1,11 +1,11 @@
-"""The video encoder: EgoVLP's SpaceTimeTransformer, called TimeSformer in the paper.
+"""The video encoder: EgoVLP's SpaceTimeTransformer, which the MC3 paper calls TimeSformer.
 
 Ports `model/video_transformer.py` of showlab/EgoVLP, which is Frozen in Time's (Bain et al., ICCV 2021,
 github.com/m-bain/frozen-in-time; MIT): divided space-time attention after TimeSformer (Bertasius et al., ICML 2021), but
 with the residual of the space attention taken from the block's input, not from the output of the time attention.
 
-Differs in layout only: the class token and the [frame, place] grid are kept as two arrays, so that grouping by frame or
-by place needs neither a gather nor a copy, and the last block computes the class token alone, which is all that is read.
+Differs only in how it is computed. The class token and the [frame, place] grid of patches are two arrays, so that grouping
+by frame or by place needs neither a gather nor a copy. The last block computes only the class token, since no patch is read.
 """
 
 import functools
@@ -39,7 +39,7 @@ from mc3_jax.models.layers import (
     table_init,
 )
 
-# The class token and the patches of a clip; the patches are None once nothing reads them.
+# The class token and the patches of a clip; the patches are None after the last block, where nothing reads them.
 Tokens = tuple[Float[Array, "b 1 w"], Float[Array, "b t p w"] | None]
 
 
@@ -51,11 +51,12 @@ class DividedAttention(nn.Module):
     """Attention within groups: a patch attends to its group and the class token, the class token to everything.
 
     Attributes:
-      over: "space" groups the patches of a frame, "time" those of a place.
-      num_heads: Divides the width.
-      zero_output: Start as the source starts its time attention: qkv 0, output weight 1, biases 0.
+      over: "space" groups the patches of each frame, "time" those at the same place in all frames.
+      num_heads: Number of attention heads; divides the width.
+      zero_output: Whether to initialise like the source's time attention, whose output is 0: weights of qkv 0, output weights
+        1, biases 0.
       dtype: Compute dtype.
-      form: One of `attention.FORMS`.
+      form: Form of attention, one of `attention.FORMS`.
     """
 
     over: Literal["space", "time"]
@@ -66,7 +67,7 @@ class DividedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, *, class_only: bool = False) -> Tokens:
-        """Returns the attention's output for every token, or for the class token alone."""
+        """Returns the attention's output for every token, or with `class_only` for the class token and None."""
         class_token, patches = tokens
         width = class_token.shape[-1]
         qkv_init = nn.initializers.zeros if self.zero_output else kernel_init
@@ -75,7 +76,7 @@ class DividedAttention(nn.Module):
         out = Dense(width, kernel_init=out_init, dtype=self.dtype, name="out")
 
         class_query, class_key, class_value = split_heads(qkv(class_token), self.num_heads)
-        columns = qkv(patches, slice(width, None) if class_only else slice(None))  # no patch asks where none is put out
+        columns = qkv(patches, slice(width, None) if class_only else slice(None))  # class_only: no queries of patches
         columns = written_once(columns) if self.form == "cudnn" else columns
         *query, key, value = split_heads(columns, self.num_heads, 2 if class_only else 3)
         attend_class, attend_patches = _FORMS[self.form]
@@ -90,7 +91,7 @@ class DividedAttention(nn.Module):
 
 
 def _class_to_all(query, key, value, class_key, class_value):
-    # Softmax does not mind the order of its keys: the grid is flattened as it lies.
+    # The order of keys does not matter, so the grid is flattened as it lies in memory.
     key, value = (rearrange(x, "b t p h d -> b (t p) h d") for x in (key, value))
     return attend(query[:, None], key, value, class_key=class_key, class_value=class_value)[:, 0]
 
@@ -116,7 +117,8 @@ def _within_frames_flash(query, key, value, class_key, class_value):
     return attend_flash(query, with_class(key, class_key), with_class(value, class_value)).reshape(shape)
 
 
-# How the class token attends, and how patches do, each a function of (query, key, value, class key, class value).
+# Form → (attention of the class token, attention of the patches by `over`). All are functions of (query, key, value, class
+# key, class value).
 _FORMS = {
     "einsum": (_class_to_all, {"space": _within_frames, "time": _within_places}),
     "cudnn": (attend_once, {"space": _within_frames_flash, "time": attend_few}),
@@ -124,14 +126,14 @@ _FORMS = {
 
 
 class SpaceTimeBlock(nn.Module):
-    """t = time(norm(x)); s = space(norm(x + t)); y = x + s; y + mlp(norm(y)): the residual is from x, not x + t.
+    """EgoVLP's block: t = time(norm(x)); s = space(norm(x + t)); y = x + s, not x + t + s; y + mlp(norm(y)).
 
     Attributes:
-      num_heads: Divides the width.
-      mlp_ratio: Hidden width of the MLP over the width.
-      time_init: "zeros" as the source, or "random"; see `SpaceTimeTransformer`.
+      num_heads: Number of attention heads; divides the width.
+      mlp_ratio: Hidden width of the MLP divided by the width.
+      time_init: Initialisation of the time attention, "zeros" as in the source or "random"; see `SpaceTimeTransformer`.
       dtype: Compute dtype.
-      form: Of attention, one of `attention.FORMS`.
+      form: Form of attention, one of `attention.FORMS`.
     """
 
     num_heads: int
@@ -142,7 +144,7 @@ class SpaceTimeBlock(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, *, class_only: bool = False) -> Tokens:
-        """Returns the tokens after the block, or the class token alone."""
+        """Returns the tokens after the block, or with `class_only` the class token and None."""
         norm_time, norm_space, norm_mlp = (
             LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{name}")
             for name in ("time", "space", "mlp")
@@ -166,17 +168,17 @@ class SpaceTimeTransformer(nn.Module):
     Attributes:
       image_size_px: Height and width of a frame.
       patch_px: Height and width of a patch; divides `image_size_px`.
-      num_positions: Temporal positions of the table; a clip of fewer frames uses the first.
-      width, depth, num_heads: Of the transformer.
-      mlp_ratio: Hidden width of the MLP over the width.
-      time_init: "zeros", the source's, is meant for weights inflated from an image model: the time branch puts out 0.
-        Beware when training from scratch: its output weight of ones meets a LayerNorm that removes the mean over
-        channels, so the branch's qkv and output weights have a gradient of exactly 0 there, and only rounding errors,
-        which Adam blows up, let them leave. "random" draws them like all others.
+      num_positions: Number of temporal positions; a clip of fewer frames uses the first ones.
+      width, depth, num_heads: Width, number of blocks and number of attention heads of the transformer.
+      mlp_ratio: Hidden width of the MLP divided by the width.
+      time_init: Initialisation of the time attention. "zeros", the source's, is meant for weights inflated from an image
+        model: the output of the time branch is 0. Beware when training from scratch: the output weights are all ones, and
+        the LayerNorm that follows removes the mean over channels, so the gradients of the branch's qkv and output weights
+        are exactly 0. Only rounding errors, which Adam amplifies, change them. "random" draws them like all other weights.
       dtype: Compute dtype; parameters are float32.
-      scan_layers: Whether blocks but the last are one loop; see `layers.apply_blocks`.
-      remat: What of a block is kept for the backward pass; see `layers.REMAT_POLICIES`.
-      form: Of attention, one of `attention.FORMS`.
+      scan_layers: Whether all blocks but the last run as one loop; see `layers.apply_blocks`.
+      remat: Which activations of a block are kept for the backward pass; see `layers.REMAT_POLICIES`.
+      form: Form of attention, one of `attention.FORMS`.
     """
 
     image_size_px: int = 224
@@ -197,11 +199,11 @@ class SpaceTimeTransformer(nn.Module):
         """Returns the class token after the final norm, before the projection.
 
         Args:
-          video: Frames, normalised, at `image_size_px`.
+          video: Normalised frames of height and width `image_size_px`.
 
         Raises:
-          ValueError: If a frame has another size, is not a whole number of patches, or there are more frames than
-            positions.
+          ValueError: If a frame has another size or is not a whole number of patches, or there are more frames than
+            temporal positions.
         """
         self._check(video.shape)
         num_patches = (self.image_size_px // self.patch_px) ** 2
@@ -212,7 +214,7 @@ class SpaceTimeTransformer(nn.Module):
         patches = rearrange(video, "b t (h i) (w j) c -> b t (h w) (i j c)", i=self.patch_px, j=self.patch_px)
         # A convolution whose stride is its kernel is a matmul of patches.
         embed = Dense(self.width, kernel_init=TORCH_DEFAULT_INIT, dtype=self.dtype, name="patch_embedding")
-        # Added before the cast, so that the gradients of token and positions are summed in float32.
+        # Added before the cast, so that the gradients of class token and positions are summed in float32.
         grid = position[1:] + temporal[: video.shape[1], None]
         patches = (embed(patches).astype(jnp.float32) + grid).astype(self.dtype)
         class_token = jnp.broadcast_to(class_token + position[0], (len(video), 1, self.width)).astype(self.dtype)

@@ -1,10 +1,10 @@
-"""How long a checkpoint of the paper's run takes, beside Orbax's own: `python -m benchmarks.checkpoint`.
+"""Times a checkpoint of the paper's run, ours beside Orbax's own: `python -m benchmarks.checkpoint`.
 
-The state of `configs/mc3_ego4d.py` (parameters and Adam's two moments, random) is saved and restored, by
-`mc3_jax.checkpoint` and by Orbax alone, in turn. Saving holds the loop up for `blocked`, the state is safe after `on disk`:
-ours is digested and synced, Orbax's is handed to the system. SIGTERM leaves 30 s; if a save of ours takes longer, this ends
-with status 1.
-`--devices 8` spreads the state over as many CPU devices ("fsdp"), `--dir` names the disk.
+The state of `configs/mc3_ego4d.py` (parameters and Adam's two moments, random) is saved and restored by
+`mc3_jax.checkpoint` and by Orbax alone, in turn. `blocked` is the time for which a save stops the training loop, `on disk`
+the time until the state is safe: ours is digested and synced by then, Orbax's is handed to the operating system. SIGTERM
+leaves a run 30 s; if a save of ours takes longer, this ends with status 1.
+`--devices 8` shards the state over as many CPU devices ("fsdp"), `--dir` chooses the disk.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WANTED_S = 30
 
 
 def make_state(mesh):
-    """Returns (random state, its shapes with their places)."""
+    """Returns (random state on the mesh, its shapes, dtypes and shardings)."""
     config = mc3_ego4d.get_config()
     phase = phases_lib.plan_phases(config.phases, 1000, config.data.batch_size)[0]
     model = model_lib.make_model(config.model)
@@ -47,7 +47,7 @@ def make_state(mesh):
 
 
 def measure_ours(folder: pathlib.Path, step: int, state, abstract) -> dict[str, float]:
-    """Returns the seconds of a save and a restore."""
+    """Returns the seconds {"blocked", "on disk", "restore"} of a save and a restore by `mc3_jax.checkpoint`."""
     with checkpoint.Checkpoints(str(folder), every_steps=1, keep=1, keep_steps=[]) as checkpoints:
         checkpoints.prepare(state)
         begin = time.monotonic()
@@ -61,7 +61,7 @@ def measure_ours(folder: pathlib.Path, step: int, state, abstract) -> dict[str, 
 
 
 def measure_orbax(folder: pathlib.Path, step: int, state, abstract) -> dict[str, float]:
-    """Returns the same of Orbax alone."""
+    """Returns the seconds {"blocked", "on disk", "restore"} of a save and a restore by Orbax alone."""
     begin = time.monotonic()
     written = ocp.save_async(folder / f"orbax-{step}", state)
     blocked = time.monotonic()

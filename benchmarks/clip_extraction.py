@@ -1,16 +1,16 @@
 """Clips per second and core, ours against one ffmpeg process for each clip: `python -m benchmarks.clip_extraction`.
 
 Makes a 10-minute 540p file (H.264, keyframe every 250 frames, AAC) and cuts clips [t - 0.5 s, t + 1.0 s] of 16 frames and
-16 kHz audio out of it, the t so and so far apart, in turn
+16 kHz audio out of it, for moments t at several distances. The clips are cut in turn
 
-- by `data_prep.guard`, which is what the converters call: its child, and this process that takes its answers;
-- by `ffmpeg -ss A -i FILE`, which seeks and decodes from the keyframe on, a process for each clip;
-- by `ffmpeg -i FILE -ss A`, which decodes from the file's beginning, as published extraction scripts do.
+- by `data_prep.guard`, as in the converters: a child process cuts, and this process receives the clips;
+- by `ffmpeg -ss A -i FILE`, one process for each clip, which seeks and decodes from the keyframe on ("input seek");
+- by `ffmpeg -i FILE -ss A`, which decodes from the file's beginning, as published extraction scripts do ("output seek").
 
-All write the same number of JPEG files of the same size and a wav. ffmpeg's `-q:v 3` has the luma quantization steps
-nearest to those of libjpeg's quality 90 (both are printed). Time is the CPU's, each with one thread; peers are sampled evenly
-over the file. `--hours 2` measures our child's memory along a file of that length instead. A goal that is missed is told, and
-ends with status 1.
+All write the same number of JPEG files of the same size and a wav file. ffmpeg's `-q:v 3` has the luma quantization steps
+nearest to those of libjpeg's quality 90 (both are printed). CPU time is compared, with one thread each; the clips that ffmpeg
+cuts are spread evenly over the file. `--hours 2` instead measures our child's memory while it reads a file of that length.
+Goals that are missed are printed, and the exit status is then 1.
 `pip install '.[prep,bench]'` brings ffmpeg.
 """
 
@@ -37,10 +37,10 @@ import simplejpeg
 from data_prep import guard, media
 
 FPS, WIDTH, HEIGHT, GOP = 30, 960, 540, 250
-BASE_S = 50.0  # of video that is rendered; files repeat it
+BASE_S = 50.0  # length of the rendered video, which longer files repeat
 SHORT_SIDE_PX, QUALITY, FFMPEG_QUALITY = 256, 90, 3
 BEFORE_S, AFTER_S, NUM_FRAMES = 0.5, 1.0, 16
-# Ours over a peer at clips so far apart, and what a child may hold; less, or more, ends with status 1.
+# Goals: (seconds between clips, peer) → least ratio of our clips per CPU second to the peer's; most memory of a child.
 WANTED = {(2.7, "output seek"): 80.0, (2.7, "input seek"): 2.0, (30.0, "input seek"): 1.4}
 MEMORY_MB = 600
 _ROW = (
@@ -49,7 +49,7 @@ _ROW = (
 
 
 def make_base(path: pathlib.Path, seed: int) -> None:
-    """Writes `BASE_S` of a camera that wanders over a textured plane with two ellipses before it, and noise for sound."""
+    """Writes a video of `BASE_S`: a camera wanders over a textured plane, two ellipses in front of it; the sound is noise."""
     rng = np.random.default_rng(seed)
     plane = _texture(rng, 1400, 2600)
     with av.open(str(path), "w") as container:
@@ -95,11 +95,11 @@ def _view(plane: np.ndarray, t: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def lengthen(base: pathlib.Path, path: pathlib.Path, seconds: float) -> None:
-    """Writes the packets of `base` over and over until the file has that many seconds."""
+    """Writes a file of about `seconds`, by repeating the packets of `base` as they are."""
     with av.open(str(base)) as source, av.open(str(path), "w") as out:
         made = {s.index: out.add_stream_from_template(s) for s in source.streams}
         packets = [p for p in source.demux() if p.size]
-        # Each stream by its own length: AAC's packets do not add up to the video's.
+        # Each stream repeats after its own length, since AAC's packets do not add up to the video's length.
         steps = {i: sum(p.duration for p in packets if p.stream_index == i) for i in made}
         copies = {p: bytes(p) for p in packets}
         for turn in range(round(seconds / BASE_S)):
@@ -122,8 +122,8 @@ def windows_at(times_s) -> list[media.Window]:
 
 
 def cut_ours(path: pathlib.Path, windows: list[media.Window], folder: pathlib.Path) -> tuple[float, float]:
-    """Writes the clips' files; returns (CPU seconds, wall seconds)."""
-    child = guard.ready()  # as a worker's is
+    """Writes the clips' files through `data_prep.guard`; returns (CPU seconds of child and this process, wall seconds)."""
+    child = guard.ready()  # started before the clock, as in a worker of the converters
     cpu_s, wall_s = _cpu_s(child.pid) + time.process_time(), time.monotonic()
     for i, cut in guard.cut_windows(path, windows, short_side_px=SHORT_SIDE_PX, quality=QUALITY, limits=guard.Limits()):
         if isinstance(cut, str):
@@ -144,11 +144,11 @@ def _cpu_s(pid: int) -> float:
 def cut_theirs(
     path: pathlib.Path, window: media.Window, i: int, folder: pathlib.Path, peer: str
 ) -> tuple[float, float]:
-    """Writes one clip's files by ffmpeg; returns (CPU seconds, wall seconds)."""
+    """Writes one clip's files by ffmpeg, with the seek that `peer` names; returns (CPU seconds, wall seconds)."""
     seek, name = ["-ss", f"{window.start_s:.6f}"], ["-i", str(path)]
     width = 2 * round(SHORT_SIDE_PX * WIDTH / HEIGHT / 2)
     length = ["-t", f"{window.stop_s - window.start_s:.6f}"]
-    # The frame shown at each time, as ours: `round=up` gives the last that begins before.
+    # The frame that is shown at each time, as in ours: `round=up` takes the last frame that begins before it.
     filters = (
         f"fps={Fraction(NUM_FRAMES) / Fraction(window.stop_s - window.start_s)}:round=up,scale={width}:{SHORT_SIDE_PX}"
     )
@@ -167,7 +167,7 @@ def cut_theirs(
 
 
 def check(folder: pathlib.Path, clips: list[int]) -> tuple[float, float]:
-    """Checks that each clip's files are there in number and size; returns mean (bytes, luma quantization step) of a JPEG."""
+    """Checks number and size of the clips' files; returns the means of (bytes, luma quantization step) over JPEG files."""
     sizes, steps = [], []
     for i in clips:
         jpegs = [path.read_bytes() for path in sorted(folder.glob(f"{i}_*.jpg"))]
@@ -185,14 +185,16 @@ def check(folder: pathlib.Path, clips: list[int]) -> tuple[float, float]:
 
 
 def measure(path: pathlib.Path, gap_s: float, rounds: int, peers: dict[str, int], seconds: float) -> dict:
-    """Returns {"ours" | peer: {"clips", "cpu_s", "wall_s", ...}}; ours and peers take turns over parts of the file.
+    """Returns "ours" or peer → {"clips", "clips_per_cpu_s", "clips_per_wall_s", "jpeg_bytes", "luma_step"}.
+
+    Ours and the peers take turns on each part of the file.
 
     Args:
-      path: Video.
-      gap_s: Between the clips' times.
-      rounds: Parts of the file.
-      peers: Name → clips of it in each part.
-      seconds: Length of the file.
+      path: Path of the video.
+      gap_s: Seconds between the clips' moments.
+      rounds: Number of parts into which the file is divided.
+      peers: Name of a peer → number of clips that it cuts in each part.
+      seconds: Length of the file in seconds.
     """
     found = {name: [] for name in ("ours", *peers)}
     looks = {name: [] for name in found}
@@ -217,7 +219,7 @@ def measure(path: pathlib.Path, gap_s: float, rounds: int, peers: dict[str, int]
 
 
 def memory(path: pathlib.Path, seconds: float, gap_s: float) -> list[dict]:
-    """Returns what the child holds at each tenth of the file: {"at_s", "clips", "resident_mb", "peak_mb"}."""
+    """Returns the child's memory after each tenth of a file's clips: rows {"at_s", "clips", "resident_mb", "peak_mb"}."""
     windows = windows_at(np.arange(1.0, seconds - AFTER_S - 0.1, gap_s))
     rows, marks = [], np.linspace(0, len(windows) - 1, 11).round().astype(int)[1:].tolist()
     child = guard.ready()

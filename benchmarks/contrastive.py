@@ -1,8 +1,9 @@
-"""Six-pair InfoNCE against its batch, the whole matrix and in blocks: `python -m benchmarks.contrastive`.
+"""Six-pair InfoNCE at growing batches, with the whole matrix and in blocks: `python -m benchmarks.contrastive`.
 
-Time of a value and its gradient, and the most memory beyond the embeddings and their gradient, each form and batch in a
-process of its own. The whole matrix is left out above `--dense_up_to`. Ends with status 1 where a goal is missed: at 65,536
-rows at most 2 GiB; in blocks at most 1.5 times the time of the whole matrix, at the largest batch both were run at.
+Measures the time of the loss and its gradient, and the peak memory beyond the embeddings and their gradient. Each form and
+batch runs in a process of its own. Above `--dense_up_to` the whole matrix is skipped. Ends with status 1 if a process fails
+or a goal is missed: blocks take at most 2 GiB at 65,536 rows, and at most 1.5 times as long as the whole matrix at the
+largest batch that both were run at.
 """
 
 import argparse
@@ -24,10 +25,10 @@ WANTED_GIB, WANTED_RATIO = 2.0, 1.5
 
 
 def measure(batch: int, block_rows: int, repeats: int) -> dict[str, float]:
-    """Returns seconds (the median), seconds of compiling, and GiB beyond the inputs and the gradient.
+    """Returns {"seconds", the median; "compile_s"; "beyond_gib", memory beyond the inputs and the gradient}.
 
-    On a CPU the memory is the process's peak less what it held before the first run; on an accelerator it is what the
-    compiled program says it needs for a while. Before what is timed there is one run more, unless `repeats` is 1.
+    On a CPU this memory is the process's peak minus what it held before the first run. On an accelerator it is the temporary
+    memory that the compiled program states. One more run, not timed, comes first, unless `repeats` is 1.
     """
     rng = np.random.default_rng(0)
     embeddings = {}

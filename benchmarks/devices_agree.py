@@ -1,9 +1,9 @@
 """Whether the accelerator computes what the CPU does: `python -m benchmarks.devices_agree`.
 
-The loss and the gradient of refine at the paper's widths, few blocks and random parameters, from decoded clips on: float32
-on the CPU, and on the accelerator in float32 (matrix products at full precision) and in bfloat16. Prints the relative error
-of the loss and of each tower's gradient, and ends with status 1 where one is above its limit, `MOST`. The limit for float32
-is rounding's; that for bfloat16 is twice what the CPU's own bfloat16 comes to.
+Computes the loss and the gradient of the refine phase from decoded clips, at the paper's widths, with few blocks and random
+parameters: in float32 on the CPU, and on the accelerator in float32 (matrix products at full precision) and in bfloat16.
+Prints the relative error of the loss and of each tower's gradient, and ends with status 1 if one is above its limit, `MOST`.
+The limit for float32 allows for rounding; that for bfloat16 is twice the error of the CPU's own bfloat16.
 """
 
 import argparse
@@ -21,11 +21,11 @@ MOST = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def outputs(args: argparse.Namespace, params: dict, dtype: str, device: jax.Device) -> dict[str, np.ndarray]:
-    """Returns the loss, and the gradient of each tower as a vector."""
+    """Returns {"loss": scalar, "gradient, TOWER": vector of all the tower's gradients}, computed in `dtype` on a device."""
     args.dtype = dtype
     config = train_step.make_config(args)
     for phase in config.phases:
-        phase.temperature = 0.5  # embeddings of an untrained model are alike: a small one would magnify rounding
+        phase.temperature = 0.5  # an untrained model's embeddings are alike: a small temperature would magnify rounding
     model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 1_000)
     mesh = jax.sharding.Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.default_device(device), jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
@@ -49,7 +49,7 @@ def main() -> None:
     args.remat, args.scan, args.chunk_size, args.dtype = "none", False, 0, "float32"
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     model = train_step.make_config(args).model
-    with jax.default_device(cpu):  # outside of any mesh, whose devices would come first
+    with jax.default_device(cpu):  # outside of any mesh, whose devices would take precedence
         params = jax.tree.map(np.asarray, model_lib.init_params(model_lib.make_model(model), model, 0))
     wanted, rows, missed = outputs(args, params, "float32", cpu), [], []
     for dtype, most in MOST.items():

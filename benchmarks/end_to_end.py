@@ -1,10 +1,10 @@
-"""What reading costs a step: `python -m benchmarks.end_to_end`.
+"""How much reading data slows a training step: `python -m benchmarks.end_to_end`.
 
-Runs the training command's own loop in turn on clips read from ArrayRecord and on one batch that lies on the device already,
-and compares seconds a step and how long each step waited for input. Clips are those of `benchmarks.input_pipeline`: the
-paper's sizes. The queue of batches is full when the first step begins, so as many steps are left out as it holds, and at
-least eight times as many are timed: a loader of less than 0.86 of the rate is then seen. Ends with status 1 where the step
-on real data takes more than 1.02 times the other.
+Runs the training command's own loop in turn on clips read from ArrayRecord and on one batch that stays on the device, and
+compares the seconds per step and how long each step waited for input. Clips are those of `benchmarks.input_pipeline`, of the
+paper's sizes. The queue of batches is full when the first step begins. So as many steps as it holds are not timed, and at
+least eight times as many are: then a loader slower than 0.86 of the step's rate is noticed. Ends with status 1 if a step on
+real data takes more than 1.02 times as long.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WANTED, QUEUES = 1.02, 8
 
 
 def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathlib.Path) -> config_lib.Config:
-    """Returns the paper's run in the sizes asked for, a phase of as many steps."""
+    """Returns the paper's run in the sizes of `args`: one phase, with as many steps as are skipped and timed."""
     from configs import mc3_ego4d
 
     config = mc3_ego4d.get_config()
@@ -44,22 +44,29 @@ def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathli
 
 
 def num_readers(args: argparse.Namespace) -> int:
-    """Returns how many threads or processes read, each a batch of its own."""
+    """Returns the number of threads or processes that read; each makes whole batches."""
     return args.num_workers or args.num_threads
 
 
 def left_out(args: argparse.Namespace) -> int:
-    """Returns how many steps pass before what is timed: the queue's, the one being read, and the first."""
+    """Returns how many steps are not timed: one for each batch in the queue, the one being read, and the first."""
     return num_readers(args) + 2
 
 
 def num_steps(args: argparse.Namespace) -> int:
-    """Returns how many steps are timed."""
+    """Returns the number of steps that are timed."""
     return max(args.steps, QUEUES * num_readers(args))
 
 
 def run(config: config_lib.Config, workdir: str, skipped: int, *, synthetic: bool) -> tuple[float, float]:
-    """Returns seconds a step, waiting included, and seconds a step waited for input, of the steps after `skipped`."""
+    """Returns (seconds per step, seconds of it that a step waited for input), means over the steps after `skipped`.
+
+    Args:
+      config: Run to train.
+      workdir: Folder of the run.
+      skipped: Number of steps at the start that are not timed.
+      synthetic: Whether every step gets the first batch, which stays on the device.
+    """
     held: dict = {}
 
     def put_once(mesh, batch):

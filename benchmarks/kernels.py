@@ -1,8 +1,8 @@
 """Where the time of a training step goes: `python -m benchmarks.kernels`.
 
-Compiles training's own step, traces some steps with JAX's profiler, and looks up what ran in the compiled program: matrix
-products, cuDNN's attention, and what else XLA made, by the part of the model it belongs to. Milliseconds are sums over
-kernels, which on a CPU may run beside each other; bytes are what they read and write by `mc3_jax.hlo`'s count.
+Compiles training's own step, traces some steps with JAX's profiler, and looks up each kernel in the compiled program. Matrix
+products and cuDNN's attention are listed by themselves, all else that XLA compiled by the part of the model it belongs to.
+Milliseconds are sums over kernels, which on a CPU may overlap; bytes are those read and written by `mc3_jax.hlo`'s count.
 """
 
 import argparse
@@ -23,22 +23,22 @@ from mc3_jax.models import layers
 
 PRODUCTS, ATTENTION, COPIES = "matrix products by cuBLAS", "attention by cuDNN", "copies"
 XLA_PRODUCTS = "matrix products by XLA"
-# Names of kernels that XLA did not make itself.
+# Patterns of the names of kernels that come from libraries, not from XLA.
 LIBRARIES = {PRODUCTS: r"nvjet|gemm|cutlass|splitK", ATTENTION: r"cudnn|sdpa", COPIES: r"(?i)^mem(cpy|set)"}
 REST = "front end, loss, optimizer"
-# In an operation's path, JAX's own and what all have.
+# Names in an operation's path that tell no part apart: JAX's own, and modules that all towers have.
 _NO_MODULES = r"encoder|block_\d+|while|body|cond|branch_\d+_fun|checkpoint|rematted_computation|closed_call|shard_map"
-_CALLERS = ("while", "conditional", "call", "async-start")  # their bodies' instructions are events as well
+_CALLERS = ("while", "conditional", "call", "async-start")  # not counted: their bodies' instructions are events, too
 
 
 def find_events(folder: str) -> Iterator[tuple[str, float]]:
-    """Yields (name, milliseconds) of each kernel in a trace; on a CPU of each instruction of the program."""
+    """Yields (name, milliseconds) for each kernel in a trace, or on a CPU for each instruction of the program."""
     path = max(pathlib.Path(folder).rglob("*.xplane.pb"))
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         is_gpu = plane.name.startswith("/device:GPU")
         for line in plane.lines:
             if is_gpu and not line.name.startswith("Stream"):
-                continue  # the same once more, by module and by step
+                continue  # repeats the same time by module and by step
             for event in line.events:
                 name = event.name if is_gpu else dict(event.stats).get("hlo_op")
                 if name:
@@ -46,7 +46,7 @@ def find_events(folder: str) -> Iterator[tuple[str, float]]:
 
 
 def part_of(op_name: str) -> str:
-    """Returns the part of the model that an operation comes from; of the way back, or computed again for it, it says so."""
+    """Returns an operation's part of the model, with ", back" if in the backward pass, or ", again" if recomputed for it."""
     *path, _ = op_name.split("/")
     start = next((i for i, name in enumerate(path) if name in config_lib.MODALITIES), None)
     if start is None:
@@ -57,17 +57,17 @@ def part_of(op_name: str) -> str:
 
 
 def sort_events(events: Iterator[tuple[str, float]], text: str) -> dict[str, list[float]]:
-    """Returns part → [milliseconds, launches, bytes] of a program's events, the longest first.
+    """Returns part → [milliseconds, launches, bytes], summed over a program's events, the longest first.
 
-    A kernel that XLA uses for several instructions alike counts as the one that it is named after. What libraries' kernels
-    and unknown ones move is not known: 0 bytes.
+    A kernel that XLA uses for several equal instructions counts for the one that it is named after. Kernels that are not in
+    the program, such as those of libraries, count 0 bytes, since their traffic is not known.
 
     Args:
-      events: (name, milliseconds).
-      text: The compiled program's.
+      events: (name, milliseconds) of each event.
+      text: Text of the compiled program.
     """
     computations, _ = hlo_text.parse(text)
-    # GPU kernels have an instruction's name with underscores.
+    # GPU kernels have the name of an instruction, with underscores instead of dots and hyphens.
     found = {
         re.sub(r"[.-]", "_", instruction.name): (computation, instruction)
         for computation in computations.values() for instruction in computation.instructions.values()

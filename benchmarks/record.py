@@ -1,4 +1,4 @@
-"""Where a benchmark's numbers go: a table in RESULTS.md under the command, the machine and the versions that gave them."""
+"""Writes a benchmark's results to RESULTS.md, under the command, the machine and the versions that gave them."""
 
 import argparse
 import datetime
@@ -18,7 +18,7 @@ RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
 
 
 def machine() -> str:
-    """Returns cores, processor, memory and the devices of JAX in a line."""
+    """Returns the number of cores, the processor, the memory and JAX's accelerators, in one line."""
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -31,7 +31,7 @@ def machine() -> str:
 
 
 def versions(*packages: str) -> str:
-    """Returns the versions of Python, JAX and other packages that are there."""
+    """Returns the versions of Python, JAX and those of the named packages that are installed, in one line."""
     found = [f"Python {platform.python_version()}"]
     for package in ("jax", *packages):
         try:
@@ -48,7 +48,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def made_by() -> str:
-    """Returns the command without the place of its results, and the commit of the code where that is known."""
+    """Returns the command of this process without `--results`, and the commit of the code if it is known."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--results")
     words = parser.parse_known_args()[1]
@@ -61,10 +61,10 @@ def append(title: str, text: str, *packages: str, path: pathlib.Path | None = No
     """Prints a result and appends it to RESULTS.md, with the command, its commit, the machine, the versions and the day.
 
     Args:
-      title: Of the section.
-      text: Markdown.
-      *packages: Whose versions matter beside JAX's.
-      path: Instead of `RESULTS`; an empty path is nowhere.
+      title: Title of the section.
+      text: Result, as Markdown.
+      *packages: Packages whose versions are listed besides JAX's.
+      path: File to append to instead of `RESULTS`; an empty path only prints.
     """
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
     section = f"\n## {title}\n\n{made_by()}, {day}: {machine()}; {versions(*packages)}.\n\n{text}\n"

@@ -1,7 +1,7 @@
-"""A SoundWorld's clips as arrays in memory: drawn and synthesised, never encoded, decoded or written. No Beam, no PyAV.
+"""Makes a SoundWorld's clips as arrays in memory: rendered, never encoded, decoded or written. Needs neither Beam nor PyAV.
 
-For machines where the tables are made in minutes. The rules are those of the conversion: the wearer's narrations of the
-training videos, without those the narrator is unsure of; of the other videos one labelled narration of each action.
+For machines on which the tables take minutes. Clips are chosen as in the conversion. Those of training videos are the
+wearer's narrations, without those the narrator is unsure of; those of the other videos are one labelled narration per action.
 """
 
 import collections
@@ -23,17 +23,17 @@ NUM_INTERVALS, NUM_CANDIDATES = 4, 2
 
 @dataclasses.dataclass
 class Clips:
-    """A split, clip by clip.
+    """The n clips of a split.
 
     Attributes:
       video: uint8 [n, T * C, height, width, 3], interval-major; candidate C // 2 is the middle of its interval.
-      video_size: int32 [n, 2], the part of the canvas that is picture.
+      video_size: int32 [n, 2], (height, width) of the frames on the canvas.
       audio: int16 [n, samples] at 16 kHz.
-      texts: Narrations.
-      label: 1 sounds, 0 does not, -1 nobody was asked; int32 [n].
-      verb_id, noun_id: int32 [n].
-      region: Of Fig. 2, e.g. "III"; "III, drowned" where the action sounds below the noise.
-      video_clips: Clips of each video, in the order of the clips.
+      texts: Narration of each clip.
+      label: int32 [n], whether the action sounds: 1 yes, 0 no, -1 not annotated.
+      verb_id, noun_id: int32 [n], ids of the action's verb and noun.
+      region: Region of each clip in the paper's Fig. 2, e.g. "III"; "III, drowned" if the action is quieter than the noise.
+      video_clips: Number of clips of each video, in the order of the clips.
     """
 
     video: np.ndarray
@@ -51,7 +51,7 @@ class Clips:
 
 
 def _narrations(video: plan.Video) -> list[tuple[annotate.Narration, int]]:
-    """Returns (narration, label) of the clips of a video."""
+    """Returns (narration, label) for each clip of a video."""
     lines = annotate.narrate(video)
     if video.split == "train":
         wanted = [line for line in lines if video.segments[line.segment].wearer and "#unsure" not in line.text]
@@ -65,12 +65,13 @@ def _place(segment: plan.Segment) -> str:
 
 
 def render_video(index: int, *, seed: int, short_side_px: int, video_s: float) -> list[dict]:
-    """Returns the clips of one video, a dictionary each; none of a video without sound.
+    """Returns the clips of one video, each as a dictionary; a video without sound has none.
 
     Args:
-      index, seed: Of the video in its world.
-      short_side_px: Height of the picture.
-      video_s: Mean length of a video.
+      index: Index of the video in its world.
+      seed: Seed of the world.
+      short_side_px: Height of the frames.
+      video_s: Mean length of the world's videos in seconds.
     """
     video = plan.plan_video(seed, index, video_s, short_side_px)
     if not video.has_audio:
@@ -100,19 +101,19 @@ def render_video(index: int, *, seed: int, short_side_px: int, video_s: float) -
 def render(
     num_videos: int, *, seed: int, short_side_px: int, num_workers: int, video_s: float = 60.0
 ) -> dict[str, Clips]:
-    """Returns the splits of a world, in the order of its videos, whatever the number of workers.
+    """Returns split → clips of a world, in the order of its videos for any number of workers.
 
     Args:
-      num_videos: Of a minute, each has 17 training clips or 18 to 25 labelled ones.
-      seed: Of the world.
-      short_side_px: Height of the picture; it is at most 16/9 as wide.
-      num_workers: Processes.
-      video_s: Mean length of a video.
+      num_videos: Number of videos. Of a minute's length, each gives 17 training clips or 18 to 25 labelled ones.
+      seed: Seed of the world.
+      short_side_px: Height of the frames, which are at most 16/9 as wide.
+      num_workers: Number of processes that render.
+      video_s: Mean length of a video in seconds.
     """
     job = functools.partial(render_video, seed=seed, short_side_px=short_side_px, video_s=video_s)
     width = round(short_side_px * 16 / 9 / 2) * 2
     found: dict[str, list[dict]] = {name: [] for name in ("train", "validation", "test")}
-    # JAX may be at work here already: a fork of it could hang.
+    # Spawned, not forked: JAX may already run threads in this process, with which a fork could hang.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         for clips in pool.map(job, range(num_videos), chunksize=4):

@@ -1,4 +1,4 @@
-"""Runs of a suite by the commands everybody uses, each in a folder of its own, skipped where it is done."""
+"""Makes the runs of a suite by the public commands, each in a folder of its own; runs that are done are skipped."""
 
 import contextlib
 import dataclasses
@@ -18,24 +18,24 @@ from mc3_jax import cli, whole_file
 from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Larger than the demo's for narrower intervals, and of a seed by which nothing was chosen.
+# Larger than the demo's, so that intervals are narrower, and with a seed on which no choice was based.
 WORLD = {"videos": 320, "seed": 20}
-OWN_CLIPS = "--config.data.dir=./clips"  # in its words, said from the folder of the suite: the clips are its world's
-MEASURED = ("validation", "test")  # what is chosen and what is reported
-READING = ("num_threads", "num_workers", "prefetch")  # fields of a config's `data` that change no run
+OWN_CLIPS = "--config.data.dir=./clips"  # word in `TOOK` of runs on the clips of the suite's own world
+MEASURED = ("validation", "test")  # splits: settings are chosen on the first, results are reported on the second
+READING = ("num_threads", "num_workers", "prefetch")  # fields of a config's `data` that don't change a run's result
 EPILOG = "Overrides behind -- go to every run, those of how clips are read: -- --config.data.num_workers=16"
-TOOK = "took.json"  # in a run's folder: how it was called and how long it took, whether or not it is done
+TOOK = "took.json"  # file in a run's folder, done or not: how it was called and how long it took
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What all runs have in common.
+    """What all runs of a suite have in common.
 
     Attributes:
-      name: Of the suite, which goes behind the name of a config file (`configs/tables/mc3.py:soundworld`).
-      out: Folder of everything that is made.
+      name: Name of the suite, which follows the name of a config file (`configs/tables/mc3.py:soundworld`).
+      out: Folder for everything that is made.
       data: Overrides that name the clips and the tokenizer.
-      reading: Overrides of how clips are read. They leave a run what it is, and no run is known by them.
+      reading: Overrides of how clips are read. They don't change a run's result, so a run may go on with others.
     """
 
     name: str
@@ -48,8 +48,8 @@ class RunError(Exception):
     """A command of a run failed.
 
     Attributes:
-      status: Its exit status.
-      last: Line that its log ends with, "" where it wrote none.
+      status: Exit status of the command.
+      last: Last line that the command wrote to its log, "" if it wrote none.
     """
 
     def __init__(self, command: list[str], status: int, log: str, last: str = ""):
@@ -59,23 +59,23 @@ class RunError(Exception):
 
 
 class DivergedError(RunError):
-    """A run's loss or gradient was not finite: it would be again."""
+    """The loss or gradient of a run was not finite. Made again, the run would fail in the same way."""
 
 
 def call(command: list[str], log) -> None:
-    """Runs a command whose output goes to a log.
+    """Runs a command and appends its output to a log.
 
     Raises:
-      RunError: It ended with another status than 0.
+      RunError: The command ended with a status other than 0.
     """
-    begin = os.path.getsize(log.name)  # before it stands what others have written
+    begin = os.path.getsize(log.name)  # the output of earlier commands ends here
     status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if status:
         raise RunError(command, status, log.name, _last_line(log.name, begin))
 
 
 def _last_line(path: str, begin: int) -> str:
-    """Returns the last line, of those that aren't blank, from a byte of a file on; of a very long one its end."""
+    """Returns the last line of a file that isn't blank, of those after byte `begin`; only the end of a very long line."""
     with open(path, "rb") as file:
         file.seek(max(begin, os.path.getsize(path) - 4000))
         lines = file.read().decode(errors="replace").strip().splitlines()
@@ -83,22 +83,24 @@ def _last_line(path: str, begin: int) -> str:
 
 
 def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, trains: bool = True) -> dict:
-    """Trains and evaluates a run unless it is done; returns its results, with `seconds` over all its starts and `words`.
+    """Trains and evaluates a run unless it is done, and returns its results.
+
+    They are the content of `results.json`, with `seconds` that the run took in all its starts, its `words` and `done`.
 
     Args:
-      suite: It belongs to.
-      config: File in `configs/`; the suite's name goes behind it.
-      workdir: Of the run.
+      suite: Suite of the run.
+      config: Path of a file in `configs/`, without the suite's name.
+      workdir: Folder of the run.
       flags: Overrides.
       trains: Whether there is anything to train.
 
     Raises:
-      DivergedError: The run did, now or before.
-      RunError: A command ended with another status than 0.
-      ValueError: The run that is there has another config, data or flags.
+      DivergedError: The run diverged, now or before.
+      RunError: A command ended with a status other than 0.
+      ValueError: The run in `workdir` has another config, data or flags, or its `took.json` is damaged.
     """
     words = [f"--config={config}:{suite.name}", f"--workdir={workdir}", *suite.data, *flags]
-    # Said without the folder of the suite, which may be moved.
+    # Written relative to the suite's folder, which may be moved.
     said = [word.replace(str(suite.out), ".") for word in words]
     noted = workdir / TOOK
     try:
@@ -141,19 +143,19 @@ def make_suite(
     reading: list[str],
     splits: tuple[str, ...] = MEASURED,
 ) -> Suite:
-    """Returns a suite, with the clips of "soundworld" made unless they are there or others are named.
+    """Returns a suite; makes the clips of "soundworld" first, unless they exist or other clips are named.
 
     Args:
-      name: Of the suite.
-      out: Folder, absolute.
-      clips, tokenizer: Folders instead of the suite's.
-      reading: Overrides for every run, of how clips are read.
-      splits: That its runs are measured on.
+      name: Name of the suite.
+      out: Folder of the suite, an absolute path.
+      clips, tokenizer: Folders to use instead of the suite's own; None uses those.
+      reading: Overrides of how clips are read, for every run.
+      splits: Splits on which the runs are measured.
 
     Raises:
       RunError: The world could not be made.
-      ValueError: Clips are not there or not labelled both ways in a split, or they are others than the world's and have no
-        tokenizer. Or an override is of something else, or this process is one of several.
+      ValueError: The clips are missing, a split lacks clips of one of both labels, or `clips` replaces those of "soundworld"
+        without a `tokenizer`. Or an override is not of how clips are read, or Slurm started this command several times.
     """
     _check_alone()
     for word in reading:
@@ -177,8 +179,8 @@ def make_suite(
 
 
 def _check_alone() -> None:
-    """Raises a ValueError where Slurm has started this command several times: all would make the same runs in one folder."""
-    # Of the step, not of the job (`SLURM_NTASKS`): one process may well run where a job of eight has been allocated.
+    """Raises a ValueError if Slurm has started this command several times: all would make the same runs in one folder."""
+    # Tasks of the step, not of the job (`SLURM_NTASKS`): a single process may well run in a job with eight tasks.
     count = os.environ.get("SLURM_STEP_NUM_TASKS", "")
     if count.isdecimal() and int(count) > 1:
         raise ValueError(
@@ -188,7 +190,7 @@ def _check_alone() -> None:
 
 
 def _check_labels(clips: str, splits: tuple[str, ...]) -> None:
-    """Raises a ValueError where nothing can be measured on a split, before anything is trained."""
+    """Raises a ValueError if a split lacks clips labelled as sounding or as not: it would give no result after training."""
     info = records.ClipsInfo.load(clips)
     for name in splits:
         split = info.splits[name]
@@ -201,7 +203,7 @@ def _check_labels(clips: str, splits: tuple[str, ...]) -> None:
 
 
 def make_world(out: pathlib.Path) -> tuple[str, ...]:
-    """Makes a SoundWorld's clips and vocabulary unless they are there; returns the overrides that name them."""
+    """Makes a SoundWorld's clips and vocabulary unless they exist, and returns the overrides that name them."""
     world, clips, vocabulary = out / "world", out / "clips", out / "vocabulary"
     sizes = [word for name, value in WORLD.items() for word in (f"--{name}", str(value))]
     commands = (
@@ -218,7 +220,7 @@ def make_world(out: pathlib.Path) -> tuple[str, ...]:
 
 
 def split_words(argv: list[str] | None) -> tuple[list[str], list[str]]:
-    """Returns (words of a command, overrides behind `--`), by default of this process's command."""
+    """Returns (words before `--`, overrides after it) of a command line; None is this process's."""
     words = sys.argv[1:] if argv is None else argv
     at = words.index("--") if "--" in words else len(words)
     return words[:at], words[at + 1 :]
@@ -226,7 +228,7 @@ def split_words(argv: list[str] | None) -> tuple[list[str], list[str]]:
 
 @contextlib.contextmanager
 def ending_in_one_line() -> Iterator[None]:
-    """Ends the process with one line where a run fails or input is bad; SIGTERM takes the command that runs with it."""
+    """Ends the process with a one-line error if a run fails or input is bad; SIGTERM also ends the running command."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

@@ -1,9 +1,9 @@
 """What a step costs as its work grows and as devices are added: `python -m benchmarks.scaling`.
 
-Of the paper's run, in the sizes asked for. Work: seconds and memory of training's own step at growing batches, each in a
-process of its own, on this machine's accelerator or CPU. Devices: `mc3_jax.compile` compiles the step for growing slices,
-the batch growing with them; FLOPs, traffic and what is sent are counted from the program, times are bounds by the data sheet
-and not measured.
+The step is that of the paper's run, in the sizes of the options. Work: time and memory of the step are measured at growing
+batches, each in a process of its own, on this machine's accelerator or CPU. Devices: `mc3_jax.compile` compiles the step for
+more and more devices, with the batch growing in proportion. FLOPs, memory traffic and bytes sent are counted in the compiled
+program; times are lower bounds from the data sheet, not measured.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from mc3_jax import compile as compile_lib, topology as topology_lib
 
 
 def measure_work(args: argparse.Namespace) -> str:
-    """Returns a table of batches, the cost of a clip beside that of the smallest batch."""
+    """Returns a table, as Markdown, of a step's cost by batch; time per clip also relative to that of the first batch."""
     rows, first_s = [], 0.0
     for batch in map(int, args.batches.split(",")):
         args.batch = batch
@@ -44,7 +44,7 @@ def measure_work(args: argparse.Namespace) -> str:
 
 
 def count_devices(args: argparse.Namespace) -> str:
-    """Returns a table of slices."""
+    """Returns a table, as Markdown, of what the compiled step needs on each topology."""
     topologies = args.topologies.split(",")
     rows = []
     for topology in topologies:

@@ -1,9 +1,10 @@
-"""ESC-10 or ESC-50 by a trained audio tower: `python -m benchmarks.sounds --root ESC-50 --esc10 --init RUN`.
+"""Accuracy of a trained audio tower on ESC-10 or ESC-50: `python -m benchmarks.sounds --root ESC-50 --esc10 --init RUN`.
 
-The tower of RUN (a workdir, whose sizes are taken, or a checkpoint in those of `configs/esc.py`) is probed and fine-tuned;
-beside it the same tower is probed untrained, and trained from scratch. Five runs each, every fold held out once, by that
-config, whose rates were chosen on folds 1 to 4 of ESC-10. Writes `sounds.json` and `sounds.md` with every fold, last and best
-epoch. The best is chosen on the fold it is reported for, as the field does: read the last.
+RUN is a workdir, whose model sizes are used, or a checkpoint with the sizes of `configs/esc.py`. Its audio tower is probed
+and fine-tuned; for comparison, a tower of the same sizes is probed untrained and trained from scratch. Each of the four takes
+five runs of `configs/esc.py`, which hold out one fold each; its learning rates were chosen on folds 1 to 4 of ESC-10. Writes
+`sounds.json` and `sounds.md` with the last and the best epoch of every fold. The best epoch is chosen on the fold that it is
+reported for, as is usual in the field, so rely on the last.
 
 Published for ESC-10 (Piczak, ACM MM 2015): random forest on MFCC 72.7 %, people 95.7 %.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from benchmarks import runs
 from mc3_jax import weights
 
-# Of a run → the word of `configs/esc.py`, and whether it begins with the tower of RUN.
+# Name of a mode → (word for `configs/esc.py`, whether the run starts from the tower of RUN).
 MODES = {
     "untrained": ("probe", False), "probe": ("probe", True), "scratch": ("scratch", False), "finetune": ("finetune", True)
 }  # fmt: skip
@@ -30,13 +31,13 @@ PUBLISHED = {"random forest on MFCC": 72.7, "people": 95.7}
 
 
 def fold_flags(fold: int) -> list[str]:
-    """Returns the overrides that hold out a fold."""
+    """Returns the overrides that train on all folds but one and evaluate on that one."""
     rest = ",".join(str(other) for other in FOLDS if other != fold)
     return [f"--config.data.folds=({rest})", f"--config.eval.folds=({fold},)"]
 
 
 def tower_flags(init: str) -> list[str]:
-    """Returns the overrides that make the audio tower as large as that of a run or a folder of ours; none of other files."""
+    """Returns the overrides that give the audio tower the sizes of a run or a folder of ours; none for other files."""
     if not (weights.is_run(init) or weights.is_own_folder(init)):
         return []
     audio = weights.read_model_config(init).audio
@@ -46,7 +47,17 @@ def tower_flags(init: str) -> list[str]:
 def run_folds(
     out: pathlib.Path, clips: pathlib.Path, init: str, num_classes: int, seed: int, say, more: Sequence[str] = ()
 ) -> dict[str, list[dict]]:
-    """Returns mode → results of each fold, done where they are not yet; `more` are overrides of every run."""
+    """Returns mode → results of each fold; runs that are not done yet are made.
+
+    Args:
+      out: Folder of all runs.
+      clips: Folder of the converted clips.
+      init: Workdir or file that holds the audio tower.
+      num_classes: Number of classes of the clips.
+      seed: Seed of every run.
+      say: Called with a line of text after each run.
+      more: More overrides for every run.
+    """
     data = (f"--config.data.dir={clips}", f"--config.model.num_classes={num_classes}", f"--config.seed={seed}", *more)
     found: dict[str, list[dict]] = {}
     for mode, (word, takes_tower) in MODES.items():
@@ -60,7 +71,7 @@ def run_folds(
 
 
 def render(found: dict[str, list[dict]], num_classes: int) -> str:
-    """Returns accuracy by fold as a Markdown table."""
+    """Returns a Markdown table of accuracy by mode, epoch and fold, and lines that compare modes and published results."""
     lines = ["| | epoch | " + " | ".join(f"fold {fold}" for fold in FOLDS) + " | mean ± std | mAP | s a run |"]
     lines.append("|" + "---|" * (len(FOLDS) + 5))
     for mode, results in found.items():
@@ -82,7 +93,7 @@ def render(found: dict[str, list[dict]], num_classes: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs what is not done yet and writes the table."""
+    """Makes the runs that are not done yet and writes the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sounds", description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, type=pathlib.Path, help="folder of ESC-50 or ESC-10")
     parser.add_argument("--esc10", action="store_true", help="take only the ESC-10 rows of ESC-50")

@@ -1,10 +1,11 @@
-"""The supplementary's axes, one at a time around MC3: `python -m benchmarks.supplementary --suite=soundworld --seed=0`.
+"""The supplementary's ablations, one axis at a time: `python -m benchmarks.supplementary --suite=soundworld --seed=0`.
 
-Clip duration, anchor, exponents of K, temperature, consensus weight, inverse of K, gradient through the consensus, optimizer
-state across the switch; and, not the paper's, which share of the epochs is refine's. Each value is a run of the suite's MC3
-at the setting that `benchmarks.tables` has chosen in the same folder (else what its sweep begins with), evaluated on
-validation: the test split is the tables' alone. Writes `supplementary.json` and `supplementary.md`; started again, it goes
-on. What stands behind `--` goes to every run: `-- --config.data.num_workers=16`.
+The axes are clip duration, anchor, exponents of K, temperature, consensus weight, inverse of K, gradient through the
+consensus, optimizer state across the switch of phases, and, not in the paper, the share of epochs that refine takes. Each
+value is a run of the suite's MC3 with this value changed, at the setting that `benchmarks.tables` has chosen in the same
+folder, or else at the first values of its sweep. Runs are evaluated on validation, since only the tables read the test split.
+Writes `supplementary.json` and `supplementary.md`. Runs that are done are skipped when it is started again. Options after
+`--` go to every run: `-- --config.data.num_workers=16`.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from benchmarks import runs, tables
 from mc3_jax import config as config_lib
 
-# Axis → value → overrides, the suite's own value first. Phase 1 is MC3's second.
+# Axis → value → overrides, the suite's own value first. Phase 1, counted from 0, is MC3's refine phase.
 REFINE = "--config.phases[1]."
 AXES: dict[str, dict[str, list[str]]] = {
     "anchor": {name: [f"{REFINE}consensus.anchor={name}"] for name in ("audio", "video", "text")},
@@ -31,11 +32,11 @@ AXES: dict[str, dict[str, list[str]]] = {
     "duration_s": {"1.5": [], "0.75": [], "3": []},
     "refine_share": {"suite's": [], "0.5": [], "0.67": [], "0.9": []},
 }
-WINDOWS_S = {"1.5": (0.5, 1.0), "0.75": (0.25, 0.5), "3": (1.0, 2.0)}  # before and after the narration
+WINDOWS_S = {"1.5": (0.5, 1.0), "0.75": (0.25, 0.5), "3": (1.0, 2.0)}  # seconds before and after the narrated moment
 
 
 def duration_flags(suite: runs.Suite, value: str) -> list[str]:
-    """Returns the overrides of a clip duration; SoundWorld's clips of that length are made unless they are there."""
+    """Returns the overrides for a clip duration; makes SoundWorld's clips of this length first, unless they exist."""
     before_s, after_s = WINDOWS_S[value]
     if value == "1.5":
         return []
@@ -46,19 +47,19 @@ def duration_flags(suite: runs.Suite, value: str) -> list[str]:
         with (suite.out / "world.log").open("a") as log:
             runs.call([sys.executable, "-m", "data_prep.ego4d", *map(str, words)], log)
     samples = round((before_s + after_s) * 16_000)
-    frames = 1 + (samples - 400) // 160  # of 25 ms, 10 ms apart
+    frames = 1 + (samples - 400) // 160  # frames of 25 ms, one every 10 ms
     return [f"--config.data.dir={clips}", f"--config.model.audio.num_time_frames={frames + 1}"]
 
 
 def share_flags(config: config_lib.Config, share: float) -> list[str]:
-    """Returns the overrides that give refine a share of the epochs, at the suite's learning rate of every step.
+    """Returns the overrides that give refine a share of all epochs, with the learning rate of every step unchanged.
 
     Args:
-      config: The suite's MC3.
-      share: The suite's own or more, below 1.
+      config: Config of the suite's MC3.
+      share: Refine's share of the epochs, at least the suite's own and below 1.
 
     Raises:
-      ValueError: A smaller share: the rate would begin to fall in align.
+      ValueError: The share is smaller than the suite's: the learning rate would have to fall within align already.
     """
     align, refine = config.phases
     epochs = align.epochs + refine.epochs
@@ -66,14 +67,14 @@ def share_flags(config: config_lib.Config, share: float) -> list[str]:
     flags = [f"--config.phases[0].epochs={epochs - own:g}", f"{REFINE}epochs={own:g}"]
     if refine.optimizer.schedule == "constant":
         return flags
-    held = own - refine.epochs  # of refine, before the rate falls where the suite's does
+    held = own - refine.epochs  # epochs of refine before the rate begins to fall, which it does where the suite's does
     if held < 0:
         raise ValueError(f"refine_share {share}: the suite's is {refine.epochs / epochs:.2f}, and it can't be less")
     return [*flags, f"{REFINE}optimizer.hold_share={held / own:.6f}"]
 
 
 def run_axes(suite: runs.Suite, axes: list[str], seed: int, say) -> dict[str, dict[str, dict]]:
-    """Returns axis → value → {"av", "al", ...} of the runs, done where they are not yet."""
+    """Returns axis → value → {"av_roc_auc", "av_average_precision", ...}; runs that are not done yet are made."""
     row = next(row for row in tables.ROWS if row.file == "mc3")
     path = suite.out / "sweep.json"
     swept = json.loads(path.read_text()) if path.exists() else {}
@@ -87,7 +88,7 @@ def run_axes(suite: runs.Suite, axes: list[str], seed: int, say) -> dict[str, di
             changes = duration_flags(suite, value) if axis == "duration_s" else changes
             if axis == "refine_share" and value != "suite's":
                 changes = share_flags(config, float(value))
-            # What changes nothing is the run that all axes have in common.
+            # Values that change nothing share one run, "base".
             own = [change for change in changes if change not in flags]
             same = not own or (value == next(iter(AXES[axis])) and axis not in chosen)
             name = "base" if same else f"{axis}-{value}"
@@ -113,7 +114,7 @@ def render(found: dict[str, dict[str, dict]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs what is not done yet and writes the tables."""
+    """Makes the runs that are not done yet and writes the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.supplementary", description=__doc__.split("\n")[0], epilog=runs.EPILOG
     )

@@ -1,6 +1,6 @@
-"""What `benchmarks.tables` writes of the runs that are done.
+"""Writes the tables of `benchmarks.tables` from the runs that are done.
 
-`tables.json` holds every number, `tables.md` and `index.html` are to be read.
+`tables.json` holds every number; `tables.md` and `index.html` are for readers.
 """
 
 import collections
@@ -17,19 +17,19 @@ OURS = "MC3"
 NUM_BOOTSTRAP = 2000
 _RETRIEVAL = ("hit@5", "hit@10", "mean_hits@5", "mean_hits@10")
 
-Row = tuple[str, str, tuple[str, ...]]  # file, title, pairs it is reported for
+Row = tuple[str, str, tuple[str, ...]]  # file, title, pairs that the row is reported for
 
 
 def write(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> str:
-    """Writes the tables of the runs that are done and returns them as text.
+    """Writes the tables of the runs that are done, and returns them as Markdown.
 
     Args:
       out: Folder of the suite.
-      rows: In order.
-      seeds: Asked for.
+      rows: Rows of the tables, in order.
+      seeds: Seeds to include.
 
     Raises:
-      ValueError: No run is done, or runs were evaluated on different clips.
+      ValueError: No run is done, results are damaged, or runs were evaluated on different clips.
     """
     content = collect(out, rows, seeds)
     (out / "tables.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -40,8 +40,8 @@ def write(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> str:
 
 
 def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
-    """Returns every number of the suite: {"data", "split", "test", "regions", "rows", "leads", "interval_over", "pr_curves",
-    "sweep"}.
+    """Returns {"data", "split", "test", "regions", "rows", "leads", "interval_over", "pr_curves", "sweep"}, all numbers of a
+    suite; arguments and errors are those of `write`.
     """
     done: dict[str, dict] = {}
     scores: dict[str, dict[str, list]] = collections.defaultdict(dict)
@@ -55,7 +55,7 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
             runs[seed], own_world = _read(workdir)
             of_pairs, here = _scores(workdir, runs[seed])
             known = here if known is None else known
-            videos = here.get("video_uid", videos)  # runs of earlier versions do not say
+            videos = here.get("video_uid", videos)  # missing in runs of earlier versions
             if not np.array_equal(known["index"], here["index"]) or not np.array_equal(known["label"], here["label"]):
                 raise ValueError(f"{workdir} was evaluated on other clips than the rows before: remove it and run again")
             info = runs[seed]
@@ -88,7 +88,11 @@ def collect(out: pathlib.Path, rows: list[Row], seeds: list[int]) -> dict:
 
 
 def _read(workdir: pathlib.Path) -> tuple[dict, bool]:
-    """Returns the results of a run with the seconds it took, and whether it was evaluated on the world of its own suite."""
+    """Returns (results of a run with the seconds it took, whether it was evaluated on the clips of the suite's own world).
+
+    Raises:
+      ValueError: A file of the results is damaged.
+    """
     path, noted = workdir / "results.json", workdir / runs_lib.TOOK
     try:
         results = json.loads(path.read_text())
@@ -100,8 +104,8 @@ def _read(workdir: pathlib.Path) -> tuple[dict, bool]:
 
 
 def _scores(workdir: pathlib.Path, results: dict) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns (pair → score of each clip, what is known of the clips) of a run: from its embeddings, or its results."""
-    if "clips" in results:  # of `benchmarks.tables_in_memory`
+    """Returns (pair → score of each clip, name → annotation of each clip) of a run, from its embeddings or its results."""
+    if "clips" in results:  # results of `benchmarks.tables_in_memory`, which keep scores instead of embeddings
         clips = {name: np.array(values) for name, values in results["clips"].items()}
         return clips, clips | {"index": np.arange(len(clips["label"]))}
     embeddings, known = embeddings_lib.load(workdir / embeddings_lib.FILE)
@@ -109,9 +113,9 @@ def _scores(workdir: pathlib.Path, results: dict) -> tuple[dict[str, np.ndarray]
 
 
 def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
-    """Returns measure → [mean, standard deviation] over seeds, of the pairs and directions a row is reported for.
+    """Returns measure → [mean, standard deviation] over seeds, for the pairs and directions that a row is reported for.
 
-    The deviation of a single seed is None.
+    With a single seed the deviation of a measure is None.
     """
     seconds = [run["seconds"] for run in runs.values() if "seconds" in run]
     found = {"seconds": [float(np.mean(seconds)), float(np.std(seconds))]} if seconds else {}
@@ -135,7 +139,7 @@ def _mean_and_std(runs: dict[int, dict], pairs: tuple[str, ...]) -> dict:
 
 
 def _mean_pr_curve(labels: np.ndarray, scores: np.ndarray) -> dict[str, list[float]]:
-    """Returns precision at recalls 0.01 to 1, the mean over seeds: the best precision at that recall or above it."""
+    """Returns {"recall", from 0.01 to 1; "precision", the best at this recall or a higher one, as a mean over seeds}."""
     recalls = np.linspace(0.01, 1, 100)
     curves = []
     for row in scores:
@@ -146,12 +150,12 @@ def _mean_pr_curve(labels: np.ndarray, scores: np.ndarray) -> dict[str, list[flo
 
 
 def _regions(out: pathlib.Path | None, info: dict, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns which clips lie in each region of the paper's Fig. 2, by the truth that SoundWorld writes; {} elsewhere.
+    """Returns region of the paper's Fig. 2 → which clips lie in it [n], by SoundWorld's truth; {} for other data.
 
     Args:
-      out: Folder whose world the clips are of, None where there is no such.
+      out: Folder of the suite to whose world the clips belong, None if they belong to none.
       info: Results of a run.
-      known: Of the clips.
+      known: Name → annotation of each clip, [n].
     """
     if "region" in known:
         return {name: known["region"] == name for name in sorted(set(known["region"]) - {"I"})}

@@ -1,18 +1,18 @@
 """Tables 2 and 3 of the paper on a suite: `python -m benchmarks.tables --suite=soundworld --seeds=0,1,2`.
 
-Every row of `configs/tables` is trained and evaluated by the commands everybody uses, and Tables 2 and 3 are written as mean
-and standard deviation over seeds beside the paper's numbers, with what MC3 leads every row by (`benchmarks.table_pages`).
+Every row of `configs/tables` is trained and evaluated by the public commands. Tables 2 and 3 are written as mean and standard
+deviation over seeds, beside the paper's numbers and with MC3's lead over every other row (`benchmarks.table_pages`).
 
-First temperature, consensus weight and learning rate are chosen, each row its own, by the same sweep: one axis after the
-other, half-length runs of one seed, by the mean validation ROC-AUC of the pairs the row is reported for. Two rows take
-another's choice: "w/o contrastive" is MC3 with a term left out, and CMC is "w/o consensus" in one phase instead of two. The
-test split is read once for each row and seed, at what was chosen. Started again, it goes on: a run that is done is skipped,
-one that was interrupted resumes, one that diverged is left out and said.
+First a sweep, the same for all rows, chooses each row's temperature, consensus weight and learning rate. It takes one axis
+after the other, in half-length runs of one seed, by the mean validation ROC-AUC of the pairs that the row is reported for.
+Two rows take the choice of another: "w/o contrastive" is MC3 without one term, and CMC is "w/o consensus" in one phase
+instead of two. The test split is read once for each row and seed, at the setting that was chosen. When started again, it
+skips runs that are done and resumes those that were interrupted; a run that diverged is reported and left out.
 
-Suite "soundworld" makes its world first; "ego4d" takes the clips and the tokenizer of `configs/mc3_ego4d.py`, or those that
-`--clips` and `--tokenizer` name, as any data set in this format. Validation and test each need clips that
-are labelled as sounding and clips that are labelled as not. What stands behind `--` goes to every run, and may say how clips
-are read: `-- --config.data.num_workers=16`.
+Suite "soundworld" makes its world first. "ego4d" takes the clips and the tokenizer of `configs/mc3_ego4d.py`, or those of
+`--clips` and `--tokenizer`, which may be any data set in this format. Validation and test each need clips that are labelled
+as sounding and clips that are labelled as not. Options after `--` go to every run, and may set how clips are read:
+`-- --config.data.num_workers=16`.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from benchmarks import runs, table_pages
 from benchmarks.runs import Suite
 from mc3_jax import config as config_lib
 
-SWEEP_SHARE = 0.5  # of the epochs
+SWEEP_SHARE = 0.5  # of the epochs, for runs of the sweep
 AXES = {
     "temperature": (0.05, 0.1, 0.2),
     "consensus_weight": (1.0, 3.0, 10.0, 30.0),
-    "learning_rate": (1.0, 0.5),  # times the suite's
+    "learning_rate": (1.0, 0.5),  # factors of the suite's
 }
 
 
@@ -40,12 +40,12 @@ class Row:
     """A row of Table 2.
 
     Attributes:
-      file: Of `configs/tables`.
-      title: As the paper calls it.
-      pairs: Those it is reported for.
-      temperature: Phases whose temperature is chosen: not where it is learned or part of the method.
-      consensus_weight: Phases whose consensus weight is chosen.
-      like: Row whose choice it takes: it is the same method with a term left out, or divided into phases differently.
+      file: Name of the file in `configs/tables`, without its ending.
+      title: Name of the method in the paper.
+      pairs: Pairs of modalities that it is reported for.
+      temperature: Indices of the phases whose temperature is swept; none if it is learned or part of the method.
+      consensus_weight: Indices of the phases whose consensus weight is swept.
+      like: Row whose setting it takes, "" if none: the same method without one term, or divided into phases differently.
     """
 
     file: str
@@ -70,7 +70,7 @@ ROWS = (
 
 
 def base_config(suite: str, row: Row) -> config_lib.Config:
-    """Returns a row's run before anything is chosen."""
+    """Returns a row's config before any setting is chosen."""
     return importlib.import_module(f"configs.tables.{row.file}").get_config(suite)
 
 
@@ -78,10 +78,10 @@ def fields(config: config_lib.Config, row: Row, setting: dict[str, float], share
     """Returns field of the config → value that gives a row its setting.
 
     Args:
-      config: The row's own.
-      row: The row.
-      setting: Axis → value; axes the row lacks are ignored.
-      share: Of the epochs.
+      config: Config of the row.
+      row: Row of Table 2.
+      setting: Axis → value; axes that the row lacks are ignored.
+      share: Factor for the epochs of each phase.
     """
     values = {}
     for axis in ("temperature", "consensus_weight"):
@@ -95,19 +95,19 @@ def fields(config: config_lib.Config, row: Row, setting: dict[str, float], share
 
 
 def overrides(config: config_lib.Config, row: Row, setting: dict[str, float], share: float = 1.0) -> list[str]:
-    """Returns the flags of `fields`."""
+    """Returns `fields` as flags of a command."""
     return [f"--config.{name}={value:g}" for name, value in fields(config, row, setting, share).items()]
 
 
 def validation_score(results: dict, row: Row) -> float:
-    """Returns what a trial is chosen by: the mean ROC-AUC of the pairs the row is reported for."""
+    """Returns the score by which trials are chosen: the mean ROC-AUC of the pairs that the row is reported for."""
     return sum(results["discovery"][pair]["roc_auc"] for pair in row.pairs) / len(row.pairs)
 
 
 def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]]:
-    """Returns (chosen setting, trials) of a row: along one axis after the other the best of its values, the first of equals.
+    """Returns (chosen setting, trials) of a row, choosing the best value along one axis after the other.
 
-    A trial that diverges is a trial that scores 0.
+    Ties go to the value that comes first. A trial that diverges scores 0.
     """
     config = base_config(suite.name, row)
     axes = {axis: values for axis, values in AXES.items() if axis == "learning_rate" or getattr(row, axis)}
@@ -127,7 +127,7 @@ def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]
                 score = validation_score(results, row)
             except runs.DivergedError:
                 results, score = {}, 0.0
-            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # of a trial only its score is wanted
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # only the score of a trial is needed
             trials[key] = {"setting": setting, "score": score, "seconds": results.get("seconds")}
             say(f"{row.title}: {name.replace('_', ' ')}: validation {score:.4f}")
         best = max((trials[tuple((chosen | {axis: v}).values())] for v in values), key=lambda trial: trial["score"])
@@ -136,7 +136,7 @@ def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]
 
 
 def sweep(suite: Suite, rows: list[Row], say) -> dict[str, dict]:
-    """Returns row → {"chosen", "trials"}, and writes it to `sweep.json`, beside what is there of other rows."""
+    """Returns row → {"chosen", "trials"}, and writes it to `sweep.json`, where entries of other rows are kept."""
     path = suite.out / "sweep.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for row in rows:
@@ -179,7 +179,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs what is not done yet of a suite and writes its tables."""
+    """Makes the runs of a suite that are not done yet and writes its tables."""
     args = _arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()

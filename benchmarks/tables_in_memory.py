@@ -1,12 +1,12 @@
 """Rows of Table 2 on an accelerator, each in minutes: `python -m benchmarks.tables_in_memory --rows=mc3,cmc --out=DIR`.
 
-A SoundWorld of 20,000 training clips is rendered in memory (`benchmarks.rendered_world`), put on the device whole and cut
-into batches there; then every row is trained by `mc3_jax.train_step` and evaluated on the test split. What is left is JSON
-alone: one file a row and seed, which `python -m benchmarks.tables --only_tables --out=DIR` makes tables of. A row that is
-there is skipped.
+A SoundWorld of 20,000 training clips is rendered in memory (`benchmarks.rendered_world`) and put on the device as a whole,
+which cuts batches from it. Every row is then trained by `mc3_jax.train_step` and evaluated on the test split. Only JSON is
+written: one file per row and seed, from which `python -m benchmarks.tables --only_tables --out=DIR` makes tables. Rows whose
+file exists are skipped.
 
-The model is twice as deep and three times as wide as the demo's and sees 112 px. `--sweep FILE` takes the settings that
-`benchmarks.tables` has chosen (its `sweep.json`), else a row has the suite's own.
+The model is three times as wide as the demo's, its audio and video towers are twice as deep, and frames have 112 px. With
+`--sweep FILE`, rows take the settings that `benchmarks.tables` has chosen (its `sweep.json`), else the suite's own.
 """
 
 import argparse
@@ -47,11 +47,19 @@ MODEL = ModelConfig(
     text=TextConfig(vocab_size=600, num_positions=16, num_tokens=16, width=384, depth=6, num_heads=6, mlp_width=1536),
     embed_dim=256,
 )  # fmt: skip
-EPOCHS, BATCH_SIZE = 24, 256  # epochs in all, shared out as the suite's are
+EPOCHS, BATCH_SIZE = 24, 256  # epochs of all phases together, divided among them as in the suite
 
 
 def row_config(row: tables.Row, setting: dict[str, float], *, model: ModelConfig, epochs: float, batch_size: int) -> Config:
-    """Returns a row's run at this size and setting."""
+    """Returns a row's config with a setting, at another size than the suite's.
+
+    Args:
+      row: Row of Table 2.
+      setting: Axis → chosen value; see `tables.fields`.
+      model: Sizes of the model.
+      epochs: Epochs of all phases together.
+      batch_size: Batch size; memories keep their size in batches.
+    """
     config = tables.base_config("soundworld", row)
     share = epochs / max(sum(phase.epochs for phase in config.phases), 1e-9)
     for name, value in tables.fields(config, row, setting, share).items():
@@ -71,14 +79,14 @@ def row_config(row: tables.Row, setting: dict[str, float], *, model: ModelConfig
 
 
 class Store:
-    """A split on the device, and its batches.
+    """A split that lies on the device, and makes batches there.
 
     Attributes:
-      clips: As rendered.
+      clips: The split as it was rendered.
     """
 
     def __init__(self, clips: rendered_world.Clips, tokenize):
-        """Puts a split on the default device."""
+        """Puts a split on the default device, its narrations tokenized by `tokenize`."""
         tokens = [tokenize(text) for text in clips.texts]
         ids, mask = (np.stack([pair[i] for pair in tokens]) for i in (0, 1))
         self.clips = clips
@@ -93,13 +101,22 @@ class Store:
         return batch | {"row": jnp.arange(len(index), dtype=jnp.int32)}
 
     def batch(self, index: np.ndarray, rngs) -> dict[str, jax.Array]:
-        """Returns clips as a batch of the loader's; each row's frames by its generator, None for the middles."""
+        """Returns the clips at `index` as a batch like the loader's.
+
+        Args:
+          index: Indices of the clips, [b].
+          rngs: For each row, the random generator that chooses its frames, or None for the middle ones.
+        """
         frames = [transforms.choose_frames(rendered_world.NUM_INTERVALS, rendered_world.NUM_CANDIDATES, rng) for rng in rngs]
         return self._take(self._arrays, np.asarray(index, np.int32), np.asarray(frames, np.int32))
 
 
 def train(config: Config, store: Store):
-    """Returns the parameters after all phases of a run, and the last step's metrics."""
+    """Returns (parameters after all phases of a run, metrics of the last step).
+
+    Raises:
+      ValueError: The loss or gradient of a step was not finite.
+    """
     clips, batch_size = store.clips, config.data.batch_size
     phases = phases_lib.plan_phases(config.phases, len(clips), batch_size)
     model, mesh = model_lib.make_model(config.model), mesh_lib.make_mesh(devices=jax.devices()[:1])
@@ -132,7 +149,7 @@ def train(config: Config, store: Store):
 
 
 def embed(config: Config, params, store: Store) -> dict[str, np.ndarray]:
-    """Returns the embeddings of every clip."""
+    """Returns modality → float32 embeddings of all clips of a store, [n, d]."""
     fn = jax.jit(model_lib.make_embed_fn(model_lib.make_model(config.model), config.model))
     parts, size, num = [], config.data.batch_size, len(store.clips)
     for start in range(0, num, size):
@@ -142,7 +159,7 @@ def embed(config: Config, params, store: Store) -> dict[str, np.ndarray]:
 
 
 def measure(embeddings: dict[str, np.ndarray], clips: rendered_world.Clips) -> dict:
-    """Returns discovery, retrieval, and of each clip what comparisons need."""
+    """Returns {"discovery", "retrieval", "clips"}, the last with what comparisons of rows need of each clip."""
     scores = discovery.similarities(embeddings)
     draws = {"num_bootstrap": 1000, "seed": 0}
     groups = np.unique(np.stack([clips.verb_id, clips.noun_id], 1), axis=0, return_inverse=True)[1].reshape(-1)
@@ -162,14 +179,14 @@ def measure(embeddings: dict[str, np.ndarray], clips: rendered_world.Clips) -> d
 
 
 def make_tokenize(texts: list[str], text: config_lib.TextConfig):
-    """Returns the tokenizer of a vocabulary trained on texts."""
+    """Returns `tokenize(text) -> (ids, mask)` with a vocabulary that is trained on `texts`."""
     with tempfile.TemporaryDirectory() as folder:
         vocabulary.train_vocabulary(texts, text.vocab_size).save_pretrained(folder)
         return tokenizer_lib.load_tokenizer(folder, text.num_tokens, text.vocab_size)
 
 
 def _is_done(path: pathlib.Path, asked: dict, setting: dict[str, float]) -> bool:
-    """Returns whether a row is there; raises ValueError where it was run otherwise."""
+    """Returns whether a row's file exists; raises ValueError if it was run with other options or another setting."""
     if not path.exists():
         return False
     results, asked = json.loads(path.read_text()), asked | {"setting": setting}
@@ -183,10 +200,10 @@ def _is_done(path: pathlib.Path, asked: dict, setting: dict[str, float]) -> bool
 
 
 def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size: int) -> list[pathlib.Path]:
-    """Renders the world and runs the rows that are not there; returns their files.
+    """Renders the world and runs the rows whose files don't exist yet; returns the files of all rows.
 
     Raises:
-      ValueError: A row is there that was run otherwise, or a step is not finite.
+      ValueError: A file exists from a run with other options or another setting, or a step is not finite.
     """
     begin = time.monotonic()
     wanted = [row for row in tables.ROWS if row.file in args.rows.split(",")]
@@ -234,7 +251,7 @@ def run(args: argparse.Namespace, model: ModelConfig, epochs: float, batch_size:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs rows at the accelerator's size."""
+    """Runs the rows with the model, epochs and batch size that are meant for an accelerator."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables_in_memory", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default=",".join(row.file for row in tables.ROWS), help="files of configs/tables")
     parser.add_argument("--seed", type=int, default=0)

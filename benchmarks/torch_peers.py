@@ -1,9 +1,9 @@
 """The model and its loss in PyTorch, for `benchmarks.train_step`.
 
-AST and DistilBERT are Hugging Face's. The video encoder is written as EgoVLP writes it (`model/video_transformer.py` of
-showlab/EgoVLP): for each attention heads and groups are moved into the batch, the class token asks all tokens, and its key
-and value are repeated into every group. With `fused=True` attention goes through PyTorch's scaled_dot_product_attention
-instead of matmul and softmax, heads beside the batch, as its kernels want them.
+AST and DistilBERT are Hugging Face's. The video encoder follows EgoVLP's code (`model/video_transformer.py` of
+showlab/EgoVLP): for each attention, heads and groups are moved into the batch axis, the class token attends to all tokens,
+and its key and value are copied into every group. With `fused=True`, PyTorch's scaled_dot_product_attention replaces matmul
+and softmax, and heads have an axis of their own after the batch, as its kernels expect.
 """
 
 import torch
@@ -15,13 +15,13 @@ from mc3_jax.config import ModelConfig
 
 
 def _attend(query, key, value):
-    """Returns attention over [groups, tokens, width of a head]."""
+    """Returns the attention output of arrays [groups, tokens, width of a head]."""
     weights = (query @ key.transpose(1, 2) * query.shape[-1] ** -0.5).softmax(-1)
     return weights @ value
 
 
 class DividedAttention(nn.Module):
-    """Attention of each patch to its frame ("space") or its place ("time") and to the class token, which asks everything."""
+    """Attention of each patch to its frame ("space") or its place ("time") and the class token, and of that to all tokens."""
 
     def __init__(self, width: int, num_heads: int, over: str, fused: bool):
         super().__init__()
@@ -77,7 +77,7 @@ class DividedAttention(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """EgoVLP's block: the residual of the space attention is the block's input."""
+    """EgoVLP's block, in which the output of the space attention is added to the block's input."""
 
     def __init__(self, width: int, num_heads: int, fused: bool):
         super().__init__()
@@ -104,7 +104,7 @@ class VideoEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, video):
-        """Returns the class token of frames [b, t, 3, y, x]."""
+        """Returns the class token [b, w] after the final norm, for frames [b, t, 3, y, x]."""
         b, t = video.shape[:2]
         patches = self.patches(video.flatten(0, 1)).flatten(2).transpose(1, 2)  # [b t, p, w]
         patches = patches.reshape(b, -1, patches.shape[-1])
@@ -118,7 +118,7 @@ class VideoEncoder(nn.Module):
 
 
 class ThreeTowers(nn.Module):
-    """The towers in a config's sizes, and the six-pair InfoNCE of their embeddings."""
+    """The towers in a config's sizes; returns the six-pair InfoNCE of their embeddings."""
 
     def __init__(self, config: ModelConfig, *, fused: bool):
         super().__init__()
@@ -145,7 +145,7 @@ class ThreeTowers(nn.Module):
         self.text_head = nn.Sequential(nn.ReLU(), nn.Linear(text.width, config.embed_dim))
 
     def forward(self, audio, video, text_ids, text_mask):
-        """Returns the loss of log-mel [b, t, f], frames [b, t, 3, y, x], ids and mask [b, l]."""
+        """Returns the scalar loss for log-mel [b, t, f], frames [b, t, 3, y, x], ids and mask [b, l]."""
         heard = self.audio_head(self.audio(audio).pooler_output)
         seen = self.video_head(self.video(video))
         read = self.text_head(self.text(text_ids, text_mask).last_hidden_state[:, 0])

@@ -2,19 +2,19 @@
 
   * ours: the step that training runs, from decoded clips (uint8 frames, int16 sound) to updated parameters;
   * ours, loss and gradient: the same model from prepared inputs, without optimizer;
-  * PyTorch eager: Hugging Face's AST and DistilBERT, EgoVLP's video blocks as EgoVLP writes them, Adam;
+  * PyTorch eager: Hugging Face's AST and DistilBERT, EgoVLP's video blocks as in EgoVLP's code, Adam;
   * PyTorch compiled: torch.compile, scaled_dot_product_attention, fused Adam;
   * with `--systems ours,again`, ours once more in a new process: what a warm JAX_COMPILATION_CACHE_DIR saves.
-Each is a process of its own; they take turns, so that what slows the machine slows all, and begin every turn with a step that
-is not timed. PyTorch starts from prepared inputs, and with `--backward_only` neither side updates parameters. bfloat16
-(PyTorch: autocast) on an accelerator, float32 on a CPU.
+Each system is a process of its own. They take turns, so that what slows the machine slows all of them; every turn begins with
+a step that is not timed. PyTorch starts from prepared inputs. With `--backward_only` it does not update parameters, and is
+compared with "ours, loss and gradient". `--dtype bfloat16` (PyTorch: autocast) is meant for accelerators, float32 for CPUs.
 
-Prints milliseconds, clips per second, MFU by the model's own FLOPs (`mc3_jax.compile.model_flops`, forward and twice that
-backward) against the matrix product measured beside them and, in bfloat16 on a card that `mc3_jax.topology` knows by its
-exact name, against the data sheet, memory and seconds until
-the first step. Those FLOPs are ours: of the last block the class tokens alone, which PyTorch's towers compute in full. In
-float32 on a GPU both sides use TensorFloat-32. A system that fails, for want of memory say, or whose first step takes longer
-than `--first_step_s`, is told as such and the others go on.
+Prints milliseconds, clips per second, MFU, memory and seconds until the first step. MFU is the model's own FLOPs
+(`mc3_jax.compile.model_flops`, forward and twice that backward) per second, relative to a matrix product measured in the same
+run, and, in bfloat16 on a card that `mc3_jax.topology` knows by its exact name, to the data sheet. Those FLOPs count only the
+class tokens in the last block, as ours computes it; PyTorch's towers compute all of it. In float32 on a GPU both sides use
+TensorFloat-32. A system that fails, for example for lack of memory, or whose first step takes longer than `--first_step_s`,
+is reported, and the others go on.
 """
 
 import argparse
@@ -34,19 +34,19 @@ SYSTEMS = {
     "ours": "mc3_jax, whole step", "ours_gradient": "mc3_jax, loss and gradient", "eager": "PyTorch eager",
     "compiled": "PyTorch compiled", "again": "mc3_jax, whole step, started again",
 }  # fmt: skip
-# Told to every process: XLA and PyTorch take a step's memory from malloc, which else gives it back to a kernel that clears it
-# again for the next step; training on a CPU is told so by the Makefile as well.
+# Set for every process. XLA and PyTorch allocate a step's memory by malloc, which would otherwise return it to the kernel, to
+# be cleared again for the next step. The Makefile sets the same for training on a CPU.
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
     "glibc.malloc.top_pad=67108864"
 }
-NUM_PRODUCTS = 8  # of matrices, whose rate is measured
-# Options of a system's process.
+NUM_PRODUCTS = 8  # matrix products in one measurement of their rate
+# Options that are passed on to a system's process.
 WORDS, SWITCHES = ("batch", "depth", "dtype", "remat", "chunk_size"), ("scan", "backward_only")
 
 
 def make_config(args: argparse.Namespace):
-    """Returns the paper's run in the sizes asked for."""
+    """Returns the config of the paper's run with the sizes in `args`."""
     from configs import mc3_ego4d
 
     config = mc3_ego4d.get_config()
@@ -58,7 +58,7 @@ def make_config(args: argparse.Namespace):
 
 
 def _inputs(config, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns prepared inputs, frames as [b, t, y, x, 3]."""
+    """Returns random inputs as the encoders take them, frames as [b, t, y, x, 3]."""
     b, audio, video, text = config.data.batch_size, config.model.audio, config.model.video, config.model.text
     size = video.image_size_px
     return {
@@ -70,7 +70,7 @@ def _inputs(config, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def make_batch(config) -> dict[str, np.ndarray]:
-    """Returns decoded clips as the loader yields them: noise of the paper's sizes, a text of its own for each."""
+    """Returns a batch of decoded clips as the loader yields it: noise of the paper's sizes, each clip with its own text."""
     from mc3_jax import train_step as step_lib
 
     rng, canvas_px = np.random.default_rng(0), (256, 344)
@@ -91,7 +91,7 @@ def _phase(config):
 
 
 def _draw(model, config, phase):
-    """Returns a new state on the mesh of the context."""
+    """Returns a new training state on the current mesh."""
     import jax
 
     from mc3_jax import mesh as mesh_lib, train_step as step_lib
@@ -101,10 +101,10 @@ def _draw(model, config, phase):
 
 
 def make_step(config) -> tuple:
-    """Returns (compiled, run): training's own step of refine, and what does one of a new state and returns its metrics.
+    """Returns (compiled, run): training's own step of the refine phase, and a function that does one step of a new state.
 
-    Within the mesh of `mc3_jax.mesh.make_mesh`; the same batch is used again and again. It is called as training calls it, so
-    that a compilation cache knows it for training's.
+    `run` returns the metrics of its step, and uses the same batch every time. The current mesh must be that of
+    `mc3_jax.mesh.make_mesh`. The step is called as in training, so that both share an entry of a compilation cache.
     """
     from mc3_jax import mesh as mesh_lib, model as model_lib, train_step as step_lib
 
@@ -123,10 +123,10 @@ def make_step(config) -> tuple:
 
 
 def _serve(step, memory, platform: str, *, is_first_done: bool = False, note: str = "") -> None:
-    """Runs the first step, then as many as each line of stdin says; answers with seconds and bytes, a line each.
+    """Does the first step, then as many steps as each line of stdin says, and answers each line with seconds and bytes.
 
-    Ahead of them goes one that is not timed: while others had their turn caches have gone cold, and a hypervisor may have
-    reclaimed memory that lay idle.
+    One step that is not timed comes before those of a line: while the other systems had their turn, caches have gone cold,
+    and a hypervisor may have reclaimed idle memory.
     """
     if not is_first_done:
         step()
@@ -140,7 +140,7 @@ def _serve(step, memory, platform: str, *, is_first_done: bool = False, note: st
 
 
 def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
-    """Is asked for steps of ours."""
+    """Serves steps of ours, from clips to updated parameters if `whole`, else the loss and its gradient alone."""
     import jax
     import jax.numpy as jnp
 
@@ -180,7 +180,7 @@ def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
 
 
 def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
-    """Is asked for steps of PyTorch's."""
+    """Serves steps of PyTorch, eager or compiled."""
     import torch
     import torch._inductor.config
 
@@ -190,7 +190,7 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high")  # on a GPU; JAX's default there
+    torch.set_float32_matmul_precision("high")  # TensorFloat-32 on a GPU, as by default in JAX
     model = torch_peers.ThreeTowers(config.model, fused=compiled).to(device).train()
     inputs = {name: torch.from_numpy(value).to(device) for name, value in _inputs(config, np.random.default_rng(0)).items()}
     inputs["video"] = inputs["video"].permute(0, 1, 4, 2, 3).contiguous()
@@ -211,7 +211,7 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
 
     note = ""
     if compiled and torch.__version__.startswith("2.11."):
-        note = "without coalesce_tiling_analysis"  # it fails an assertion of its own on the video blocks
+        note = "without coalesce_tiling_analysis"  # this part of Inductor fails an internal assertion on the video blocks
         torch._inductor.config.triton.coalesce_tiling_analysis = False
     step()
 
@@ -222,7 +222,7 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
 
 
 def serve_matmul(args: argparse.Namespace) -> None:
-    """Is asked for matrix products, whose rate is what the machine gives at most."""
+    """Serves matrix products, whose rate is taken as the most that the machine can do."""
     import jax
 
     platform = jax.devices()[0].platform
@@ -230,7 +230,7 @@ def serve_matmul(args: argparse.Namespace) -> None:
     x = (jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5).astype(args.dtype)  # products stay as large as x
 
     @jax.jit
-    def products(x):  # several, so that starting them is no part of the rate
+    def products(x):  # several, so that the cost of starting them does not count
         y = x
         for _ in range(NUM_PRODUCTS):
             y = x @ y
@@ -240,7 +240,7 @@ def serve_matmul(args: argparse.Namespace) -> None:
 
 
 def _product_size(platform: str) -> int:
-    """Returns rows and columns of the matrices whose products are timed."""
+    """Returns the number of rows, and of columns, of the matrices whose products are timed."""
     return 2048 if platform == "cpu" else 8192
 
 
@@ -248,15 +248,15 @@ class Child:
     """A system in a process of its own.
 
     Attributes:
-      answers: What it said of each round.
+      answers: Seconds per step and bytes of memory in each round.
       platform: "cpu", "gpu" or "tpu".
-      started_s: From its start to the end of its first step.
-      failed: Why it is no more, "" while it is.
-      note: What the table says beside its name.
+      started_s: Seconds from the start of the process to the end of its first step.
+      failed: Why the system has failed, "" if it has not.
+      note: Remark that follows its name in the table.
     """
 
     def __init__(self, name: str, args: argparse.Namespace):
-        """Starts it with the options of `args`; what else is asked of it comes after `wait`."""
+        """Starts the process with the options of `args`; call `wait` before anything else."""
         words = [f"--{word}={getattr(args, word)}" for word in WORDS]
         words += [f"--{switch}" for switch in SWITCHES if getattr(args, switch)]
         environment = os.environ | KEEP_MEMORY | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -268,14 +268,14 @@ class Child:
         self._began = time.time()
 
     def wait(self, limit_s: float = 0.0) -> None:
-        """Waits for its first step; ends it where that takes longer than `limit_s` since its start, 0 being no limit."""
+        """Waits for the first step; ends the process if that takes longer than `limit_s` since its start (0: no limit)."""
         is_late = threading.Event()
 
         def end():
             is_late.set()
             self.process.kill()
 
-        # A second at least, in which to read that the first step was done while others were waited for.
+        # At least a second, to read the answer of a first step that was done in time while another system was waited for.
         timer = threading.Timer(max(self._began + limit_s - time.time(), 1.0), end)
         if limit_s:
             timer.start()
@@ -295,29 +295,29 @@ class Child:
         return {}
 
     def run(self, num_steps: int) -> None:
-        """Times steps."""
+        """Times a number of steps and appends the answer to `answers`; does nothing if the system has failed."""
         if self.failed:
             return
-        with contextlib.suppress(BrokenPipeError):  # it has ended since its last turn, which reading tells
+        with contextlib.suppress(BrokenPipeError):  # the process has ended since its last turn; `_read` finds out why
             self.process.stdin.write(f"{num_steps}\n")
             self.process.stdin.flush()
         answer = self._read()
         self.answers += [answer] if answer else []
 
     def stop(self) -> None:
-        """Ends it; all it said stays."""
+        """Ends the process; its answers are kept."""
         if not self.failed:
             self.process.stdin.close()
             self.process.wait()
 
     @property
     def seconds(self) -> float:
-        """Median of a step, NaN where there was none."""
+        """Median over rounds of the seconds per step, NaN if there was none."""
         return float(np.median([answer["seconds"] for answer in self.answers])) if self.answers else float("nan")
 
     @property
     def memory_gib(self) -> str:
-        """The most that was taken, as text; a dash where nobody counts."""
+        """Peak memory in GiB as text, a dash if it isn't measured."""
         most = max((answer["bytes"] for answer in self.answers), default=0)
         return f"{most / 2**30:.1f}" if most else "–"
 
@@ -355,7 +355,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Child]:
-    """Returns name → system, each timed in every round."""
+    """Returns name → system, after all rounds; ends the process if systems ran on different platforms."""
     names = [*args.systems.split(","), "matmul"]
     children = {name: Child(name, args) for name in names} if args.together else {}
     for name in names:
@@ -382,7 +382,7 @@ def measure(args: argparse.Namespace) -> dict[str, Child]:
 
 
 def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
-    """Prints and appends the table; ends with status 1 where a system failed."""
+    """Prints the table and appends it to the results; ends the process, with status 1 if a system failed."""
     import jax
 
     from benchmarks import record
@@ -406,7 +406,7 @@ def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
             f"{100 * rate / peak:.1f}" if matmul.answers else "–",
             f"{100 * rate / chip.flops_per_s:.1f}" if chip else "–", child.memory_gib, f"{child.started_s:.0f}",
         ])  # fmt: skip
-    # Like beside like: with the optimizer on both sides, or on neither.
+    # Compared are steps with an optimizer on both sides, or on neither.
     own = "ours_gradient" if args.backward_only else "ours"
     for other in ("eager", "compiled"):
         if own in children and other in children and not (children[own].failed or children[other].failed):

@@ -75,9 +75,9 @@ def measure_orbax(folder: pathlib.Path, step: int, state, abstract) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, default=1, help="of the CPU")
+    parser.add_argument("--devices", type=int, default=1, help="number of CPU devices that share the state")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dir", type=pathlib.Path, help="where checkpoints go; the system's temporary folder")
+    parser.add_argument("--dir", type=pathlib.Path, help="folder for checkpoints; default the system's temporary folder")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", args.devices)

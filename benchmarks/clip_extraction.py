@@ -252,7 +252,7 @@ def versions() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clip_extraction", description=__doc__.split("\n")[0])
-    parser.add_argument("--gaps", type=float, nargs="+", default=[2.7, 16.5, 30.0], help="between the clips' times, s")
+    parser.add_argument("--gaps", type=float, nargs="+", default=[2.7, 16.5, 30.0], help="seconds from one clip to the next")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the file")
     parser.add_argument(
         "--rounds", type=int, default=5, help="parts of the file, over which ours and the peers take turns"

@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--batches", default="1024,4096,8192,16384,65536")
     parser.add_argument("--dense_up_to", type=int, default=16_384)
     parser.add_argument("--block_rows", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3, help="of batches up to --dense_up_to; one above")
-    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of batches up to --dense_up_to; larger run once")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # "batch,block_rows,repeats", in a process of its own
     args = parser.parse_args()
     if args.one:

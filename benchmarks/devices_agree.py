@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.devices_agree", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
-    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
     args.remat, args.scan, args.chunk_size, args.dtype = "none", False, 0, "float32"
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]

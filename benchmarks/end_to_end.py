@@ -97,13 +97,13 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
-    parser.add_argument("--steps", type=int, default=0, help="that are timed, if more than eight times those that read")
+    parser.add_argument("--scan", action="store_true", help="run the blocks as one loop (model.scan_layers)")
+    parser.add_argument("--steps", type=int, default=0, help="steps to time; at least eight per reading thread or worker")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--num_threads", type=int, default=2, help="that read, and batches read ahead")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read instead, if more than 0")
-    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--num_threads", type=int, default=2, help="threads that read, and number of batches read ahead")
+    parser.add_argument("--num_workers", type=int, default=0, help="worker processes that read instead; 0 uses threads")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
     found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as name:

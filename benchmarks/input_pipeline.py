@@ -204,9 +204,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each, a round")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds for each reader in a round")
     parser.add_argument("--parts", action="store_true", help="time the parts of a clip instead, over --rounds batches")
-    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
     if not 0 < args.batch_size <= args.clips or args.rounds < 1:
         parser.error("--rounds must be at least 1, and --batch_size from 1 to --clips")

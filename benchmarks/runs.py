@@ -23,7 +23,7 @@ WORLD = {"videos": 320, "seed": 20}
 OWN_CLIPS = "--config.data.dir=./clips"  # word in `TOOK` of runs on the clips of the suite's own world
 MEASURED = ("validation", "test")  # splits: settings are chosen on the first, results are reported on the second
 READING = ("num_threads", "num_workers", "prefetch")  # fields of a config's `data` that don't change a run's result
-EPILOG = "Overrides behind -- go to every run, those of how clips are read: -- --config.data.num_workers=16"
+EPILOG = "Overrides after -- go to every run; only those of how clips are read are allowed: -- --config.data.num_workers=16"
 TOOK = "took.json"  # file in a run's folder, done or not: how it was called and how long it took
 
 
@@ -109,7 +109,7 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
         raise ValueError(f"{noted} is damaged ({error}): remove {workdir} and run again") from error
     if took["words"] != said:
         odd = ", ".join(sorted(set(took["words"]) ^ set(said)))
-        raise ValueError(f"{workdir} was run otherwise than is wanted now ({odd}): remove it, or name another --out")
+        raise ValueError(f"{workdir} holds a run with other options ({odd}): remove it, or name another --out")
     if _diverged(workdir):
         raise DivergedError(words, cli.USER_ERROR, f"{workdir}/log.txt")
     if not took["done"]:
@@ -161,11 +161,11 @@ def make_suite(
     for word in reading:
         if not re.fullmatch(rf"--config\.data\.({'|'.join(READING)})=\d+", word):
             raise ValueError(
-                f"{word!r} can't stand behind --: only --config.data.{{{','.join(READING)}}}=N can, which say how clips "
-                "are read; others would make other runs, and belong into configs/tables"
+                f"{word!r} can't follow --: only --config.data.{{{','.join(READING)}}}=N can, which say how clips "
+                "are read; other options would change the runs and belong in configs/tables"
             )
     if name == "soundworld" and clips and not tokenizer:
-        raise ValueError(f"--clips {clips}: its words are not the demo's, name its --tokenizer too")
+        raise ValueError(f"--clips {clips}: the demo's vocabulary does not fit other clips: give their --tokenizer too")
     out.mkdir(parents=True, exist_ok=True)
     data: tuple[str, ...] = ()
     if name == "soundworld" and not clips:

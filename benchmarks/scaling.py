@@ -68,16 +68,16 @@ def count_devices(args: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", default="1,2,4,8", help="'' leaves the measured part out")
-    parser.add_argument("--topologies", default="cpu:1,cpu:2,cpu:4,cpu:8", help="of mc3_jax.compile; '' leaves them out")
+    parser.add_argument("--batches", default="1,2,4,8", help="batch sizes to measure; '' skips this part")
+    parser.add_argument("--topologies", default="cpu:1,cpu:2,cpu:4,cpu:8", help="to compile for; '' skips this part")
     parser.add_argument("--batch_per_device", type=int, default=4)
     parser.add_argument("--depth", type=int, default=12, help="blocks of audio and video; text has half")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of one after the other")
+    parser.add_argument("--scan", action="store_true", help="run the blocks as one loop (model.scan_layers)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1, help="a round")
-    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--steps", type=int, default=1, help="steps per round")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
     args.chunk_size, args.backward_only = 0, False
     cpus = [int(topology.partition(":")[2]) for topology in args.topologies.split(",") if topology.startswith("cpu:")]

@@ -54,7 +54,7 @@ def precision(embeddings: Mapping[str, np.ndarray], known: Mapping[str, np.ndarr
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search_by", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="workdirs that hold embeddings.npz")
-    parser.add_argument("--results", type=pathlib.Path, help="file to append to; '' is none")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
     rows = []
     for run in args.runs:

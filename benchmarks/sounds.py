@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     with runs.ending_in_one_line():
         root, made_of = str(args.root.resolve()), clips.with_suffix(".root")
         if made_of.exists() and made_of.read_text() != root:
-            raise ValueError(f"{clips} is made of {made_of.read_text()}: remove it, or name another --out")
+            raise ValueError(f"{clips} was made from {made_of.read_text()}: remove it, or name another --out")
         if not (clips / "clips.json").exists():
             made_of.write_text(root)
             words = ["--root", root, "--out", str(clips), *(["--esc10"] if args.esc10 else [])]

@@ -194,7 +194,7 @@ def _is_done(path: pathlib.Path, asked: dict, setting: dict[str, float]) -> bool
     odd = [name for name, value in asked.items() if there[name] != json.loads(json.dumps(value))]
     if odd:
         raise ValueError(
-            f"{path} was run with {odd[0]} = {there[odd[0]]}, now {asked[odd[0]]} is wanted: remove it, or name another --out"
+            f"{path} was run with {odd[0]} = {there[odd[0]]}, not {asked[odd[0]]}: remove it, or name another --out"
         )
     return True
 
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(row.file for row in tables.ROWS), help="files of configs/tables")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/tables/in_memory"))
-    parser.add_argument("--videos", type=int, default=1200, help="17 training clips apiece")
+    parser.add_argument("--videos", type=int, default=1200, help="videos to render, of 17 training clips each")
     parser.add_argument("--world_seed", type=int, default=21)
     parser.add_argument("--short_side", type=int, default=SHORT_SIDE_PX, help="height of the pictures, px")
     parser.add_argument("--epochs", type=float, default=EPOCHS)

@@ -141,7 +141,7 @@ def test_a_run_that_is_done_is_skipped_and_one_with_other_flags_is_refused(tmp_p
         (other_clips, "mc3", "--config.seed=1", "--config.data.dir=./clips, --config.data.dir=elsewhere"),
         (suite, "cmc", "--config.seed=1", "--config=configs/tables/cmc.py:soundworld"),
     ):
-        with pytest.raises(ValueError, match=f"was run otherwise than is wanted now .*{said}"):
+        with pytest.raises(ValueError, match=f"holds a run with other options .*{said}"):
             runs.run(other, f"configs/tables/{config}.py", tmp_path / "run", [flag])
     assert len(called) == 2
     (tmp_path / "run" / runs.TOOK).write_text("{")
@@ -192,7 +192,8 @@ def test_a_row_that_diverges_is_left_out_and_the_others_go_on(tmp_path, monkeypa
 def test_other_clips_than_the_worlds_need_their_tokenizer(tmp_path, capsys):
     with pytest.raises(SystemExit):
         tables.main(["--out", str(tmp_path), "--clips", "elsewhere"])
-    assert "--clips elsewhere: its words are not the demo's, name its --tokenizer too" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--clips elsewhere: the demo's vocabulary does not fit other clips: give their --tokenizer too" in error
 
 
 def make_clips(folder, **labels: tuple[int, int]) -> None:
@@ -244,7 +245,7 @@ def test_clips_without_labels_of_both_kinds_are_refused_before_anything_is_train
 
 
 @pytest.mark.parametrize("command", [tables, supplementary])
-def test_what_stands_behind_the_words_of_a_command_says_how_clips_are_read(command, tmp_path, monkeypatch, capsys):
+def test_only_overrides_of_how_clips_are_read_may_follow_the_double_dash(command, tmp_path, monkeypatch, capsys):
     suites = []
 
     def run(suite, config, workdir, flags, *, trains=True):
@@ -259,7 +260,7 @@ def test_what_stands_behind_the_words_of_a_command_says_how_clips_are_read(comma
     for word in ("--config.data.batch_size=8", "--config.data.num_workers", "--config.data.num_workers=a", "16"):
         line = ended(command, capsys, f"--out={tmp_path}", "--", reading[0], word)
         fix = "only --config.data.{num_threads,num_workers,prefetch}=N can"
-        assert line.startswith(f"error: '{word}' can't stand behind --: {fix}")
+        assert line.startswith(f"error: '{word}' can't follow --: {fix}")
     assert len(suites) == 1
 
 

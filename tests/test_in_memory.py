@@ -86,7 +86,7 @@ def test_rows_are_trained_and_evaluated_and_their_tables_are_made_of_json_alone(
     assert "Regions of Fig. 2" in table
     monkeypatch.setattr(rendered_world, "render", None)  # nothing is rendered where nothing is missing
     tables_in_memory.run(args, small_model(), 3, 16)
-    with pytest.raises(ValueError, match="was run with epochs = 3, now 4 is wanted: remove it, or name another --out"):
+    with pytest.raises(ValueError, match="was run with epochs = 3, not 4: remove it, or name another --out"):
         tables_in_memory.run(args, small_model(), 4, 16)
     args.sweep = tmp_path / "sweep.json"
     args.sweep.write_text(json.dumps({"mc3": {"chosen": {"temperature": 0.2}}}))

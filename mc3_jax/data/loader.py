@@ -196,7 +196,7 @@ def open_split(
         raise ValueError("config.data.dir is empty: name the folder made by `python -m data_prep.ego4d`")
     source = ClipSource(folder, split, folds, pictures=num_frames > 0, option=option)
     if num_frames and source.info.num_intervals == 0:
-        raise ValueError(f"{folder} holds sounds without pictures but {num_frames} frames per clip are wanted")
+        raise ValueError(f"{folder} holds sounds without pictures, but the model takes {num_frames} frames per clip")
     if num_frames and source.info.num_intervals != num_frames:
         raise ValueError(
             f"{folder} was built with {source.info.num_intervals} frame intervals per clip but "

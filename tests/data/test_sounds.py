@@ -250,7 +250,7 @@ def test_folds_are_read_alone_whole_and_from_any_split(folder):
 
 
 def test_sounds_are_no_data_for_who_wants_pictures(folder):
-    with pytest.raises(ValueError, match="holds sounds without pictures but 4 frames per clip are wanted"):
+    with pytest.raises(ValueError, match="holds sounds without pictures, but the model takes 4 frames per clip"):
         loader.open_split(folder, "train", 4)
 
 

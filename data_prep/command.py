@@ -1,4 +1,4 @@
-"""What the commands that write clips have in common: their options, the writing of the data set, and how they end."""
+"""What the commands that write clips share: their options, the writing of the data set, and error messages and statuses."""
 
 import argparse
 import collections
@@ -15,20 +15,20 @@ from data_prep import estimate, guard, pipeline, shards, storage, streams, termi
 from mc3_jax.data import records
 
 _MAX_LIMIT_S = 86400
-_MAX_SHORT_SIDE_PX = 4320  # 8K's; a canvas ends at 65,535 px, and a panorama is many times wider than high
-# A shard is what a worker takes: many, so that none waits long for the last one, and never by the number of workers, for a
-# run that goes on with another number finishes the same shards.
+_MAX_SHORT_SIDE_PX = 4320  # that of 8K; a canvas has at most 65,535 px, and a panorama is many times wider than high
+# Workers take whole shards. There are many, so that nobody waits long for the last one. Their number does not depend on the
+# number of workers, so that a run resumed with another number of workers finishes the same shards.
 _SHARD_CLIPS, _MIN_SHARDS = 512, 32
 
 
 def parser_of(module: str, description: str) -> argparse.ArgumentParser:
     """Returns the parser of `python -m data_prep.<module>`."""
-    # No abbreviations: a Beam option that begins like one of ours is Beam's.
+    # No abbreviations, since a Beam option may be the beginning of one of ours.
     return argparse.ArgumentParser(prog=f"python -m data_prep.{module}", description=description, allow_abbrev=False)
 
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """Adds the options of what clips hold and where they go; `name` is the data set's default."""
+    """Adds the options that all commands share; `name` is the data set's default name."""
     add = parser.add_argument
     add("--out", required=True, type=storage.parse, help="folder of the data set to write; gs:// and s3:// too")
     add("--name", default=name, help="name of the data set; shard files begin with it")
@@ -60,7 +60,7 @@ def _folder(text: str) -> pathlib.Path:
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of clips that hold pictures."""
+    """Adds the options for video frames, of commands whose clips hold some."""
     add = parser.add_argument
     add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip; a model sees one frame of each")
     add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one of them")
@@ -108,10 +108,10 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
 
 
 def _check_names(parser: argparse.ArgumentParser, others: list[str]) -> None:
-    """Checks that options which are none of the parser's are Beam's.
+    """Checks that the options which the parser does not know are Beam's.
 
     Raises:
-      ValueError: One of them is not, or Beam's are not asked for.
+      ValueError: Beam does not know one of them either, or `--runner` is not among them.
     """
     ours = sorted(parser._option_string_actions)
     if others and not any(arg.split("=")[0] == "--runner" for arg in others):
@@ -128,20 +128,20 @@ def write(
     args: argparse.Namespace, beam_args: list[str], tasks: list[shards.ShardTask], make_clips: shards.MakeClips,
     settings: dict, info: records.ClipsInfo, rejects: list[shards.Reject], num_in: int,
 ) -> records.ClipsInfo:  # fmt: skip
-    """Writes the data set, prints what became of everything that was read, and returns what `clips.json` says.
+    """Writes the data set, prints the numbers of clips and rejects, and returns the content of `clips.json`.
 
-    With `--dry_run` it only prints what would be done, with `--part` it writes some of the shards; `info` is returned then.
+    With `--dry_run` it only prints what would be done, with `--part` it writes some of the shards. Both return `info`.
 
     Args:
-      args: Has the options of `add_options`.
+      args: Parsed options, those of `add_options` among them.
       beam_args: Beam's own options.
       tasks, make_clips, settings: See `shards.write_shard`.
-      info: Without splits and canvas.
-      rejects: Annotations left out before any shard is written.
-      num_in: Annotations read.
+      info: Description of the data set; splits and canvas are filled in here.
+      rejects: Annotations rejected before any shard is written.
+      num_in: Number of annotations read.
 
     Raises:
-      ValueError: Nothing to write, lost records, or the folder holds another data set.
+      ValueError: There is nothing to write, records were lost, or the folder holds another data set.
     """
     left_out = collections.Counter(r.reason for r in rejects)
     if not tasks:
@@ -176,17 +176,17 @@ def write(
 
 
 def _counted(reports: Iterator[dict], left_out: collections.Counter) -> Iterator[dict]:
-    """Yields the reports and adds their rejects' reasons to the counts."""
+    """Yields the reports and counts the reasons of their rejects in `left_out`."""
     for report in reports:
         left_out.update(r["reason"] for r in report["rejects"])
         yield report
 
 
 def part_of(args: argparse.Namespace) -> tuple[int, int]:
-    """Returns (I, N) of `--part I/N`, (0, 1) without it.
+    """Returns (I, N) of `--part I/N`, or (0, 1) without the option.
 
     Raises:
-      ValueError: It is no such pair.
+      ValueError: The option's value has another form, or I is not below N.
     """
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", args.part or "0/1")
     if not found or not int(found[1]) < int(found[2]):
@@ -195,12 +195,12 @@ def part_of(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def num_workers(args: argparse.Namespace) -> int:
-    """Returns the local processes that `--num_workers` asks for."""
+    """Returns the number of local processes: `--num_workers`, or one per core."""
     return args.num_workers or len(os.sched_getaffinity(0))
 
 
 def num_shards(args: argparse.Namespace, num_clips: int) -> int:
-    """Returns the shards that `--num_shards` asks for, over all splits."""
+    """Returns the number of shards over all splits: `--num_shards`, or a default that depends on the number of clips."""
     return args.num_shards or max(num_clips // _SHARD_CLIPS, _MIN_SHARDS)
 
 
@@ -212,12 +212,12 @@ def run(
     parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace, list[str]], records.ClipsInfo],
     argv: list[str] | None,
 ) -> None:  # fmt: skip
-    """Converts what the command line says, or ends with one line and status 2, at Ctrl-C with status 130.
+    """Runs a command. An error ends the process with one line and status 2, Ctrl-C with status 130.
 
     Args:
-      parser: Options it does not know are Beam's.
-      convert: (options, Beam's options) → what `clips.json` says.
-      argv: Command line; None is the process's own.
+      parser: Parser of the command line. Options that it does not know are taken for Beam's.
+      convert: Function (options, Beam's options) → content of `clips.json`.
+      argv: Command line; None takes the process's own.
     """
     logging.set_verbosity(logging.WARNING)
     args, beam_args = parser.parse_known_args(argv)

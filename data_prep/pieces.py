@@ -1,10 +1,11 @@
-"""Pieces of a shard: the clips and rejects of one item in a file of their own, so that a killed run loses one video, no more.
+"""Pieces of a shard: the clips and rejects of one item in a file of their own, so that a killed run loses at most one video.
 
-A file is named by the hash of what it is made of, whatever shard or worker that falls to, and by its counts, so that a
-listing tells how far a run is. Layout: records; the index as JSON; its length, 8 bytes; the SHA-256 of all that, 32 bytes.
+A file is named by the hash of what it is made from, which does not depend on shard or worker, and by its counts, so that a
+listing shows the progress of a run. Layout: records; the index as JSON; its length, 8 bytes; the SHA-256 of all that, 32
+bytes.
 
-What was left out for a reason that lies outside the item is tried again when a conversion is started again: what a machine
-could not read always, what a limit ended when that limit is higher now.
+A rerun tries rejected clips again if the reason lay outside the item: always if the machine could not read the file, and if
+a limit was exceeded, when that limit is higher now.
 """
 
 import dataclasses
@@ -19,23 +20,24 @@ import numpy as np
 from data_prep import guard, storage, streams
 from mc3_jax.data import records
 
-FOLDER = "spool"  # inside the data set; empty when a conversion is done
+FOLDER = "spool"  # inside the data set's folder; empty when a conversion is done
 NAME = r"(?P<key>[0-9a-f]{32})-(?P<num_clips>\d+)-(?P<num_rejects>\d+)\.piece"
 
-# Settings that say where and how something is made, and leave what is made as it is. Media are known by their size and time.
+# Settings that do not change what a piece holds, only where and how it is made. Media files are identified by size and time.
 PASSING = ("scratch", "video_dir", "media_dir", "cpu_limit_s", "memory_limit_mb")
-_LIMITS = {guard.TOOK_TOO_LONG: "cpu_limit_s", streams.OUT_OF_MEMORY: "memory_limit_mb"}  # by the reason they give
+_LIMITS = {guard.TOOK_TOO_LONG: "cpu_limit_s", streams.OUT_OF_MEMORY: "memory_limit_mb"}  # reason of a reject → the limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What an item gave.
+    """The clips and rejects of one item, in a file.
 
     Attributes:
       path: Local file.
-      clips: {"clip_id", "video_uid", "start", "length", "samples", "label", "size_px"} of each record.
+      clips: {"clip_id", "video_uid", "start", "length", "samples", "label", "size_px"} of each record; start and length are
+        its position in the file, bytes.
       rejects: {"clip_id", "video_uid", "reason", "detail"} of each reject.
-      limits: See `limits_of`.
+      limits: Limits that caused rejects, see `limits_of`.
     """
 
     path: pathlib.Path
@@ -45,23 +47,23 @@ class Piece:
 
 
 def key_of(item, settings: dict) -> str:
-    """Returns the name of what `make_clips` makes of an item."""
+    """Returns the key of an item's piece: a hash of the item and of the settings that decide what the piece holds."""
     content = json.dumps([records.SCHEMA_VERSION, item, lasting(settings)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def find(names: Iterable[str]) -> dict[str, str]:
-    """Returns key → file name of the pieces among the names."""
+    """Returns the pieces among some file names, as key → file name."""
     return {found["key"]: name for name in names if (found := re.fullmatch(NAME, name))}
 
 
 def write(made: Iterable, path: pathlib.Path, settings: dict) -> Piece:
-    """Writes clips and rejects into a local file.
+    """Writes clips and rejects into a local file and returns the piece.
 
     Args:
       made: `records.Clip`s and `shards.Reject`s.
-      path: Of the file.
-      settings: They were made with.
+      path: File to write.
+      settings: Settings that clips and rejects were made with.
     """
     clips, rejects = [], []
     digest = hashlib.sha256()
@@ -89,7 +91,7 @@ def write(made: Iterable, path: pathlib.Path, settings: dict) -> Piece:
 
 
 def read(path: pathlib.Path) -> Piece | None:
-    """Returns the piece in a local file, None where it is not whole."""
+    """Returns the piece in a local file, or None if the file is incomplete or damaged."""
     length = path.stat().st_size - 32
     if length < 8:
         return None
@@ -114,23 +116,23 @@ def name_of(key: str, piece: Piece) -> str:
 
 
 def lasting(settings: dict) -> dict:
-    """Returns the settings that decide what is made, all but `PASSING`."""
+    """Returns the settings that decide what a piece holds: all but `PASSING`."""
     return {key: value for key, value in settings.items() if key not in PASSING}
 
 
 def limits_of(rejects: list[dict], settings: dict) -> dict:
-    """Returns those of the limits that caused rejects: {} where none did, so that they don't stand in every report."""
+    """Returns name → value of the limits that caused rejects; {} if none did, so that not every report holds them."""
     names = {_LIMITS.get(reject["reason"]) for reject in rejects}
     return {name: settings[name] for name in sorted(filter(None, names)) if name in settings}
 
 
 def is_final(rejects: list[dict], limits: dict, settings: dict) -> bool:
-    """Returns whether making an item again would leave out the same for all that is known.
+    """Returns whether the same rejects must be expected if an item were made again.
 
     Args:
-      rejects: Of the item, or of several.
-      limits: See `limits_of`; as they were.
-      settings: As they are.
+      rejects: Rejects of one or more items.
+      limits: Limits that caused some of them, as they were then; see `limits_of`.
+      settings: Settings of the present run.
     """
     if any(reject["reason"] == streams.UNREADABLE for reject in rejects):
         return False
@@ -138,20 +140,20 @@ def is_final(rejects: list[dict], limits: dict, settings: dict) -> bool:
 
 
 def make(item, settings: dict, make_clips, folder: storage.Path, known: dict[str, str], local: pathlib.Path) -> Piece:
-    """Returns an item's piece: the one that is there and final, or else a new one, which is there from now on.
+    """Returns an item's piece: the existing one if it is final (see `is_final`), or else a new one, added to the folder.
 
     Args:
       item, settings, make_clips: See `shards.write_shard`.
-      folder: Of the pieces.
-      known: Those in it; see `find`.
-      local: Folder for copies of pieces that are in a bucket; else the same folder.
+      folder: Folder of the pieces.
+      known: Pieces in this folder, key → file name; see `find`.
+      local: Local folder for copies if the pieces are in a bucket; otherwise `folder` itself.
     """
     key = key_of(item, settings)
     piece = _take(folder / known[key], local) if key in known else None
     if piece is not None:
         if is_final(piece.rejects, piece.limits, settings):
             return piece
-        storage.remove(folder / known[key])  # its name may be another than the new one's
+        storage.remove(folder / known[key])  # the new piece may have another name, with other counts
     aside = storage.aside_of(local / f"{key}.piece")
     try:
         with storage.filling(local):
@@ -171,5 +173,5 @@ def _take(path: storage.Path, local: pathlib.Path) -> Piece | None:
         copy = local / path.name
         copy.write_bytes(storage.read(path))
         return read(copy)
-    except FileNotFoundError:  # another worker was at the same item and is done
+    except FileNotFoundError:  # another worker made the same item, finished and removed its piece
         return None

@@ -1,7 +1,7 @@
-"""Shards by Beam: it maps over their names, moves no payload, and runs on all local cores or, by its own options, elsewhere.
+"""Writes shards by Beam, on all local cores or, with Beam's own options, elsewhere.
 
-What a shard is made of lies in a plan, one JSON file a shard inside the data set's folder, so that a job's graph stays small
-however many annotations there are.
+Beam only maps over the shards' names and moves no payload. What goes into a shard stands in its plan, one JSON file per shard
+inside the data set's folder, so that the job's graph stays small however many annotations there are.
 """
 
 import argparse
@@ -21,11 +21,11 @@ with quiet.beam():
     from apache_beam.metrics import Metrics
     from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
-_ANSWER_S = 60.0  # that a job server has
+_ANSWER_S = 60.0  # how long to wait for a job server or Docker
 
 
 class _BeamParser(argparse.ArgumentParser):
-    """What Beam's options are added to. What is wrong with one of them is an error to catch."""
+    """A parser of Beam's options that raises ValueError for a wrong one instead of ending the process."""
 
     add_value_provider_argument = argparse.ArgumentParser.add_argument
 
@@ -34,14 +34,14 @@ class _BeamParser(argparse.ArgumentParser):
 
 
 def check_names(beam_args: list[str], ours: list[str]) -> None:
-    """Checks that all options are such as Beam knows: it would drop others, and convert with defaults.
+    """Checks that Beam knows all of these options: it would silently drop others and run with defaults.
 
     Args:
-      beam_args: As they will be given to Beam.
-      ours: Names of options that were taken out, for one of which a misspelt one may stand.
+      beam_args: Options as they will be given to Beam.
+      ours: Names of this command's own options, to suggest one for a misspelt option.
 
     Raises:
-      ValueError: Beam does not know one of them, or not its value.
+      ValueError: Beam does not know one of the options or does not accept its value.
     """
     parser = _BeamParser(add_help=False, allow_abbrev=False)
     for kind in PipelineOptions.__subclasses__():
@@ -62,10 +62,10 @@ def check_names(beam_args: list[str], ours: list[str]) -> None:
 
 
 def check_place(beam_args: list[str]) -> None:
-    """Checks that what is to run the workers is there; Beam waits for it without a word.
+    """Checks that the job server or Docker that the workers need is running; Beam would wait for it silently.
 
     Raises:
-      ValueError: There is no job server, or no Docker where it is wanted.
+      ValueError: The job server does not answer, or Docker does not where it is needed.
     """
     options = PipelineOptions(beam_args).view_as(PortableOptions)
     endpoint = options.job_endpoint
@@ -97,24 +97,24 @@ def run(
     tasks: list[shards.ShardTask], folder: str, name: str, make_clips: shards.MakeClips, settings: dict, num_workers: int,
     beam_args: list[str],
 ) -> Iterator[dict]:  # fmt: skip
-    """Writes all shards and returns their reports, which are read one after the other.
+    """Writes all shards and returns an iterator over their reports, which reads each report only when it is asked for.
 
     Args:
       tasks: Shards to write.
       folder, name, make_clips, settings: As for `shards.write_shard`.
-      num_workers: Local processes.
-      beam_args: Beam's own options, e.g. `--runner=DataflowRunner`; empty is the local runner on all cores.
+      num_workers: Number of local processes.
+      beam_args: Beam's own options, e.g. `--runner=DataflowRunner`; without any, the local runner with `num_workers`.
 
     Raises:
-      ValueError: A shard can't be written or is not there in the end, or the folder holds another data set.
-      OSError: A disk or bucket fails, or a local worker is no more.
+      ValueError: A shard can't be written or is missing at the end, or the folder holds another data set.
+      OSError: A disk or bucket fails, or a local worker died.
     """
     home = storage.as_path(folder)
     shards.prepare(home, name)
     planned = _plan(tasks, home, name, settings)
     passing = {key: settings[key] for key in pieces.PASSING if key in settings}
     stale = _stale(home, planned, settings)
-    # While shards change, whoever opens the folder must not take it for the finished data set that it was.
+    # While shards change, the folder must not look like the finished data set that it was before.
     for path in [home / file for file in shards.INDEX_FILES if stale] + [
         home / shards.REPORTS / f"{file}.json" for file in stale
     ]:
@@ -143,15 +143,15 @@ def build(
     pipeline: beam.Pipeline, planned: list[tuple[str, str]], folder: str, name: str, make_clips: shards.MakeClips,
     passing: dict,
 ) -> None:  # fmt: skip
-    """Adds the writing of all shards to a pipeline.
+    """Adds the steps that write all shards to a pipeline.
 
     Args:
-      pipeline: To add to.
+      pipeline: Pipeline to extend.
       planned: (file, fingerprint of its plan) of each shard.
       folder, name, make_clips: As for `run`.
-      passing: Settings that no plan holds, see `pieces.PASSING`.
+      passing: Settings that are not part of the plans, see `pieces.PASSING`.
     """
-    # Without the reshuffle, one worker would get all shards fused behind Create.
+    # Without the reshuffle, Beam would fuse the steps and give all shards to one worker.
     _ = (
         pipeline
         | "Shards" >> beam.Create(planned)
@@ -163,7 +163,7 @@ def build(
 def _plan(
     tasks: list[shards.ShardTask], home: storage.Path, name: str, settings: dict
 ) -> list[tuple[str, str]]:
-    """Writes the plans; returns (file, fingerprint) of each shard, large ones first, so that no worker ends with one."""
+    """Writes the plans and returns (file, fingerprint) of each shard, large ones first, so that none is left for the end."""
     storage.make_folder(home / shards.PLANS)
 
     def write(task: shards.ShardTask) -> tuple[int, str, str]:
@@ -187,7 +187,7 @@ def _all_reports(home: storage.Path, planned: list[tuple[str, str]]) -> Iterator
 
 
 def _stale(home: storage.Path, planned: list[tuple[str, str]], settings: dict) -> list[str]:
-    """Returns the shards to write, and prints what an earlier run has left of all."""
+    """Returns the files of the shards that must be written, and prints how many exist and how many are redone."""
     known = storage.files(home / shards.REPORTS)
     missing, again = [], []
     for (file, _), report in zip(planned, _reports(home, planned), strict=True):
@@ -206,7 +206,7 @@ def _stale(home: storage.Path, planned: list[tuple[str, str]], settings: dict) -
 
 
 def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.MakeClips, passing: dict) -> None:
-    """Writes one shard on a worker, and counts for Beam's own display."""
+    """Writes one shard on a worker, and adds its counts to Beam's metrics."""
     file, fingerprint = planned
     plan = storage.read(storage.as_path(folder) / shards.PLANS / f"{file}.json").decode()
     if shards.fingerprint(plan) != fingerprint:
@@ -219,19 +219,19 @@ def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.
 
 
 def _unwrap(error: Exception) -> BaseException:
-    """Returns as one line what a worker met: a bad value, a disk, too little memory; else Beam's error with a traceback.
+    """Returns an error of one line for a worker's bad value, failed disk or lack of memory; else Beam's, with its traceback.
 
-    Ctrl-C is that again.
+    Ctrl-C becomes KeyboardInterrupt again.
     """
     last = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
-    # Beam's own words stand at the end, or in the middle where the error has several arguments.
+    # Beam adds its own words at the end, or in the middle if the error has several arguments.
     last = re.sub(r" \[while running '[^']*'\]", "", last)
     found = re.fullmatch(r"(?:RuntimeError: )?(?:[\w.]+\.)?(\w+)(?:: (.*))?", last)
     if found is None:
         return error
     if found[1] == "KeyboardInterrupt":
         return KeyboardInterrupt()
-    if found[1].endswith("MemoryError"):  # numpy has its own
+    if found[1].endswith("MemoryError"):  # numpy has one of its own, _ArrayMemoryError
         return ValueError(f"a worker had too little memory ({found[2] or found[1]}): take fewer --num_workers")
     kind = getattr(builtins, found[1], None)
     if isinstance(kind, type) and issubclass(kind, ValueError | OSError) and found[2]:

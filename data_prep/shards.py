@@ -1,10 +1,11 @@
-"""Writes clips into ArrayRecord shards and makes of the folder a TFDS data set, without TensorFlow.
+"""Writes clips into ArrayRecord shards and turns their folder into a TFDS data set, without TensorFlow.
 
-A shard is a fixed set of items, e.g. videos. Its task cuts the clips of one item after the other into pieces
-(`data_prep.pieces`), joins them in the order of videos and clip ids, and leaves a report beside the shard. Whatever is
-killed is done again from the last finished item on: shards, pieces and reports get their names when they are whole. A rerun
-takes finished shards as they are: those whose items, settings and bytes are what their report says. What was read, written
-and left out must add up, and nothing of an earlier conversion stays. `data_prep.pipeline` maps over shards by Beam.
+A shard holds the clips of a fixed set of items, e.g. videos. Its task writes the clips of each item to a file of their own
+(`data_prep.pieces`), joins these pieces in the order of videos and clip ids, and writes a report next to the shard. Shards,
+pieces and reports get their names only when they are complete, so a killed run resumes after the last finished item. A rerun
+keeps finished shards: those whose items, settings and bytes match their report. The numbers of clips written and annotations
+rejected must add up to the annotations read, and files of an earlier conversion are removed. `data_prep.pipeline` runs the
+tasks by Beam.
 """
 
 import collections
@@ -25,20 +26,20 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from data_prep import pieces, storage
 from mc3_jax.data import records
 
-_ATTEMPTS = 3  # at a shard whose pieces go away
-REPORTS, PLANS = "reports", "plan"  # folders inside the data set: one JSON file a shard
-# A record a group is what random access wants. JPEG does not compress: Zstandard makes the files of a video data set 0.6 %
-# smaller and reading take 1.4 times as long.
+_ATTEMPTS = 3  # to write a shard whose pieces another worker removes
+REPORTS, PLANS = "reports", "plan"  # folders inside the data set, with one JSON file per shard
+# Groups of one record suit random access. JPEG barely compresses further: Zstandard makes the files of a video data set
+# 0.6 % smaller, but reading takes 1.4 times as long.
 _OPTIONS = "group_size:1,uncompressed"
 _SHARD_FILE = rf"(?P<name>\w+)-({'|'.join(records.SPLITS)})\.array_record-\d+-of-\d+"
-# Files that make a folder a data set; there only while all shards they name are.
+# Files that make a folder a data set. They exist only while all shards that they name exist.
 INDEX_FILES = (records.CLIPS_FILE, "dataset_info.json")
 _METADATA = (*INDEX_FILES, "features.json", records.REJECTED_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """An annotation that gave no clip, and why: `reason` is what equal cases share and are counted by, `detail` the rest."""
+    """An annotation that gave no clip, and why. Rejects are counted by `reason`; `detail` holds what is particular to one."""
 
     clip_id: str
     video_uid: str
@@ -51,10 +52,10 @@ class ShardTask:
     """One shard to write.
 
     Attributes:
-      split, index, num_shards: Which.
-      items: What `make_clips` gets, one after the other; plain JSON values. Those of videos hold "video_bytes", the file's
-        size or None where there is none, and "video_version" (`storage.File`).
-      num_annotations: How many clips and rejects come of it; 0 where nobody counted.
+      split, index, num_shards: The shard's split, its number in this split, and the number of shards in the split.
+      items: Inputs of `make_clips`, which gets one at a time; plain JSON values. Items of videos hold "video_bytes", the
+        file's size or None if there is no file, and "video_version" (see `storage.File`).
+      num_annotations: Number of clips and rejects that the items must give together; 0 if it is not known.
     """
 
     split: str
@@ -64,22 +65,22 @@ class ShardTask:
     num_annotations: int = 0
 
     def file(self, name: str) -> str:
-        """Returns the shard's file name, as TFDS names it."""
+        """Returns the shard's file name, in TFDS's format."""
         return f"{name}-{self.split}.array_record-{self.index:05d}-of-{self.num_shards:05d}"
 
 
-# (item, settings) → clips and rejects of the item.
+# Function (item, settings) → the item's clips and rejects.
 MakeClips = Callable[[object, dict], Iterator[records.Clip | Reject]]
 
 
 def assign_shards(uids: list[str], num_shards: int) -> list[list[str]]:
-    """Returns the uids of each shard: dealt out in the order of their hashes, so no shard is empty."""
+    """Returns the uids of each shard, dealt out in turn in the order of their hashes, so that no shard is empty."""
     order = sorted(uids, key=lambda uid: hashlib.sha256(uid.encode()).digest())
     return [sorted(order[i::num_shards]) for i in range(min(num_shards, len(order)))]
 
 
 def plan_of(task: ShardTask, settings: dict) -> str:
-    """Returns all that a shard's bytes depend on, as JSON; see `read_plan`."""
+    """Returns everything that a shard's bytes depend on, as JSON; `read_plan` reads it."""
     content = {
         "schema_version": records.SCHEMA_VERSION,
         "task": dataclasses.asdict(task),
@@ -89,7 +90,7 @@ def plan_of(task: ShardTask, settings: dict) -> str:
 
 
 def read_plan(content: str) -> tuple[ShardTask, dict]:
-    """Returns the task and settings of `plan_of`."""
+    """Returns the task and settings in JSON that `plan_of` made."""
     plan = json.loads(content)
     return ShardTask(**{**plan["task"], "items": tuple(plan["task"]["items"])}), plan["settings"]
 
@@ -99,15 +100,16 @@ def fingerprint(plan: str) -> str:
 
 
 def read_report(folder: storage.Path, file: str, fingerprint: str) -> dict | None:
-    """Returns the report of a shard that is there and of this plan, or None. The shard's bytes are counted, not read.
+    """Returns a shard's report if the shard exists and was made by the plan with this fingerprint, or else None.
 
-    A shard without clips counts as there, since `finish` removes that of a split without clips.
+    Of the shard only the file size is checked, its bytes are not read. A shard without clips need not exist, since `finish`
+    removes the shards of a split without clips.
     """
     try:
         report = json.loads(storage.read(folder / REPORTS / f"{file}.json"))
         there = storage.size(folder / file)
         fits = report["fingerprint"] == fingerprint and (report["bytes"] == there or _is_gone(report, there))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # none, or none of ours
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):  # no report, or not one of ours
         return None
     return report if fits else None
 
@@ -117,25 +119,25 @@ def _is_gone(report: dict, there: int | None) -> bool:
 
 
 def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, settings: dict) -> dict:
-    """Writes one shard unless it is there already, and returns its report.
+    """Writes one shard unless it exists already, and returns its report.
 
     Args:
-      task: What to write.
-      folder: Of the data set, on a file system that all workers share or in a bucket.
-      name: Of the data set.
-      make_clips: Cuts the clips of an item.
-      settings: Passed to it; plain JSON values. "scratch", if there, is the local folder for copies.
+      task: The shard to write.
+      folder: Folder of the data set, on a file system that all workers share or in a bucket.
+      name: Name of the data set.
+      make_clips: Function that cuts the clips of an item.
+      settings: Settings for `make_clips`, plain JSON values. "scratch", if given, is the local folder for copies.
 
     Raises:
-      ValueError: Two clips have one id, another number of clips and rejects than the task says, or the shard read back holds
-        another number of records than were written.
+      ValueError: Two clips have the same id, the number of clips and rejects is not what the task says, or the shard read
+        back holds another number of records than were written.
       OSError: A disk or bucket fails.
     """
     home, file = storage.as_path(folder), task.file(name)
     of_plan = fingerprint(plan_of(task, settings))
     report = read_report(home, file, of_plan)
-    # Read whole: a flipped byte would otherwise be found when training meets it. That costs a disk's speed, not a decoder's;
-    # a bucket's is taken by its size.
+    # A local shard is read in full, since a flipped byte would otherwise be found only in training. This takes as long as
+    # the disk reads, far less than decoding again. Of a shard in a bucket only the size is checked.
     if report is not None and (
         storage.is_remote(home) or _is_gone(report, storage.size(home / file)) or report["sha256"] == sha256(home / file)
     ):
@@ -146,7 +148,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
         try:
             return _write(task, home, name, make_clips, settings, of_plan)
         except FileNotFoundError:
-            # Another worker was at this shard too, or at one that holds the same item, is done, and took a piece away.
+            # Another worker wrote this shard too, or another shard with the same item. It finished and removed a piece.
             report = read_report(home, file, of_plan)
             if report is not None:
                 return report
@@ -179,10 +181,10 @@ def _write(task: ShardTask, home: storage.Path, name: str, make_clips: MakeClips
 
 
 def _summary(task: ShardTask, file: str, made: list[pieces.Piece]) -> dict:
-    """Returns the report of a shard, but for its fingerprint, size and hash.
+    """Returns the report of a shard without its fingerprint, size and hash.
 
     Raises:
-      ValueError: Two clips have one id, or another number of clips and rejects than the task says.
+      ValueError: Two clips have the same id, or the number of clips and rejects is not what the task says.
     """
     clips = [clip for piece in made for clip in piece.clips]
     rejects = [reject for piece in made for reject in piece.rejects]
@@ -206,12 +208,12 @@ def _summary(task: ShardTask, file: str, made: list[pieces.Piece]) -> dict:
 
 
 def _place(clip: dict) -> tuple[str, str]:
-    """Returns what a shard's clips are in order of."""
+    """Returns the key by which the clips of a shard are sorted."""
     return clip["video_uid"], clip["clip_id"]
 
 
 def _join(made: list[pieces.Piece], path: pathlib.Path) -> None:
-    """Writes the records of all pieces into one ArrayRecord file, in the order of videos and clip ids.
+    """Writes the records of all pieces into one ArrayRecord file, sorted by video and clip id.
 
     Raises:
       OSError: A disk fails.
@@ -227,7 +229,7 @@ def _join(made: list[pieces.Piece], path: pathlib.Path) -> None:
                     for _, _, _, start, length in part:
                         file.seek(start)
                         writer.write(file.read(length))
-    except RuntimeError as error:  # the writer's, which holds the file's name and the kernel's words
+    except RuntimeError as error:  # raised by the writer; holds the file's name and the kernel's message
         raise OSError(str(error)) from error
 
 
@@ -242,10 +244,10 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def prepare(folder: storage.Path, name: str) -> None:
-    """Makes sure that a folder may take the data set.
+    """Checks that the data set can be written to a folder.
 
     Raises:
-      ValueError: It holds another one.
+      ValueError: The folder holds a data set with another name.
     """
     names = [re.fullmatch(_SHARD_FILE, file) for file in storage.files(folder)]
     others = {found["name"] for found in names if found} - {name}
@@ -278,25 +280,25 @@ def feature_spec(info: records.ClipsInfo) -> tfds.features.FeaturesDict:
 def finish(
     reports: Iterable[dict], folder: storage.Path, info: records.ClipsInfo, rejects: list[Reject], num_in: int
 ) -> records.ClipsInfo:
-    """Checks the sums, writes `clips.json`, `rejected.jsonl` and the TFDS metadata; returns the completed info.
+    """Checks the sums, writes `clips.json`, `rejected.jsonl` and the TFDS metadata, and returns the completed info.
 
-    Shards and reports that an earlier conversion left in the folder are removed, and plans and pieces.
+    Removes plans, pieces, and the shards and reports that an earlier conversion left in the folder.
 
     Args:
-      reports: Of all shards; looked at once, one after the other.
-      folder: Of the data set.
-      info: Without splits and canvas.
-      rejects: Annotations left out before any shard was written.
-      num_in: Annotations read.
+      reports: Reports of all shards; iterated over once.
+      folder: Folder of the data set.
+      info: Description of the data set; splits and canvas are filled in here.
+      rejects: Annotations rejected before any shard was written.
+      num_in: Number of annotations read.
 
     Raises:
-      ValueError: Records in are not records out and left out, or there is no clip at all.
+      ValueError: Clips and rejects do not add up to the annotations read, or there is no clip at all.
     """
     slim, counted = _write_rejects(reports, folder, rejects, num_in, info)
     for split in records.SPLITS:
         mine = sorted((r for r in slim if r["split"] == split), key=lambda r: r["index"])
         shards = [records.Shard(**{f.name: r[f.name] for f in dataclasses.fields(records.Shard)}) for r in mine]
-        if not info.max_samples:  # all have `info.num_samples`
+        if not info.max_samples:  # all clips have `info.num_samples` samples
             shards = [dataclasses.replace(shard, clip_samples=[]) for shard in shards]
         sums = [sum(r[key] for r in mine) for key in ("num_clips", "num_labelled", "num_positive")]
         info.splits[split] = records.SplitInfo(*sums, shards if sums[0] else [])
@@ -310,7 +312,7 @@ def finish(
 
 
 def _settle_empty(shards: list[records.Shard], folder: storage.Path, there: bool) -> None:
-    """Makes sure that the shards of a split which hold no clip are there, or are not."""
+    """Writes or removes those shards of a split that hold no clip, so that they exist only if `there`."""
     for path in (folder / shard.file for shard in shards if not shard.num_clips):
         if not there:
             storage.remove(path)
@@ -322,10 +324,10 @@ def _settle_empty(shards: list[records.Shard], folder: storage.Path, there: bool
 def _write_rejects(
     reports: Iterable[dict], folder: storage.Path, rejects: list[Reject], num_in: int, info: records.ClipsInfo
 ) -> tuple[list[dict], int]:
-    """Writes `rejected.jsonl`, whose digest goes into `info`; returns the reports without rejects, and the rejects' number.
+    """Writes `rejected.jsonl` and its digest into `info`; returns the reports without their rejects, and how many there are.
 
     Raises:
-      ValueError: As `finish`.
+      ValueError: As for `finish`.
     """
     slim, reasons, details = [], collections.Counter(), {}
     with storage.writing(folder / records.REJECTED_FILE) as aside:
@@ -337,7 +339,7 @@ def _write_rejects(
                     details.setdefault(row["reason"], row["detail"])
                     file.write(json.dumps(row) + "\n")
 
-            leave_out(map(vars, sorted(rejects, key=lambda r: (r.reason, r.clip_id))))  # of Ego4D, millions
+            leave_out(map(vars, sorted(rejects, key=lambda r: (r.reason, r.clip_id))))  # millions for Ego4D
             for report in reports:
                 leave_out(sorted(report["rejects"], key=lambda r: (r["reason"], r["clip_id"])))
                 slim.append({key: value for key, value in report.items() if key != "rejects"})
@@ -356,11 +358,11 @@ def _write_rejects(
 
 
 def _write_index(folder: storage.Path, info: records.ClipsInfo) -> None:
-    """Writes TFDS's metadata and, last, `clips.json`, which holds their digests."""
+    """Writes TFDS's metadata and finally `clips.json`, which holds the digests of these files."""
     with storage.scratch_folder() as local:
         for split in info.splits.values():
             for shard in split.shards:
-                (local / shard.file).touch()  # TFDS looks at their names
+                (local / shard.file).touch()  # TFDS looks for files with these names
         template = tfds.core.ShardedFileTemplate(str(local), dataset_name=info.name, filetype_suffix="array_record")
         splits = [
             tfds.core.SplitInfo(
@@ -381,13 +383,13 @@ def _write_index(folder: storage.Path, info: records.ClipsInfo) -> None:
 
 
 def _remove_leftovers(folder: storage.Path, name: str, files: set[str]) -> None:
-    """Removes what is in nobody's way but belongs to no finished data set.
+    """Removes files of this data set that a finished one doesn't need.
 
-    Shards that aren't among `files`, and their reports; plans, pieces, and what killed writers left.
+    These are shards that aren't among `files` and their reports, plans, pieces, and temporary files of killed writers.
     """
     for part in (folder, folder / REPORTS, folder / PLANS, folder / pieces.FOLDER):
         for file in storage.files(part):
-            if "/" in file:  # a bucket lists what is in its folders, too
+            if "/" in file:  # the listing of a bucket includes the files in its folders
                 continue
             aside = re.fullmatch(storage.TEMPORARY, file)
             plain = aside["file"] if aside else file
@@ -401,6 +403,6 @@ def _remove_leftovers(folder: storage.Path, name: str, files: set[str]) -> None:
             if ours:
                 storage.remove(part / file)
     for part in (PLANS, pieces.FOLDER):
-        with contextlib.suppress(OSError):  # not there, or somebody's own files are in it
+        with contextlib.suppress(OSError):  # the folder doesn't exist, or holds files of the user's own
             if not storage.is_remote(folder):
                 os.rmdir(folder / part)

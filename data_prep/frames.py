@@ -1,9 +1,9 @@
-"""Frames of a video stream at given times: each decoded once and in order, and as few of the others as can be.
+"""Frames of a video stream at given times, each decoded once and in order, with as few other frames decoded as possible.
 
-Packets are read ahead of the decoder, so it is known before a packet is decoded whether its picture is wanted. Where a
-keyframe lies between what was decoded and the next picture wanted, decoding goes on there; across a longer stretch the file's
-index of keyframes is asked where to seek. Pictures that are not wanted and that no other refers to are not decoded. What is
-decoded has the pixels that it has when everything is (`tests/data_prep/test_frames.py`).
+Packets are read ahead of the decoder, so it is known before a packet is decoded whether its picture is wanted. If a keyframe
+lies between the last decoded picture and the next wanted one, decoding continues from that keyframe. Longer stretches are
+skipped by seeking with the file's index of keyframes. Pictures that are not wanted and that no other refers to are not
+decoded. The frames have the same pixels as if the whole stream were decoded (`tests/data_prep/test_frames.py`).
 """
 
 import collections
@@ -19,23 +19,24 @@ from data_prep.full_decode import NOT_COVERED
 from data_prep.packets import Packets, UnclearError
 
 _AVI = "container does not tell when pictures are shown: B-frames in AVI"
-# These decoders leave a picture out when told so before its packet (VP9's does not, dav1d asks once).
+# Decoders that can skip single pictures: `skip_frame` is set before each packet. VP9's ignores it, dav1d reads it only once.
 _CAN_SKIP = ("h264", "hevc")
-_MAX_FED = 64  # packets that are kept track of although their pictures came out
+_MAX_FED = 64  # packets that are kept track of although their pictures have come out of the decoder
 
 
 def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
-    """Yields (time, the frame shown then or why there is none), every time once.
+    """Yields (time, the frame shown at this time or the reason why there is none), every time once.
 
-    A frame is shown until the next begins; the last, and that before a hole, as long as it says, and the first also one frame
-    earlier, as players do. Behind a hole, nothing is shown before the next keyframe.
+    A frame is shown until the next one begins. The last frame, and one before a hole (lost pictures), are shown for their own
+    duration. The first is also shown for one frame's duration before it begins, as players do. After a hole, nothing is shown
+    until the next keyframe.
 
     Args:
-      container: Nothing was read of it; see `streams.take`.
-      times_s: Of the video, in order, no time twice, seconds.
+      container: Opened container of which nothing was read yet; see `streams.take`.
+      times_s: Times in the video, sorted and without duplicates, seconds.
     """
     stream = streams.take(container, "video")
-    if container.format.name == "avi" and stream.codec_context.has_b_frames:  # FFmpeg guesses there
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:  # FFmpeg guesses their times
         yield from ((time_s, _AVI) for time_s in times_s)
         return
     todo = collections.deque(times_s)
@@ -50,10 +51,10 @@ def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFram
 
 
 class _Run:
-    """Decodes what is wanted, in order.
+    """Decoder of a video stream that returns the frames wanted, in order.
 
     Args:
-      container, stream: Of the video.
+      container, stream: Container and stream of the video.
     """
 
     def __init__(self, container, stream):
@@ -61,27 +62,28 @@ class _Run:
         self._context = stream.codec_context
         self._can_skip = _can_skip(self._context)
         self._origin_s, self._time_base = streams.origin_s(container), stream.time_base
-        # Time stamp → the times that its frame is wanted for, of packets that were or are being decoded.
+        # Time stamp of a frame not yielded yet → the times that it is wanted for.
         self._waiting: dict[int, list[float]] = {}
         self._recent: dict[int, av.VideoFrame] = {}  # frames that may be wanted for later times
-        # Time stamp → which packet it was, at least of those that have not come out or are waited for.
+        # Time stamp → position in the order of decoding, at least of pictures still in the decoder or waited for.
         self._fed: dict[int, int] = {}
         self._num_fed = 0
-        self._out = -math.inf  # time stamp of what the decoder gave last
-        self._sound_from = math.inf  # the time stamp from which on pictures must not be corrupt
-        self._stamp = -math.inf  # of the frame wanted last
+        self._out = -math.inf  # time stamp of the last frame that came out of the decoder
+        self._sound_from = math.inf  # pictures from this time stamp on must not be corrupt
+        self._stamp = -math.inf  # time stamp of the last frame wanted
         self._dirty = False  # whether the decoder holds anything
-        self._lenient = False  # whether what can't be decoded is skipped
-        self._broken = ""  # why there is nothing before the next keyframe
-        # Time stamp of the keyframe that decoding began with, up to the next and until an error was looked into. In an open
-        # GOP H.264 may tell the decoder to forget pictures before it, which is no damage where the decoder never had them.
+        self._lenient = False  # whether packets that can't be decoded are skipped
+        self._broken = ""  # reason why nothing can be shown before the next keyframe
+        # Time stamp of the keyframe that decoding began with; None from the next keyframe on, or once an error was retried
+        # (`_go_back`). In an open GOP, H.264 may tell the decoder to forget pictures before that keyframe. If the decoder
+        # never had them it reports an error, but that is no damage.
         self._open_from: int | None = None
 
     def waiting_s(self) -> list[float]:
         return list(itertools.chain.from_iterable(self._waiting.values()))
 
     def show(self, todo: collections.deque[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
-        """Takes the first time from `todo`; yields what is shown then and before, as far as it is out of the decoder."""
+        """Removes the first time from `todo`; yields the results for it and earlier times that are known by now."""
         packets, time_s = self._packets, todo[0]
         limit = math.floor((time_s + self._origin_s + streams.EPSILON_S) / float(self._time_base))
         try:
@@ -89,7 +91,7 @@ class _Run:
                 yield from self.finish()
                 packets.go_to(limit)
                 self._broken = ""
-            while not packets.read_past(limit):  # too much is held
+            while not packets.read_past(limit):  # too many packets are held
                 if packets.gap:
                     yield from self._start(limit)
                 yield from self._decode(limit)
@@ -119,14 +121,14 @@ class _Run:
             yield time_s, self._broken or NOT_COVERED
 
     def end(self) -> Iterator[tuple[float, av.VideoFrame | str]]:
-        """Yields what has not come out of the decoder."""
+        """Yields the results that have not come out of the decoder yet."""
         try:
             yield from self.finish()
         except streams.DAMAGE as error:
             yield from self._break(error)
 
     def finish(self) -> Iterator[tuple[float, av.VideoFrame | str]]:
-        """Yields what the decoder still holds or why it is damaged, after which it can begin at another keyframe."""
+        """Drains the decoder, so that it can begin at another keyframe; yields the frames it held, or reasons if damaged."""
         if self._dirty:
             self._context.skip_frame = "DEFAULT"
             try:
@@ -141,20 +143,20 @@ class _Run:
         self._recent, self._fed, self._out = {}, {}, -math.inf
 
     def _start(self, limit: int) -> Iterator[tuple[float, av.VideoFrame | str]]:
-        """Lets the decoder begin with the first packet held, unless that does not give what is shown at `limit`."""
+        """Lets the decoder begin with the first packet held; after damage only if that is a keyframe not after `limit`."""
         yield from self.finish()
         first, *others = self._packets.queue or [None]
         whole = first is not None and first.is_keyframe and first.pts <= limit
         if self._broken and not whole:
             return
-        # Pictures that come after a keyframe but are shown before it may refer to what is before it (an open GOP).
+        # Pictures decoded after a keyframe but shown before it may refer to pictures before the keyframe (an open GOP).
         self._lenient = not whole or any(packet.pts < first.pts for packet in others)
         self._sound_from = first.pts if whole else math.inf
         self._broken, self._packets.gap = "", False
         self._open_from = first.pts if whole and self._context.name == "h264" else None
 
     def _go_back(self) -> bool:
-        """Decodes from the keyframe before that which decoding began with up to that; returns False where there is none."""
+        """Decodes the group of pictures before the keyframe that decoding began with; returns False if that is impossible."""
         packets, start = self._packets, self._open_from
         self._open_from = None
         if not packets.can_seek or start == packets.first_pts:
@@ -169,14 +171,14 @@ class _Run:
         self._context.flush_buffers()
         self._context.skip_frame = "DEFAULT"
         for _ in before:
-            with contextlib.suppress(*streams.DAMAGE):  # nothing of it is shown
+            with contextlib.suppress(*streams.DAMAGE):  # none of these frames is shown
                 packets.next().decode()
         self._recent, self._fed, self._out = {}, {}, -math.inf
         self._dirty, self._lenient, self._sound_from, packets.gap = True, False, start, False
         return True
 
     def _again(self) -> Iterator[tuple[float, av.VideoFrame | str]]:
-        """Decodes once more what was being decoded."""
+        """Decodes again, after `_go_back`, the frames that are waited for."""
         last = self._stamp
         try:
             for stamp in sorted(self._waiting):
@@ -190,7 +192,7 @@ class _Run:
         self._stamp = max(last, self._stamp)
 
     def _decode(self, limit: int) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Decodes the next packet, whose picture is the one wanted next, or is shown before it or after `limit`."""
+        """Decodes the next packet. Its picture is the one wanted, one shown before it, or one shown after `limit`."""
         packet = self._packets.next()
         if self._broken:
             return
@@ -209,10 +211,10 @@ class _Run:
         yield from self._give(frames)
 
     def _give(self, frames, *, last: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Takes what the decoder gave, the last of it or not; yields what is wanted of it and surely sound.
+        """Takes frames from the decoder, `last` if it is drained; yields the wanted frames that are certain to be intact.
 
-        A picture may refer to one that comes out behind it, and that one may be corrupt: it waits for those that were decoded
-        before it.
+        A picture may refer to one that comes out of the decoder later and turns out to be corrupt. So a frame is held until
+        all pictures that were decoded before it have come out.
         """
         for frame in frames:
             pts = frame.pts
@@ -226,7 +228,7 @@ class _Run:
             elif pts >= self._sound_from:
                 raise streams.CorruptError(pts)
             if pts >= self._stamp or pts in self._waiting:
-                frame.time_base = self._time_base  # PyAV does not know it of what a drained decoder gives
+                frame.time_base = self._time_base  # PyAV does not set it on frames of a drained decoder
                 self._recent[pts] = frame
         if len(self._fed) > _MAX_FED:
             kept = self._waiting.keys() | self._recent.keys()
@@ -242,12 +244,12 @@ class _Run:
             raise UnclearError
 
     def _is_settled(self, stamp: int) -> bool:
-        """Returns whether all that was decoded before a picture came out."""
+        """Returns whether all pictures that were decoded before this one have come out of the decoder."""
         number = self._fed[stamp]
         return not any(before < number and pts > self._out for pts, before in self._fed.items())
 
     def _break(self, error: Exception) -> Iterator[tuple[float, av.VideoFrame | str]]:
-        """Yields what was decoded before the damage; for the others the reason, which lasts to the next keyframe."""
+        """Yields frames decoded before the damage, and for the others the reason, which holds up to the next keyframe."""
         self._broken = streams.why("decoding failed", error)
         damaged = error.pts if isinstance(error, streams.CorruptError) else self._packets.last_pts
         first = self._fed.get(damaged, math.inf)
@@ -264,9 +266,10 @@ class _Run:
 
 
 def _can_skip(context) -> bool:
-    """Returns whether pictures that no other refers to may be left out."""
+    """Returns whether the decoder may skip pictures that no other picture refers to."""
     if context.name != "hevc":
         return context.name in _CAN_SKIP
-    # HEVC says so of other pictures of the same temporal layer only (hvcC, ISO/IEC 14496-15: numTemporalLayers is 1).
+    # HEVC calls a picture unreferenced if none of its own temporal layer refers to it, so there must be only one layer
+    # (hvcC, ISO/IEC 14496-15: numTemporalLayers is 1).
     record = context.extradata or b""
     return len(record) > 21 and record[0] == 1 and record[21] >> 3 & 7 == 1

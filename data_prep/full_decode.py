@@ -1,6 +1,6 @@
-"""Frames of a video stream at given times where packets do not tell which picture they hold, such as fields.
+"""Frames of a video stream at given times, for streams whose packets do not tell which picture they hold, such as fields.
 
-Decodes all, then looks: slower than `data_prep.frames`, which knows each picture before it is decoded.
+Decodes every picture and then selects. This is slower than `data_prep.frames`, which knows each picture before decoding it.
 """
 
 import collections
@@ -15,24 +15,24 @@ from av.video.frame import PictureType
 from data_prep import streams
 
 NOT_COVERED = "video does not cover the clip"
-_MAX_RUN_GAP_S = 6.0  # decoded on across less
+_MAX_RUN_GAP_S = 6.0  # shorter gaps between times are decoded rather than skipped by a seek
 _B_FRAMES = (PictureType.B, PictureType.BI)
 
 
 class _HoleError(Exception):
-    """Pictures are lost."""
+    """Pictures are lost before the next packet."""
 
 
 class _DoubtError(Exception):
-    """What can't be decoded right behind the first keyframe refers to what is before it, or is damaged."""
+    """Pictures after the first keyframe can't be decoded: they refer to pictures before it, or are damaged."""
 
 
 def shown(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
-    """Yields what `frames.shown` does.
+    """Yields what `frames.shown` yields.
 
     Args:
-      container, stream: Of the video.
-      times_s: Of the video, in order, no time twice, seconds.
+      container, stream: Container and stream of the video.
+      times_s: Times in the video, sorted and without duplicates, seconds.
     """
     stream.codec_context.skip_frame = "DEFAULT"
     todo = collections.deque(times_s)
@@ -41,9 +41,9 @@ def shown(container, stream, times_s: list[float]) -> Iterator[tuple[float, av.V
 
 
 def _run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[float, av.VideoFrame | str]]:
-    """Takes times from `todo` until the next is far; yields what is shown then."""
+    """Removes times from `todo` until the next one is far ahead; yields what is shown at these times."""
     origin_s, frame_s = streams.origin_s(container), streams.frame_s(stream)
-    # B-frames may refer to a picture behind them that is corrupt: they are held until one comes that is no B-frame.
+    # B-frames may refer to a later picture that is corrupt, so they are held until a picture comes that is no B-frame.
     held: list[tuple[float, av.VideoFrame | str]] = []
     now, first, broken = None, True, ""
 
@@ -80,10 +80,11 @@ def _run(container, stream, todo: collections.deque[float]) -> Iterator[tuple[fl
 
 
 def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame | Exception]:
-    """Yields what `_decode_all` does, from a frame on that begins at or before a stream time or is the stream's first."""
-    # mp4 seeks by decoding times, which are before those of showing where there are B-frames: the keyframe found may be
-    # shown too late. Or it is in doubt whether what follows it is damaged, and one before it will tell; where there is none,
-    # the file may begin amid an open group of pictures.
+    """Yields what `_decode_all` yields, starting with a frame at or before a stream time, or with the stream's first."""
+    # There are two reasons to seek further back. mp4 seeks by decoding times, which with B-frames are earlier than the times
+    # of showing, so the keyframe found may be shown too late. Or it is in doubt whether pictures after the keyframe are
+    # damaged, which decoding from an earlier keyframe settles. Without an earlier one, the file may begin in the middle of an
+    # open group of pictures.
     doubtful_s = None
     for back_s in streams.BACK_S if streams.can_seek(container) else streams.BACK_S[-1:]:
         try:
@@ -107,10 +108,10 @@ def _frames_from(container, stream, time_s: float) -> Iterator[av.VideoFrame | E
 
 
 def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame | Exception]:
-    """Yields frames, and for damage its exception, behind which they begin anew with a keyframe.
+    """Yields frames, and an exception for each damage, after which frames continue from the next keyframe.
 
-    If lenient, and behind each damage, pictures between a keyframe and the first sound one need not be whole: they may refer
-    to what is before it. If lenient, a _DoubtError tells once that some were not, before the first frame.
+    If `lenient`, and after each damage, pictures between a keyframe and the first intact frame may be incomplete, since they
+    may refer to pictures before the keyframe. If `lenient`, a _DoubtError before the first frame says that some were.
     """
     context, waiting, sound, latest = stream.codec_context, False, False, -math.inf
     may_doubt = lenient
@@ -144,7 +145,7 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
             elif frame.is_corrupt:
                 continue
             else:
-                frame.time_base = stream.time_base  # PyAV does not know it of what a drained decoder gives
+                frame.time_base = stream.time_base  # PyAV does not set it on frames of a drained decoder
                 sound, may_doubt, latest = True, False, frame.pts
                 yield frame
                 continue
@@ -156,7 +157,7 @@ def _decode_all(container, stream, *, lenient: bool) -> Iterator[av.VideoFrame |
 
 
 def _packets(container, stream) -> Iterator[av.Packet | Exception]:
-    """Yields packets, and for damage and holes between them an exception; twice the damage without a packet is the end."""
+    """Yields packets, and an exception for each damage or hole between them; ends at two damages without a packet between."""
     damaged, holes = False, streams.Holes(container, stream)
     while True:
         try:

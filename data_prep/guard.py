@@ -1,14 +1,15 @@
-"""`media.cut_windows` in a process of its own: a video that crashes the decoder, hangs or eats memory costs only itself.
+"""Runs `media.cut_windows` in a child process: a video that crashes the decoder, hangs or eats memory harms no other.
 
-Media come from strangers and decoders are C: a worker keeps one child that decodes (`data_prep.decoder_child`), limits what
-it may take, and starts another when it dies. Request: one JSON line. Reply: for each window a JSON line and the bytes that it
-announces. Nothing is unpickled, and what the child says is believed only as far as it can be true of what was asked.
+Media files are untrusted and decoders are written in C. So a worker keeps a child process that decodes
+(`data_prep.decoder_child`), limits its time and memory, and starts another one when it dies. A request is one JSON line. The
+reply is a JSON line for each window and the bytes that it announces. Nothing is unpickled, and an answer is accepted only if
+it can be one to the request.
 
-A file in a bucket that may be too large to copy, HDF5, is read by the parent and parsed by the child, which asks for parts
-of it between its replies. So what parses needs no network, and a network that is slow or away costs no clip: the child's time
-does not run while the parent reads, and what fails then ends the run.
+An HDF5 file in a bucket may be too large to copy. The parent reads it and the child parses it, asking the parent for parts of
+the file between its replies. So the parser needs no network, and a slow or failing network costs no clip: the child's time
+limit does not run while the parent reads, and an error of the bucket ends the run.
 
-A child that gets a signal from outside, such as SIGKILL where memory runs out, is no fault of the video's: that ends the run.
+If a child is killed by a signal from outside, such as SIGKILL when memory runs out, the video is not to blame: the run ends.
 """
 
 import atexit
@@ -33,28 +34,29 @@ import numpy as np
 from data_prep import decoder_answers, decoder_child, media
 
 COMMAND = (sys.executable, "-P", "-m", "data_prep.decoder_child")
-# A busy machine or a slow disk may make the decoder wait for twice as long as it computes.
+# Limit of wall-clock time per CPU second: a busy machine or slow disk may make the decoder wait twice as long as it computes.
 _WALL_PER_CPU = 3.0
 MIN_MEMORY_MB = 128
 TOOK_TOO_LONG = "decoder took too long"
-# What a process does to itself. Other signals come from outside: the kernel's or Slurm's where memory runs out, a user's.
+# Signals that a process causes by itself. Others come from outside: from a user, or the kernel or Slurm when memory runs out.
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP,
             signal.SIGPIPE, signal.SIGXFSZ)  # fmt: skip
-_MAX_CHILDREN = 8  # that a video may cost
-_LOOK_S = 0.02  # how often a decoder's memory is looked at
-_START_S = 120.0  # for the imports of a child, on a busy machine
+_MAX_CHILDREN = 8  # that may die of one video
+_LOOK_S = 0.02  # interval at which a decoder's memory is checked
+_START_S = 120.0  # time limit for a child's imports, on a busy machine
 _MAX_LINE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What decoding a video may take.
+    """Limits of CPU time and memory for decoding a video.
 
     Attributes:
       video_cpu_s, clip_cpu_s: CPU seconds for a video and, on top, for each of its clips. A core decodes 50 frames of 10-bit
-        4K HEVC in a second, so a clip that needs the 250 since the keyframe before takes six. The parent waits for three
-        times as many seconds in all, and from one answer to the next for three times those of a video with one clip.
-      memory_mb: Resident memory of the child, MiB. It takes 60 by itself, 180 with 4K H.264 and 300 with 10-bit 4K HEVC.
+        4K HEVC per second, so a clip that needs the 250 frames since the last keyframe takes 6 s. The parent waits three
+        times as many seconds in total, and for each answer three times the seconds of a video with one clip.
+      memory_mb: Resident memory of the child, MiB. A child needs 60 MiB for itself, 180 MiB with 4K H.264 and 300 MiB with
+        10-bit 4K HEVC.
     """
 
     video_cpu_s: float = 60.0
@@ -62,17 +64,17 @@ class Limits:
     memory_mb: int = 2048
 
     def cpu_s(self, num_clips: int) -> int:
-        """Returns the CPU seconds that so many clips of a video may take; the kernel counts whole ones."""
+        """Returns the limit of CPU seconds for a video with so many clips, rounded up: the kernel takes whole seconds."""
         return math.ceil(self.video_cpu_s + self.clip_cpu_s * num_clips)
 
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """A file that the parent reads.
+    """A file in a bucket, which the parent reads for the child.
 
     Attributes:
-      num_bytes: Its size.
-      read: (start, stop) → those bytes of it; what it raises is no fault of the file's.
+      num_bytes: Size of the file.
+      read: Function (start, stop) → these bytes of the file. An error that it raises ends the run, not just the file.
     """
 
     num_bytes: int
@@ -80,31 +82,31 @@ class Remote:
 
 
 class DecoderError(Exception):
-    """A child that is no more. The words are `reason: detail`, as `media.cut_windows` says why there is no clip."""
+    """The child died or had to be given up. The message is `reason` or `reason: detail`, as `media.cut_windows` yields it."""
 
 
 class DecoderTimeoutError(DecoderError):
-    """Its time was over."""
+    """The child exceeded its time limit."""
 
 
 def cut_windows(
     path: str | os.PathLike, windows: list[media.Window], *, short_side_px: int, quality: int = 90,
     limits: Limits, hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
 ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
-    """Yields what `media.cut_windows` yields, every window once, whatever the video does.
+    """Yields what `media.cut_windows` yields, every window once, whatever the video does to the decoder.
 
-    When the child dies, the windows that were answered stay. Those that were being cut have the reason: the next in the order
-    of `media.order` and those that begin before it ends. A new child goes on with the others, unless the time was over or
-    `_MAX_CHILDREN` died.
+    When the child dies, windows that were answered keep their result. Those that were being cut get the reason: the next in
+    the order of `media.order`, and all that begin before that one ends. A new child cuts the rest. If a time limit was
+    exceeded or `_MAX_CHILDREN` have died, all windows left get the reason.
 
     Args:
-      path, windows, short_side_px, quality: As there.
-      limits: Of each child.
+      path, windows, short_side_px, quality: As for `media.cut_windows`.
+      limits: Limits of each child.
       hdf5: For sound from an HDF5 file, the name of the data set in it and its sample rate, Hz.
-      remote: The HDF5 file where it is not on this machine; `path` is not looked at then.
+      remote: The HDF5 file if it is not on this machine; `path` is not opened then.
 
     Raises:
-      ChildProcessError: No child starts, or something else than the video killed one.
+      ChildProcessError: A child can't be started, or something other than the video killed it.
       OSError: `remote` can't be read.
     """
     left = media.order(windows)
@@ -127,24 +129,24 @@ def cut_windows(
 
 
 def probe(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = Limits()) -> str | None:
-    """Returns why a file can't give clips at all, or None, whatever the file does.
+    """Returns the reason why a file can't give any clips, or None if it can; safe for files that crash the decoder.
 
     Args:
-      path: Of the file.
-      kinds: Streams that the clips need, "video" and "audio" or one of them.
-      limits: Of the child.
+      path: Media file.
+      kinds: Kinds of streams that the clips need: "video", "audio" or both.
+      limits: Limits of the child.
 
     Raises:
-      ChildProcessError: No child starts, or something else than the file killed one.
+      ChildProcessError: A child can't be started, or something other than the file killed it.
     """
     found = length_s(path, kinds, limits)
     return found if isinstance(found, str) else None
 
 
 def length_s(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = Limits()) -> float | str | None:
-    """Returns until when a file has these kinds of streams, seconds, as it says itself; None where it doesn't say.
+    """Returns the time up to which a file has all these streams, seconds, by its own account; None if it doesn't say.
 
-    A file that can't give clips at all gives the reason. Arguments and errors are those of `probe`.
+    For a file that can't give any clips, returns the reason as text. Arguments and errors are those of `probe`.
     """
     try:
         with _child() as decoder:
@@ -155,7 +157,10 @@ def length_s(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = 
 
 @contextlib.contextmanager
 def _child() -> Iterator["Decoder"]:
-    """Lends this process's child, which lives on if its answers were good and wanted to the last, else is no more."""
+    """Yields a child to decode with. It is kept for the next video if the block ends normally, and killed if not.
+
+    A block that fails, or whose caller stops early, leaves answers unread or a child that can't be trusted.
+    """
     decoder = _take()
     try:
         yield decoder
@@ -165,7 +170,7 @@ def _child() -> Iterator["Decoder"]:
     _idle.append(decoder)
 
 
-_idle: list["Decoder"] = []  # one for every thread that decodes
+_idle: list["Decoder"] = []  # children waiting for a video, one for every thread that decodes
 
 
 def _take() -> "Decoder":
@@ -179,42 +184,43 @@ def _take() -> "Decoder":
 
 
 def ready() -> "Decoder":
-    """Returns the decoder that the next cut takes, started; for whoever measures it."""
+    """Returns the decoder that the next cut will use, already started; for measurements."""
     decoder = _take()
     _idle.append(decoder)
     return decoder
 
 
-os.register_at_fork(after_in_child=_idle.clear)  # a fork's children are its own
+os.register_at_fork(after_in_child=_idle.clear)  # a forked process must start children of its own
 
 
 @atexit.register
 def stop() -> None:
-    """Ends the children that wait for a video."""
+    """Kills the children that wait for a video."""
     while _idle:
         _idle.pop().kill()
 
 
 class Decoder:
-    """A child that decodes, and what its parent knows of it.
+    """A child process that decodes, with its limits and what the parent has received from it.
 
     Args:
-      command: That starts it.
+      command: Command line that starts the child.
 
     Raises:
-      ChildProcessError: It does not say that it is ready.
+      ChildProcessError: The child does not report that it is ready.
     """
 
     def __init__(self, command: tuple[str, ...]):
-        # A file, because nobody reads a pipe while the child decodes. The child may not make it large.
+        # A file, since nobody would empty a pipe while the child decodes. The child limits the size of its files.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         root = str(pathlib.Path(__file__).parents[1])
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-            "OPENBLAS_NUM_THREADS": "1",  # the stacks and buffers of a large machine's threads would fill the limit
+            "OPENBLAS_NUM_THREADS": "1",  # on a large machine, the threads' stacks and buffers would use up the memory limit
         }
-        # A session of its own: Ctrl-C ends the parent, and the child by the end of its input, not as a crash of the video.
+        # A session of its own, so that Ctrl-C ends only the parent. The child then ends with its input, not by a signal that
+        # would look like a crash of the video.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=env, bufsize=0,
             start_new_session=True,
@@ -236,7 +242,7 @@ class Decoder:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """Ends the child, whatever it is at, and waits until it is gone."""
+        """Kills the child, whatever it is doing, and waits until it has ended."""
         self._process.kill()
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._stderr):
@@ -246,11 +252,11 @@ class Decoder:
         self, path: str | os.PathLike, windows: list[media.Window], short_side_px: int, quality: int, limits: Limits,
         hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
     ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
-        """Yields (index of the window, what was cut or why not), every window once.
+        """Yields (index of the window, the cut or the reason why there is none), every window once.
 
         Raises:
-          DecoderError: The child died, took too long or answered what can't be.
-          ChildProcessError: It was killed from outside.
+          DecoderError: The child died, exceeded a limit or gave an impossible answer.
+          ChildProcessError: The child was killed from outside.
           OSError: `remote` can't be read.
         """
         request = {
@@ -283,11 +289,11 @@ class Decoder:
             yield answer["index"], media.Cut(jpegs, times_us, answer["height"], answer["width"], audio)
 
     def probe(self, path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits) -> float | str | None:
-        """Returns the length of a file, seconds, None where it does not say; or why it can't give clips.
+        """Returns the length of a file in seconds, None if it doesn't say, or the reason why it can't give clips.
 
         Raises:
-          DecoderError: The child died, took too long or answered what can't be.
-          ChildProcessError: It was killed from outside.
+          DecoderError: The child died, exceeded a limit or gave an impossible answer.
+          ChildProcessError: The child was killed from outside.
         """
         self._send({"path": str(path), "probe": kinds}, limits, 0)
         try:
@@ -296,7 +302,7 @@ class Decoder:
             raise DecoderError(f"decoder's answer makes no sense: {error}") from None
 
     def _send(self, request: dict, limits: Limits, num_clips: int) -> None:
-        """Sends a request; from now on its limits count."""
+        """Sends a request, whose limits hold from now on."""
         self._limits, self._cpu_s, self._path = limits, limits.cpu_s(num_clips), request["path"]
         self._left_s = self._wall_s = _WALL_PER_CPU * self._cpu_s
         self._answer_left_s = self._answer_wall_s = _WALL_PER_CPU * (limits.video_cpu_s + limits.clip_cpu_s)
@@ -340,7 +346,10 @@ class Decoder:
                 raise self._death() from None
 
     def _wait(self, pipe, event: int) -> None:
-        """Waits for the child, whose time that is (what the parent does between is not), and looks at its memory."""
+        """Waits until a pipe to the child is ready, and checks the child's memory meanwhile.
+
+        Only this waiting counts towards the time limits, not what the parent does in between.
+        """
         poll = select.poll()
         poll.register(pipe, event)
         ready = False
@@ -357,10 +366,10 @@ class Decoder:
                 raise self._memory_error()
 
     def _death(self) -> DecoderError:
-        """Returns why the child closed its pipe.
+        """Returns an error that says why the child closed its pipe.
 
         Raises:
-          ChildProcessError: It was killed from outside.
+          ChildProcessError: The child was killed from outside.
         """
         try:
             status = self._process.wait(timeout=10)

@@ -1,4 +1,4 @@
-"""Packets of a video stream, read ahead of the decoder, so that it is known what they hold before they are decoded."""
+"""Packets of a video stream, read ahead of the decoder, so that the times of their pictures are known before decoding."""
 
 import bisect
 import collections
@@ -9,10 +9,10 @@ import av
 
 from data_prep import streams
 
-_SEEK_S = 2.0  # packets are read on across less than this: a seek's cost
-_SEEK_BLIND_S = 60.0  # the same where the file has no index
-_LEAD_S = 10.0  # how far before a time to go without an index, in the hope for a keyframe
-_MAX_HELD_BYTES = 64 << 20  # of packets that wait for a keyframe behind them
+_SEEK_S = 2.0  # across less than this, reading on costs less than a seek
+_SEEK_BLIND_S = 60.0  # the same for a file without an index
+_LEAD_S = 10.0  # without an index, how far before a time to seek, in the hope of finding a keyframe
+_MAX_HELD_BYTES = 64 << 20  # of packets that are held while later ones are read
 
 
 class UnclearError(Exception):
@@ -23,11 +23,11 @@ class Packets:
     """Packets of a video stream, read ahead of the decoder.
 
     Attributes:
-      queue: Those to decode next.
-      gap: Whether they do not follow what was decoded.
-      can_seek: Whether time stamps are right behind a seek.
-      first_pts: Time stamp of the file's first, None until it was read.
-      last_pts: Time stamp of the one taken last.
+      queue: Packets to decode next.
+      gap: Whether there is a gap between the packets decoded so far and those of `queue`.
+      can_seek: Whether time stamps are correct after a seek.
+      first_pts: Time stamp of the file's first packet, None until it was read.
+      last_pts: Time stamp of the packet that was last taken from `queue`, None before.
     """
 
     def __init__(self, container, stream):
@@ -36,7 +36,7 @@ class Packets:
         tick_s = float(stream.time_base)
         self._per_s = 1 / tick_s
         self._frame = round(self._per_s * streams.frame_s(stream))
-        self._late = 0  # how much later than it is decoded a keyframe is shown
+        self._late = 0  # largest delay so far between a keyframe's times of decoding and showing, in ticks of the time base
         self.last_pts, self.first_pts = None, None
         self._reset()
         if self.can_seek:
@@ -47,15 +47,15 @@ class Packets:
     def _reset(self) -> None:
         self._source = self._container.demux(self._stream)
         self.queue, self.gap = collections.deque(), True
-        self._stamps: list[int] = []  # sorted, of the packets read, from the one shown at the last time asked for on
+        self._stamps: list[int] = []  # sorted time stamps of packets read, from the one shown at the last `limit` on
         self._held_bytes, self._ended, self._end, self._from_start = 0, False, 0, False
         self._holes = streams.Holes(self._container, self._stream)
-        self._behind_hole = -math.inf  # time stamp of the first keyframe behind a hole; inf until it is read
-        self._ends: dict[int, int] = {}  # time stamp of a keyframe behind a hole → end of what is shown before the hole
-        self._settled = -math.inf  # no packet shown until then is to come
+        self._behind_hole = -math.inf  # time stamp of the first keyframe after the last hole; inf until it is read
+        self._ends: dict[int, int] = {}  # time stamp of a keyframe after a hole → end of the last picture before the hole
+        self._settled = -math.inf  # no packet with a time stamp up to this one may follow
 
     def is_far(self, limit: int, broken: bool) -> bool:
-        """Returns whether to seek to a keyframe before `limit`, rather than to read on; if broken, for any keyframe."""
+        """Returns whether to seek to a keyframe before `limit` rather than to read on; if broken, however near that is."""
         if not self.can_seek:
             return False
         read = self._stamps[-1] if self._stamps else (self._stream.start_time or 0)
@@ -65,12 +65,12 @@ class Packets:
         return keyframe > read + (0 if broken and self._stamps else _SEEK_S * self._per_s)
 
     def _keyframe(self, limit: int) -> int | None:
-        """Returns the index's time stamp of the last keyframe at or before `limit`; in mp4 of its decoding."""
+        """Returns the index's time stamp of the last keyframe at or before `limit`; in mp4 this is the time of decoding."""
         at = self._index.search_timestamp(limit - self._late) if len(self._index) else -1
         return self._index[at].timestamp if at >= 0 else None
 
     def go_to(self, limit: int) -> None:
-        """Goes to where decoding gives what is shown at `limit`, or to the beginning."""
+        """Seeks to a keyframe from which the picture shown at `limit` can be decoded, or else to the beginning."""
         for back_s in streams.BACK_S:
             begin = limit - back_s * self._per_s
             keyframe = self._keyframe(int(begin)) if math.isfinite(begin) else None
@@ -85,9 +85,9 @@ class Packets:
                 return
 
     def read_past(self, limit: int) -> bool:
-        """Reads until it is known what is shown at `limit`, or returns False if too much is held for that.
+        """Reads until it is known which picture is shown at `limit`; returns False if too many bytes are held before that.
 
-        Packets before the last keyframe that is shown until then are dropped.
+        Drops the packets before the last keyframe at or before `limit`.
         """
         for i in reversed(range(len(self.queue))):
             if self.queue[i].is_keyframe and self.queue[i].pts <= limit:
@@ -105,7 +105,7 @@ class Packets:
         try:
             packet = next(self._source, None)
         except streams.DAMAGE:
-            self._source = self._container.demux(self._stream)  # what comes behind may be whole
+            self._source = self._container.demux(self._stream)  # what follows may be intact
             raise
         if packet is None or not packet.size:
             self._ended = True
@@ -119,7 +119,7 @@ class Packets:
         if packet.is_keyframe and math.isinf(self._behind_hole) and self._behind_hole > 0:
             self._behind_hole = packet.pts
             self._ends[packet.pts] = self._end
-        if packet.pts < self._behind_hole:  # it may refer to what is lost
+        if packet.pts < self._behind_hole:  # it may refer to lost pictures
             return
         if packet.pts <= self._settled:
             raise UnclearError
@@ -150,7 +150,7 @@ class Packets:
         return packet
 
     def shown_at(self, limit: int) -> int | None:
-        """Returns the time stamp of what is shown at `limit`, or None; only after `read_past` with the same."""
+        """Returns the time stamp of the picture shown at `limit`, or None; call `read_past` with the same `limit` before."""
         at = bisect.bisect_right(self._stamps, limit) - 1
         if at < 0:
             early = self._from_start and self._stamps and limit >= self._stamps[0] - self._frame
@@ -160,5 +160,5 @@ class Packets:
         return None if limit >= end else self._stamps[at]
 
     def holds(self, stamp: int) -> bool:
-        """Returns whether the packet with a time stamp has yet to be decoded."""
+        """Returns whether the packet with this time stamp still has to be decoded."""
         return any(packet.pts == stamp for packet in self.queue)

@@ -1,7 +1,7 @@
-"""Files that may lie in a bucket. Local ones are written aside, synced and renamed; those at `gs://` or `s3://` go up whole.
+"""Files on a disk or in a bucket. Readers see the old file, the new one or none, but never half of one.
 
-Either way a reader sees the old file, the new one or none. Local paths are `pathlib`'s, remote ones `etils.epath`'s, behind
-which fsspec finds gcsfs or s3fs.
+Local files are written under a temporary name, synced and renamed; files at `gs://` or `s3://` are uploaded in one piece.
+Local paths are `pathlib`'s, remote ones `etils.epath`'s, behind which fsspec finds gcsfs or s3fs.
 """
 
 import argparse
@@ -24,25 +24,25 @@ from etils import epath
 from fsspec.config import conf
 
 Path = pathlib.Path | epath.Path
-_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # which fsspec knows them by
-_WAITS_S = (1.0, 5.0, 20.0)  # before another try; the packages have tried a few times by then
-_NUM_REQUESTS = 16  # at once, of small files
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # scheme → package through which fsspec reads it
+_WAITS_S = (1.0, 5.0, 20.0)  # before each retry; the packages have retried a few times themselves by then
+_NUM_REQUESTS = 16  # for small files, at the same time
 _CHUNK_BYTES = 1 << 23
-_BLOCK_BYTES, _NUM_BLOCKS = 1 << 20, 32  # of a file read in parts, and how many stay in memory
-_SCRATCH, _OURS = "mc3_jax-scratch-", ".mc3_jax-scratch"  # such folders, and the file in them that says they may be removed
-TEMPORARY = r"\.(?P<file>.+)\.\w+\.tmp"  # what a killed writer leaves beside the file
+_BLOCK_BYTES, _NUM_BLOCKS = 1 << 20, 32  # block size of a file that is read in parts, and number of blocks kept in memory
+_SCRATCH, _OURS = "mc3_jax-scratch-", ".mc3_jax-scratch"  # prefix of scratch folders; file in them that allows their removal
+TEMPORARY = r"\.(?P<file>.+)\.\w+\.tmp"  # name of the file that a killed writer leaves behind
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_ORPHAN_S = 60.0  # a younger folder's owner may not have locked it yet
-# A listing kept in memory knows nothing of what other workers wrote since.
+_ORPHAN_S = 60.0  # the owner of a younger folder may not have locked it yet
+# A cached listing would miss what other workers have written since.
 for _protocol in ("gs", "gcs", "s3"):
     conf.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
 def parse(text: str) -> Path:
-    """Returns the path that an option names; for argparse.
+    """Returns the path that an option names; a `type` for argparse.
 
     Raises:
-      argparse.ArgumentTypeError: Nothing, another kind of address, or its package lacks.
+      argparse.ArgumentTypeError: The text is empty or another kind of address, or the package for it is not installed.
     """
     if not text:
         raise argparse.ArgumentTypeError("an empty path: is a variable of the shell's not set?")
@@ -59,7 +59,7 @@ def parse(text: str) -> Path:
 
 
 def as_path(text: str | os.PathLike) -> Path:
-    """Returns the local or remote path."""
+    """Returns a text as a local or remote path."""
     return epath.Path(text) if is_remote(text) else pathlib.Path(text)
 
 
@@ -72,17 +72,17 @@ def absolute(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; a bucket has none."""
+    """Makes a local folder and its parents; does nothing in a bucket, which has no folders."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def _try(call: Callable, path: Path):
-    """Returns what a call gives, after a few tries where a bucket's network is in the way.
+    """Returns the result of a call; if `path` is in a bucket, errors such as a failing network are retried a few times.
 
     Raises:
-      FileNotFoundError, PermissionError: At once: another try tells the same.
-      OSError: Whatever else the bucket's package raised, in the end.
+      FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError: At once, since a retry would not help.
+      OSError: Any other error of the bucket's package, after the last retry. A full local disk is reported at once.
     """
     for wait_s in (*_WAITS_S, None) if is_remote(path) else (None,):
         try:
@@ -91,9 +91,9 @@ def _try(call: Callable, path: Path):
             if not is_remote(path) or _is_full(error):
                 raise
             for kind in (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-                if isinstance(error, kind):  # s3fs does not say of what
+                if isinstance(error, kind):  # s3fs does not name the path
                     raise kind(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-            if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's words for status 403
+            if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's message for status 403
                 raise PermissionError(f"{path}: {error}") from error
             if wait_s is None:
                 raise OSError(f"{path}: {type(error).__name__}: {error}") from error
@@ -101,13 +101,13 @@ def _try(call: Callable, path: Path):
 
 
 def _is_full(error: Exception) -> bool:
-    """Returns whether a disk is full; a bucket never is."""
+    """Returns whether an error means that a disk is full, which a bucket never is."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
 @contextlib.contextmanager
 def filling(folder: str | os.PathLike) -> Iterator[None]:
-    """Gives an error about a full disk the name of the folder, for the kernel says none."""
+    """Adds the folder's name to an error about a full disk, since the kernel gives none."""
     try:
         yield
     except OSError as error:
@@ -117,7 +117,7 @@ def filling(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def is_folder(path: Path) -> bool:
-    """Returns whether a path is a folder; in a bucket, whether anything lies under it.
+    """Returns whether a path is a folder; in a bucket, whether any file lies under it.
 
     Raises:
       OSError: The bucket does not answer.
@@ -139,33 +139,33 @@ def read(path: Path) -> bytes:
     """Returns a file's content.
 
     Raises:
-      OSError: It can't be read; FileNotFoundError where it isn't there.
+      OSError: The file can't be read; FileNotFoundError if it doesn't exist.
     """
     return _try(path.read_bytes, path)
 
 
 def head(path: Path, num_bytes: int) -> bytes:
-    """Returns how a file begins.
+    """Returns the first bytes of a file, at most `num_bytes`.
 
     Raises:
-      OSError: It can't be read; FileNotFoundError where it isn't there.
+      OSError: The file can't be read; FileNotFoundError if it doesn't exist.
     """
     if is_remote(path):
         files, name = fsspec.url_to_fs(os.fspath(path))
-        # Of an empty file every part is an error.
+        # Asking for any part of an empty file is an error.
         return _try(lambda: files.cat_file(name, start=0, end=num_bytes), path) if size(path) != 0 else b""
     with path.open("rb") as file:
         return file.read(num_bytes)
 
 
 def reader(path: Path, num_bytes: int) -> Callable[[int, int], bytes]:
-    """Returns the function (start, stop) → those bytes of a bucket's file, which asks for blocks and keeps the last few.
+    """Returns a function (start, stop) → these bytes of a file in a bucket. It fetches whole blocks and caches the last few.
 
-    It raises OSError where the bucket does not answer, or the file is shorter by now.
+    The function raises OSError if the bucket does not answer, or if the file has become shorter.
 
     Args:
-      path: Of the file.
-      num_bytes: Its size.
+      path: File in the bucket.
+      num_bytes: Size of the file.
     """
     files, name = fsspec.url_to_fs(os.fspath(path))
 
@@ -188,20 +188,20 @@ def reader(path: Path, num_bytes: int) -> Callable[[int, int], bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file's bytes, and a word that changes with its content: when it was written, or what a bucket counts or hashes."""
+    """Size of a file in bytes, and a text that changes with its content: the time of writing, a bucket's version or hash."""
 
     bytes: int
     version: str
 
 
 def _file(info: dict) -> File:
-    """Returns the file of what fsspec tells of an object, each bucket in its own words."""
+    """Returns size and version from fsspec's description of an object, whose keys differ from bucket to bucket."""
     words = (info[key] for key in ("generation", "etag", "ETag", "LastModified", "mtime") if info.get(key))
     return File(info["size"], str(next(words, "")))
 
 
 def stat(path: Path) -> File | None:
-    """Returns what a file is, or None where there is none; of a bucket's folder None, too."""
+    """Returns the size and version of a file; None if it doesn't exist, or is a folder in a bucket."""
     try:
         if is_remote(path):
             system, root = fsspec.url_to_fs(os.fspath(path))
@@ -214,21 +214,21 @@ def stat(path: Path) -> File | None:
 
 
 def size(path: Path) -> int | None:
-    """Returns a file's bytes, or None where there is none."""
+    """Returns the size of a file in bytes, or None if it doesn't exist."""
     found = stat(path)
     return None if found is None else found.bytes
 
 
 def files(folder: Path) -> dict[str, File]:
-    """Returns each file by its path inside the folder; {} of a folder that isn't there.
+    """Returns path inside the folder → file; {} if the folder doesn't exist.
 
-    Of a local folder only the files directly inside, of a bucket's all.
+    Of a local folder only the files directly inside are listed, in a bucket also those of all folders below.
     """
     if not is_remote(folder):
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # another worker removed it since it was listed
+                with contextlib.suppress(FileNotFoundError):  # another worker has removed it after the listing
                     if entry.is_file():
                         found[entry.name] = File(entry.stat().st_size, str(entry.stat().st_mtime_ns))
         return found
@@ -238,23 +238,23 @@ def files(folder: Path) -> dict[str, File]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file if it is there."""
+    """Removes a file if it exists."""
     _try(lambda: path.unlink(missing_ok=True), path)
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file in one step."""
+    """Writes a file so that readers never see half of it."""
     with writing(path) as aside:
         aside.write_bytes(content)
 
 
 @contextlib.contextmanager
 def writing(path: Path, scratch: str | os.PathLike = "") -> Iterator[pathlib.Path]:
-    """Yields a local path to write to. When the block ends well, the file gets its name, on the disk or in the bucket.
+    """Yields a temporary local path to write to. If the block ends without error, the file is moved or uploaded to `path`.
 
     Args:
-      path: Of the file.
-      scratch: Local folder for what goes into a bucket; "" is the system's.
+      path: Final path, on a disk or in a bucket.
+      scratch: Local folder for the temporary file of a bucket; "" is the system's.
     """
     if is_remote(path):
         with scratch_folder(scratch) as folder:
@@ -272,16 +272,16 @@ def writing(path: Path, scratch: str | os.PathLike = "") -> Iterator[pathlib.Pat
 
 
 def aside_of(path: pathlib.Path) -> pathlib.Path:
-    """Returns a local name to write under before the file gets its own; see `TEMPORARY`."""
-    # Never the same: on shared disks two attempts may run at once, on machines with equal process ids.
+    """Returns a temporary name in the same folder, under which a file is written first; see `TEMPORARY`."""
+    # Unique, since on shared disks two attempts may run at the same time, on machines with equal process ids.
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def publish(local: pathlib.Path, path: Path) -> None:
-    """Gives a written file its name: renames it, synced, in the same folder, or copies it into a bucket.
+    """Gives a written file its final name: syncs and renames it within its folder, or copies it into a bucket.
 
     Raises:
-      OSError: It did not arrive whole.
+      OSError: The disk or bucket fails, or the copy is incomplete.
     """
     if is_remote(path):
         _try(lambda: _copy(local, path), path)
@@ -296,7 +296,7 @@ def publish(local: pathlib.Path, path: Path) -> None:
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-    """Syncs the names in a folder."""
+    """Syncs the directory entries of a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -310,10 +310,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def copy(path: Path, local: pathlib.Path) -> pathlib.Path:
-    """Copies a bucket's file to this machine and returns the copy.
+    """Copies a file from a bucket to this machine and returns the local path.
 
     Raises:
-      OSError: It can't be copied.
+      OSError: The file can't be copied.
     """
     with filling(local.parent):
         _try(lambda: _copy(path, local), path)
@@ -322,17 +322,17 @@ def copy(path: Path, local: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def scratch_folder(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
-    """Yields a new local folder that goes when the block ends, with those that killed processes left.
+    """Yields a new local folder, which is removed when the block ends. Also removes those that killed processes left.
 
     Raises:
-      OSError: `parent` is no folder that can be written.
+      OSError: `parent` is not a folder that can be written to.
     """
     parent = pathlib.Path(parent or tempfile.gettempdir())
     for orphan in parent.glob(f"{_SCRATCH}*"):
-        with contextlib.suppress(OSError), _locked(orphan):  # the kernel drops a killed process's lock
+        with contextlib.suppress(OSError), _locked(orphan):  # the kernel releases the lock of a killed process
             if (orphan / _OURS).is_file() and time.time() - orphan.stat().st_mtime > _ORPHAN_S:
                 shutil.rmtree(orphan, ignore_errors=True)
-    # Another process may look just now whether the new folder is an orphan, and lets go of it.
+    # Wait, since another process may hold the new folder's lock for a moment, to see whether the folder is an orphan.
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name, _locked(pathlib.Path(name), wait=True):
         (pathlib.Path(name) / _OURS).touch()
         yield pathlib.Path(name)
@@ -340,10 +340,10 @@ def scratch_folder(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def temporary_files(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
-    """Yields a new scratch folder, in which libraries of this process make their temporary files while the block runs.
+    """Yields a new scratch folder. While the block runs, libraries in this process put their temporary files into it.
 
     Raises:
-      OSError: `parent` is no folder that can be written.
+      OSError: `parent` is not a folder that can be written to.
     """
     with scratch_folder(parent) as folder:
         before, tempfile.tempdir = tempfile.tempdir, str(folder)
@@ -355,7 +355,7 @@ def temporary_files(parent: str | os.PathLike = "") -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
-    """Waits where another process holds the lock, or raises OSError."""
+    """Locks a folder while the block runs. If another process holds the lock, waits, or without `wait` raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -365,7 +365,7 @@ def _locked(folder: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def each(call: Callable, items: Iterable, folder: Path) -> Iterator:
-    """Yields call(item) in order; a bucket is asked for several at once."""
+    """Yields call(item) in order; if the folder is in a bucket, several calls run at the same time."""
     if not is_remote(folder):
         yield from map(call, items)
         return

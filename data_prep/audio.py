@@ -1,7 +1,7 @@
-"""Audio of a stream between given times as 16 kHz int16, placed by its time stamps; what lacks is told, never filled in.
+"""Audio of a stream between given times as 16 kHz int16, placed by its time stamps.
 
-Packets are read once and in order. Each clip's are decoded by themselves, by a decoder that knows of no others: AAC's and
-AC-3's noise depends on all that was decoded before.
+Missing audio is reported, never filled in. Packets are read once and in order. The packets of each clip are decoded by a new
+or flushed decoder, since AAC's and AC-3's noise depends on everything that was decoded before.
 """
 
 import collections
@@ -18,21 +18,22 @@ from data_prep import streams, windows
 from mc3_jax.data.records import SAMPLE_RATE_HZ
 
 _MARGIN_S = 0.1  # around a clip, for the resampler's filter
-_LEAD_S = 0.3  # before a clip: the margin, and a packet or two before decoders are right
-_TOLERANCE_S = 0.001  # of audio that may lack at a clip's edge
-_JITTER_S = 0.002  # audio stamps off by less follow on: Matroska and FLV round them to 1 ms
-_SEEK_S = 10.0  # packets are read on across less than this
+_LEAD_S = 0.3  # decoded before a clip: the margin, and a packet or two until a decoder's output is right
+_TOLERANCE_S = 0.001  # of audio that may be missing at a clip's edge
+_JITTER_S = 0.002  # pieces whose time stamps are off by less count as adjacent: Matroska and FLV round stamps to 1 ms
+_SEEK_S = 10.0  # shorter stretches are read rather than skipped by a seek
 NOT_COVERED = "audio does not cover the clip"
-# A new decoder of these is made from what PyAV tells of the stream; others need more, and are made to forget.
+# Codecs for which a new decoder can be made from what PyAV knows of the stream. Other decoders need more and are flushed.
 _RENEWABLE = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "mp3float", "opus", "vorbis")
 
 
 def heard(container, wanted: list[windows.Window]) -> Iterator[Int16[np.ndarray, " n"] | str]:
-    """Yields each window's audio, mono at 16 kHz, or why there is none.
+    """Yields each window's audio, mono at 16 kHz, or the reason why there is none.
 
     Args:
-      container: Nothing was read of it; see `streams.take`.
-      wanted: In any order; memory holds the packets from the first start of those to come to the end of the present one.
+      container: Opened container of which nothing was read yet; see `streams.take`.
+      wanted: Windows in any order. Memory holds the packets from the earliest start among the windows left to the end of the
+        present window.
     """
     stream = streams.take(container, "audio")
     packets = _Packets(container, stream)
@@ -50,23 +51,23 @@ def heard(container, wanted: list[windows.Window]) -> Iterator[Int16[np.ndarray,
 
 
 class _Packets:
-    """An audio stream's packets, each read once where the spans asked for are in order.
+    """Packets of an audio stream, each read once if intervals are asked for in order.
 
     Args:
-      container, stream: Of the audio.
+      container, stream: Container and stream of the audio.
     """
 
     def __init__(self, container, stream):
         self._container, self._stream = container, stream
         self._source = container.demux(stream)
-        self._held: collections.deque[tuple[float, av.Packet]] = collections.deque()  # with their times, seconds
+        self._held: collections.deque[tuple[float, av.Packet]] = collections.deque()  # (time in seconds, packet)
         self._from_start, self._ended = True, False
         self._read_s = float((stream.start_time or 0) * stream.time_base)
 
     def between(self, start_s: float, stop_s: float, keep_s: float) -> list[av.Packet | None]:
-        """Returns the packets to decode for an interval, and None behind them where the stream ends, in stream seconds.
+        """Returns the packets to decode for an interval, followed by None if the stream ends there. Times are stream seconds.
 
-        Those before `keep_s` won't be asked for again.
+        Packets before `keep_s` are dropped: later calls must not need them.
         """
         if keep_s - self._read_s > _SEEK_S:
             self._go_to(keep_s)
@@ -85,7 +86,7 @@ class _Packets:
         return packets + ([None] if self._ended and behind == len(self._held) else [])
 
     def _first(self, start_s: float) -> int:
-        """Returns which of the packets held the decoder has to begin with, so that it is right at a time."""
+        """Returns the index of the held packet to begin with so that the decoder's output is right at a time."""
         found = 0
         for i, (time_s, packet) in enumerate(self._held):
             if time_s > start_s:
@@ -108,7 +109,7 @@ class _Packets:
         try:
             packet = next(self._source, None)
         except streams.DAMAGE:
-            self._source = self._container.demux(self._stream)  # what comes behind may be whole
+            self._source = self._container.demux(self._stream)  # what follows may be intact
             raise
         if packet is None or not packet.size:
             self._ended = True
@@ -121,7 +122,7 @@ class _Packets:
 def _decode_window(
     stream, packets: list[av.Packet | None], origin_s: float, window: windows.Window
 ) -> Int16[np.ndarray, " n"] | None:
-    """Returns a window's audio, or None where samples of it lack; None at the packets' end is that of the stream."""
+    """Returns a window's audio, or None if samples are missing; `packets` end with None if the stream ends there."""
     context = _decoder(stream)
     resampler = av.AudioResampler(format="fltp")
     rate, pieces = 0, []
@@ -132,7 +133,7 @@ def _decode_window(
             raise ValueError("the audio's sample rate changes")
         if frame.pts is not None:
             stamp = (float(frame.pts * stream.time_base) - origin_s) * rate
-        elif drained and pieces:  # what WMA's decoder holds back to the end
+        elif drained and pieces:  # samples that WMA's decoder holds back until the end
             stamp = pieces[-1][0] + len(pieces[-1][1])
         else:
             raise ValueError("audio without time stamps")
@@ -149,14 +150,14 @@ def _decode_window(
 
 
 def _decoder(stream) -> av.AudioCodecContext:
-    """Returns a decoder of the stream that has decoded nothing."""
+    """Returns a decoder for the stream without memory of earlier packets."""
     own = stream.codec_context
     if own.name not in _RENEWABLE:
         own.flush_buffers()
         return own
     context = av.CodecContext.create(own.codec, "r")
     context.extradata, context.sample_rate, context.layout = own.extradata, own.sample_rate, own.layout
-    # What a decoder leaves out at the beginning moves the time stamps only if it knows their unit.
+    # A decoder corrects time stamps for the samples that it drops at the beginning only if it knows the stamps' unit.
     context.options = {"err_detect": "explode", "pkt_timebase": str(stream.time_base)}
     return context
 
@@ -164,13 +165,14 @@ def _decoder(stream) -> av.AudioCodecContext:
 def resample_window(
     wave: Float[np.ndarray, " n"], covered: Bool[np.ndarray, " n"], begin: int, rate: int, window: windows.Window
 ) -> Int16[np.ndarray, " samples"] | None:
-    """Returns a window's audio at 16 kHz, or None where samples of it lack.
+    """Returns a window's audio at 16 kHz, or None if samples are missing.
 
     Args:
-      wave: Samples from number `begin` of the stream on, at `rate`.
-      covered: Which of them the stream gave.
-      begin, rate: Of the wave.
-      window: What to cut.
+      wave: Samples of the stream, with 0 for missing ones.
+      covered: Whether the stream holds each of these samples.
+      begin: Position of the first of these samples in the stream.
+      rate: Sample rate of the stream, Hz.
+      window: Window to cut.
     """
     first = int(np.floor((window.start_s + _TOLERANCE_S) * rate)) - begin
     last = int(np.ceil((window.stop_s - _TOLERANCE_S) * rate)) - begin
@@ -178,13 +180,14 @@ def resample_window(
     if window.open_end and not covered[first:last].all():
         last = first + int(np.argmin(covered[first:last]))
         stop_s = (begin + last) / rate
-        if last == first or covered[last:].any():  # none of it, or it goes on behind a hole
+        if last == first or covered[last:].any():  # nothing is there, or the audio continues after a hole
             return None
     if window.start_s < 0 or not covered[first:last].all():
         return None
-    # By itself and on the grid of 16 kHz, so that a clip's audio does not depend on what is decoded with it.
+    # Each window is resampled separately, from a sample that lies on the grid of 16 kHz, so that a clip's audio does not
+    # depend on what is decoded with it.
     step = rate // math.gcd(rate, SAMPLE_RATE_HZ)
-    if step > _MARGIN_S * rate / 2:  # of an odd rate, 22,255 Hz say: to less than a sample of 16 kHz
+    if step > _MARGIN_S * rate / 2:  # at an odd rate such as 22,255 Hz, the position is right to less than a 16 kHz sample
         step = 1
     left = int(np.ceil((window.start_s - _MARGIN_S) * rate / step)) * step
     right = int(np.ceil((window.stop_s + _MARGIN_S) * rate))
@@ -196,10 +199,10 @@ def resample_window(
 
 
 def _mend_stamps(pieces: list[tuple[float, np.ndarray]], jitter: float) -> list[tuple[float, np.ndarray]]:
-    """Returns the pieces, one that is off between two that follow on at the time between them.
+    """Returns the pieces with single wrong time stamps mended: a piece is moved if it then fits between its two neighbours.
 
-    FFmpeg stamps an Ogg page's first Vorbis packet some 10 ms late where long and short blocks meet. Behind sound that is
-    lost, no later stamp follows on.
+    FFmpeg stamps the first Vorbis packet of an Ogg page some 10 ms late where long and short blocks meet. Lost sound is not
+    hidden by this, since the pieces after a loss do not fit either.
     """
     mended = pieces[:1]
     for i, (stamp, part) in enumerate(pieces[1:-1], 1):
@@ -213,15 +216,15 @@ def _mend_stamps(pieces: list[tuple[float, np.ndarray]], jitter: float) -> list[
 def _join(
     pieces: list[tuple[float, np.ndarray]], begin: int, end: int, jitter: float
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Returns the wave from sample `begin` to `end`, and which of its samples the pieces cover.
+    """Returns the wave from sample `begin` to `end`, and whether the pieces cover each of its samples.
 
-    Time stamps are rounded, samples are not: pieces whose stamps follow on within the rounding are one stretch, which
-    lies where its stamps say on average.
+    Time stamps are rounded, numbers of samples are not. So pieces that are adjacent up to this rounding form one stretch,
+    whose position is the average of what their stamps say.
 
     Args:
-      pieces: (time stamp in samples, samples), in order.
-      begin, end: Samples of the stream.
-      jitter: Largest rounding of a time stamp, samples.
+      pieces: (time stamp in samples, samples) of each piece, in order.
+      begin, end: Positions in the stream, samples.
+      jitter: Largest rounding error of a time stamp, samples.
     """
     wave, covered = np.zeros(end - begin, np.float32), np.zeros(end - begin, bool)
     stretches: list[tuple[list[float], list[np.ndarray]]] = []

@@ -1,10 +1,11 @@
 """Cuts clips out of a video file: frames at given times as JPEG, audio as 16 kHz int16 placed by its time stamps.
 
-PyAV decodes (its wheel holds FFmpeg). A file is opened once and read forward: frames by `data_prep.frames`, each once
-however many clips hold it, and audio by `data_prep.audio`. A clip is there as soon as its last frame is, so memory holds
-those that are open. What can't be cut is told with its reason, never filled in.
+PyAV decodes (its wheel holds FFmpeg). Frames and audio are each read once and forward: frames by `data_prep.frames`, each
+once however many clips hold it, and audio by `data_prep.audio`. A clip is yielded as soon as its last frame is decoded, so
+memory holds only the clips that are being cut. A clip that can't be cut is reported with the reason; nothing is filled in.
 
-Of several streams of a kind the first that the container marks as default is taken, else the first; cover art is no video.
+Of several video or audio streams the first that the container marks as default is used, or else the first. Cover art does not
+count as video.
 """
 
 import contextlib
@@ -25,22 +26,22 @@ from data_prep.windows import Window, frame_times, num_samples, order
 
 __all__ = ["OUT_OF_MEMORY", "Cut", "Window", "cut_windows", "frame_times", "num_samples", "order", "probe_streams"]
 OUT_OF_MEMORY = streams.OUT_OF_MEMORY
-# Of what is cut from one and the same file. A change that gives other clips or reasons raises it, so that a conversion which
-# goes on with newer code does not mix the two.
+# Raise this number with every change of code that gives other clips or reasons for the same file. Then a conversion that is
+# resumed with newer code does not mix the two.
 VERSION = f"2, PyAV {av.__version__}"
 _MAX_SIDE_PX = 65535
-_MAX_SKEW = 0.0175  # of a display matrix: a degree, as FFmpeg's autorotate
+_MAX_SKEW = 0.0175  # of a display matrix: one degree, as in FFmpeg's autorotate
 
 
 @dataclasses.dataclass
 class Cut:
-    """What was cut.
+    """Frames and audio of one window.
 
     Attributes:
-      frames: JPEG files, one for each frame time.
-      frame_times_us: When the frame shown at that time began, µs.
-      height, width: Of the JPEG files, px; 0 without frames.
-      audio: int16 [samples] at 16 kHz.
+      frames: JPEG files, one for each frame time of the window.
+      frame_times_us: Time in the video at which each of these frames begins, µs.
+      height, width: Size of the JPEG files, px; 0 without frames.
+      audio: Samples at 16 kHz, int16 [samples].
     """
 
     frames: list[bytes]
@@ -52,7 +53,7 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class _Picture:
-    """A JPEG file, when its frame began, and its sides."""
+    """A frame as JPEG file, the time at which it begins, and its size in px."""
 
     jpeg: bytes
     time_us: int
@@ -61,20 +62,22 @@ class _Picture:
 
 
 def probe_streams(path: pathlib.Path, kinds: tuple[str, ...] = ("video", "audio")) -> str | None:
-    """Returns why a file can't give clips at all, or None; `kinds` are the streams that they need."""
+    """Returns the reason why a file can't give any clips, or None if it can; `kinds` are the kinds of streams they need."""
     return streams.probe(path, kinds)
 
 
 def cut_windows(
     path: pathlib.Path, windows: list[Window], *, short_side_px: int, quality: int = 90
 ) -> Iterator[tuple[int, Cut | str]]:
-    """Yields (index of the window, what was cut or why not), every window once; why is `reason` or `reason: detail`.
+    """Yields (index of the window, its cut or the reason why there is none), every window once.
+
+    A reason is text of the form `reason` or `reason: detail`.
 
     Args:
-      path: Video file with a video and an audio stream, or for windows without frames with an audio stream.
-      windows: In any order; they are cut in that of `order`.
-      short_side_px: Frames are scaled so that their short side is this; never up.
-      quality: Of the JPEG, 1 to 100.
+      path: File with a video and an audio stream; for windows without frames, an audio stream is enough.
+      windows: Windows in any order; they are cut in the order of `order`.
+      short_side_px: Length to which the short side of the frames is scaled down, px. Frames are never scaled up.
+      quality: JPEG quality, 1 to 100.
     """
     times_s = sorted({t for window in windows for t in window.frame_times_s})
     reason = streams.probe(path, ("video", "audio") if times_s else ("audio",))
@@ -119,12 +122,15 @@ def _cut(pictures: list[_Picture | str], wave: Int16[np.ndarray, " samples"]) ->
 def _pictures(
     container, times_s: list[float], short_side_px: int, quality: int
 ) -> Iterator[tuple[float, _Picture | str]]:
-    """Yields (time, the picture shown then or why there is none), every time once; a frame is encoded once."""
+    """Yields (time, the picture shown at this time or the reason why there is none), every time once.
+
+    A frame that is shown at several times is encoded once.
+    """
     origin_s, reformatter = streams.origin_s(container), VideoReformatter()
     ratio = streams.choose(container, "video").sample_aspect_ratio
-    aspect = Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(1)  # from PyAV 19 on it is no Fraction
+    aspect = Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(1)  # from PyAV 19 on, `ratio` is no Fraction
     last, picture = None, ""
-    orientations: dict[int, tuple[bool, bool, bool] | None] = {}  # by rotation, which is read in a fortieth of the time
+    orientations: dict[int, tuple[bool, bool, bool] | None] = {}  # by rotation, since reading that takes 1/40 of the time
     for time_s, frame in frames.shown(container, times_s):
         if isinstance(frame, str):
             yield time_s, frame
@@ -144,14 +150,14 @@ def _encode(
     frame: av.VideoFrame, reformatter: VideoReformatter, aspect: Fraction, orientation: tuple[bool, bool, bool] | None,
     origin_s: float, short_side_px: int, quality: int,
 ) -> _Picture | str:  # fmt: skip
-    """Returns a frame upright, its pixels square, scaled down to the short side, or why not.
+    """Returns a frame as JPEG, turned upright, with square pixels and scaled down; or the reason why that is impossible.
 
     Args:
-      frame: To encode.
-      reformatter: Kept from frame to frame.
-      aspect: A pixel's width by its height; the width is changed, as by FFmpeg's `scale=iw*sar:ih`.
-      orientation: See `_orientation`.
-      origin_s: Stream time that is 0 of the video, seconds.
+      frame: Frame to encode.
+      reformatter: Scaler, the same for all frames.
+      aspect: Width of a pixel divided by its height; the frame's width is changed, as by FFmpeg's `scale=iw*sar:ih`.
+      orientation: Result of `_orientation` for the frame.
+      origin_s: Stream time that counts as time 0 of the video, seconds.
       short_side_px, quality: See `cut_windows`.
     """
     if frame.is_corrupt:
@@ -160,12 +166,12 @@ def _encode(
         return "display matrix is no turn by right angles"
     shown = (frame.height, max(round(frame.width * aspect), 1))
     scale = min(short_side_px / min(shown), 1.0)
-    # Even sides for 4:2:0, and not larger than they were.
+    # 4:2:0 needs even sides, and they must not become larger than they were.
     height, width = (max(min(2 * round(side * scale / 2), side - side % 2), 2) for side in shown)
     if max(height, width) > _MAX_SIDE_PX:
         return f"picture does not fit into a JPEG: {width} x {height} px"
-    # As a JPEG holds it, without a detour over RGB: three times as fast, and nearer to the picture (RESULTS.md). One thread:
-    # more would be started anew for every frame, which takes longer than the scaling.
+    # Converted to the planes that a JPEG holds without a detour over RGB, which is three times as fast and closer to the
+    # original picture (RESULTS.md). One thread, since more would be started for every frame, which takes longer than scaling.
     scaled = reformatter.reformat(
         frame, width=width, height=height, format="yuv420p", dst_colorspace=Colorspace.ITU601,
         dst_color_range=ColorRange.JPEG, interpolation="AREA", threads=1,
@@ -179,11 +185,14 @@ def _encode(
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
-    """Returns whether the display matrix swaps the axes, then mirrors rows and columns; None if it does anything else."""
+    """Returns whether the display matrix (1) swaps the axes, then (2) mirrors the order of rows and (3) of columns.
+
+    None if it does anything else.
+    """
     data = frame.side_data.get(Type.DISPLAYMATRIX)
     if data is None:
         return False, False, False
-    # A picture's (x, y) goes to (a x + c y, b x + d y).
+    # The matrix maps a pixel (x, y) to (a x + c y, b x + d y).
     a, b, _, c, d = (float(value) for value in np.frombuffer(data, np.int32)[:5])
     if max(abs(b), abs(c)) < _MAX_SKEW * min(abs(a), abs(d)):
         return False, d < 0, a < 0

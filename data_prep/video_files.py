@@ -1,6 +1,6 @@
-"""Which file a video's name means. Names come from files that others wrote, so none of them leads out of the folder.
+"""Finds the file that a video's name means. Names come from files of others, so a name must not lead out of the folder.
 
-The folder may be a bucket's; then a video is copied to this machine for as long as it is decoded.
+The folder may be in a bucket. Then a video is copied to this machine while it is decoded.
 """
 
 import collections
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from data_prep import guard, storage, streams
 
-# FFmpeg follows what these name, anywhere on the machine.
+# First bytes of playlists. FFmpeg would open the files that a playlist names, anywhere on the machine.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 _PLAYLIST = "video file is a playlist"
 MISSING = "video file is missing"
@@ -21,7 +21,7 @@ SEVERAL = "several files have this video name"
 
 
 def problem_of(name: str) -> str | None:
-    """Returns why a name, put behind a folder's, could mean something outside it or nothing at all; None if it is fine."""
+    """Returns why a name can't be the path of a file inside a folder, or None if it can."""
     if re.search("[\0\ud800-\udfff]", name):
         return "video name is none that a file can have"
     path = pathlib.PurePosixPath(name)
@@ -32,7 +32,7 @@ def problem_of(name: str) -> str | None:
 
 @functools.lru_cache(maxsize=4)
 def _listing(folder: str) -> tuple[dict[str, storage.File], dict[str, list[str]]]:
-    """Returns each file in a bucket's folder, and the files of each name without suffix."""
+    """Returns the files in a bucket's folder, as path → file and as path without suffix → paths."""
     found = storage.files(storage.as_path(folder))
     named = collections.defaultdict(list)
     for file in sorted(found):
@@ -43,7 +43,7 @@ def _listing(folder: str) -> tuple[dict[str, storage.File], dict[str, list[str]]
 
 
 def facts(folder: storage.Path) -> Callable[[str], dict]:
-    """Returns the function video uid → what `shards.ShardTask.items` hold of its file. A bucket is listed, once."""
+    """Returns a function video uid → what `shards.ShardTask.items` hold about its file. A bucket is listed only once."""
     listing = _listing(str(folder))[0] if storage.is_remote(folder) else None
 
     def of(uid: str) -> dict:
@@ -51,25 +51,26 @@ def facts(folder: storage.Path) -> Callable[[str], dict]:
             return facts_of(listing.get(uid, listing.get(f"{uid}.mp4")))
         try:
             return facts_of(storage.stat(_local(folder, uid)))
-        except OSError:  # a folder on the way that nobody may open, links in a circle
+        except OSError:  # a folder on the way that we may not open, or a loop of links
             return facts_of(None)
 
     return of
 
 
 def facts_of(file: storage.File | None) -> dict:
-    """Returns what `shards.ShardTask.items` hold of a file: a rerun after it was replaced redoes the shard."""
+    """Returns what `shards.ShardTask.items` hold about a file, so that a rerun redoes the shard if the file was replaced."""
     return {"video_bytes": file and file.bytes, "video_version": file and file.version}
 
 
 def reason_of(told: str, item: dict) -> tuple[str, str]:
-    """Returns (reason, detail) of what cutting a file told.
+    """Returns (reason, detail) for a clip that could not be cut.
 
-    A file that was there when the work was planned is not missing: a worker does not see it, or it went.
+    A file that existed when the work was planned is reported as unreadable, not as missing: either this worker does not see
+    it, or it has gone since.
 
     Args:
-      told: `reason` or `reason: detail`.
-      item: Of `shards.ShardTask.items`.
+      told: Reason from cutting, `reason` or `reason: detail`.
+      item: The file's item of `shards.ShardTask.items`.
     """
     reason, _, detail = told.partition(": ")
     if reason.endswith("file is missing") and item.get("video_bytes") is not None:
@@ -78,22 +79,24 @@ def reason_of(told: str, item: dict) -> tuple[str, str]:
 
 
 def _local(folder: pathlib.Path, uid: str) -> pathlib.Path:
-    """Returns the video's file: own videos' uids are file names, Ego4D's lack the suffix."""
+    """Returns the path of a video's file. The uids of own videos are file names, those of Ego4D lack the suffix."""
     path = folder / uid
     return path if os.path.isfile(path) else path.with_name(f"{path.name}.mp4")
 
 
 @contextlib.contextmanager
 def fetched(folder: str, uid: str, scratch: str) -> Iterator[pathlib.Path | str]:
-    """Yields the local file of a video, a bucket's copied for as long as the block lasts; or why there is none to open.
+    """Yields the local path of a video, or the reason why there is no file to open. From a bucket the file is copied.
+
+    The copy is removed when the block ends.
 
     Args:
-      folder: Of the videos.
-      uid: Of the video.
+      folder: Folder of the videos.
+      uid: Uid of the video.
       scratch: Local folder for the copy; "" is the system's.
 
     Raises:
-      OSError: The bucket does not answer, or nothing in it may be read. That is no fault of the video's.
+      OSError: The bucket does not answer, or nothing in it may be read, so that the video itself is not to blame.
     """
     if not storage.is_remote(folder):
         path = _local(pathlib.Path(folder), uid)
@@ -111,23 +114,23 @@ def _download(folder: storage.Path, uid: str, local: pathlib.Path) -> pathlib.Pa
         except FileNotFoundError:
             continue
         except PermissionError:
-            # Fails as well where nobody may read anything any more, e.g. with a token that expired.
+            # This fails too if nothing in the bucket may be read any more, e.g. with an expired token.
             storage.files(folder)
             return f"{streams.UNREADABLE}: Permission denied"
     return MISSING
 
 
 def find(folder: storage.Path, name: str, kinds: tuple[str, ...] = ("video", "audio")) -> tuple[str, str]:
-    """Returns (uid, ""): the path inside the folder of the file that a name means; or (name, why there is none).
+    """Returns (uid, ""), where uid is the path inside the folder of the file that a name means; or (name, reason) if none.
 
-    A file has one uid however it is named, with or without suffix or through links inside the folder, so that no video
-    comes to stand in two splits.
+    A file has the same uid however it is named, with or without suffix or through links inside the folder, so that no video
+    ends up in two splits.
 
     Args:
-      folder: Of the videos.
-      name: Path relative to it. Where there is no such file, the suffix may lack: whatever FFmpeg knows will do. Of several
-        files that differ in their suffix, the one with streams of these kinds is meant.
-      kinds: Of streams.
+      folder: Folder of the videos.
+      name: Path relative to the folder. It may lack the suffix, which can be any that FFmpeg knows. Of several files that
+        differ only in their suffix, the one with streams of these kinds is meant.
+      kinds: Kinds of streams, "video" and "audio".
     """
     return finder(folder, kinds)(name)
 
@@ -135,13 +138,13 @@ def find(folder: storage.Path, name: str, kinds: tuple[str, ...] = ("video", "au
 def finder(
     folder: storage.Path, kinds: tuple[str, ...] = ("video", "audio")
 ) -> Callable[[str], tuple[str, str]]:
-    """Returns the function name → what `find` returns, which lists each folder once: for many names."""
+    """Returns a function name → what `find` returns. It lists each folder only once, for many names."""
     stems = functools.cache(_names_by_stem)
     return lambda name: _find(folder, name, kinds, stems)
 
 
 def _names_by_stem(folder: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the names in a folder by what stands before their suffix: all of it, so that "a" is not "a.b.mp4"."""
+    """Returns stem → file names of a folder. The stem is all before the last dot, so "a" does not mean "a.b.mp4"."""
     found = collections.defaultdict(list)
     for name in sorted(os.listdir(folder)):
         found[name.rpartition(".")[0]].append(name)
@@ -164,7 +167,7 @@ def _find(
             matches = [match for match in others if match.is_file()]
     except PermissionError:
         return name, streams.UNREADABLE
-    except OSError:  # no such folder, a name that is too long
+    except OSError:  # no such folder, or too long a name
         return name, MISSING
     root = os.path.realpath(folder)
     real = sorted({os.path.realpath(match) for match in matches})
@@ -186,7 +189,7 @@ def _find(
 
 
 def _find_remote(folder: storage.Path, name: str) -> tuple[str, str]:
-    """Returns what `find` does; of several files that differ in their suffix none is opened here to see which is meant."""
+    """Returns what `find` returns, for a bucket. Of several files that differ only in suffix, it opens none to choose one."""
     uid = pathlib.PurePosixPath(name).as_posix()
     listing, named = _listing(str(folder))
     if uid in listing:
@@ -201,5 +204,5 @@ def _is_playlist(path: str) -> bool:
     try:
         with open(path, "rb") as f:
             return f.read(16).lstrip(b"\xef\xbb\xbf").startswith(_PLAYLISTS)
-    except OSError:  # told when it is opened as a video
+    except OSError:  # reported when it is opened as a video
         return False

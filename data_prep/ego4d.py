@@ -1,12 +1,13 @@
 """Ego4D to clips: `python -m data_prep.ego4d --root EGO4D --out CLIPS`.
 
 Reads the folder that Ego4D's own CLI (or `data_prep.soundworld`) makes. Narrations of the camera wearer, all of them or a
-sample (`--max_train_clips`), become clips [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. A label list, if there is one, is
-taken whole and becomes validation and test; its videos are not trained on unless you say so. Both may come from others'
-files: `--narrations egoclip.csv`, `--labels test_clips_11k.csv` (`data_prep/sources`). Every row of these files ends as a
-clip or as a row of rejected.jsonl, and the sums are checked; of a narration in both lists, the label list's row is the clip.
-`data_prep.guard` keeps a bad video from harming others. With `--runner=DataflowRunner` or the like, options that this command
-doesn't know go to Beam; folders and files may be `gs://` or `s3://`.
+sample (`--max_train_clips`), become clips [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. If there is a label list, all of it
+is used and becomes validation and test. Its videos are not trained on unless `--splits` or `--labels_split` says so.
+Narrations and labels may also come from files of other projects: `--narrations egoclip.csv`, `--labels test_clips_11k.csv`
+(`data_prep/sources`). Every row of these files becomes a clip or a row of rejected.jsonl, and the sums are checked. If a
+narration is in both lists, the label list's row becomes the clip. `data_prep.guard` keeps a bad video from harming others.
+With `--runner=DataflowRunner` or the like, options that this command doesn't know are passed to Beam. Folders and files may
+be `gs://` or `s3://`.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from mc3_jax.data import records
 
 _DOWNLOADS = "v2"
 _ANNOTATIONS = f"{_DOWNLOADS}/annotations"
-_CUT = "clips"  # Ego4D's folder of pieces with uids of their own, by which no narration names a video
+_CUT = "clips"  # Ego4D's folder of cut pieces of videos; they have uids of their own, which no narration uses
 _HELD_OUT = "validation+test"
 _UID = re.compile(r"[\w-]+", re.ASCII)
 
@@ -68,7 +69,7 @@ def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
         names = " or ".join(f"--video_dir {_DOWNLOADS}/{name}" for name in sorted(there))
         fix = f"mp4 files are elsewhere, say {names}" if there else "download videos, or name their folder by --video_dir"
         raise ValueError(f"no folder {folder}: {fix}")
-    # A bucket's files are asked for; `glob` takes a local folder that may not be listed for an empty one.
+    # In a bucket the files are searched for. In a local folder `glob` would hide that the folder can't be listed.
     names = [path.name for path in folder.glob("*.mp4")] if storage.is_remote(folder) else os.listdir(folder)
     if not any(name.endswith(".mp4") for name in names):
         raise ValueError(f"no mp4 files in {args.root / args.video_dir}: choose another --video_dir")
@@ -77,10 +78,12 @@ def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
 def read_annotations(
     args: argparse.Namespace, verbs: narrations.Taxonomy, nouns: narrations.Taxonomy
 ) -> tuple[list[narrations.Narration], list[narrations.Narration], dict[str, str]]:
-    """Returns (narrations, label list, splits) of the files that the command line names; layouts are told from the files.
+    """Returns (narrations, label list, video uid → split) from the files that the command line names.
+
+    The layout of each file is recognised from its suffix or content.
 
     Raises:
-      ValueError: Missing or damaged files, or options that contradict each other.
+      ValueError: Files are missing, damaged or about other videos, or options contradict each other.
     """
     folder = args.root / _ANNOTATIONS
     labels_path, splits_path = args.labels or folder / "sounding_labels.csv", args.splits or folder / "splits.csv"
@@ -103,7 +106,7 @@ def read_annotations(
         found = egoclip.read(narrations_path, verbs, nouns)
     named = narrations.read_splits(splits_path) if args.splits or storage.is_file(splits_path) else None
     splits = named or {}
-    if args.labels_split in records.SPLITS:  # else `narrated.choose` holds them out
+    if args.labels_split in records.SPLITS:  # otherwise `narrated.choose` puts them into validation and test
         splits = {n.video_uid: args.labels_split for n in labelled} | splits
     found, labelled = _with_known_uids(found), _with_known_uids(labelled)
     if (args.labels or storage.is_file(labels_path)) and all(n.problem for n in labelled):
@@ -115,9 +118,9 @@ def read_annotations(
 
 
 def _with_known_uids(found: list[narrations.Narration]) -> list[narrations.Narration]:
-    """Returns narrations, those whose video has no uid such as Ego4D's with that as their problem.
+    """Returns the narrations, with a `problem` set on those whose video uid does not look like one of Ego4D's.
 
-    "a.mp4" and "./a" mean the file of "a", and would come into splits of their own.
+    "a.mp4" and "./a" mean the same file as "a", but would be put into splits of their own.
     """
 
     def problem_of(n: narrations.Narration) -> str:
@@ -129,9 +132,9 @@ def _with_known_uids(found: list[narrations.Narration]) -> list[narrations.Narra
 
 
 def _without_silent(found: list[narrations.Narration], path: storage.Path) -> list[narrations.Narration]:
-    """Returns narrations, those of videos without audio by Ego4D's own word with that as their problem.
+    """Returns the narrations, with a `problem` set on those of videos that have no audio according to Ego4D's metadata.
 
-    Of 3,600 hours 1,487 have none, and a sample of all would lose as much of itself.
+    1,487 of the 3,600 hours have no audio, so a sample of all narrations would lose the same share of its clips.
     """
     silent = ego4d_json.read_silent(path) if storage.is_file(path) else set()
     return [
@@ -140,7 +143,7 @@ def _without_silent(found: list[narrations.Narration], path: storage.Path) -> li
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
-    """Converts what the command line names; returns what `clips.json` says.
+    """Converts the data that the command line names; returns the content of `clips.json`.
 
     Raises:
       ValueError: Bad options, missing or damaged annotation files, or lost records.
@@ -153,13 +156,13 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     if args.max_train_clips:
         found = _without_silent(found, args.root / "ego4d.json")
     chosen, rejects = narrated.choose(found, labelled, splits, clean_text=args.clean_text)
-    num_in = len(found) + len(labelled)  # counted before anything is chosen; one in both is two rows
+    num_in = len(found) + len(labelled)  # all rows read; a narration in both lists counts twice
     video_dir = storage.absolute(args.root / args.video_dir)
     return narrated.write_clips(args, beam_args, video_dir, chosen, rejects, num_in, verbs, nouns)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Converts, or ends with one line and status 2."""
+    """Runs the command; after an error the process ends with one line and status 2."""
     command.run(_parser(), convert, argv)
 
 

@@ -1,7 +1,7 @@
 """EPIC-Sounds to clips: `python -m data_prep.epic_sounds --annotations DIR --audio EPIC_audio.hdf5 --out CLIPS`.
 
 `--audio` is the HDF5 file of 24 kHz sound, a folder of wav, flac or other sound files, or a folder of EPIC-Kitchens videos,
-as `P01_01.*`, `P01/P01_01.*` or `P01/videos/P01_01.*`. Segments are stored as sound alone; `--frames` adds pictures of the
+as `P01_01.*`, `P01/P01_01.*` or `P01/videos/P01_01.*`. Segments are stored as sound only; `--frames` adds pictures from the
 videos.
 """
 
@@ -13,7 +13,7 @@ from data_prep import command, sounds, storage, video_files
 from data_prep.sources import epic_sounds
 from mc3_jax.data import records
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
+_HDF5 = b"\x89HDF\r\n\x1a\n"  # first bytes of an HDF5 file
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
-    """Converts what the command line names; returns what `clips.json` says.
+    """Converts the data that the command line names; returns the content of `clips.json`.
 
     Raises:
       ValueError: Bad options, missing or damaged files, or lost records.
@@ -60,10 +60,10 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
 
 
 def _is_hdf5(path: storage.Path) -> bool:
-    """Returns whether a path is an HDF5 file, not a folder.
+    """Returns True for an HDF5 file and False for a folder.
 
     Raises:
-      ValueError: It is neither.
+      ValueError: The path is neither.
     """
     if not storage.is_file(path):
         if storage.is_folder(path):
@@ -75,20 +75,20 @@ def _is_hdf5(path: storage.Path) -> bool:
 
 
 def _find(find: Callable[[str], tuple[str, str]], video: str) -> tuple[str, str]:
-    """Returns (file inside the folder, "") of a video wherever EPIC-Kitchens' downloads put it, or (name, why not)."""
+    """Returns (file inside the folder, "") of a video, at any path that EPIC-Kitchens' downloads use; or (name, reason)."""
     participant = video.split("_")[0]
     problem = video_files.MISSING
     for place in (f"{participant}/videos/{video}", f"{participant}/{video}", video):
         file, problem = find(place)
         if problem != video_files.MISSING:
             break
-    if problem.startswith(video_files.SEVERAL):  # the annotations have no suffix that could be written
+    if problem.startswith(video_files.SEVERAL):  # the usual advice doesn't fit: the annotations have no suffixes
         problem = f"{video_files.SEVERAL}: leave one"
     return (file if not problem else video), problem
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Converts, or ends with one line and status 2."""
+    """Runs the command; after an error the process ends with one line and status 2."""
     command.run(_parser(), convert, argv)
 
 

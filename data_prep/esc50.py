@@ -1,7 +1,7 @@
 """ESC-50 or ESC-10 to clips: `python -m data_prep.esc50 --root ESC-50 --out CLIPS`.
 
-The folder is as it is downloaded: `meta/esc50.csv` (or ESC-10's `meta/esc10.csv`) and the recordings in `audio`. Every file
-is stored whole, with its class and its fold, so that cross-validation over the folds needs one conversion.
+The folder has the layout of the download: `meta/esc50.csv` (or ESC-10's `meta/esc10.csv`) and the recordings in `audio`.
+Every file is stored whole, with its class and its fold, so that one conversion is enough for cross-validation over the folds.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
-    """Converts what the command line names; returns what `clips.json` says.
+    """Converts the data that the command line names; returns the content of `clips.json`.
 
     Raises:
       ValueError: Bad options, missing or damaged files, or lost records.
@@ -42,7 +42,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Converts, or ends with one line and status 2."""
+    """Runs the command; after an error the process ends with one line and status 2."""
     command.run(_parser(), convert, argv)
 
 

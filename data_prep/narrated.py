@@ -1,6 +1,6 @@
-"""Narrated moments of videos to clips: which narrations count, which shard each video is in, and the cutting.
+"""Makes clips of narrated moments in videos: chooses the narrations, assigns videos to shards, and cuts the clips.
 
-What `data_prep.ego4d` and `data_prep.own_videos` have in common; media are opened by `data_prep.guard` alone.
+Shared by `data_prep.ego4d` and `data_prep.own_videos`. Only `data_prep.guard` opens media files.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterator
 from data_prep import command, guard, media, narrations, shards, storage, video_files
 from mc3_jax.data import records
 
-_MAX_WINDOW_S = 60.0  # a shard's spool and a batch would burst long before
+_MAX_WINDOW_S = 60.0  # pieces of shards and batches would become too large long before
 
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """Adds the options of narrated clips and those of all clips; `name` is the data set's default."""
+    """Adds the options of narrated clips and those that all commands share; `name` is the data set's default name."""
     command.add_options(parser, name)
     command.add_picture_options(parser)
     add = parser.add_argument
@@ -53,9 +53,9 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     """Yields a clip or a reject for every narration of a video.
 
     Args:
-      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}; see
+      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}; made by
         `plan_tasks`.
-      settings: Of the command line; see `write_clips`.
+      settings: Settings of the conversion, made by `write_clips`.
     """
     uid, lines = item["video_uid"], item["narrations"]
     before, after = settings["window_s"]
@@ -89,7 +89,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
 
 
 def _cut(uid: str, windows: list[media.Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
-    """Yields what `guard.cut_windows` yields, of a video that may lie in a bucket."""
+    """Yields what `guard.cut_windows` yields for a video, which is first copied if it is in a bucket."""
     limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
     with video_files.fetched(settings["video_dir"], uid, settings.get("scratch", "")) as found:
         if isinstance(found, str):
@@ -108,19 +108,20 @@ def choose(
     own_table: bool = False,
     clean_text: bool = False,
 ) -> tuple[dict[str, list[narrations.Narration]], list[shards.Reject]]:
-    """Returns the narrations of each split, and a reject for every other row of the two lists.
+    """Returns the narrations chosen for each split, and a reject for every other row of the two lists.
 
-    Training takes the camera wearer's, of the label list too; in validation and test the label list is taken whole, and only
-    what it holds counts where there is one, else the wearer's. Of narrations with one video, time and text one counts: the
-    label list's, else the first. Only one that counts takes the place of others.
+    Training takes narrations of the camera wearer's actions, from both lists. Validation and test take all rows of the label
+    list and nothing else; without a label list they take the camera wearer's narrations. Of narrations with the same video,
+    time and text only one is chosen: the label list's if there is one, or else the first. A narration that is rejected for
+    another reason does not displace its duplicates.
 
     Args:
       found: All narrations.
-      labelled: The label list. A row whose label another one contradicts does not count, nor does the other.
-      splits: Video uid → split. Of videos it lacks those of the label list are validation's or test's by the hash of their
-        uid, and where there are any all others are training's; without a label list all are split by the hash.
-      own_table: Whether `labelled` is a table of one's own: whoever acts, all its rows are taken, and videos without a label
-        are not of the label list.
+      labelled: The label list. If labels for the same video, time and text contradict each other, their rows are rejected.
+      splits: Video uid → split. Other videos go to validation or test by the hash of their uid if they are in the label list,
+        and to training if not. Without a label list, all other videos are split by the hash of their uid.
+      own_table: Whether `labelled` is the user's own table. Then all its rows are taken, whoever acts, and a video counts as
+        part of the label list only if one of its rows has a label.
       clean_text: Whether clips will hold cleaned texts, see `plan_tasks`.
     """
     chosen: dict[str, list[narrations.Narration]] = {name: [] for name in records.SPLITS}
@@ -130,24 +131,24 @@ def choose(
         if _problem(narration, clean_text) is None and narration.label != records.UNKNOWN:
             labels[_moment(narration)].add(narration.label)
     listed = {n.video_uid for n in labelled if not own_table or n.label != records.UNKNOWN}
-    taken: dict[tuple[str, int, str], bool] = {}  # what counts so far → whether it is of the label list
+    taken: dict[tuple[str, int, str], bool] = {}  # moment of a chosen narration → whether it is from the label list
     ids: set[str] = set()
     for narration, whole in itertools.chain(((n, True) for n in labelled), ((n, False) for n in found)):
         reason, clip_id, split, name = _problem(narration, clean_text), narration.clip_id, "", ("", 0, "")
-        if reason is None:  # only now it is known that uid and text can be encoded
+        if reason is None:  # only without a problem can uid and text be encoded
             split = splits.get(narration.video_uid) or _split_of(narration.video_uid, listed)
             name = _moment(narration)
             if whole and len(labels[name]) > 1:
                 reason = "labels contradict each other"
             elif whole and narration.label == records.UNKNOWN and labels[name]:
-                reason = "same narration twice"  # the row with the label counts, wherever it stands
+                reason = "same narration twice"  # the row with the label is chosen, wherever it stands
             elif name in taken:
                 reason = "stands in the label list too" if taken[name] and not whole else "same narration twice"
             elif not whole:
                 reason = _not_wanted(narration, split if labelled else "train")
             elif split == "train" and not own_table:
                 reason = _not_wanted(narration, split)
-        if reason is None and clip_id in ids:  # uids that hold "_", or a hash that falls together
+        if reason is None and clip_id in ids:  # possible if uids contain "_" or hashes collide
             reason = "another narration has this id"
         if reason:
             rejects.append(shards.Reject(clip_id, narration.video_uid, reason))
@@ -161,16 +162,16 @@ def choose(
 def check_splits(
     path: storage.Path, named: Collection[str], splits: dict[str, str], rows: list[narrations.Narration]
 ) -> None:
-    """Checks that a file of splits is about the narrations' videos, and prints how many it does not name.
+    """Checks that a file of splits is about the narrations' videos, and prints how many of these it does not name.
 
     Args:
-      path: Of the file.
-      named: Videos that it names.
-      splits: Of all videos whose split is told, by the file or otherwise.
+      path: File of splits.
+      named: Videos that the file names.
+      splits: Video uid → split of all videos whose split is given, by the file or otherwise.
       rows: Narrations.
 
     Raises:
-      ValueError: It names none of them, e.g. because its names have another suffix, and they would be split as without it.
+      ValueError: The file names none of the videos, e.g. because of other suffixes, and so would have no effect.
     """
     uids = {n.video_uid for n in rows if not n.problem}
     others = uids - splits.keys()
@@ -184,31 +185,31 @@ def check_splits(
 
 
 def _split_of(uid: str, listed: set[str]) -> str:
-    """Returns the split of a video that no file names one for; `listed` are the videos of the label list."""
+    """Returns the split of a video for which no file gives one; `listed` are the videos of the label list."""
     if uid in listed:
-        return narrations.held_out_by_hash(uid)  # a label is of no use in training
+        return narrations.held_out_by_hash(uid)  # labels are of no use in training
     return "train" if listed else narrations.split_by_hash(uid)
 
 
 def _moment(narration: narrations.Narration) -> tuple[str, int, str]:
-    """Returns what is equal in narrations of which one counts: video, time in µs and words, tags included."""
+    """Returns the key by which narrations are duplicates: video, time in µs and words, tags included."""
     return narration.video_uid, round(narration.time_s * 1e6), narration.words
 
 
 def _problem(narration: narrations.Narration, clean_text: bool) -> str | None:
-    """Returns why a narration can't become a clip whoever tells it, or None."""
+    """Returns the reason why a narration can't become a clip in any split, or None if it can."""
     problem = narration.problem or video_files.problem_of(narration.video_uid)
     if problem:
         return problem
     if not (narrations.clean(narration.text) if clean_text else narration.words):
         return "narration has no text"
     if re.search("[\ud800-\udfff]", narration.annotation_uid + narration.source + narration.text):
-        return "narration is no valid Unicode"  # half a character, which JSON can escape and no file can hold
+        return "narration is no valid Unicode"  # lone surrogates: JSON can escape them, but UTF-8 files can't hold them
     return None if math.isfinite(narration.time_s) else "narration has no time"
 
 
 def _not_wanted(narration: narrations.Narration, split: str) -> str | None:
-    """Returns why a narration is not taken into a split, or None; others than "train" want labels, which this one lacks."""
+    """Returns the reason why a narration is not taken into a split, or None. Except for "train", it must lack a label."""
     speaker = narrations.who(narration.text)
     if speaker != "wearer":
         return {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "nobody's tag")
@@ -224,16 +225,17 @@ def plan_tasks(
     *,
     clean_text: bool = False,
 ) -> list[shards.ShardTask]:
-    """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has videos.
+    """Returns the shards to write: about `num_shards` in all, distributed over the splits by their number of clips.
 
-    What each video file is is part of its shard's task, so a rerun after videos came or were replaced redoes their shards.
+    Each split that has videos gets at least one shard. A shard's task holds size and version of its video files, so a rerun
+    after videos were added or replaced redoes their shards.
 
     Args:
-      chosen: See `choose`.
+      chosen: Narrations of each split, see `choose`.
       verbs, nouns: Taxonomies, maybe empty.
-      num_shards: Over all splits.
-      video_dir: Of the videos.
-      clean_text: Whether tags and spare white space are taken off the texts.
+      num_shards: Number of shards over all splits.
+      video_dir: Folder of the videos.
+      clean_text: Whether to remove tags and superfluous white space from the texts.
     """
     total = sum(map(len, chosen.values()))
     facts = video_files.facts(video_dir)
@@ -271,15 +273,16 @@ def write_clips(
     """Writes the data set of the chosen narrations; see `command.write`.
 
     Args:
-      args: Has the options of `add_options`; of `chosen`'s training narrations, `max_train_clips` are written.
+      args: Parsed options, those of `add_options` among them. At most `max_train_clips` of the training narrations are
+        written, if that is not 0.
       beam_args: Beam's own options.
-      video_dir: Absolute path of the videos, or in a bucket.
+      video_dir: Folder of the videos, an absolute path or in a bucket.
       chosen, rejects: See `choose`.
-      num_in: Rows read, of the label list too: as many as there will be clips and rejects.
+      num_in: Number of rows read, of the label list too. Clips and rejects must add up to it.
       verbs, nouns: Taxonomies, maybe empty.
 
     Raises:
-      ValueError: Nothing to write, or lost records.
+      ValueError: There is nothing to write, or records were lost.
     """
     train, others = narrations.sample(chosen["train"], args.max_train_clips, args.sample_seed)
     chosen = chosen | {"train": train}

@@ -1,6 +1,6 @@
-"""Narrations: whose action they tell, which verb and noun of a taxonomy they name, and the split of their video.
+"""Narrations: whose action they describe, which verb and noun of a taxonomy they name, and the split of their video.
 
-Text and numbers only, no media. Where narrations come from stands in `data_prep.sources`, one module a layout.
+Handles text and numbers only, no media. `data_prep.sources` reads narrations from files, with one module per layout.
 """
 
 import ast
@@ -15,16 +15,16 @@ from data_prep import storage
 from data_prep.sources import files
 from mc3_jax.data.records import SPLITS, UNKNOWN
 
-# "#C C", and what slips of the pen make of it: "#c C", "# C C", "#C  C", "#C c", "#CC", "C C", "3C C", "@C C".
+# "#C C" and its misspellings: "#c C", "# C C", "#C  C", "#C c", "#CC", "C C", "3C C", "@C C".
 _WEARER = re.compile(r"^\s*(#\s*cc?\b|[3@]?c\s+c\b)", re.IGNORECASE)
 _OTHER = re.compile(r"^\s*#\s*oo?\b", re.IGNORECASE)
 _UNSURE = re.compile(r"#\s*uns?u?re\b", re.IGNORECASE)
-# A letter behind a tag is part of it only where it is the wearer's: "#O a man" has an article.
+# A single letter after a tag is part of it only in the camera wearer's "C C": in "#O a man" it is an article.
 _TAG = re.compile(
     r"^\s*#\s*(?:(?:cc?|uns?u?re)\s+c\b|\w+\s)|^\s*[3@]?c\s+c\b|#\s*uns?u?re\b", re.IGNORECASE
 )
-# Endings of inflected forms and what they stand for: chops, washes, carries, slicing, diced, leaves, knives. Where stems
-# differ by an "e", the longer one comes first: tubes and taped are of tube and tape, and tubs and tapped of tub and tap.
+# Endings of inflected forms and what replaces them: chops, washes, carries, slicing, diced, leaves, knives. If stems differ
+# by an "e", the longer one is tried first: "tubes" and "taped" come from tube and tape, "tubs" and "tapped" from tub and tap.
 _ENDINGS = {
     "s": ("",), "es": ("",), "ies": ("y",), "ves": ("f", "fe"), "ing": ("e", ""), "ed": ("e", ""), "ied": ("y",),
 }  # fmt: skip
@@ -32,17 +32,17 @@ _ENDINGS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Narration:
-    """A line somebody wrote about a moment of a video.
+    """A line of text that somebody wrote about a moment of a video.
 
     Attributes:
-      video_uid: Of the video; its file is named by it.
-      annotation_uid: The file's name for it, maybe for all of a pass; "" where it has none.
-      source: "narration_pass_1" or "narration_pass_2", or the file's word for it.
-      time_s: Moment in the video; NaN where the file names none.
-      text: As written.
-      label: 1, 0 or -1 for no label.
-      verb_tags, noun_tags: Taxonomy ids that the file gives, in no order that means anything; () where it gives none.
-      problem: Why it can't become a clip, where that is known when it is read; "" where not.
+      video_uid: Uid of the video, which is also the name of its file.
+      annotation_uid: Id in the annotation file, maybe shared by all narrations of a pass; "" if there is none.
+      source: "narration_pass_1" or "narration_pass_2", or the annotation file's own word for its source.
+      time_s: Moment in the video, seconds; NaN if the file gives none.
+      text: Text as written.
+      label: Label 1 or 0, or -1 for no label.
+      verb_tags, noun_tags: Taxonomy ids that the file gives, in arbitrary order; () if it gives none.
+      problem: Reason why the narration can't become a clip, if that is known when it is read; "" if not.
     """
 
     video_uid: str
@@ -57,14 +57,15 @@ class Narration:
 
     @property
     def words(self) -> str:
-        """The text with single spaces, by which narrations of one moment are the same or not."""
+        """The text with single spaces; narrations of the same moment are duplicates if it is equal."""
         return " ".join(self.text.split())
 
     @property
     def clip_id(self) -> str:
-        """Of video, annotation, moment in µs and words: an annotation uid may cover a pass, a moment have several lines.
+        """An id made of video, annotation, moment in µs and a hash of the words.
 
-        Nothing else is in it, so that it is the same in every list, and whatever rows come before.
+        All are needed, since a whole pass may share an annotation uid, and a moment may have several narrations. Nothing else
+        is part of it, so that it is the same in every list and does not depend on other rows.
         """
         moment = f"{round(self.time_s * 1e6):011d}" if math.isfinite(self.time_s) else "no_time"
         text = hashlib.sha256(self.words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
@@ -72,7 +73,7 @@ class Narration:
 
 
 def who(text: str) -> str:
-    """Returns whose action a narration tells: "wearer", "other", "unsure" or "unknown"; slips in the tags are forgiven."""
+    """Returns whose action a narration describes: "wearer", "other", "unsure" or "unknown"; accepts misspelt tags."""
     if _UNSURE.search(text):
         return "unsure"
     if _WEARER.search(text):
@@ -81,17 +82,17 @@ def who(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Returns a narration without its tags ("#C C", "#O", "#unsure") and with single spaces; "" where nothing else stands."""
+    """Returns a narration without its tags ("#C C", "#O", "#unsure") and with single spaces; "" if nothing else is left."""
     return " ".join(_TAG.sub(" ", text).split())
 
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
-    """Labels and the surface forms that mean them.
+    """Labels and the surface forms that stand for them.
 
     Attributes:
-      labels: In order of the file; the index is the id.
-      forms: Words of a surface form → id.
+      labels: Labels in the order of the file; the index of a label is its id.
+      forms: Words of a surface form → id of its label.
     """
 
     labels: list[str]
@@ -106,14 +107,14 @@ class Taxonomy:
         return max(map(len, self.forms), default=0)
 
     def find(self, words: list[str], among: tuple[int, ...] = ()) -> tuple[int, int]:
-        """Returns (id, place after it) of the first surface form in the words, the longest where several begin there.
+        """Returns (id, index of the word after it) of the first surface form in the words, or (-1, 0) if there is none.
 
-        Inflected words that the taxonomy lacks are tried without their ending: "chops" is "chop". Without any form the
-        id is -1 and the place 0.
+        If several forms begin at the same word, the longest is found. Inflected words that the taxonomy lacks are tried
+        without their ending: "chops" is "chop".
 
         Args:
-          words: In lower case.
-          among: Ids that count; () is all.
+          words: Words of a text in lower case.
+          among: Ids to look for; () means all.
         """
         plain = [_stem(word, self._vocabulary) for word in words]
         for start in range(len(plain)):
@@ -125,7 +126,7 @@ class Taxonomy:
 
 
 def _stem(word: str, vocabulary: frozenset[str]) -> str:
-    """Returns the word of the vocabulary that a word is a form of, or the word itself."""
+    """Returns the word of the vocabulary of which a word is an inflected form, or else the word itself."""
     if word in vocabulary:
         return word
     for ending, instead in _ENDINGS.items():
@@ -139,16 +140,16 @@ def _stem(word: str, vocabulary: frozenset[str]) -> str:
 
 
 def read_taxonomy(path: storage.Path) -> Taxonomy:
-    """Returns the taxonomy of a CSV with columns `label` and `group` (a Python list of surface forms).
+    """Returns the taxonomy in a CSV file with columns `label` and `group` (a Python list of surface forms).
 
     Raises:
-      ValueError: No such file, column or list.
+      ValueError: The file or a column is missing, or a group is not a list of texts.
     """
     labels: list[str] = []
     forms: dict[tuple[str, ...], int] = {}
     for number, row in files.read_csv(path, {"label", "group"}):
         try:
-            group = ast.literal_eval(row["group"])  # literals only: nothing of the file is run
+            group = ast.literal_eval(row["group"])  # literals only: no code from the file is run
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             group = None
         if not isinstance(group, list) or not all(isinstance(form, str) for form in group):
@@ -162,20 +163,20 @@ def read_taxonomy(path: storage.Path) -> Taxonomy:
 
 
 def words_of(text: str) -> list[str]:
-    """Returns a narration's words, tags left out, in lower case."""
+    """Returns a narration's words in lower case, without tags."""
     return re.findall(r"[a-z0-9'-]+", _TAG.sub(" ", text).lower())
 
 
 def find_verb_and_noun(
     text: str, verbs: Taxonomy, nouns: Taxonomy, verb_tags: tuple[int, ...] = (), noun_tags: tuple[int, ...] = ()
 ) -> tuple[int, int]:
-    """Returns the taxonomy ids of a narration's verb and noun: the first verb, and the first noun after it.
+    """Returns the taxonomy ids of a narration's verb and noun: the first verb, and the first noun after it; -1 if not found.
 
     Args:
-      text: Of the narration.
+      text: Text of the narration.
       verbs, nouns: Taxonomies.
-      verb_tags, noun_tags: Ids that somebody gave the narration. Where there are any it is one of them: the one that the
-        text names first, a noun after the verb if possible, or the first tag if the text names none.
+      verb_tags, noun_tags: Ids that annotators gave the narration. If there are any, the result is one of them: the one that
+        the text names first (a noun after the verb if possible), or the first tag if the text names none.
     """
     words = words_of(text)
     verb, after = verbs.find(words, verb_tags)
@@ -189,10 +190,10 @@ def find_verb_and_noun(
 
 
 def read_splits(path: storage.Path) -> dict[str, str]:
-    """Returns video uid → split of a CSV with columns `video_uid` and `split`.
+    """Returns video uid → split from a CSV file with columns `video_uid` and `split`.
 
     Raises:
-      ValueError: No such file or columns, a split that is not one of `records.SPLITS`, or one video in two splits.
+      ValueError: The file or a column is missing, a split is not one of `records.SPLITS`, or a video is in two splits.
     """
     splits: dict[str, str] = {}
     for number, row in files.read_csv(path, {"video_uid", "split"}):
@@ -206,11 +207,11 @@ def read_splits(path: storage.Path) -> dict[str, str]:
 
 
 def split_by_hash(video_uid: str, shares: tuple[float, float, float] = (0.9, 0.02, 0.08)) -> str:
-    """Returns a video's split as a function of its uid alone.
+    """Returns a video's split, which depends only on its uid.
 
     Args:
-      video_uid: Of the video.
-      shares: Of train, validation and test; they add up to 1.
+      video_uid: Uid of the video.
+      shares: Shares of train, validation and test; they add up to 1.
     """
     position = int.from_bytes(hashlib.sha256(video_uid.encode()).digest()[:8], "big") / 2**64
     if position < shares[0]:
@@ -219,23 +220,23 @@ def split_by_hash(video_uid: str, shares: tuple[float, float, float] = (0.9, 0.0
 
 
 def held_out_by_hash(video_uid: str) -> str:
-    """Returns "validation" or "test" for a video with labels, as a function of its uid alone.
+    """Returns "validation" or "test" for a video with labels, which depends only on its uid.
 
-    One in eleven is validation's, as of the paper's 33,000 labelled clips 3,000 are (Sec. 5).
+    One in eleven goes to validation, like 3,000 of the paper's 33,000 labelled clips (Sec. 5).
     """
     return split_by_hash(video_uid, (0.0, 1 / 11, 10 / 11))
 
 
 def sample(found: list[Narration], num: int, seed: int) -> tuple[list[Narration], list[Narration]]:
-    """Returns `num` of the narrations, and the others, both in their order.
+    """Returns a random sample of `num` narrations, and the other narrations, both in the given order.
 
-    Those with the lowest hash of (seed, clip id) are taken: a narration is in the sample or not whatever order they come in,
-    and a larger sample holds the smaller one.
+    The sample consists of those with the lowest hash of (seed, clip id). So it does not depend on their order, and a larger
+    sample contains the smaller ones.
 
     Args:
-      found: No two with one clip id.
-      num: 0 takes all, and so does a number above theirs.
-      seed: Another one is another sample.
+      found: Narrations with different clip ids.
+      num: Size of the sample; 0, or more than there are, takes all.
+      seed: Seed of the sample.
     """
     if not 0 < num < len(found):
         return found, []

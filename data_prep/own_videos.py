@@ -1,7 +1,7 @@
 """Your own videos to clips: `python -m data_prep.own_videos --videos FOLDER --narrations MINE.csv --out CLIPS`.
 
 With `--every_s SECONDS` in place of narrations, every video is cut into windows from beginning to end, for `mc3_jax.search`
-to look through. They have no text, so all are clips of the test split.
+to search. The windows have no text, so all of them become clips of the test split.
 
 The CSV has the columns video, time_s, text and, if there are labels, label; see `data_prep.sources.own_csv`. All its rows are
 used. Videos are split as `--splits` says. Videos it does not name are split by the hash of their name; but if any rows have
@@ -38,13 +38,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
-    """Converts what the command line names; returns what `clips.json` says.
+    """Converts the data that the command line names; returns the content of `clips.json`.
 
     Raises:
       ValueError: Bad options, missing or damaged files, or lost records.
     """
-    # Windows have a name of their own, so that neither replaces the other in one folder, and are not trained on: of an
-    # interval evaluation and search look at one frame alone.
+    # Data sets of windows have another name, so that windows and clips of narrations never replace each other in a folder.
+    # One frame per interval is enough, since windows are not trained on, and evaluation and search use no more.
     is_grid = args.every_s is not None
     args.name = args.name or ("own_windows" if is_grid else "own_clips")
     args.num_candidates = (1 if is_grid else 4) if args.num_candidates is None else args.num_candidates
@@ -72,10 +72,10 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
 
 
 def _read_grid(args: argparse.Namespace) -> tuple[list[narrations.Narration], list[shards.Reject]]:
-    """Returns the moments of `--every_s` and the videos that have none.
+    """Returns the moments at which `--every_s` cuts windows, and a reject for each video that has none.
 
     Raises:
-      ValueError: Options that make no sense together, or no videos.
+      ValueError: The options contradict each other, or there are no videos.
     """
     if not _MIN_EVERY_S <= args.every_s <= _MAX_EVERY_S:
         raise ValueError(f"--every_s must be from {_MIN_EVERY_S:g} to {_MAX_EVERY_S:g} seconds, got {args.every_s:g}")
@@ -91,7 +91,7 @@ def _read_grid(args: argparse.Namespace) -> tuple[list[narrations.Narration], li
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Converts, or ends with one line and status 2."""
+    """Runs the command; after an error the process ends with one line and status 2."""
     command.run(_parser(), convert, argv)
 
 

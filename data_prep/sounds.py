@@ -1,7 +1,7 @@
-"""Sounds with a class to clips: which shard each recording is in, and the cutting.
+"""Makes clips of sounds with classes: assigns recordings to shards and cuts the clips.
 
-What `data_prep.epic_sounds` and `data_prep.esc50` have in common. A sound is stored whole up to `--max_audio_s`: what of it a
-model hears, and how many windows, is the reader's choice. Media are opened by `data_prep.guard` alone.
+Shared by `data_prep.epic_sounds` and `data_prep.esc50`. A sound is stored whole, up to `--max_audio_s`. Which part of it a
+model hears, and in how many windows, is chosen when the data set is read. Only `data_prep.guard` opens media files.
 """
 
 import argparse
@@ -12,27 +12,27 @@ from collections.abc import Iterator
 from data_prep import command, guard, media, shards, storage, video_files
 from mc3_jax.data import records
 
-_MAX_AUDIO_S = 600.0  # a spool and a reader would burst, and the decoder its memory
-# Segments are annotated to the end of a video, whose sound may end a little sooner.
+_MAX_AUDIO_S = 600.0  # more would be too much for pieces of shards, for readers and for the decoder's memory
+# Segments may be annotated up to the end of a video, but its sound may end a little earlier.
 _MISSING_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """A sound somebody named.
+    """An annotated sound.
 
     Attributes:
-      clip_id: Unique in the data set.
-      recording: What it was cut from; sounds of one recording are in one split.
-      text: What it is called, "" where nobody says.
-      source: Of the annotation.
+      clip_id: Id that is unique in the data set.
+      recording: Recording that the sound was cut from; all sounds of a recording are in the same split.
+      text: Name or description of the sound, "" if there is none.
+      source: Source of the annotation.
       split: "train", "validation" or "test".
-      start_s, stop_s: Of the recording, seconds; None is to its end.
-      class_id: -1 where nobody knows.
-      fold: Of the data set's cross-validation, -1 where it has none.
-      file: That holds the recording, inside the folder of media.
-      hdf5_name: Of the data set in an HDF5 file, "" for a media file.
-      problem: Why it can't become a clip, "" if it can.
+      start_s, stop_s: Start and end in the recording, seconds; an end of None is that of the recording.
+      class_id: Index of the class, -1 if it is unknown.
+      fold: Fold of the data set's own cross-validation, -1 if it has none.
+      file: File that holds the recording, relative to the folder of media.
+      hdf5_name: Name of the data set inside an HDF5 file, "" for a media file.
+      problem: Reason why the sound can't become a clip, "" if it can.
     """
 
     clip_id: str
@@ -50,7 +50,7 @@ class Sound:
 
 
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """Adds the options of sounds and those of all clips; `name` is the data set's default."""
+    """Adds the options of sounds and those that all commands share; `name` is the data set's default name."""
     command.add_options(parser, name)
     add = parser.add_argument
     add("--max_audio_s", type=float, default=60.0, help="store at most the first MAX_AUDIO_S seconds (default %(default)s)")
@@ -73,8 +73,8 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     """Yields a clip or a reject for every sound of a file.
 
     Args:
-      item: {"file", "hdf5_name", "sounds": [fields of `Sound`]}; see `plan_tasks`.
-      settings: Of the command line; see `write_clips`.
+      item: {"file", "hdf5_name", "sounds": [fields of `Sound`]}; made by `plan_tasks`.
+      settings: Settings of the conversion, made by `write_clips`.
     """
     sounds = [Sound(**fields) for fields in item["sounds"]]
     windows = [_window(sound, settings) for sound in sounds]
@@ -99,10 +99,10 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
 
 
 def _cut(item: dict, windows: list[media.Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
-    """Yields what `guard.cut_windows` yields, of a file that may lie in a bucket.
+    """Yields what `guard.cut_windows` yields for a file, which may be in a bucket.
 
-    A media file is copied for as long as it is decoded. An HDF5 file holds all recordings and may be larger than the disk: of
-    it the parts are read that the sounds lie in.
+    A media file in a bucket is copied while it is decoded. An HDF5 file holds all recordings and may be larger than the disk,
+    so only the parts that hold the sounds are read.
     """
     folder = settings["media_dir"]
     limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
@@ -123,7 +123,7 @@ def _cut(item: dict, windows: list[media.Window], settings: dict) -> Iterator[tu
 
 
 def _window(sound: Sound, settings: dict) -> media.Window:
-    """Returns what is cut: the sound, at most `max_audio_s` of it, and frames over what is cut if they are wanted."""
+    """Returns the window to cut: the sound, at most `max_audio_s` of it, and the frames over it if the clips hold frames."""
     stop_s = sound.start_s + settings["max_audio_s"]
     if sound.stop_s is not None:
         stop_s = min(stop_s, sound.stop_s)
@@ -134,7 +134,7 @@ def _window(sound: Sound, settings: dict) -> media.Window:
 
 
 def choose(found: list[Sound]) -> tuple[list[Sound], list[shards.Reject]]:
-    """Returns the sounds that can be cut and those left out, every sound once.
+    """Returns the sounds to cut, and a reject for every other sound.
 
     Raises:
       ValueError: A recording has sounds in two splits or folds.
@@ -160,12 +160,13 @@ def choose(found: list[Sound]) -> tuple[list[Sound], list[shards.Reject]]:
 
 
 def plan_tasks(chosen: list[Sound], num_shards: int, media_dir: storage.Path) -> list[shards.ShardTask]:
-    """Returns the shards to write: `num_shards` over all splits, by their size, at least one each that has sounds.
+    """Returns the shards to write: about `num_shards` in all, distributed over the splits by their number of sounds.
 
-    What each file is is part of its shard's task, so a rerun with other files redoes their shards.
+    Each split that has sounds gets at least one shard. A shard's task holds size and version of its files, so a rerun with
+    other files redoes their shards.
     """
     hdf5 = {sound.file for sound in chosen if sound.hdf5_name}
-    # Of an HDF5 file's folder nothing else is wanted, and a bucket's may hold a lot.
+    # Only the HDF5 file itself is looked up: a bucket's folder may hold many other files, which would all be listed.
     facts = {file: video_files.facts_of(storage.stat(media_dir / file)) for file in hdf5}.get
     if not hdf5:
         facts = video_files.facts(media_dir)
@@ -196,16 +197,16 @@ def write_clips(
     """Writes the data set of the sounds; see `command.write`.
 
     Args:
-      args: Has the options of `add_options`, with pictures also those of `command.add_picture_options`.
+      args: Parsed options, those of `add_options` among them; with `pictures` also those of `command.add_picture_options`.
       beam_args: Beam's own options.
-      media_dir: Absolute path of the media, or in a bucket.
-      found: Sounds read.
-      classes: Their names.
-      pictures: Whether frames are cut as well.
-      hdf5_rate_hz: Sample rate of HDF5 files, which do not say it.
+      media_dir: Folder of the media, an absolute path or in a bucket.
+      found: All sounds read.
+      classes: Names of the classes, in the order of their ids.
+      pictures: Whether to cut video frames as well.
+      hdf5_rate_hz: Sample rate of HDF5 files, which do not hold it, Hz.
 
     Raises:
-      ValueError: Nothing to write, or lost records.
+      ValueError: There is nothing to write, or records were lost.
     """
     chosen, rejects = choose(found)
     if rejects and all(reject.reason == video_files.MISSING for reject in rejects) and not chosen:
@@ -232,6 +233,6 @@ def write_clips(
         print(f"{long} of {len(chosen)} sounds are longer than --max_audio_s {args.max_audio_s:g}: their rest is left out")
     info = command.write(args, beam_args, tasks, make_clips, settings, info, rejects, len(found))
     full = sum(int((info.clip_samples(split) == most).sum()) for split in info.splits)
-    if full > long:  # of whole files the length is known once they are read
+    if full > long:  # the length of a whole file is known only once it was read
         print(f"{full - long} more sounds fill all of --max_audio_s {args.max_audio_s:g}: longer ones end there")
     return info

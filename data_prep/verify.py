@@ -1,7 +1,8 @@
 """Reads a clips data set whole and says what is wrong with it: `python -m data_prep.verify CLIPS`.
 
-Every shard's size and SHA-256, every record and every JPEG of it, the counts in `clips.json`, ids that occur twice, and the
-metadata TFDS reads. Status 0 is a sound data set, 1 is damage, each on a line of its own, 2 is a wrong command line.
+It checks every shard's size and SHA-256, every record and every JPEG, the counts in `clips.json`, that no id occurs twice,
+and the metadata that TFDS reads. Exit status 0 means an intact data set, 1 damage, with one line per problem, and 2 a wrong
+command line.
 """
 
 import argparse
@@ -24,20 +25,20 @@ from tqdm import tqdm
 from data_prep import terminal
 from mc3_jax.data import records
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # of a file that holds JSON
-_MAX_TOLD = 20  # of one shard's problems: a shard of another schema is wrong in every record
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged JSON file may raise
+_MAX_TOLD = 20  # bad records listed per shard: in a shard of another schema every record is bad
 
 
 @dataclasses.dataclass
 class ShardReport:
-    """What reading a shard found.
+    """What was found in a shard.
 
     Attributes:
-      problems: One line each.
-      clip_ids: Of every record that could be read.
-      video_uids: Of its videos.
-      clip_samples: Of their audio.
-      num_labelled, num_positive: Clips with a label, and with label 1.
+      problems: Descriptions of the problems, one line each.
+      clip_ids: Clip id of every record that could be read.
+      video_uids: Video uid of each of these records.
+      clip_samples: Number of audio samples of each of these records.
+      num_labelled, num_positive: Number of clips with a label, and with label 1.
     """
 
     problems: list[str]
@@ -49,7 +50,7 @@ class ShardReport:
 
 
 def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.ClipsInfo) -> ShardReport:
-    """Returns what is wrong with one shard and what it holds; reads all of it."""
+    """Returns the problems of one shard and what it holds; reads all of it."""
     report = ShardReport([], [], [])
     path = folder / shard.file
     if path.name != shard.file or not path.is_file():
@@ -65,7 +66,7 @@ def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.Clips
                 digest = hashlib.file_digest(f, "sha256").hexdigest()
             if digest != shard.sha256:
                 report.problems.append(f"{shard.file}: its SHA-256 is {digest}, {records.CLIPS_FILE} says {shard.sha256}")
-        with contextlib.closing(ArrayRecordReader(str(path))) as reader:  # what it could not open it tells when it closes
+        with contextlib.closing(ArrayRecordReader(str(path))) as reader:  # reports a failed opening only when it is closed
             found = reader.num_records()
             wrong = [problem for i in range(found) if (problem := _verify_record(reader, i, info, report))]
     except (RuntimeError, ValueError, OSError) as error:
@@ -88,7 +89,7 @@ def _short(error: Exception) -> str:
 
 
 def _verify_record(reader, index: int, info: records.ClipsInfo, report: ShardReport) -> str | None:
-    """Returns what is wrong with a record, or None; adds what it holds to the report."""
+    """Returns the problem of a record, or None; adds what the record holds to the report."""
     try:
         [record] = reader.read([index])
         clip = records.decode(record)
@@ -108,16 +109,16 @@ def _verify_record(reader, index: int, info: records.ClipsInfo, report: ShardRep
 
 
 def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
-    """Checks what `records.check` leaves to the reader: every JPEG, ids and the clip's times.
+    """Checks what `records.check` does not: every JPEG, the ids and the clip's times.
 
     Raises:
-      ValueError: Names the clip and what is wrong.
+      ValueError: One of them is wrong; the message names the clip and the fault.
     """
     name = f"clip {clip.clip_id}"
     for i, jpeg in enumerate(clip.frames):
         try:
             size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            # First its size: a forged one would take gigabytes.
+            # The size in the header is checked before decoding, since a forged one would take gigabytes.
             if size == (clip.frame_height, clip.frame_width):
                 simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True)
         except ValueError as error:
@@ -137,14 +138,14 @@ def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
 
 
 def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str, int]]:
-    """Returns what is wrong with a data set, a line each, and its counts.
+    """Returns the problems of a data set, one line each, and its counts of clips, videos, shards and bytes.
 
     Args:
-      folder: Of the data set.
-      num_workers: Processes.
+      folder: Folder of the data set.
+      num_workers: Number of processes.
 
     Raises:
-      ValueError: There is no such folder.
+      ValueError: The folder does not exist.
     """
     if not folder.is_dir():
         raise ValueError(f"no data folder {folder}")
@@ -154,7 +155,7 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
         return [_short(error)], {}
     parts = [(split, shard) for split, value in info.splits.items() for shard in value.shards]
     with concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        slim = dataclasses.replace(info, splits={})  # it goes to the workers once for every shard
+        slim = dataclasses.replace(info, splits={})  # small, since it is sent to a worker with every shard
         jobs = [pool.submit(verify_shard, folder, shard, slim) for _, shard in parts]
         done = concurrent.futures.as_completed(jobs)
         for _ in tqdm(done, total=len(jobs), unit="shard", desc="verify", disable=not sys.stderr.isatty()):
@@ -182,7 +183,7 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
 
 
 def _result(job: concurrent.futures.Future, shard: records.Shard) -> ShardReport:
-    """Returns a shard's report, also where reading it, or one read beside it, ended the process."""
+    """Returns a shard's report, even if reading this or another shard at the same time has ended the worker process."""
     try:
         return job.result()
     except (concurrent.futures.BrokenExecutor, MemoryError) as error:
@@ -205,7 +206,7 @@ def _find_strays(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
 
 
 def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
-    """Returns what is wrong with the other files, with what TFDS counts, and with the sum of clips and rejects."""
+    """Returns the problems of the files other than shards, of the counts for TFDS, and of the sum of clips and rejects."""
     problems = []
     for name, expected in info.files.items():
         try:
@@ -242,7 +243,7 @@ def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Verifies; ends with status 0, 1 or 2."""
+    """Verifies the data set of the command line and ends the process with status 0, 1 or 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--num_workers", type=int, default=0, help="processes; 0 means one per core")
@@ -255,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
     for problem in problems:
-        print(terminal.printable(problem))  # ids are whatever stands in the file
+        print(terminal.printable(problem))  # ids from the file may hold any characters
     told = ", ".join(f"{value:,} {name}" for name, value in counts.items())
     print(f"{args.clips}: {told or 'not read'}; " + (f"{len(problems)} problem(s)" if problems else "sound"))
     sys.exit(1 if problems else 0)

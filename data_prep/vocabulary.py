@@ -19,17 +19,17 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def learn_pieces(words: collections.Counter[str], size: int) -> list[str]:
-    """Returns WordPiece tokens: every character, then merges of the commonest neighbours that occur twice or more.
+    """Returns WordPiece tokens: every character, then merges of the most frequent neighbours that occur twice or more.
 
-    What `tokenizers`' trainer does, but for ties: it breaks them by the order of a hash map, so that equal texts give
-    other ids in each process. Here the alphabet breaks them.
+    The same as the trainer of `tokenizers`, except for ties. The trainer breaks them by the order of a hash map, so that the
+    same texts give different ids in each process. Here ties are broken alphabetically.
 
     Args:
-      words: How often each word occurs.
-      size: Most tokens.
+      words: Number of occurrences of each word.
+      size: Largest number of tokens.
 
     Raises:
-      ValueError: More characters than tokens.
+      ValueError: There are more characters than `size` tokens.
     """
     parts = {word: [word[0], *(f"##{c}" for c in word[1:])] for word in words}
     pieces = sorted({c for word in words for c in word} | {piece for split in parts.values() for piece in split})
@@ -62,7 +62,7 @@ def learn_pieces(words: collections.Counter[str], size: int) -> list[str]:
 
 
 def _merge(split: list[str], pair: tuple[str, str], merged: str) -> list[str]:
-    """Returns a word's pieces with every occurrence of the pair made one, from the left."""
+    """Returns a word's pieces with every occurrence of the pair merged, from left to right."""
     out: list[str] = []
     for piece in split:
         if out and (out[-1], piece) == pair:
@@ -73,10 +73,10 @@ def _merge(split: list[str], pair: tuple[str, str], merged: str) -> list[str]:
 
 
 def train_vocabulary(texts: list[str], size: int) -> transformers.PreTrainedTokenizerFast:
-    """Returns an uncased BERT WordPiece tokenizer of at most `size` tokens, a function of the texts alone.
+    """Returns an uncased BERT WordPiece tokenizer of at most `size` tokens, which depends only on the texts.
 
     Raises:
-      ValueError: The texts have more characters than `size` has room for.
+      ValueError: The texts have more different characters than `size` has room for.
     """
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -102,9 +102,9 @@ def read_texts(folder: pathlib.Path) -> list[str]:
     """Returns the narrations of the training split.
 
     Raises:
-      ValueError: No data set there, no training clips, or a shard is damaged.
+      ValueError: The folder holds no data set, there are no training clips, or a shard is damaged.
     """
-    from array_record.python.array_record_module import ArrayRecordReader  # of no use to who brings his own texts
+    from array_record.python.array_record_module import ArrayRecordReader  # not needed by those who bring their own texts
 
     info = records.ClipsInfo.load(folder)
     texts = []
@@ -119,7 +119,7 @@ def read_texts(folder: pathlib.Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains and saves a vocabulary, or ends with one line and status 2."""
+    """Trains and saves a vocabulary; after an error the process ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.vocabulary", description=__doc__.split("\n")[0])
     parser.add_argument("--clips", required=True, type=pathlib.Path, help="folder of a data set with narrations")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the tokenizer")
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.size < 64:
             raise ValueError(f"--size must be at least 64, got {args.size}")
         texts = read_texts(args.clips)
-        args.out.mkdir(parents=True, exist_ok=True)  # transformers only logs that it can't
+        args.out.mkdir(parents=True, exist_ok=True)  # transformers would only log that it can't
         tokenizer = train_vocabulary(texts, args.size)
         tokenizer.save_pretrained(args.out)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What `data_prep.decoder_child` says, believed only as far as it can be true of what `data_prep.guard` asked."""
+"""Checks that what `data_prep.decoder_child` sends can be an answer to what `data_prep.guard` asked."""
 
 import json
 import math
@@ -11,10 +11,10 @@ _MAX_SIDE_PX = 65535  # of a JPEG
 
 
 def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
-    """Returns (start, stop) of the part of a file of so many bytes that the child wants to see, None if it is an answer.
+    """Returns (start, stop) if the child asks for this part of a file of `num_bytes`, or None if the line is an answer.
 
     Raises:
-      ValueError: There is no such part.
+      ValueError: The line is no JSON object, or the file has no such part.
     """
     asked = _object(line)
     if "start" not in asked:
@@ -24,13 +24,13 @@ def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
 
 
 def check_answer(line: bytes, windows: list[media.Window]) -> dict:
-    """Returns an answer to one of the windows.
+    """Returns the child's answer for one of the windows.
 
-    Either {"index", "reason"} or {"index", "jpegs", "times_us", "height", "width", "audio"}, where "jpegs" and "audio" are
-    numbers of bytes that follow in this order.
+    It is either {"index", "reason"} or {"index", "jpegs", "times_us", "height", "width", "audio"}, where "jpegs" and "audio"
+    are the numbers of bytes that follow, in this order.
 
     Raises:
-      ValueError: It can't be one.
+      ValueError: The line can't be an answer for any of the windows.
     """
     answer = _object(line)
     index = _number(answer, "index", 0, len(windows) - 1)
@@ -55,10 +55,10 @@ def check_answer(line: bytes, windows: list[media.Window]) -> dict:
 
 
 def check_length(line: bytes) -> float | str | None:
-    """Returns the length of a file, seconds, None where it does not say; or why it can't give clips.
+    """Returns the length of a file in seconds, None if it doesn't say, or the reason why it can't give clips.
 
     Raises:
-      ValueError: The line can't be an answer to that.
+      ValueError: The line can't be an answer to this question.
     """
     answer = _object(line)
     reason, length = answer.get("reason", ""), answer.get("length_s")
@@ -70,7 +70,7 @@ def check_length(line: bytes) -> float | str | None:
 
 
 def printable(words: str) -> str:
-    """Returns the words short and without what would steer a terminal."""
+    """Returns the first 200 printable characters, so that nothing can control a terminal."""
     return "".join(c for c in words if c.isprintable())[:200]
 
 

@@ -1,5 +1,5 @@
-"""The child of `data_prep.guard`: decodes what standard input asks for, one JSON line a request, and answers on standard
-output. It is alone in its process, for the media that it opens come from strangers.
+"""The child process of `data_prep.guard`. It reads requests from standard input, one JSON line each, decodes, and answers on
+standard output. Decoding has a process of its own because media files are untrusted.
 """
 
 import base64
@@ -17,17 +17,18 @@ import traceback
 from data_prep import media, streams
 
 OUT_OF_MEMORY = 77  # exit status
-# FFmpeg takes what the kernel refuses for damage or a busy machine, so the kernel's limit is the one behind: for what grows
-# faster than the parent looks, beyond what is reserved and never touched.
+# FFmpeg mistakes the kernel's refusal of memory for damage or a busy machine. So the parent checks the memory first, and the
+# kernel's limit only stops what grows faster than the parent looks. It is this much higher, since the kernel also counts
+# memory that is reserved and never touched.
 _RESERVED_MB = 4096
 _MAX_STDERR_BYTES = 1 << 20
-MAX_PART_BYTES = 1 << 20  # of a file that the parent reads, at once
+MAX_PART_BYTES = 1 << 20  # per request for a part of a file that the parent reads
 
 
 def main() -> None:
-    """Decodes what standard input asks for until it ends; the child's side."""
+    """Answers requests from standard input until it ends."""
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no reply
+    os.dup2(2, 1)  # what libraries print goes to stderr, so that it is not taken for a reply
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as KeyboardInterrupt it would look like a crash of the video
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, _MAX_STDERR_BYTES)):
         resource.setrlimit(kind, (most, most))
@@ -43,11 +44,11 @@ def main() -> None:
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-    os._exit(status)  # Python's own end would wait for the other thread
+    os._exit(status)  # a normal exit of Python would wait for the other thread
 
 
 def _read_requests(requests: queue.SimpleQueue) -> None:
-    """Reads while the other thread decodes, so that the end of the parent ends a child that hangs."""
+    """Reads requests while the other thread decodes. When the parent ends, this ends the child, even if decoding hangs."""
     with open(0, "rb") as lines:
         for line in lines:
             requests.put(line)
@@ -56,7 +57,7 @@ def _read_requests(requests: queue.SimpleQueue) -> None:
 
 def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    # Soft limits only: the next video has its own.
+    # Only soft limits, since the next video has limits of its own.
     for kind, most in (
         (resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + request["cpu_s"]),
         (resource.RLIMIT_DATA, request["memory_mb"] + _RESERVED_MB << 20),
@@ -70,7 +71,7 @@ def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
         return
     windows = [media.Window(start, stop, tuple(times), open_end) for start, stop, times, open_end in request["windows"]]
     if request["hdf5"]:
-        from data_prep import hdf5_audio  # no other child needs h5py
+        from data_prep import hdf5_audio  # imported here, since children for media files don't need h5py
 
         def read(start: int, stop: int) -> bytes:
             _reply(replies, {"start": start, "stop": min(stop, start + MAX_PART_BYTES)})

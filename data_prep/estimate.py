@@ -1,4 +1,4 @@
-"""What a conversion would do, told before anything is decoded."""
+"""Estimates the work of a conversion before anything is decoded."""
 
 import collections
 import dataclasses
@@ -6,31 +6,32 @@ import dataclasses
 from data_prep import shards, terminal, video_files
 from mc3_jax.data import records
 
-# CPU seconds of a clip of 540p H.264 with a keyframe every 250 frames, narrated every 16 s, as Ego4D's: one core of 2026.
+# CPU seconds per clip of 540p H.264 with a keyframe every 250 frames and a narration every 16 s, as in Ego4D; on one core of
+# 2026.
 _CLIP_CPU_S = 0.22
-_BYTES_PER_PX = 0.2  # of real footage as JPEG at quality 90
-_START_S = 4.0  # of a command and its workers
-# Sounds: CPU seconds of `shards.write_shard` and its decoder on one core of 2026, per clip and per second of sound: the line
-# through segments as they are (60 s at most) and their first 0.25 s.
-_WHOLE_FILE_S, _WHOLE_FILE_CPU_S = 5.0, 0.035  # ESC-10: 0.028 a file of Vorbis, 0.043 as wav at 44.1 kHz
-# 1,995 segments of 24 videos at EPIC-Sounds' public positions, noise as float32 at 24 kHz.
+_BYTES_PER_PX = 0.2  # for real footage as JPEG at quality 90
+_START_S = 4.0  # for starting the command and its workers
+# Sounds: CPU seconds of `shards.write_shard` and its decoder on one core of 2026, per clip and per second of sound. The two
+# are a line through measurements of whole segments (60 s at most) and of their first 0.25 s.
+_WHOLE_FILE_S, _WHOLE_FILE_CPU_S = 5.0, 0.035  # ESC-10: 0.028 per file as Vorbis, 0.043 as wav at 44.1 kHz
+# Measured on 1,995 segments of 24 videos at EPIC-Sounds' public positions, filled with noise as float32 at 24 kHz.
 _HDF5_CLIP_CPU_S, _HDF5_CPU_PER_S = 0.0005, 0.00045
-# The same as FLAC or wav at 24 kHz 0.0018 and 0.0008, and 170 segments of mp4 with AAC at 48 kHz 0.0035 and 0.0020.
+# The same segments as FLAC or wav at 24 kHz took 0.0018 and 0.0008, 170 segments of mp4 with AAC at 48 kHz 0.0035 and 0.0020.
 _SEGMENT_CPU_S, _SEGMENT_CPU_PER_S = 0.003, 0.0013
-# 0.10 for 4 x 4 pictures over each of these 170 segments at 540p; EPIC-Kitchens' have four times the pixels.
+# 4 x 4 pictures over each of these 170 segments took 0.10 at 540p; EPIC-Kitchens' videos have four times as many pixels.
 _SEGMENT_PICTURES_CPU_S = 0.4
-_SOUND_BYTES_PER_S = 25_600  # ESC-10's in shards, which compress; noise takes 28,400
+_SOUND_BYTES_PER_S = 25_600  # ESC-10 in shards, which compress; noise takes 28,400
 _HDF5_BYTES_PER_S = 24_000 * 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a conversion takes.
+    """Estimated work of a conversion.
 
     Attributes:
-      sources: What is read, and how much there is of it.
-      read_bytes, written_bytes: Of media, of clips.
-      cpu_s: Of all cores together.
+      sources: Kind and number of the sources to read, as text.
+      read_bytes, written_bytes: Bytes of media to read, and bytes of clips to write.
+      cpu_s: CPU seconds of all cores together.
     """
 
     sources: str
@@ -40,15 +41,15 @@ class Work:
 
 
 def tell(tasks: list[shards.ShardTask], info: records.ClipsInfo, rejects: list[shards.Reject], num_workers: int) -> str:
-    """Returns what is to be done: clips and their sources, missing files, bytes and time to expect, rejects by reason.
+    """Returns lines of text about a conversion: clips, sources, missing files, expected bytes and time, rejects by reason.
 
-    Bytes written and time are right within a factor of two or so. The time is the cores': a slow disk or bucket adds its own.
+    Bytes written and time are right within a factor of about two. The time is CPU time: a slow disk or bucket takes longer.
 
     Args:
-      tasks: Shards.
-      info: Of the data set, without splits.
-      rejects: What was left out.
-      num_workers: Local processes.
+      tasks: Shards to write.
+      info: Description of the data set; its splits are not needed.
+      rejects: Annotations rejected so far.
+      num_workers: Number of local processes.
     """
     clips, labelled = collections.Counter(), collections.Counter()
     for task in tasks:
@@ -79,7 +80,7 @@ def _by_split(counts: collections.Counter) -> str:
 
 
 def _of_videos(items: list[dict], info: records.ClipsInfo, num_clips: int) -> Work:
-    """Returns the work of cutting narrated clips; the time is that of 540p video."""
+    """Returns the work of cutting narrated clips, with the time that 540p video takes."""
     written = num_clips * (_picture_bytes(info) + 2 * info.num_samples)
     return Work(f"videos: {len(items):,}", _file_bytes(items), written, num_clips * _CLIP_CPU_S)
 
@@ -93,7 +94,7 @@ def _of_sounds(items: list[dict], info: records.ClipsInfo) -> Work:
     files = sorted({item["file"] for item in items})
     written = total_s * _SOUND_BYTES_PER_S + num_clips * _picture_bytes(info)
     if items[0]["hdf5_name"]:
-        # Which recordings it lacks, only the file itself tells, and none but the decoder opens it.
+        # Only the file itself tells which recordings it lacks, and only the decoder may open it.
         sources = f"recordings: {len(recordings):,} of {files[0]} (whether it holds them is not looked at)"
         read, cpu_s = total_s * _HDF5_BYTES_PER_S, num_clips * _HDF5_CLIP_CPU_S + total_s * _HDF5_CPU_PER_S
     else:
@@ -118,7 +119,7 @@ def _file_bytes(items: list[dict]) -> int:
 
 
 def _picture_bytes(info: records.ClipsInfo) -> float:
-    """Returns the bytes of a clip's pictures, 16:9 and as busy as footage is."""
+    """Returns the bytes of a clip's pictures, for 16:9 and the detail of real footage."""
     return info.num_intervals * info.num_candidates * info.short_side_px**2 * 16 / 9 * _BYTES_PER_PX
 
 

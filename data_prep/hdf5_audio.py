@@ -1,8 +1,8 @@
-"""Cuts sound out of a data set of an HDF5 file, as `data_prep.media` does out of a media file; in a child of `guard` alone.
+"""Cuts sound out of an HDF5 file, as `data_prep.media` does out of a media file. Used only in a child process of `guard`.
 
-EPIC-Sounds' `EPIC_audio.hdf5` holds a data set for every video, float samples at 24 kHz (ekazakos/auditory-slow-fast,
-`audio_extraction/wav_to_hdf5.py`). An HDF5 file can name other files and plugins to be opened by whoever reads it: such data
-sets are left out.
+EPIC-Sounds' `EPIC_audio.hdf5` holds one HDF5 data set per video, with float samples at 24 kHz
+(ekazakos/auditory-slow-fast, `audio_extraction/wav_to_hdf5.py`). An HDF5 file can name other files and plugins that its
+reader then opens. Data sets that do so are rejected.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's word for: no filter is loaded from a file
-import h5py  # reads the variable when it is loaded
+os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # tells HDF5 to load no filter plugins
+import h5py  # reads the variable when it is imported
 
 from data_prep import audio, media, streams
 
-_MARGIN_S = 0.2  # beyond a window, more than its resampling reads
-_MAX_FLOAT = 2.0  # of a sound in [-1, 1] that was filtered; above, the samples are of another scale
+_MARGIN_S = 0.2  # read around a window; more than the resampler needs
+_MAX_FLOAT = 2.0  # filtering may raise samples in [-1, 1] up to this; larger ones are in another scale
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 class Parts(io.RawIOBase):
-    """A file of which parts are read as they are wanted.
+    """A read-only file whose parts are fetched when they are needed.
 
     Args:
-      num_bytes: Its size.
-      read: (start, stop) → those bytes of it, or the first of them.
+      num_bytes: Size of the file.
+      read: Function (start, stop) → these bytes of the file, or only the first of them.
     """
 
     def __init__(self, num_bytes: int, read: Callable[[int, int], bytes]):
@@ -46,10 +46,10 @@ class Parts(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        """Fills all of the buffer: HDF5 asks once.
+        """Fills the whole buffer and returns its size, since HDF5 does not ask again for the rest.
 
         Raises:
-          OSError: The file ends before.
+          OSError: The file ends before the buffer is full.
         """
         size = len(buffer)
         if not 0 <= self._at <= self._num_bytes - size:
@@ -65,13 +65,15 @@ class Parts(io.RawIOBase):
 def cut_windows(
     source: pathlib.Path | Parts, windows: list[media.Window], name: str, rate_hz: int
 ) -> Iterator[tuple[int, media.Cut | str]]:
-    """Yields (index of the window, what was cut or why not), every window once; why is `reason` or `reason: detail`.
+    """Yields (index of the window, its cut or the reason why there is none), every window once.
+
+    A reason is text of the form `reason` or `reason: detail`.
 
     Args:
       source: HDF5 file.
-      windows: Without frames.
-      name: Of the data set, which stands at the top of the file.
-      rate_hz: Of its samples.
+      windows: Windows without frames.
+      name: Name of the data set, which must be at the top level of the file.
+      rate_hz: Sample rate of the data set, Hz.
     """
     with contextlib.ExitStack() as stack:
         data = None
@@ -90,7 +92,7 @@ def cut_windows(
 
 
 def _problem(file: h5py.File, name: str) -> str | None:
-    """Returns why the file gives no sound of this name, or None."""
+    """Returns the reason why the file has no usable sound of this name, or None if it has."""
     if "/" in name or name not in file:
         return "no audio of this video in the HDF5 file"
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -106,7 +108,7 @@ def _problem(file: h5py.File, name: str) -> str | None:
 
 
 def _why(reason: str, error: Exception) -> str:
-    """Returns `reason: detail`; what the kernel refuses, which HDF5 quotes and no damage is, is a reason of its own."""
+    """Returns `reason: detail`. An error of the kernel, which HDF5 quotes, is no damage and gets a reason of its own."""
     words = " ".join(str(error).split())
     refused = re.search(r"errno = \d+, error message = '([^']*)'", words)
     if refused or isinstance(error, PermissionError):

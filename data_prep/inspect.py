@@ -1,8 +1,9 @@
 """Shows what is in a clips data set: `python -m data_prep.inspect CLIPS --out DIR`.
 
-Prints and writes counts (clips, hours, verbs, nouns), draws the long tail of verbs and nouns (Fig. 4 of the paper), how often
-each verb sounds (Table 1) and a contact sheet: frames, waveform, log-mel and caption of clips drawn at random. Of sounds it
-counts classes, folds and durations instead. With `--clip_id ID`, once or more, it shows those clips alone and counts nothing.
+Prints and writes counts (clips, hours, verbs, nouns). Draws the long tail of verbs and nouns (Fig. 4 of the paper), how often
+each verb sounds (Table 1), and a contact sheet with frames, waveform, log-mel and caption of randomly chosen clips. For data
+sets of sounds it counts classes, folds and durations instead. With `--clip_id ID`, which may be repeated, it shows only those
+clips and counts nothing.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from data_prep import terminal
 from mc3_jax.data import records
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
-_MAX_FRAME_PX = 1 << 26  # twice an 8K picture's
-_MIN_LABELLED = 5  # clips of a verb, below which its sounding rate is noise
+_MAX_FRAME_PX = 1 << 26  # twice as many as an 8K picture has
+_MIN_LABELLED = 5  # labelled clips of a verb; with fewer, its sounding rate is noise
 
 
 @dataclasses.dataclass
@@ -34,15 +35,16 @@ class Statistics:
     """Counts of one split.
 
     Attributes:
-      num_clips, num_videos: In it.
-      hours: Of clips, overlaps counted twice.
-      num_labelled, num_positive: Clips with a label, and with label 1.
-      verbs, nouns: Clips of each label, commonest first; without those whose verb or noun is unknown.
-      num_pairs: Different pairs of verb and noun.
-      sounding_rates: Of each verb with at least 5 labelled clips, (share of positive clips, labelled clips), highest first.
-      classes: Clips of each class, commonest first; without those whose class is unknown.
-      folds: Clips of each fold; empty where there are none.
-      durations_s: Percentile → seconds of sound, where sounds differ in length.
+      num_clips, num_videos: Number of clips and of videos in the split.
+      hours: Total duration of the clips; where clips overlap, it counts twice.
+      num_labelled, num_positive: Number of clips with a label, and with label 1.
+      verbs, nouns: Verb or noun → number of clips, most frequent first; without clips whose verb or noun is unknown.
+      num_pairs: Number of different pairs of verb and noun.
+      sounding_rates: Verb → (share of positive clips, number of labelled clips), for verbs with at least 5 labelled clips,
+        highest share first.
+      classes: Class → number of clips, most frequent first; without clips whose class is unknown.
+      folds: Fold → number of clips; empty if there are no folds.
+      durations_s: Percentile → duration of the audio, seconds; empty if all clips have the same length.
     """
 
     num_clips: int
@@ -63,16 +65,16 @@ def open_split(folder: pathlib.Path, info: records.ClipsInfo, split: str) -> gra
     """Returns the records of a split.
 
     Raises:
-      ValueError: No such split or no shards.
+      ValueError: The split does not exist or has no shards.
     """
     return grain.ArrayRecordDataSource(info.shard_paths(folder, split))
 
 
 def count(source: grain.ArrayRecordDataSource, info: records.ClipsInfo) -> Statistics:
-    """Returns a split's statistics; reads all of it.
+    """Returns a split's statistics; reads all its records.
 
     Raises:
-      ValueError: A record can't be read, or its ids are not of this data set.
+      ValueError: A record can't be read, or its verb, noun or class id is not in this data set.
     """
     videos, verbs, nouns, pairs = set(), collections.Counter(), collections.Counter(), set()
     labelled, positive = collections.Counter(), collections.Counter()
@@ -121,11 +123,11 @@ def find(sources: Mapping[str, grain.ArrayRecordDataSource], clip_ids: Sequence[
     """Returns clip id → (split, clip), in the order of `clip_ids`; reads the splits until all are found.
 
     Args:
-      sources: Records of each split.
-      clip_ids: Of the clips wanted; named twice they are found once.
+      sources: Split → its records.
+      clip_ids: Ids of the clips wanted; duplicates are ignored.
 
     Raises:
-      ValueError: One is in no split, or a record can't be read.
+      ValueError: A clip is in none of the splits, or a record can't be read.
     """
     found, missing = {}, set(clip_ids)
     for split, source in sources.items():
@@ -146,7 +148,7 @@ def find(sources: Mapping[str, grain.ArrayRecordDataSource], clip_ids: Sequence[
 
 
 def _short(label: str) -> str:
-    """Returns a taxonomy's label without its list of forms, "wash_(wash,_rinse)" as "wash", with escapes as it is printed."""
+    """Returns a printable taxonomy label without its list of forms: "wash" for "wash_(wash,_rinse)"."""
     return terminal.printable(label.split("_(")[0])
 
 
@@ -174,7 +176,7 @@ def describe(split: str, found: Statistics) -> str:
 
 
 def draw_statistics(found: dict[str, Statistics]) -> figure.Figure:
-    """Returns a figure: clips of each verb and noun over their rank, and the sounding rate of each verb."""
+    """Returns a figure of the number of clips of each verb and noun over its rank, and of the sounding rate of each verb."""
     sheet = figure.Figure(figsize=(12, 7.5), layout="constrained")
     verbs, nouns, rates = sheet.subplot_mosaic([["verbs", "nouns"], ["rates", "rates"]]).values()
     for axes, kind in ((verbs, "verbs"), (nouns, "nouns")):
@@ -194,7 +196,7 @@ def draw_statistics(found: dict[str, Statistics]) -> figure.Figure:
 
 
 def draw_classes(found: dict[str, Statistics], info: records.ClipsInfo) -> figure.Figure:
-    """Returns a figure: clips of each class in each split."""
+    """Returns a figure of the number of clips of each class in each split."""
     sheet = figure.Figure(figsize=(12, 5), layout="constrained")
     axes = sheet.subplots()
     width = 0.8 / len(found)
@@ -213,11 +215,11 @@ def _picture(clip: records.Clip, index: int) -> UInt8[np.ndarray, "h w 3"]:
     """Returns a frame as RGB.
 
     Raises:
-      ValueError: It can't be decoded, is of another size than the record says, or larger than a frame is.
+      ValueError: It can't be decoded, its size is not what the record says, or it has more than `_MAX_FRAME_PX` pixels.
     """
     try:
         size, said = simplejpeg.decode_jpeg_header(clip.frames[index])[:2], (clip.frame_height, clip.frame_width)
-        # Before it is decoded: a forged size takes gigabytes.
+        # Checked before decoding, since a forged size would take gigabytes.
         if size != said:
             raise ValueError(f"it is {size}, the record says {said}")
         if size[0] * size[1] > _MAX_FRAME_PX:
@@ -228,7 +230,7 @@ def _picture(clip: records.Clip, index: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _caption(clip: records.Clip, info: records.ClipsInfo) -> str:
-    """Returns a clip's narration, its label or class, and where it is from."""
+    """Returns a clip's narration, its label or class, and its time and video, as one line of text."""
     labels = {records.UNKNOWN: "no label", 0: "does not sound", 1: "sounds"}
     kind = labels.get(clip.label, clip.label)
     if 0 <= clip.class_id < len(info.classes):
@@ -237,10 +239,10 @@ def _caption(clip: records.Clip, info: records.ClipsInfo) -> str:
 
 
 def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> figure.Figure:
-    """Returns a figure with a row for every clip: a frame of each interval, the waveform, the log-mel, and its caption.
+    """Returns a figure with a row for every clip: a frame of each interval, the waveform, the log-mel and the caption.
 
     Raises:
-      ValueError: A frame can't be decoded, or a clip is not what the data set promises.
+      ValueError: A frame can't be decoded, or a clip does not fit the data set's description.
     """
     columns = info.num_intervals + 2
     sheet = figure.Figure(figsize=(max(2.1 * columns, 9), 1.75 * len(clips)), layout="constrained")
@@ -259,7 +261,7 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
         row[-1].imshow(librosa.power_to_db(mel), origin="lower", aspect="auto", extent=extent)
         for axes in row[-2:]:
             axes.tick_params(labelsize=6)
-        caption = _caption(clip, info)  # the text of a stranger: a dollar sign must not start a formula
+        caption = _caption(clip, info)  # untrusted text, in which a dollar sign must not start a formula
         if clip.frames:
             place = {"x": 0, "y": 1.06, "transform": row[0].transAxes, "in_layout": False}
             row[0].text(s=caption[:150], fontsize=8, parse_math=False, **place)
@@ -272,10 +274,10 @@ def draw_contact_sheet(clips: list[records.Clip], info: records.ClipsInfo) -> fi
 
 
 def _open(args: argparse.Namespace) -> tuple[records.ClipsInfo, dict[str, grain.ArrayRecordDataSource]]:
-    """Returns the data set of the command line and the records of its splits that hold any.
+    """Returns the description of the command line's data set, and the records of each split that holds any.
 
     Raises:
-      ValueError: It can't be read, holds no clips, or none in the split that is named.
+      ValueError: The data set can't be read, holds no clips, or none in the split that is named.
     """
     info = records.ClipsInfo.load(args.clips)
     if not any(split.num_clips for split in info.splits.values()):
@@ -287,7 +289,7 @@ def _open(args: argparse.Namespace) -> tuple[records.ClipsInfo, dict[str, grain.
 
 
 def _show_named(args: argparse.Namespace) -> str:
-    """Prints and draws the clips that are named, and returns what was written."""
+    """Prints and draws the clips of `--clip_id`, and returns the name of the file written."""
     info, sources = _open(args)
     args.out.mkdir(parents=True, exist_ok=True)
     found = find({args.split: sources[args.split]} if args.split else sources, args.clip_id)
@@ -298,9 +300,9 @@ def _show_named(args: argparse.Namespace) -> str:
 
 
 def _show_drawn(args: argparse.Namespace) -> str:
-    """Counts all clips and draws some of a split, and returns what was written."""
+    """Counts all clips, draws some of one split, and returns the names of the files written."""
     info, sources = _open(args)
-    args.out.mkdir(parents=True, exist_ok=True)  # before all is read
+    args.out.mkdir(parents=True, exist_ok=True)  # early, so that a failure does not come after everything was read
     found = {name: count(source, info) for name, source in sources.items()}
     for name, statistics in found.items():
         print(describe(name, statistics))
@@ -321,7 +323,7 @@ def _save(folder: pathlib.Path, **figures: figure.Figure) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Inspects, or ends with one line and status 2."""
+    """Inspects a data set; after an error the process ends with one line and status 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("inspect"), help="folder for the pictures")

@@ -1,4 +1,4 @@
-"""Beam's local runner, by processes of ours: one that ends before its time ends the run, where Beam would wait for ever."""
+"""Beam's local runner with our own worker processes: if one ends early, so does the run, where Beam would wait forever."""
 
 import contextlib
 import pathlib
@@ -20,7 +20,7 @@ with quiet.beam():
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-# Beam's names for its threads that wait for a worker's process, and for what it says.
+# Beam's names for its threads that wait for a worker process to end, and that read what it sends.
 _WORKER_THREAD = "run_worker"
 _READ_THREADS = ("beam_control_read", "read_grpc_client_inputs")
 _END_S = 10.0
@@ -33,17 +33,17 @@ class WorkerError(ChildProcessError):
 
 
 def run(build: Callable[[beam.Pipeline], None], num_workers: int) -> None:
-    """Builds a pipeline and runs it, in this process or by several.
+    """Builds a pipeline and runs it, in this process or in several worker processes.
 
     Args:
-      build: Adds the steps.
-      num_workers: Processes; 1 is this one.
+      build: Function that adds the steps to the pipeline.
+      num_workers: Number of processes; 1 runs the pipeline in this process.
 
     Raises:
-      WorkerError: See there.
-      Exception: Whatever a step raised, as Beam tells it.
+      WorkerError: A worker crashed, was killed or did not start.
+      Exception: An error of a step, as Beam passes it on.
     """
-    # Named, because the default runner of recent Beams fetches a binary when it starts.
+    # The runner is given explicitly, since the default runner of recent Beams downloads a binary when it starts.
     with quiet.beam():
         if num_workers == 1:
             with storage.temporary_files():
@@ -63,12 +63,12 @@ def _run(build: Callable[[beam.Pipeline], None], runner: FnApiRunner, num_worker
 
 
 def _command(folder: pathlib.Path) -> str:
-    """Returns the worker's command line. Beam gives it to a shell, which makes way, so that the status is the worker's."""
+    """Returns the worker's command line. `exec` replaces the shell that Beam starts, so that the status is the worker's."""
     return "exec " + shlex.join([sys.executable, "-m", _MODULE, str(folder)])
 
 
 def _start(work: Callable[[], None], ended: queue.SimpleQueue) -> None:
-    """Works in a thread, which may wait for ever, and puts what came of it: None or what was raised."""
+    """Starts work in a thread, which may wait forever; when it ends, puts None or its exception into the queue."""
 
     def put() -> None:
         try:
@@ -82,7 +82,7 @@ def _start(work: Callable[[], None], ended: queue.SimpleQueue) -> None:
 
 @contextlib.contextmanager
 def _watching() -> Iterator[queue.SimpleQueue]:
-    """Yields a queue that gets an error when a worker's process fails. When the block ends, so have all of them."""
+    """Yields a queue that gets an error when a worker process fails. After the block it waits until all workers have ended."""
     ended, tell = queue.SimpleQueue(), threading.excepthook
 
     def look(args) -> None:
@@ -96,7 +96,7 @@ def _watching() -> Iterator[queue.SimpleQueue]:
     try:
         yield ended
     finally:
-        # Those that end with the launcher's lock, which is no more, fail as well.
+        # Workers that end because the launcher's lock is gone fail too, and their errors must still go to `look`.
         for thread in threading.enumerate():
             if thread.name in (_WORKER_THREAD, *_READ_THREADS):
                 thread.join(_END_S)
@@ -104,7 +104,7 @@ def _watching() -> Iterator[queue.SimpleQueue]:
 
 
 def _failure(told: str) -> str:
-    """Returns what became of a worker, of what Beam says: its words and the exit status."""
+    """Returns a message about a worker that ended, from Beam's message, which ends with the exit status."""
     found = re.search(r"-?\d+$", told)
     status = int(found[0]) if found else 1
     if status == -signal.SIGKILL:

@@ -209,7 +209,7 @@ def _problem(narration: narrations.Narration, clean_text: bool) -> str | None:
 
 
 def _not_wanted(narration: narrations.Narration, split: str) -> str | None:
-    """Returns the reason why a narration is not taken into a split, or None. Except for "train", it must lack a label."""
+    """Returns the reason why a narration is not taken into a split, or None. It must have no label, except for "train"."""
     speaker = narrations.who(narration.text)
     if speaker != "wearer":
         return {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "nobody's tag")

@@ -1,4 +1,4 @@
-"""How far a conversion is, told from what lies on the disk: a bar on a terminal, else a line a minute."""
+"""Shows the progress of a conversion from the files written so far: a bar on a terminal, otherwise one line per minute."""
 
 import contextlib
 import json
@@ -13,15 +13,15 @@ from tqdm import tqdm
 from data_prep import pieces, shards, storage
 
 _LOOK_S, _LOOK_REMOTE_S = 1.0, 30.0
-_TELL_S = 60.0  # where there is no terminal
+_TELL_S = 60.0  # between lines, if there is no terminal
 
 
 class Count:
-    """What finished shards and finished items of others hold so far.
+    """Counter of the clips and rejects in finished shards and in finished items of the other shards.
 
     Args:
       tasks: Shards to write.
-      home, name: Of the data set.
+      home, name: Folder and name of the data set.
       settings: See `shards.write_shard`.
     """
 
@@ -32,13 +32,13 @@ class Count:
         self._finished: dict[str, tuple[int, int]] = {}
 
     def look(self) -> tuple[int, int]:
-        """Returns (clips, rejects)."""
-        # Pieces first: a shard that is finished between the two looks is counted once, by its report.
+        """Returns (number of clips, number of rejects) so far."""
+        # Pieces are listed first, so that a shard that is finished between the two listings is counted once, by its report.
         found = [re.fullmatch(pieces.NAME, name) for name in storage.files(self._home / pieces.FOLDER)]
         for name in storage.files(self._home / shards.REPORTS):
             file = name.removesuffix(".json")
             if file in self._files and file not in self._finished:
-                with contextlib.suppress(OSError, ValueError, KeyError):  # being replaced
+                with contextlib.suppress(OSError, ValueError, KeyError):  # the report is just being replaced
                     report = json.loads(storage.read(self._home / shards.REPORTS / name))
                     self._finished[file] = (report["num_clips"], len(report["rejects"]))
         counts = list(self._finished.values())
@@ -51,7 +51,7 @@ class Count:
 
 @contextlib.contextmanager
 def watch(tasks: list[shards.ShardTask], home: storage.Path, name: str, settings: dict) -> Iterator[None]:
-    """Tells how far the shards are while the block runs."""
+    """Shows the progress of the shards while the block runs."""
     count, stop = Count(tasks, home, name, settings), threading.Event()
     total = sum(task.num_annotations for task in tasks) or None
     thread = threading.Thread(target=_tell, args=(count, total, stop, storage.is_remote(home), sys.stderr), daemon=True)
@@ -71,7 +71,7 @@ def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool, 
         last = False
         while not last:
             last = stop.wait(_LOOK_REMOTE_S if remote else _LOOK_S)
-            with contextlib.suppress(OSError):  # of a bucket: the workers tell if it lasts
+            with contextlib.suppress(OSError):  # from a bucket; if it lasts, the workers report it
                 clips, rejects = count.look()
                 bar.n = clips + rejects
                 bar.set_postfix(rejected=rejects)
@@ -82,12 +82,13 @@ def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool, 
 
 
 def line(clips: int, rejects: int, total: int | None, num_done: int, elapsed_s: float) -> str:
-    """Returns the line for logs.
+    """Returns the line of progress for logs.
 
     Args:
-      clips, rejects: So far.
-      total: Of both in the end, where somebody counted.
-      num_done, elapsed_s: Since this run began.
+      clips, rejects: Numbers so far.
+      total: Number of clips and rejects at the end, None if it is not known.
+      num_done: Clips and rejects since this run began.
+      elapsed_s: Time since this run began, seconds.
     """
     rate = num_done / elapsed_s
     told = f"{clips + rejects:,} of {total:,} clips" if total else f"{clips + rejects:,} clips"

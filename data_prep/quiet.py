@@ -1,4 +1,4 @@
-"""Keeps from the terminal what Beam tells about itself, and nothing else: by logger and words, see `_NOISE`."""
+"""Hides Beam's messages about itself from the terminal, and nothing else, by logger and wording; see `_NOISE`."""
 
 import contextlib
 import io
@@ -6,12 +6,13 @@ import logging
 import re
 from collections.abc import Iterator
 
-# Logger → what its messages begin with or hold. The traceback of a failed shard is in the error that the pipeline raises.
+# Logger → pattern at the beginning of messages to hide. The traceback of a failed shard is in the error that the pipeline
+# raises.
 _NOISE = {
-    "root": "apitools not found",  # at import, without Google's packages
+    "root": "apitools not found",  # when Beam is imported without Google's packages
     "apache_beam.runners.common": r".* \[while running '",
     "apache_beam.runners.portability.fn_api_runner.fn_runner": "If direct_num_workers is not equal to 1",
-    "apache_beam.runners.worker.data_plane": "Failed to read inputs in the data plane",  # of a worker that is no more
+    "apache_beam.runners.worker.data_plane": "Failed to read inputs in the data plane",  # from a worker that has ended
     "apache_beam.runners.worker.sdk_worker": "Error processing instruction",
     "apache_beam.runners.worker.sdk_worker_main": "No semi_persistent_directory found",
 }
@@ -21,7 +22,7 @@ _TRACEBACK = re.compile(
 
 
 class _Filter:
-    """One for each block: of two that hold the same, the inner one's end would be the outer one's."""
+    """A log filter, one object per block: if nested blocks shared one, the end of the inner would also end the outer."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return re.match(_NOISE[record.name], record.getMessage(), re.DOTALL) is None
@@ -29,9 +30,9 @@ class _Filter:
 
 @contextlib.contextmanager
 def beam() -> Iterator[None]:
-    """Keeps Beam's noise out of the log while the block imports or runs it."""
+    """Hides the messages of `_NOISE` while the block imports or runs Beam."""
     root = logging.getLogger()
-    # Beam logs at import by `logging.warning`, which would set up a log that nobody else has set up.
+    # When imported, Beam calls `logging.warning`, which would configure logging if nobody has done so.
     nothing, noise = logging.NullHandler(), _Filter()
     root.addHandler(nothing)
     for name in _NOISE:
@@ -45,7 +46,7 @@ def beam() -> Iterator[None]:
 
 
 class Stream(io.TextIOBase):
-    """Passes on what is written, except for the tracebacks that Beam's workers print besides logging and sending them."""
+    """Passes on what is written, except tracebacks that Beam's workers print although they also log and send them."""
 
     def __init__(self, stream):
         self._stream, self._ends_line = stream, False

@@ -1,4 +1,4 @@
-"""What to cut out of a video: windows, the times of their frames, and the samples that they hold."""
+"""Windows to cut out of a video, the times of their frames, and their numbers of audio samples."""
 
 import dataclasses
 
@@ -7,11 +7,12 @@ from mc3_jax.data.records import SAMPLE_RATE_HZ
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What to cut: an interval of the video and the times of its frames, seconds; without frames, of sound alone.
+    """An interval of a video to cut.
 
     Attributes:
-      start_s, stop_s, frame_times_s: As above.
-      open_end: Whether the sound may end before `stop_s`; what there is of it is then cut.
+      start_s, stop_s: Start and end of the interval, seconds.
+      frame_times_s: Times of the frames to cut, seconds; empty to cut sound only.
+      open_end: Whether the sound may end before `stop_s`. Then the part that exists is cut.
     """
 
     start_s: float
@@ -28,10 +29,10 @@ def frame_times(start_s: float, stop_s: float, num_intervals: int, num_candidate
 
 
 def num_samples(duration_s: float) -> int:
-    """Returns the audio samples of a window; durations equal to the µs give equal numbers."""
+    """Returns the number of audio samples of a window; durations that are equal to the µs give the same number."""
     return round(round(duration_s, 6) * SAMPLE_RATE_HZ)
 
 
 def order(windows: list[Window]) -> list[int]:
-    """Returns the windows' indices in the order in which they are cut: that of their ends."""
+    """Returns the windows' indices in the order in which they are cut: by end, then by start."""
     return sorted(range(len(windows)), key=lambda i: (windows[i].stop_s, windows[i].start_s))

@@ -1,8 +1,8 @@
 """A local worker of Beam, which `data_prep.local_runner` starts: `python -m data_prep.worker FOLDER`.
 
-It ends when the process that started it is no more. Beam's workers outlive a launcher that is killed, wait for it for ever,
-and may still write. The launcher holds the lock of FOLDER (`data_prep.storage.scratch_folder`); who gets that lock has lost
-the launcher. What is logged goes to stderr, as the launcher's own.
+It ends as soon as the process that started it, the launcher, has ended. Beam's own workers outlive a launcher that is killed,
+wait for it forever, and may still write. The launcher holds the lock of FOLDER (`data_prep.storage.scratch_folder`). When a
+worker gets this lock, the launcher has ended. Log messages go to stderr, like the launcher's.
 """
 
 import fcntl
@@ -23,13 +23,13 @@ def _end_with(folder: pathlib.Path) -> None:
 
 
 def main(folder: pathlib.Path) -> None:
-    """Works until the launcher has no more work, or is no more."""
+    """Works until the launcher has no more work or has ended."""
     threading.Thread(target=_end_with, args=(folder,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the launcher's end is enough
-    # Beam would send the log to the launcher, which tells it as Beam's, entry by entry in protobuf's words.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes, but the launcher's end is enough
+    # Beam would send the log to the launcher, which would print each entry as a message of Beam, in protobuf's format.
     del os.environ["LOGGING_API_SERVICE_DESCRIPTOR"]
     to_stderr = logging.StreamHandler()
-    to_stderr.setLevel(logging.WARNING)  # Beam opens the root logger for what it tells a launcher
+    to_stderr.setLevel(logging.WARNING)  # Beam lowers the root logger's level for what it sends to a launcher
     to_stderr.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
     logging.getLogger().addHandler(to_stderr)
     sys.stderr = quiet.Stream(sys.stderr)

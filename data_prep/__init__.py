@@ -1,1 +1,1 @@
-"""From sources on disk to ArrayRecord clips. Writes what `mc3_jax.data.records` describes; never imported by mc3_jax."""
+"""Converts sources on disk to ArrayRecord clips, in the format of `mc3_jax.data.records`; never imported by mc3_jax."""

@@ -37,7 +37,7 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
     """Checks the options of `add_options`.
 
     Raises:
-      ValueError: One of them is wrong or unknown.
+      ValueError: One of them is wrong, or Beam's job server or Docker does not answer.
     """
     command.check_options(args, beam_args)
     command.check_picture_options(args)

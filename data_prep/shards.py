@@ -287,7 +287,7 @@ def finish(
     Args:
       reports: Reports of all shards; iterated over once.
       folder: Folder of the data set.
-      info: Description of the data set; splits and canvas are filled in here.
+      info: Description of the data set; splits, canvas, files and counts are filled in here.
       rejects: Annotations rejected before any shard was written.
       num_in: Number of annotations read.
 

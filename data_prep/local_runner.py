@@ -82,7 +82,7 @@ def _start(work: Callable[[], None], ended: queue.SimpleQueue) -> None:
 
 @contextlib.contextmanager
 def _watching() -> Iterator[queue.SimpleQueue]:
-    """Yields a queue that gets an error when a worker process fails. At the end of the block, waits for the workers to end."""
+    """Yields a queue that gets an error when a worker process fails. At the block's end, waits for the workers to end."""
     ended, tell = queue.SimpleQueue(), threading.excepthook
 
     def look(args) -> None:

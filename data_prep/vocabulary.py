@@ -104,7 +104,7 @@ def read_texts(folder: pathlib.Path) -> list[str]:
     Raises:
       ValueError: The folder holds no data set, there are no training clips, or a shard is damaged.
     """
-    from array_record.python.array_record_module import ArrayRecordReader  # not needed by those who bring their own texts
+    from array_record.python.array_record_module import ArrayRecordReader  # `train_vocabulary` alone works without it
 
     info = records.ClipsInfo.load(folder)
     texts = []

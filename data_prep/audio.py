@@ -187,7 +187,7 @@ def resample_window(
     # Each window is resampled separately, from a sample that lies on the grid of 16 kHz, so that a clip's audio does not
     # depend on what is decoded with it.
     step = rate // math.gcd(rate, SAMPLE_RATE_HZ)
-    if step > _MARGIN_S * rate / 2:  # at an odd rate such as 22,255 Hz, the position is right to less than a 16 kHz sample
+    if step > _MARGIN_S * rate / 2:  # odd rates, e.g. 22,255 Hz: the position is off by less than a 16 kHz sample
         step = 1
     left = int(np.ceil((window.start_s - _MARGIN_S) * rate / step)) * step
     right = int(np.ceil((window.stop_s + _MARGIN_S) * rate))

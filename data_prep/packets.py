@@ -36,7 +36,7 @@ class Packets:
         tick_s = float(stream.time_base)
         self._per_s = 1 / tick_s
         self._frame = round(self._per_s * streams.frame_s(stream))
-        self._late = 0  # largest delay so far between a keyframe's times of decoding and showing, in ticks of the time base
+        self._late = 0  # largest delay so far from decoding to showing a keyframe, in ticks of the time base
         self.last_pts, self.first_pts = None, None
         self._reset()
         if self.can_seek:
@@ -51,7 +51,7 @@ class Packets:
         self._held_bytes, self._ended, self._end, self._from_start = 0, False, 0, False
         self._holes = streams.Holes(self._container, self._stream)
         self._behind_hole = -math.inf  # time stamp of the first keyframe after the last hole; inf until it is read
-        self._ends: dict[int, int] = {}  # time stamp of a keyframe after a hole → end of the last picture before the hole
+        self._ends: dict[int, int] = {}  # time stamp of a keyframe after a hole → end of what is shown before the hole
         self._settled = -math.inf  # no packet with a time stamp up to this one may follow
 
     def is_far(self, limit: int, broken: bool) -> bool:

@@ -25,7 +25,7 @@ NAME = r"(?P<key>[0-9a-f]{32})-(?P<num_clips>\d+)-(?P<num_rejects>\d+)\.piece"
 
 # Settings that do not change what a piece holds, only where and how it is made. Media files are identified by size and time.
 PASSING = ("scratch", "video_dir", "media_dir", "cpu_limit_s", "memory_limit_mb")
-_LIMITS = {guard.TOOK_TOO_LONG: "cpu_limit_s", streams.OUT_OF_MEMORY: "memory_limit_mb"}  # reason of a reject → the limit
+_LIMITS = {guard.TOOK_TOO_LONG: "cpu_limit_s", streams.OUT_OF_MEMORY: "memory_limit_mb"}  # reject's reason → limit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,7 +139,7 @@ class Holes:
         self._tick_s, self._frame_s = float(stream.time_base), frame_s(stream)
         self._by_shown = container.format.name in _WITHOUT_DECODING_TIMES and stream.codec_context.has_b_frames
         self._min_frames = _MIN_HOLE_FRAMES + (REORDER if self._by_shown else 0)
-        self._before: tuple[int, int] | None = None  # time stamp and duration of the last packet, or of the latest one shown
+        self._before: tuple[int, int] | None = None  # time stamp and duration of the last packet, or the last shown
 
     def is_behind(self, packet: av.Packet) -> bool:
         """Returns whether pictures are lost right before a packet. Must be called for every packet, in order."""

@@ -25,7 +25,7 @@ def _end_with(folder: pathlib.Path) -> None:
 def main(folder: pathlib.Path) -> None:
     """Works until the launcher has no more work or has ended."""
     threading.Thread(target=_end_with, args=(folder,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes, but the launcher's end is enough
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # terminals send it to all processes; the launcher's end is enough
     # Beam would send the log to the launcher, which would print each entry as a message of Beam, in protobuf's format.
     del os.environ["LOGGING_API_SERVICE_DESCRIPTOR"]
     to_stderr = logging.StreamHandler()

@@ -1,12 +1,12 @@
-"""From ArrayRecord to batches on a device: `python -m benchmarks.input_pipeline`.
+"""Speed of the input pipeline, from ArrayRecord to batches on a device: `python -m benchmarks.input_pipeline`.
 
-Clips of the paper's size (four JPEG files of 256 x 344 px and about 30 KB, 1.5 s of sound), noise with the spectrum
-of photographs, are read, in turn and on all cores, by
-  * simplejpeg alone, by as many threads as cores: decode-only, no reading, no batches;
-  * `mc3_jax.data.loader.train_batches`, onto the device, by as many threads as cores and by as many workers;
-  * torch's DataLoader with a worker process per core, the same decoder, out of one memory-mapped file.
-Ends with status 1 where a goal is missed: 90 % of decode-only, 400 clips/s per core, no slower than the DataLoader,
-by threads or by workers. With `--parts` it times instead what a clip takes by itself, in this process alone.
+The clips have the paper's size: four JPEG files of 256 x 344 px and about 30 KB, and 1.5 s of sound. Their pictures are noise
+with the spectrum of photographs. Three readers take turns, each on all cores:
+  * decode-only: simplejpeg alone, with a thread per core; it reads no records and makes no batches;
+  * `mc3_jax.data.loader.train_batches`, onto the device, once with a thread per core and once with a worker per core;
+  * torch's DataLoader with a worker per core and the same decoder, from one memory-mapped file.
+Ends with status 1 if threads and workers both miss a goal: 90 % of decode-only, 400 clips/s per core, no slower than the
+DataLoader. `--parts` times the parts of the work on a clip instead, in this process alone.
 """
 
 import argparse
@@ -36,7 +36,7 @@ DECODING, PEER = "decode-only (simplejpeg)", "torch DataLoader, processes"
 
 
 def make_picture(rng: np.random.Generator) -> np.ndarray:
-    """Returns noise whose amplitude falls as one over frequency, as that of photographs does, uint8 [h, w, 3]."""
+    """Returns noise whose amplitude falls as one over frequency, as in photographs, uint8 [h, w, 3]."""
     down, across = np.fft.fftfreq(HEIGHT_PX)[:, None], np.fft.rfftfreq(WIDTH_PX)
     amplitude = 1 / np.maximum(np.hypot(down, across), 1 / WIDTH_PX)
     shape = (*amplitude.shape, 3)
@@ -47,7 +47,7 @@ def make_picture(rng: np.random.Generator) -> np.ndarray:
 
 
 def choose_quality(pictures: list[np.ndarray]) -> int:
-    """Returns the JPEG quality at which pictures come nearest to `JPEG_BYTES`."""
+    """Returns the JPEG quality at which the mean file size is nearest to `JPEG_BYTES`."""
 
     def distance(quality: int) -> float:
         sizes = [len(simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420")) for picture in pictures]
@@ -57,7 +57,7 @@ def choose_quality(pictures: list[np.ndarray]) -> int:
 
 
 def make_clips(folder: pathlib.Path, num_clips: int) -> list[records.Clip]:
-    """Writes a training split and returns its clips."""
+    """Writes a data set with a training split into `folder` and returns its clips."""
     rng = np.random.default_rng(0)
     pictures = [make_picture(rng) for _ in range(64)]
     quality = choose_quality(pictures[:8])
@@ -88,14 +88,14 @@ def make_clips(folder: pathlib.Path, num_clips: int) -> list[records.Clip]:
 
 
 def decode_only(clips: list[records.Clip], num_threads: int) -> Iterator[int]:
-    """Yields how many clips were decoded, again and again."""
+    """Decodes the clips in an endless loop; yields 1 after each clip."""
 
     def decode(clip: records.Clip) -> None:
         for file in clip.frames:
             simplejpeg.decode_jpeg(file)
 
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        # As many are always waiting that no thread ever is.
+        # So many clips are always queued that no thread has to wait.
         waiting = collections.deque(pool.submit(decode, clip) for clip in clips[: 8 * num_threads])
         for clip in itertools.cycle(clips):
             waiting.popleft().result()
@@ -104,7 +104,7 @@ def decode_only(clips: list[records.Clip], num_threads: int) -> Iterator[int]:
 
 
 def ours(folder: pathlib.Path, batch_size: int, **readers: int) -> Iterator[int]:
-    """Yields how many clips came onto the device."""
+    """Reads batches onto the device in an endless loop; yields the number of clips of each."""
     source = loader.open_split(folder, "train", NUM_FRAMES)
     batches = loader.train_batches(
         source, tokenizer.blank(30), batch_size=batch_size, seed=0, prefetch=max(4, *readers.values()), **readers
@@ -116,7 +116,7 @@ def ours(folder: pathlib.Path, batch_size: int, **readers: int) -> Iterator[int]
 
 
 def peer(folder: pathlib.Path, clips: list[records.Clip], batch_size: int, num_workers: int) -> Iterator[int]:
-    """Yields how many clips a torch DataLoader made of the same JPEG files."""
+    """Reads batches of the same JPEG files by a torch DataLoader in an endless loop; yields the number of clips of each."""
     import torch.utils.data
 
     path, places, at = folder / "peer.bin", [], 0
@@ -139,7 +139,7 @@ def peer(folder: pathlib.Path, clips: list[records.Clip], batch_size: int, num_w
             ids = np.zeros(30, np.int32)
             return {"video": video, "audio": np.frombuffer(sound, np.int16).copy(), "text_ids": ids, "text_mask": ids}
 
-    # Without end, so that no worker is ever started again.
+    # An endless sampler, so that no worker is started again.
     order = torch.utils.data.RandomSampler(Clips(), replacement=True, num_samples=10**9)
     for batch in torch.utils.data.DataLoader(
         Clips(), batch_size, sampler=order, num_workers=num_workers, drop_last=True, prefetch_factor=4
@@ -148,10 +148,10 @@ def peer(folder: pathlib.Path, clips: list[records.Clip], batch_size: int, num_w
 
 
 def time_parts(folder: pathlib.Path, batch_size: int, rounds: int) -> list[list[str]]:
-    """Returns a row for each part of making a batch, in ms a clip: name, median of the rounds, least and most.
+    """Times the parts of making a batch; returns a table row for each: name, median ms per clip, least and most.
 
-    Parts alone find their code and data in the processor's cache; in the last two rows they take turns. From here on this
-    process keeps the memory that it frees, as the loader's workers do.
+    A part that runs alone finds its code and data in the processor's cache. In the last two rows the parts alternate, so
+    that they evict each other's. This process keeps the memory that it frees from here on, as the loader's workers do.
     """
     memory.keep_freed()
     source, tokenize = loader.open_split(folder, "train", NUM_FRAMES), tokenizer.blank(30)
@@ -192,7 +192,7 @@ def time_parts(folder: pathlib.Path, batch_size: int, rounds: int) -> list[list[
 
 
 def clips_per_second(stream: Iterator[int], seconds: float) -> float:
-    """Returns the rate of a stream that runs already."""
+    """Returns clips per second of a stream, which yields numbers of clips, over at least `seconds`."""
     begin, num = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
         num += next(stream)
@@ -237,7 +237,7 @@ def main() -> None:
         rates: dict[str, list[float]] = {name: [] for name in streams}
         for _ in range(args.rounds):
             for label, stream in streams.items():
-                clips_per_second(stream, 2.0)  # what was read ahead while the others ran, and what they read ahead meanwhile
+                clips_per_second(stream, 2.0)  # uses up batches read ahead earlier, while other readers fill their buffers
                 rates[label].append(clips_per_second(stream, args.seconds) / cores)
     medians = {label: float(np.median(values)) for label, values in rates.items()}
     decoding, own = medians[DECODING], max(rate for label, rate in medians.items() if label not in (DECODING, PEER))

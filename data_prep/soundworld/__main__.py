@@ -1,6 +1,6 @@
 """Makes a SoundWorld: `python -m data_prep.soundworld --out DIR --videos 160 --seed 0`.
 
-Files are laid out as Ego4D's CLI lays them out, so `python -m data_prep.ego4d --root DIR` reads both:
+The files have the layout of Ego4D's CLI, so `python -m data_prep.ego4d --root DIR` reads a SoundWorld as it reads Ego4D:
 `v2/video_540ss/{uid}.mp4`, `ego4d.json`, `v2/annotations/{narration.json, narration_{verb,noun}_taxonomy.csv,
 sounding_labels.csv, splits.csv}`. `truth.json` says what really happened; training never reads it.
 """
@@ -45,7 +45,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes the world named by the command line, on all cores, or ends with one line and status 2."""
+    """Makes the world that the command line describes; an error is printed as one line, with exit status 2."""
     args = _arguments(argv)
     try:
         make(args)
@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make(args: argparse.Namespace) -> None:
-    """Makes the world.
+    """Makes the videos and annotations of a world, on all cores unless told otherwise; existing videos are kept.
 
     Raises:
-      ValueError: There is another world in the folder already, or no recording among the ambience.
+      ValueError: The folder already holds another world, or the ambience folder no recording or one that can't be read.
     """
     found = sorted(args.ambience.rglob("*")) if args.ambience else []
     ambience = [str(p) for p in found if p.suffix.lower() in _RECORDINGS]
@@ -79,7 +79,7 @@ def make(args: argparse.Namespace) -> None:
         try:
             seconds = sum(job.result() for job in bar)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # else the error is told when all other videos are done
+            pool.shutdown(cancel_futures=True)  # otherwise the error is reported only after all other videos
             raise
     elapsed = time.monotonic() - began
     actions = sum(len(v.segments) for v in videos)

@@ -1,6 +1,7 @@
-"""Writes what Ego4D's CLI would have brought beside the videos: metadata, narrations, taxonomies, labels, splits.
+"""Writes the annotations of a SoundWorld in Ego4D's layout: metadata, narrations, taxonomies, labels, splits.
 
-The truth (regions, what sounded, what else was heard) goes to `truth.json` at the top, which nothing in training reads.
+The ground truth (regions, which actions sounded, what else was heard) goes to `truth.json` in the root folder. Nothing in
+training reads that file.
 """
 
 import csv
@@ -20,7 +21,7 @@ _OTHERS = ("man X", "woman Y", "person A", "lady Z")
 
 @dataclasses.dataclass
 class Narration:
-    """One line of narration.json, with the segment it is about."""
+    """One narration of narration.json; `segment` is the index of the narrated action in `plan.Video.segments`."""
 
     annotation_uid: str
     narration_pass: int
@@ -30,7 +31,7 @@ class Narration:
 
 
 def _sentence(segment: plan.Segment, rng: np.random.Generator) -> str:
-    """Returns "#C C chops the carrot with a knife", as an Ego4D narrator would put it, typos included."""
+    """Returns a narration in the style of Ego4D's narrators, typos included: "#C C chops the carrot with a knife"."""
     verb, noun = taxonomy.VERBS[segment.verb], taxonomy.NOUNS[segment.noun]
     weights = np.array([0.65, 0.25, 0.10][: len(verb.forms)])
     form = str(rng.choice(verb.forms, p=weights / weights.sum()))
@@ -52,7 +53,7 @@ def _sentence(segment: plan.Segment, rng: np.random.Generator) -> str:
 
 
 def narrate(video: plan.Video) -> list[Narration]:
-    """Returns a video's narrations. Most actions stand in one of the two passes, one in fourteen in both."""
+    """Returns a video's narrations. Most actions are narrated in one of the two passes, one in fourteen in both."""
     rng = np.random.default_rng([video.seed, 1])
     lines = []
     for i, segment in enumerate(video.segments):
@@ -65,11 +66,12 @@ def narrate(video: plan.Video) -> list[Narration]:
 
 
 def _votes(segment: plan.Segment, rng: np.random.Generator) -> list[int]:
-    """Returns three annotators' opinions on "is the narrated action both seen and heard?"; quiet actions divide them."""
+    """Returns three annotators' votes, 1 or 0, on whether the action is both seen and heard; quiet actions divide them."""
     truth = segment.region == "I"
     wrong = 0.06
     if segment.action_db is not None:
-        # Actions 6 dB below the usual level are missed one time in five; drowned ones are heard one time in ten.
+        # Actions far more than 6 dB below the usual level are missed one time in five. Actions that sound but are drowned or
+        # out of view are voted for one time in ten.
         wrong += 0.14 / (1.0 + np.exp((segment.action_db + 6.0) / 1.5)) if truth else 0.04
     return [int(truth != (rng.random() < wrong)) for _ in range(3)]
 
@@ -88,10 +90,10 @@ def _write_csv(path: pathlib.Path, header: list[str], rows: list[list]) -> None:
 
 
 def check_same_world(out: pathlib.Path, videos: list[plan.Video], seed: int, ambience: list[str]) -> None:
-    """Checks that what is under `out` already, if anything, belongs to this world: videos there are not made anew.
+    """Checks that a world that exists under `out` is this one, because its videos will be kept as they are.
 
     Raises:
-      ValueError: It is of another seed, length, size or ambience, or no SoundWorld.
+      ValueError: It has another seed, length, size or ambience, or is no SoundWorld.
     """
     path = out / "ego4d.json"
     if not path.exists():
@@ -109,13 +111,13 @@ def check_same_world(out: pathlib.Path, videos: list[plan.Video], seed: int, amb
 def write_annotations(
     out: pathlib.Path, videos: list[plan.Video], seed: int, ambience: list[str] | None = None
 ) -> None:
-    """Writes every file beside the videos under `out`.
+    """Writes all files of a world under `out`, except the videos.
 
     Args:
       out: Root of the data set; gets `ego4d.json`, `truth.json` and `v2/annotations/`.
-      videos: All plans.
-      seed: Of the world; noted in `ego4d.json`.
-      ambience: Names of the recordings mixed in; noted there too.
+      videos: Plans of all videos.
+      seed: Seed of the world; recorded in `ego4d.json`.
+      ambience: Names of the recordings mixed in; recorded in `ego4d.json` too.
     """
     annotations = out / "v2" / "annotations"
     metadata, narrations, labels, truth = [], {}, [], {}
@@ -146,7 +148,7 @@ def write_annotations(
 
 
 def _forms(entry: taxonomy.Verb | taxonomy.Noun) -> list[str]:
-    """Surface forms with the label itself first, once each."""
+    """Returns the surface forms of a verb or noun, each once, the label itself first."""
     return list(dict.fromkeys((entry.name, *entry.forms)))
 
 
@@ -171,7 +173,7 @@ def _video_metadata(video: plan.Video) -> dict:
 
 
 def _passes(lines: list[Narration]) -> dict:
-    """Returns a video's entry of narration.json. A pass nobody made is missing, as in Ego4D."""
+    """Returns a video's entry of narration.json. A pass without narrations is missing, as in Ego4D."""
     passes = {}
     for number in (1, 2):
         rows = [
@@ -190,7 +192,7 @@ def _passes(lines: list[Narration]) -> dict:
 
 
 def label_rows(video: plan.Video, lines: list[Narration]) -> list[list]:
-    """Returns label rows for the wearer's actions, one narration of each, so that no moment is judged twice."""
+    """Returns rows of sounding_labels.csv: one narration of each of the wearer's actions, so that none is labelled twice."""
     rng = np.random.default_rng([video.seed, 2])
     rows, seen = [], set()
     for line in lines:

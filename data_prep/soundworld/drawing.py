@@ -1,7 +1,8 @@
 """Draws SoundWorld's things onto a picture: objects by shape, tools, hands, machines.
 
-Coordinates are pixels of the picture; sizes follow from `unit_px`, the picture's height. Everything is filled polygons,
-ellipses and thick lines, so that a frame costs a fraction of a millisecond.
+Coordinates are pixels of the picture. Sizes are proportional to `unit_px`: the picture's height for machines, 1.5 times that
+for hands and tools, which are nearer. Everything is made of filled polygons, ellipses and thick lines, so that a frame takes
+a fraction of a millisecond.
 """
 
 import cv2
@@ -13,12 +14,12 @@ _ONE = 1 << _SHIFT
 
 
 def shade(rgb, factor: float) -> Colour:
-    """Returns a colour made lighter or darker."""
+    """Returns a colour times `factor`: lighter above 1, darker below."""
     return tuple(int(min(max(c * factor, 0), 255)) for c in rgb)
 
 
 def polygon(image: np.ndarray, points: np.ndarray, rgb: Colour) -> None:
-    """Fills a polygon, points [n, 2] in px."""
+    """Fills a polygon with the corners `points`, [n, 2] in px."""
     fixed = np.round(points * _ONE).astype(np.int32)
     cv2.fillPoly(image, [fixed], rgb, cv2.LINE_AA, _SHIFT)
 
@@ -45,7 +46,7 @@ def _round(rx, ry, cx=0.0, cy=0.0, n=14):
     return list(zip(cx + rx * np.cos(angle), cy + ry * np.sin(angle), strict=True))
 
 
-# Shapes as (shade, points) in units of the object's radius, y downwards; painted in order.
+# Parts of each shape as (shade, points), painted in this order. Points are in units of the object's radius, y downwards.
 SHAPES: dict[str, list[tuple[float, list[tuple[float, float]]]]] = {
     "cup": [(0.6, _round(0.35, 0.4, 0.85, 0.1)), (1.0, [(-0.75, -0.8), (0.75, -0.8), (0.6, 0.85), (-0.6, 0.85)]),
             (0.45, _round(0.75, 0.25, 0, -0.8)), (1.15, _box(-0.5, -0.4, -0.3, 0.6))],
@@ -90,7 +91,7 @@ _SHAPE_ARRAYS = {name: [(s, np.array(points)) for s, points in parts] for name, 
 
 
 def thing(image, shape: str, rgb, centre, radius_px: float, angle: float = 0.0, stretch: float = 1.0) -> None:
-    """Draws an object of a shape, turned by `angle` and `stretch` times as wide as usual."""
+    """Draws an object of a shape, `stretch` times as wide as usual and turned by `angle` radians."""
     cos, sin = np.cos(angle) * radius_px, np.sin(angle) * radius_px
     turn = np.array([[cos * stretch, sin * stretch], [-sin, cos]])
     for factor, points in _SHAPE_ARRAYS[shape]:
@@ -98,7 +99,7 @@ def thing(image, shape: str, rgb, centre, radius_px: float, angle: float = 0.0, 
 
 
 def lid(image, rgb, centre, radius_px: float, gap: float) -> None:
-    """Draws what an opened thing shows: a dark mouth, and its lid above by how far it is open."""
+    """Draws the dark opening of an object and the lid above it; `gap` is how far it is open, 0 to 1."""
     if gap > 0.05:
         ellipse(
             image, (centre[0], centre[1] - 0.45 * radius_px), (0.8 * radius_px, 0.3 * radius_px * gap), (24, 20, 18)
@@ -109,7 +110,7 @@ def lid(image, rgb, centre, radius_px: float, gap: float) -> None:
 
 
 def hand(image, at, elbow, unit_px: float, skin, sleeve, side: int) -> None:
-    """Draws a forearm from the picture's lower edge, and a hand. `side` is 1 for the right hand, -1 for the left."""
+    """Draws a hand at `at` and its forearm, which comes from `elbow`. `side` is 1 for the right hand, -1 for the left."""
     wrist = (at[0] + 0.25 * (elbow[0] - at[0]), at[1] + 0.25 * (elbow[1] - at[1]))
     line(image, elbow, wrist, 0.085 * unit_px, sleeve)
     line(image, wrist, at, 0.06 * unit_px, skin)
@@ -120,7 +121,7 @@ def hand(image, at, elbow, unit_px: float, skin, sleeve, side: int) -> None:
 
 
 def tool(image, name: str, at, unit_px: float, angle: float) -> None:
-    """Draws a tool held at `at`, pointing to the lower left."""
+    """Draws a tool held at `at`. At an `angle` of 0 (radians) it points to the left or downwards."""
 
     def part(points, rgb):
         cos, sin = np.cos(angle) * unit_px, np.sin(angle) * unit_px
@@ -153,7 +154,7 @@ def water(image, x: float, top: float, bottom: float, width_px: float, wobble: f
 
 
 def machine(image, kind: str, centre, unit_px: float, running: bool, time_s: float) -> None:
-    """Draws a washer, blender, fan or TV; when running its drum, blades or picture move."""
+    """Draws a washer, blender, fan or TV. While it runs, its drum, contents, blades or picture move."""
     x, y = centre
     phase = 2 * np.pi * time_s if running else 0.3
     shake = 0.004 * unit_px * np.sin(40 * phase) if running and kind != "tv" else 0.0

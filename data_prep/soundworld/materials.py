@@ -1,6 +1,7 @@
 """Can materials be told apart by ear alone? `python -m data_prep.soundworld.materials` prints a random forest's accuracy.
 
-Isolated, dry sounds; the forest sees means and deviations of MFCCs; instances (own timbre each) are held out.
+Each action's sound is taken alone and without reverberation. The forest sees the means and standard deviations of its MFCCs
+and is tested on objects that it was not trained on, each with its own timbre.
 """
 
 import argparse
@@ -13,11 +14,11 @@ from data_prep.soundworld.voices import RATE_HZ
 
 
 def isolated_sounds(num_videos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (features [n, 40], material names [n]) of every action that sounds; each action is an instance of its own.
+    """Returns (features [n, 40], material names [n]) of every action that sounds undrowned; each has an object of its own.
 
     Args:
-      num_videos: How many videos' actions.
-      seed: Of the world.
+      num_videos: Number of videos whose actions are taken.
+      seed: Seed of the world.
     """
     features, names = [], []
     for index in range(num_videos):
@@ -32,8 +33,8 @@ def isolated_sounds(num_videos: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def held_out_accuracy(num_videos: int, seed: int) -> tuple[float, float]:
-    """Returns the forest's accuracy on the second half of the videos, and that of always saying the commonest material."""
-    from sklearn.ensemble import RandomForestClassifier  # of the test extra; nothing else here needs it
+    """Returns the forest's accuracy on the second half of the sounds, and that of always answering the commonest material."""
+    from sklearn.ensemble import RandomForestClassifier  # in the `test` extra; nothing else in data_prep needs it
 
     features, names = isolated_sounds(num_videos, seed)
     half = len(names) // 2
@@ -43,7 +44,7 @@ def held_out_accuracy(num_videos: int, seed: int) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the accuracy."""
+    """Prints the forest's accuracy and that of the commonest material."""
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.soundworld.materials", description=__doc__.split("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""Muxes a SoundWorld video: H.264 and AAC in mp4 through PyAV, the same bytes for the same plan."""
+"""Encodes a SoundWorld video through PyAV as H.264 and AAC in mp4; the same plan gives the same bytes."""
 
 import os
 import pathlib
@@ -19,13 +19,14 @@ def write_mp4(path: pathlib.Path, video: Video, frames: Iterable[np.ndarray], au
 
     Args:
       path: File to write.
-      video: Its format; `audio_start_s` is where the audio stream begins.
-      frames: uint8 RGB [height, width, 3].
-      audio: float32 [channels, samples] at the video's sample rate, from the audio stream's start on; None is no stream.
+      video: Plan of the video, which gives its format.
+      frames: Frames in order, uint8 RGB [height, width, 3].
+      audio: float32 [channels, samples] at the video's sample rate, beginning at `video.audio_start_s`; None writes no
+        audio stream.
     """
     aside = path.with_suffix(".part.mp4")
     with av.open(str(aside), "w", options={"movflags": "faststart"}) as container:
-        # Ultrafast at a moderate quality: the converter only ever sees 1.5 s of it, scaled down.
+        # Fast encoding at a moderate quality is enough: the converter only uses clips of 1.5 s, scaled down.
         picture = container.add_stream("libx264", rate=video.fps)
         picture.options = {"preset": "ultrafast", "crf": "24", "threads": "1", "g": str(_KEYFRAME_INTERVAL)}
         picture.width, picture.height, picture.pix_fmt = video.width_px, video.height_px, "yuv420p"
@@ -34,7 +35,8 @@ def write_mp4(path: pathlib.Path, video: Video, frames: Iterable[np.ndarray], au
             layout = "mono" if video.num_channels == 1 else "stereo"
             sound = container.add_stream("aac", rate=video.sample_rate_hz, layout=layout)
             sound.bit_rate = 64000 * video.num_channels
-            # The default coder takes longer than all drawing and synthesis, and what it may try besides a third of the rest.
+            # The default coder takes longer than all drawing and synthesis. The tools switched off here take a third of what
+            # is then left.
             sound.options = {"aac_coder": "fast", "aac_tns": "0", "aac_pns": "0", "aac_is": "0", "aac_ms": "0"}
         # Sound first, then pictures: the muxer interleaves by time, and a minute of AAC is small.
         if sound is not None:
@@ -48,7 +50,7 @@ def write_mp4(path: pathlib.Path, video: Video, frames: Iterable[np.ndarray], au
 
 
 def _encode_audio(container, sound, video: Video, audio: np.ndarray) -> None:
-    """Encodes the whole of the sound, its time stamps beginning at `audio_start_s`."""
+    """Encodes and muxes all of the audio, with timestamps that begin at `video.audio_start_s`."""
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio), format="fltp", layout=sound.layout.name)
     frame.sample_rate = video.sample_rate_hz
     frame.time_base = Fraction(1, video.sample_rate_hz)

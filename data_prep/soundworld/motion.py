@@ -1,7 +1,8 @@
-"""How each verb moves: one trajectory that the picture draws and the sound follows, so both are in time.
+"""How each verb moves: one trajectory for both the picture and the sound, so that the two are synchronous.
 
-A pose is relative to the work place (the spot on the table where the object lies), in units of the picture's height:
-x to the right, y downwards. `speed` in [0, 1] drives continuous sounds; `contacts` are the moments of impact.
+Positions are relative to the work place (the spot on the table where the object lies), x to the right, y downwards, in units
+of 1.5 picture heights, the scale at which `scene.py` draws the work. `Pose.speed` in [0, 1] drives continuous sounds;
+`contacts` returns the moments of impact.
 """
 
 import dataclasses
@@ -11,15 +12,15 @@ import numpy as np
 
 @dataclasses.dataclass
 class Pose:
-    """What the picture needs at times t, every field an array [n].
+    """Where hands, object and tool are at n times; every field is an array [n].
 
     Attributes:
-      right_x, right_y: Right hand.
-      left_x, left_y: Left hand.
-      object_x, object_y: Object's offset.
+      right_x, right_y: Position of the right hand.
+      left_x, left_y: Position of the left hand.
+      object_x, object_y: Position of the object; (0, 0) is the work place.
       angle: Object's rotation, radians.
       tool_angle: Tool's rotation, radians.
-      gap: How far the object's parts are apart (an opened lid, a torn sheet), 0 to 1.
+      gap: How far the object's parts are apart (an opened lid, a torn sheet), 0 to 1; folding takes it to -1.
       speed: How fast the surfaces rub or the liquid runs, 0 to 1.
     """
 
@@ -36,13 +37,13 @@ class Pose:
 
 
 def _smooth(x):
-    """Smooth step from 0 to 1 for x in [0, 1]."""
+    """Returns a smooth step that rises from 0 at x = 0 to 1 at x = 1."""
     x = np.clip(x, 0.0, 1.0)
     return x * x * (3.0 - 2.0 * x)
 
 
 def _active(u, duration_s):
-    """1 while the action is under way, with 80 ms ramps, 0 outside."""
+    """Returns 1 during the action and 0 outside it, with ramps of 80 ms."""
     return _smooth(u / 0.08) * _smooth((duration_s - u) / 0.08)
 
 
@@ -50,12 +51,12 @@ def pose(motion: str, u: np.ndarray, duration_s: float, rate_hz: float, amplitud
     """Returns the pose at `u` seconds after the action began.
 
     Args:
-      motion: `Verb.motion`.
+      motion: Name of the motion, `taxonomy.Verb.motion`.
       u: Times since the action's start, seconds [n]; outside [0, duration_s] the hands rest.
-      duration_s: Length of the action.
+      duration_s: Length of the action, seconds.
       rate_hz: Repetitions per second.
       amplitude: Size of the movement relative to the verb's usual one, about 0.8 to 1.2.
-      phase: Where in the cycle it begins, radians.
+      phase: Phase of the cycle at the start of the action, radians.
 
     Raises:
       ValueError: Unknown motion.
@@ -65,7 +66,7 @@ def pose(motion: str, u: np.ndarray, duration_s: float, rate_hz: float, amplitud
     p = Pose(zero + 0.16, zero + 0.02, zero - 0.18, zero + 0.05, *(zero.copy() for _ in range(6)))
     on = _active(u, duration_s)
     cycle = 2.0 * np.pi * rate_hz * u + phase
-    progress = _smooth((u - 0.15 * duration_s) / (0.5 / rate_hz))  # one movement, once, early in the action
+    progress = _smooth((u - 0.15 * duration_s) / (0.5 / rate_hz))  # of a single movement early in the action
     a = amplitude
     match motion:
         case "circle":
@@ -154,12 +155,12 @@ def contacts(
 ) -> list[tuple[float, float]]:
     """Returns the impacts of an action as (seconds after its start, strength in (0, 1.3]), in order."""
     if motion in ("strike", "tap"):
-        # |sin(cycle / 2)| is 0, the hand down, where cycle is a multiple of 2 pi.
+        # The hand is down where |sin(cycle / 2)| is 0: where the cycle is a multiple of 2 pi.
         first = int(np.ceil(phase / (2 * np.pi)))
         hits = [(k - phase / (2 * np.pi)) / rate_hz for k in range(first, first + int(duration_s * rate_hz) + 2)]
         return [(t, amplitude) for t in hits if 0.05 < t < duration_s - 0.05]
     if motion in ("shake", "circle", "turn"):
-        # At the turning points of the swing, where what is inside or below knocks.
+        # At each turning point of the swing, things inside or below the object knock.
         turns = [((k + 0.5) * np.pi - phase) / (2 * np.pi * rate_hz) for k in range(int(4 * duration_s * rate_hz) + 8)]
         every = turns[::2] if motion != "shake" else turns
         return [(t, 0.7 * amplitude) for t in every if 0.05 < t < duration_s - 0.05]

@@ -1,7 +1,8 @@
-"""What happens in a SoundWorld video: a pure function of (seed, video index), before anything is drawn or heard.
+"""Plans what happens in a SoundWorld video, as a pure function of (seed, video index), before any drawing or synthesis.
 
-The regions are those of the paper's Fig. 2: I seen, heard and narrated; II something visible hums along and the
-narrated action is silent; III seen and narrated, but silent or drowned; IV heard and narrated, but out of view.
+The regions are those of the paper's Fig. 2: I, the action is seen, heard and narrated; II, it is seen and narrated but
+silent, while a visible machine hums; III, it is seen and narrated, but silent or drowned by other sounds; IV, it is heard
+and narrated, but out of view.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ SPLIT_SHARES = (("train", 0.68), ("validation", 0.08), ("test", 0.24))
 
 @dataclasses.dataclass
 class Distractor:
-    """A sound with no visible cause, over [start_s, stop_s) of the video, at level_db relative to full action level."""
+    """A sound with no visible cause, over [start_s, stop_s) of the video, `level_db` above the usual level of an action."""
 
     kind: str
     start_s: float
@@ -33,19 +34,19 @@ class Segment:
     """One action: what is done, what is seen of it, what is heard of it and when it is narrated.
 
     Attributes:
-      start_s, stop_s: Interval of the action in the video.
-      narration_s: The narrator's (approximate) timestamp.
+      start_s, stop_s: Interval of the action in the video, seconds.
+      narration_s: The narrator's (approximate) timestamp in the video, seconds.
       verb, noun: Indices in `taxonomy.VERBS`, `taxonomy.NOUNS`.
       wearer: False for somebody else's action, off-screen, narrated with #O.
       region: "I", "II", "III" or "IV".
-      drowned: Region III only: the action sounds, but below the noise.
-      machine: One of `MACHINES` visible and running during the segment, or "".
-      rate_hz, amplitude, phase: Of the motion; see `motion.pose`.
-      action_db: Level of the action's sound relative to the usual one; None where it is silent.
+      drowned: Whether the action sounds but is drowned by other sounds; only in region III.
+      machine: The one of `MACHINES` that is visible and runs during the segment, or "".
+      rate_hz, amplitude, phase: Parameters of the motion; see `motion.pose`.
+      action_db: Level of the action's sound relative to the usual one, dB; None where it is silent.
       level_db: Level to which the recorder's gain control brings the segment, dBFS (RMS). Independent of the region.
-      clutter: Nouns lying about, [(noun index, x, y)] relative to the work place in picture heights.
-      place: (x, y) of the work place in the picture, x as a share of the width, y of the height.
-      seed: For everything random about drawing and synthesis.
+      clutter: Other objects that lie about, [(noun index, x, y)], relative to the work place in units of 1.2 picture heights.
+      place: (x, y) of the work place in the picture, x as a share of its width, y of its height.
+      seed: Seed of everything random in drawing and synthesising the segment.
     """
 
     start_s: float
@@ -85,14 +86,14 @@ class Video:
 
     Attributes:
       uid: Ego4D-like video uid (a UUID).
-      index: Number of the video in the world.
+      index: Index of the video in the world.
       split: "train", "validation" or "test".
-      duration_s, fps, width_px, height_px: Of the picture.
-      sample_rate_hz, num_channels: Of the sound.
+      duration_s, fps, width_px, height_px: Length, frame rate and size of the picture.
+      sample_rate_hz, num_channels: Sample rate and channels of the audio stream.
       has_audio: False for a few videos without any audio stream.
       audio_start_s: When the audio stream begins, seconds after the video; 0 for most.
       room: One of `ROOMS`.
-      seed: For the room's looks and ambience and each object instance.
+      seed: Seed of the room's looks and sound, the hands' colours, the stereo sound, the narrations and their labels.
       segments: Actions in order of time.
       distractors: Sounds without a visible cause.
     """
@@ -115,7 +116,7 @@ class Video:
 
 
 def split_of(index: int) -> str:
-    """Returns the split of video `index`: shares as in `SPLIT_SHARES`, spread evenly over the indices."""
+    """Returns the split of video `index`; splits have their `SPLIT_SHARES` and are spread evenly over the indices."""
     position = (index * 0.6180339887498949) % 1.0  # golden-ratio order: any prefix of videos has about the same shares
     total = 0.0
     for name, share in SPLIT_SHARES:
@@ -129,10 +130,10 @@ def plan_video(seed: int, index: int, duration_s: float, short_side_px: int) -> 
     """Returns the plan of one video.
 
     Args:
-      seed: Of the world.
-      index: Of the video, 0 or more.
-      duration_s: Mean length of a video; each is between 0.75 and 1.25 of it.
-      short_side_px: Height of the picture; even.
+      seed: Seed of the world.
+      index: Index of the video, 0 or more.
+      duration_s: Mean length of the videos, seconds; each is 0.75 to 1.25 times as long.
+      short_side_px: Height of the picture, px; even.
     """
     rng = np.random.default_rng([seed, index])
     uid = str(uuid.UUID(bytes=rng.bytes(16), version=4))
@@ -164,7 +165,7 @@ def _fill(video: Video, rng: np.random.Generator) -> None:
     pairs = taxonomy.pair_weights()
     weights = np.array([w for _, _, w in pairs])
     weights /= weights.sum()
-    # A video is about something: a few pairs return in it, as in real footage, the rest is drawn from the whole tail.
+    # As in real footage, a video is about something: a few verb-noun pairs recur in it. The others are drawn from all pairs.
     favourites = rng.choice(len(pairs), size=6, replace=False, p=weights)
     machine_at_hand = str(rng.choice(MACHINES)) if rng.random() < 0.6 else ""
     t = float(rng.uniform(0.8, 1.5))
@@ -223,10 +224,10 @@ def _plan_segment(
 
 
 def _add_distractors(video: Video, segment: Segment, rng: np.random.Generator) -> None:
-    """Adds what else is heard. Silent segments get more of it: what keeps loudness from giving the label away."""
+    """Adds the distractors around a segment. Silent segments get more, so that loudness does not give the label away."""
     heard = segment.action_db is not None and not segment.drowned
     chance = 0.35 if heard else 0.90
-    # Clatter, which is what struck things sound like, is commoner there: what keeps onsets from giving it away.
+    # Clatter, which sounds like struck objects, is commoner there, so that onsets do not give the label away either.
     shares = [0.22, 0.12, 0.16, 0.28, 0.16, 0.06] if heard else [0.16, 0.07, 0.10, 0.52, 0.12, 0.03]
     kinds = rng.choice(DISTRACTORS, size=2, replace=False, p=shares)
     for i, kind in enumerate(kinds):

@@ -1,4 +1,4 @@
-"""What a SoundWorld video shows: a room in its light, a work place, hands, tool, object and machine, frame by frame."""
+"""Draws the frames of a SoundWorld video: a room in its light, a work place, hands, tool, object and machine."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.soundworld import drawing, taxonomy
 from data_prep.soundworld.plan import Segment, Video
 
-# Wall and table of each room, RGB; each video varies them.
+# Colours of wall and table in each room, RGB; each video varies them.
 _ROOM_COLOURS = {
     "kitchen": ((206, 200, 182), (168, 150, 128)),
     "workshop": ((128, 122, 112), (122, 96, 66)),
@@ -21,12 +21,12 @@ _ROOM_COLOURS = {
     "market": ((214, 190, 128), (104, 126, 84)),
 }
 _SKINS = ((236, 196, 166), (214, 168, 132), (178, 126, 90), (124, 82, 58), (92, 60, 44))
-_CLOSENESS = 1.5  # the work is nearer to the camera than the room: its units are larger than picture heights
-_TURN_HEIGHTS = 1.15  # how far the wearer looks aside in region IV, in picture heights
+_CLOSENESS = 1.5  # unit of the work, in picture heights: larger than the room's, since the work is nearer to the camera
+_TURN_HEIGHTS = 1.15  # how far the view is turned aside from an action out of view, in picture heights
 
 
 class _Looks:
-    """What stays the same in a video: light, skin, sleeves, a wide picture of the room, the machine that stands in it."""
+    """Looks that a video keeps throughout: light, skin, sleeves, a wide picture of the room, and the machine in it."""
 
     def __init__(self, video: Video):
         rng = np.random.default_rng([video.seed, 10])
@@ -43,7 +43,7 @@ class _Looks:
         self.room = self._draw_room(video, rng)
 
     def _draw_room(self, video: Video, rng: np.random.Generator) -> np.ndarray:
-        """Returns wall, table and their texture, wider than the picture by `margin_x` on either side."""
+        """Returns a picture of wall and table that is larger than a frame: by `margin_x` and `margin_y` px on each side."""
         height, width = video.height_px + 2 * self.margin_y, video.width_px + 2 * self.margin_x
         wall, table = (np.array(c) * rng.uniform(0.85, 1.12, 3) for c in _ROOM_COLOURS[video.room])
         horizon = int(height * rng.uniform(0.24, 0.36))
@@ -62,7 +62,7 @@ class _Looks:
             picture[y : min(y + h, horizon), x : x + w] = rng.uniform(40, 230, 3)
         grain = cv2.resize(rng.normal(0, 1, (height // 5 + 1, width // 5 + 1)).astype(np.float32), (width, height))
         picture *= 1.0 + rng.uniform(0.02, 0.07) * grain[..., None]
-        # One side lies nearer to the lamp.
+        # One side is brighter, being nearer to the lamp.
         slope = rng.uniform(-0.25, 0.25)
         picture *= (1.0 + slope * np.linspace(-1, 1, width, dtype=np.float32))[None, :, None]
         return np.clip(picture * self.light, 0, 255).astype(np.uint8)
@@ -74,7 +74,7 @@ class _Looks:
 
 
 class _Action:
-    """One segment made ready for drawing: its poses, its object instance and the room with clutter in it."""
+    """One segment, prepared for drawing: its poses, its object instance, and the room with the clutter in it."""
 
     def __init__(self, video: Video, segment: Segment, looks: _Looks, times_s: np.ndarray):
         rng = np.random.default_rng([segment.seed, 11])
@@ -98,7 +98,7 @@ class _Action:
             drawing.thing(self.background, spec.shape, looks.instance_rgb(noun, rng), at, radius)
 
     def draw(self, i: int) -> np.ndarray:
-        """Returns frame `i` of those the action was made with, uint8 [height, width, 3]."""
+        """Returns the frame at `times_s[i]`, uint8 [height, width, 3]."""
         looks, t = self.looks, self.times_s[i]
         swing = 0.018 * looks.unit_px * np.sin(2 * np.pi * np.array([0.31, 0.47]) * t + self.sway[:2])
         left = int(round(looks.margin_x + swing[0] + self.turn_px))
@@ -113,13 +113,13 @@ class _Action:
         return frame
 
     def _draw_work(self, frame: np.ndarray, i: int, work: np.ndarray) -> None:
-        """Draws object, tool and hands at the work place `work`, px."""
+        """Draws object, tool and hands at `times_s[i]` into `frame`; `work` is the work place in it, px."""
         p, unit, radius = self.pose, self.unit_px, self.radius_px
         flip = np.array([-1.0 if self.mirrored else 1.0, 1.0])
         at = work + flip * (p.object_x[i], p.object_y[i]) * unit
         motion, gap, angle = self.verb.motion, p.gap[i], p.angle[i] * flip[0]
         if motion in ("lift", "place", "drop", "hold", "pour", "shake"):
-            drawing.ellipse(frame, work + (0, 0.8 * radius), (radius, 0.25 * radius), (40, 36, 34))  # its shadow
+            drawing.ellipse(frame, work + (0, 0.8 * radius), (radius, 0.25 * radius), (40, 36, 34))  # object's shadow
         if motion == "tear":
             for side in (-1, 1):
                 drawing.thing(frame, self.noun.shape, self.rgb, at + (side * (0.45 + 0.9 * gap) * radius, 0), radius,
@@ -146,7 +146,7 @@ class _Action:
 def render_frames(video: Video) -> Iterator[np.ndarray]:
     """Yields the video's frames in order, uint8 RGB [height_px, width_px, 3].
 
-    Actions out of view (region IV, and somebody else's) show another part of the room.
+    During an action out of view (region IV, or somebody else's) they show another part of the room.
     """
     looks = _Looks(video)
     times_s = np.arange(int(video.duration_s * video.fps)) / video.fps

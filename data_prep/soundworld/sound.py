@@ -1,7 +1,7 @@
-"""What is heard in a SoundWorld video: actions in time with the picture, machines, the room, the world outside.
+"""Synthesises the sound of a SoundWorld video: actions, synchronous with the picture, machines, the room, distractors.
 
-Each sound goes through the room (a short reverberation), all are summed, and a recorder's automatic gain brings every
-action to a level that is independent of whether it sounded: loudness tells next to nothing.
+The sounds are summed and get a room's short reverberation. A recorder's automatic gain then brings every action to a level
+that does not depend on whether it sounded, so that loudness says next to nothing about the label.
 """
 
 import functools
@@ -15,7 +15,7 @@ from data_prep.soundworld.voices import RATE_HZ, add
 
 _ROOM_TONE_DB = -24.0  # relative to the usual level of an action
 _AMBIENCE_DB = -12.0
-_GAIN_WINDOW_S = 0.4  # over which the recorder's gain moves from one action's to the next's
+_GAIN_WINDOW_S = 0.4  # the gain of an action holds for its clip and a quarter of this on either side
 
 
 def _gain(db: float) -> float:
@@ -23,9 +23,9 @@ def _gain(db: float) -> float:
 
 
 def isolated_action(segment: plan.Segment) -> np.ndarray:
-    """Returns an action's sound alone and dry, at `RATE_HZ`, from `start_s` to 0.6 s after `stop_s`, at unit RMS.
+    """Returns the sound of an action alone, without reverberation: mono at `RATE_HZ`, unit RMS, until 0.6 s after `stop_s`.
 
-    The verb says how the thing is excited and when; the noun's material and size give the timbre.
+    The verb determines how and when the object is excited, the material and size of the noun its timbre.
     """
     rng = np.random.default_rng([segment.seed, 20])
     verb = taxonomy.VERBS[segment.verb]
@@ -59,9 +59,9 @@ def _reverberate(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _load_ambience(path: str) -> np.ndarray:
     try:
-        import librosa  # brings numba along, which a world without recordings can do without
+        import librosa  # imports numba, which a world without recordings does not need
 
-        with open(path, "rb") as f:  # an open file: with a path, librosa goes on to try programs it may find
+        with open(path, "rb") as f:  # an open file, since with a path librosa also tries other programs
             recording = librosa.load(f, sr=RATE_HZ, mono=True)[0]
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} can't be read as a recording: {error}") from error
@@ -71,7 +71,7 @@ def _load_ambience(path: str) -> np.ndarray:
 
 
 def _ambience(files: list[str], n: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns real recordings one after the other, faded into each other, for the whole of a video."""
+    """Returns `n` samples of real recordings, one after the other, cross-faded."""
     out, start, fade = np.zeros(n, np.float32), 0, int(0.05 * RATE_HZ)
     ramp = np.linspace(0, 1, fade)
     while start < n:
@@ -109,20 +109,20 @@ def _mix(video: plan.Video, ambience_files: list[str]) -> np.ndarray:
 
 
 def _fade(n: int) -> np.ndarray:
-    """Ramps of 80 ms at both ends."""
+    """Returns `n` gains of 1 that rise and fall in ramps of 80 ms at both ends."""
     i = np.arange(n, dtype=np.float32)
     return np.minimum(np.minimum(i, i[::-1]) / (0.08 * RATE_HZ), 1.0)
 
 
 def _level(video: plan.Video, heard: np.ndarray) -> np.ndarray:
-    """Returns the sound with the recorder's gain: around each action the RMS is `level_db`, and between them it glides."""
+    """Returns the sound after the recorder's gain: RMS `level_db` around each action, gliding gain from one to the next."""
     times, gains = [], []
     for segment in video.segments:
-        # The stretch most likely to be in the clip, narration - 0.5 s to + 1.0 s.
+        # Usually the clip: from 0.5 s before the narration to 1.0 s after it.
         start, stop = int((segment.narration_s - 0.5) * RATE_HZ), int((segment.narration_s + 1.0) * RATE_HZ)
         part = heard[max(start, 0) : stop]
         gain = 1.0
-        for _ in range(4):  # the limiter below takes from loud peaks: what it took is given back
+        for _ in range(4):  # the limiter in `synthesize` lowers loud peaks, and the gain makes up for it
             limited = np.tanh(part * gain)
             gain *= _gain(segment.level_db) / (np.sqrt(np.mean(limited * limited)) + 1e-6)
         times += [segment.narration_s - 0.5 - _GAIN_WINDOW_S / 4, segment.narration_s + 1.0 + _GAIN_WINDOW_S / 4]
@@ -130,7 +130,7 @@ def _level(video: plan.Video, heard: np.ndarray) -> np.ndarray:
     order = np.argsort(times)
     coarse = np.arange(0, len(heard), 256)
     db = np.interp(coarse / RATE_HZ, np.array(times)[order], np.array(gains)[order])
-    # Interpolated in dB, made a factor where it is known and interpolated again: 256 samples are 11 ms.
+    # Interpolated in dB every 256 samples (11 ms), converted to factors there; the factors are interpolated for each sample.
     return heard * np.interp(np.arange(len(heard)), coarse, 10.0 ** (db / 20.0)).astype(np.float32)
 
 
@@ -138,14 +138,14 @@ def synthesize(video: plan.Video, ambience_files: list[str]) -> np.ndarray | Non
     """Returns the sound of a video, float32 [channels, samples] at its sample rate, from `audio_start_s` on.
 
     Args:
-      video: Its plan.
+      video: Plan of the video.
       ambience_files: Real recordings to mix in quietly; may be empty.
 
     Returns:
       The waveform, or None where the video has no audio.
 
     Raises:
-      ValueError: An ambience file is no recording.
+      ValueError: An ambience file can't be read as a recording or holds no sound.
     """
     if not video.has_audio:
         return None

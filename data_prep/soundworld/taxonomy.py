@@ -9,7 +9,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """A timbre. `modes_hz` is for an object of unit size; decay and brightness are what one hears apart from pitch.
+    """The timbre of a material. Apart from the pitch, one hears its decay and its brightness.
 
     Attributes:
       name: Material's name.
@@ -54,10 +54,10 @@ class Verb:
       forms: Surface forms as narrators write them (third person).
       motion: How hands and object move; see `motion.py`.
       rate_hz: (low, high) repetitions per second of the motion.
-      sound: Weight of each excitation: "impact" (at contacts), "friction", "liquid", "rustle" (with the speed).
-      sounding_rate: Probability that the action, narrated and done, is both seen and heard.
+      sound: Kind of excitation → its weight: "impact" (at contacts); "friction", "liquid", "rustle" (driven by the speed).
+      sounding_rate: Probability that a narrated action is both seen and heard.
       tool: What the right hand holds, or "".
-      nouns: Nouns it is done to, most common first.
+      nouns: Nouns that the action is done to, most common first.
       weight: Relative frequency of the verb.
     """
 
@@ -170,9 +170,9 @@ NOUN_INDEX = {noun.name: i for i, noun in enumerate(NOUNS)}
 
 
 def pair_weights() -> list[tuple[int, int, float]]:
-    """Returns every (verb index, noun index, relative frequency): Zipf's law over each verb's nouns.
+    """Returns (verb index, noun index, relative frequency) of every pair, by Zipf's law over each verb's nouns.
 
-    A long tail: the commonest fifth of the pairs is nearly half of all actions, the rarer half a quarter.
+    The tail is long: the commonest fifth of the pairs makes up nearly half of all actions, the rarer half nearly a quarter.
     """
     pairs = []
     for v, verb in enumerate(VERBS):

@@ -1,7 +1,7 @@
-"""Sources of SoundWorld's sounds: struck, rubbed, rustling and running things, machines, and what is heard from outside.
+"""Synthesises SoundWorld's single sounds: struck, rubbed and rustling things, running water, machines, sounds from outside.
 
-Every function returns a mono waveform at `RATE_HZ`, about unit RMS while it sounds, from a generator alone. FFTs, sines and
-exponentials are float32's: they take half the time of float64's.
+Each is a mono waveform at `RATE_HZ`, of about unit RMS while it sounds, and depends only on its arguments and the random
+generator. FFTs, sines and exponentials are computed in float32, which takes half the time of float64.
 """
 
 import functools
@@ -29,7 +29,7 @@ def shaped_noise(n: int, gain_of_hz, rng: np.random.Generator) -> np.ndarray:
 
 
 def equalise(x: np.ndarray, gain_of_hz) -> np.ndarray:
-    """Returns a waveform filtered, without delay, by a gain over frequency."""
+    """Returns a waveform filtered without delay by `gain_of_hz`, a gain as a function of frequency."""
     size = scipy.fft.next_fast_len(len(x), real=True)  # a prime length would cost ten times as much
     hz = scipy.fft.rfftfreq(size, 1 / RATE_HZ).astype(np.float32)
     return scipy.fft.irfft(scipy.fft.rfft(x.astype(np.float32), size) * gain_of_hz(hz).astype(np.float32), size)[: len(x)]
@@ -41,14 +41,14 @@ def unit_rms(x: np.ndarray) -> np.ndarray:
 
 
 def _band(low_hz: float, high_hz: float, order: int = 2):
-    """A smooth band-pass gain."""
+    """Returns a smooth band-pass gain as a function of frequency."""
     return lambda hz: (
         1 / np.sqrt((1 + (low_hz / np.maximum(hz, 1.0)) ** (2 * order)) * (1 + (hz / high_hz) ** (2 * order)))
     )
 
 
 class Instance:
-    """One thing's own timbre: its material's modes scaled by its size, each detuned, weighted and damped its own way."""
+    """The timbre of one object: its material's modes, scaled by its size, with detuning, weights and damping of its own."""
 
     def __init__(self, noun: Noun, rng: np.random.Generator):
         self.material: Material = MATERIALS[noun.material]
@@ -65,7 +65,7 @@ class Instance:
         m = self.material
         n = int(RATE_HZ * min(max(1.2 * self.decays_s.max(), 0.05), 0.8))
         t = _seconds(n)
-        weights = self.weights * np.exp(rng.normal(0, 0.3, len(self.weights)))  # where it is hit
+        weights = self.weights * np.exp(rng.normal(0, 0.3, len(self.weights)))  # they depend on where it is hit
         decay = np.exp(np.float32(-6.9 / self.decays_s)[:, None] * t)
         modes = np.float32(weights) @ (decay * np.sin(np.float32(2 * np.pi * self.modes_hz)[:, None] * t))
         length = int(RATE_HZ * (0.012 + 0.5 * min(m.decay_s, 0.05)))
@@ -78,7 +78,7 @@ class Instance:
         return blow * np.sqrt(n) * np.minimum(1.0, (n - np.arange(n)) / 60)
 
     def friction(self, speed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns a rub: noise coloured by the material and its modes, rough with grains, as loud as it is fast."""
+        """Returns the sound of rubbing: noise coloured by the material and its modes, rough with grains, times `speed`."""
         n = len(speed)
 
         def colour(hz):
@@ -94,7 +94,7 @@ class Instance:
         return unit_rms(equalise(source, colour)) * speed
 
     def rustle(self, speed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns crumpling: crackles at random times, of heavy-tailed size, denser the faster it moves."""
+        """Returns the sound of crumpling: crackles of heavy-tailed size at random times, the denser the higher `speed` is."""
         n = len(speed)
         rate = 0.25 * self.material.grain_hz + 25.0
         cracks = (rng.random(n) < rate / RATE_HZ * speed) * rng.pareto(2.2, n) * rng.choice([-1, 1], n)
@@ -104,7 +104,7 @@ class Instance:
         return unit_rms(unit_rms(equalise(cracks, _band(low, high))) + 0.35 * hush)
 
     def liquid(self, speed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns running water: bubbles that ring and rise in pitch, and a hiss, resonating in or on the thing."""
+        """Returns the sound of running water: bubbles that ring and rise in pitch, and a hiss that the object colours."""
         n = len(speed)
         out = np.zeros(n, np.float32)
         bubble_n = int(0.05 * RATE_HZ)
@@ -131,7 +131,7 @@ def _formants(formants, hz):
 
 
 def talk(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns a voice: glottal pulses with a wandering pitch, through formants that change with every syllable."""
+    """Returns a talking voice: glottal pulses of wandering pitch, filtered by formants that change with every syllable."""
     pitch = rng.choice([110.0, 200.0]) * np.exp(rng.normal(0, 0.1))
     out = np.zeros(n, np.float32)
     start = 0
@@ -150,7 +150,7 @@ def talk(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def traffic(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns passing cars: low noise that swells and fades."""
+    """Returns the sound of passing cars: low noise that swells and fades."""
     t = _seconds(n)
     swell = 0.4 + np.exp(-(((t - rng.uniform(0, t[-1])) / rng.uniform(0.5, 1.5)) ** 2))
     return unit_rms(shaped_noise(n, lambda hz: _band(40.0, 500.0, 1)(hz) + 0.03 * _band(500, 4000)(hz), rng) * swell)
@@ -172,7 +172,7 @@ def music(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def clatter(n: int, rng: np.random.Generator, nouns: tuple[Noun, ...]) -> np.ndarray:
-    """Returns somebody busy elsewhere: things of any material, struck now and then or in bursts."""
+    """Returns the sound of somebody busy elsewhere: an object of any material, struck at irregular intervals."""
     thing = Instance(nouns[rng.integers(len(nouns))], rng)
     gap = rng.uniform(0.18, 0.6)
     out = np.zeros(n, np.float32)
@@ -195,13 +195,13 @@ def footsteps(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def wind(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns gusts."""
+    """Returns the sound of wind in gusts."""
     gust = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.3, 0.9) * _seconds(n) + rng.uniform(0, 6))
     return unit_rms(shaped_noise(n, _band(60.0, rng.uniform(250, 600), 1), rng) * gust)
 
 
 def machine(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the hum of a washer, blender, fan or TV."""
+    """Returns the sound of a washer, blender, fan or TV."""
     t = _seconds(n)
     if kind == "tv":
         return unit_rms(talk(n, rng) + 0.6 * music(n, rng))
@@ -215,7 +215,7 @@ def machine(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def room_tone(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the quiet of a room: noise falling by 4 to 7 dB an octave, and mains hum."""
+    """Returns the background noise of a quiet room: noise that falls by 4 to 7 dB per octave, and mains hum."""
     slope = rng.uniform(4, 7) / 6.02
     noise = shaped_noise(n, lambda hz: (np.maximum(hz, 60.0) / 60.0) ** -slope, rng)
     hum = np.sin(2 * np.pi * 50.0 * _seconds(n)) * rng.uniform(0, 0.5)
@@ -223,7 +223,7 @@ def room_tone(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def add(out: np.ndarray, start: int, sound: np.ndarray) -> None:
-    """Adds a sound into `out` from sample `start` on, cut at either end."""
+    """Adds a sound to `out` in place, beginning at sample `start`; what lies outside `out` is cut off."""
     skip = max(-start, 0)
     stop = min(start + len(sound), len(out))
     if stop > start + skip:

@@ -1,1 +1,5 @@
-"""Annotation files, one module a layout: each reads a file into `data_prep.narrations.Narration`s and opens no video."""
+"""Readers of annotations, one module for each layout.
+
+They return `data_prep.narrations.Narration`s, or `data_prep.sounds.Sound`s for sounds with classes. Only `grid`, for videos
+without annotations, has to open the media.
+"""

@@ -1,6 +1,6 @@
-"""Ego4D's `ego4d.json`, what its makers know of each video.
+"""Reads `ego4d.json`, Ego4D's metadata of all its videos.
 
-`{videos: [{video_uid, video_metadata: {audio_duration_sec}}]}`, of which more is there than is read.
+`{videos: [{video_uid, video_metadata: {audio_duration_sec}}]}`; its other fields are not read.
 """
 
 from data_prep import storage
@@ -10,10 +10,10 @@ _AUDIO = "audio_duration_sec"
 
 
 def read_silent(path: storage.Path) -> set[str]:
-    """Returns the uids of the videos that have no audio: their `audio_duration_sec` is there and null.
+    """Returns the uids of the videos without audio: those whose `audio_duration_sec` is present and null.
 
     Raises:
-      ValueError: No such file, no JSON or another layout.
+      ValueError: There is no such file, it is not JSON, or it has another layout.
     """
     content = files.read_json(path)
     videos = content.get("videos") if isinstance(content, dict) else None

@@ -1,8 +1,8 @@
-"""EgoVLP's `egoclip.csv`: 3.8 million narrations of Ego4D with taxonomy tags, tab-separated.
+"""Reads EgoVLP's `egoclip.csv`: 3.8 million narrations of Ego4D with taxonomy tags, tab-separated.
 
 Columns: clip_idx video_uid video_dur narration_source narration_ind narration_time clip_start clip_end clip_text tag_verb
-tag_noun (https://github.com/showlab/EgoVLP). The clips' bounds are EgoVLP's own and not used: a clip is cut around
-`narration_time` like any other. Ego4DSounds' lists have these columns too, and `positive`.
+tag_noun (https://github.com/showlab/EgoVLP). EgoVLP's own clip bounds, `clip_start` and `clip_end`, are not used: a clip is
+cut around `narration_time`, as for the other sources. Ego4DSounds' lists also have the columns read here, and `positive`.
 """
 
 import functools
@@ -18,17 +18,17 @@ _IDS = re.compile(r"\[ ?(\d{1,9}(?:, ?\d{1,9})*)? ?\]|")
 
 
 def read(path: storage.Path, verbs: Taxonomy, nouns: Taxonomy) -> list[Narration]:
-    """Returns every narration, in the file's order.
+    """Returns a narration for every row, in the file's order.
 
-    A row without a time or text is kept so that the caller can count it. So is one whose values aren't one a column, with
-    its problem: the file is known for such rows, its authors' reader leaves them out.
+    Rows without a time or text are kept, so that the caller can count them. So are rows without one value per column, with
+    that as their `problem`: the file is known to have some, and its authors' reader skips them.
 
     Args:
-      path: Of the file.
-      verbs, nouns: Taxonomies that the tags number.
+      path: File to read.
+      verbs, nouns: Taxonomies that the tags' ids refer to.
 
     Raises:
-      ValueError: No such file or column, a time that is no number, or a tag that is no list of ids of the taxonomy.
+      ValueError: As `files.read_csv`; also for a time that is not a number, or a tag that is no list of ids of the taxonomy.
     """
     found = []
     for number, row in files.read_csv(path, COLUMNS, delimiter="\t", skip_ragged=True):
@@ -43,13 +43,13 @@ def narration_of(row: dict[str, str], where: str, verbs: Taxonomy, nouns: Taxono
     """Returns the narration of a row.
 
     Args:
-      row: Values by column.
-      where: File and row, for errors.
-      verbs, nouns: Taxonomies that the tags number.
-      label: 1, 0 or -1.
+      row: Value of each column.
+      where: File and row, to be named in errors.
+      verbs, nouns: Taxonomies that the tags' ids refer to.
+      label: Label of the narration: 1, 0, or -1 for none.
 
     Raises:
-      ValueError: A time that is no number, or a tag that is no list of ids of the taxonomy.
+      ValueError: A time is not a number, or a tag is not a list of ids of the taxonomy.
     """
     time_s = files.seconds(row["narration_time"].strip() or None, f"{where}: narration_time")
     tags = []
@@ -63,14 +63,14 @@ def narration_of(row: dict[str, str], where: str, verbs: Taxonomy, nouns: Taxono
                 "taxonomy files that the tags were made with"
             )
         tags.append(ids)
-    # The index counts a pass's narrations of one video, so that with the pass it names the narration in all such lists.
+    # The index counts the narrations of one pass over a video, so that pass and index identify a narration in all such lists.
     annotation = f"{row['narration_source']}_{row['narration_ind']}"
     return Narration(row["video_uid"], annotation, row["narration_source"], time_s, row["clip_text"], label, *tags)
 
 
 @functools.lru_cache(maxsize=65536)
 def _read_ids(text: str) -> tuple[int, ...] | None:
-    """Returns the numbers of a Python list as text, () for none; None if it is no such list."""
+    """Returns the ids in a text such as "[93, 7]", () if the text or its list is empty, or None if it is no such list."""
     found = _IDS.fullmatch(text.strip())
     if found is None:
         return None

@@ -1,9 +1,10 @@
-"""EPIC-Sounds (Huh et al., ICASSP 2023; epic-kitchens/epic-sounds-annotations): segments of sound and their class.
+"""Reads EPIC-Sounds (Huh et al., ICASSP 2023; epic-kitchens/epic-sounds-annotations): segments of sound with a class.
 
     annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample,description,class,class_id
     P01_11_0,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,clang / clatter,ceramic / wood collision,34
 
-Samples are those of the sound at 24 kHz. The test split's file has the first five columns alone: no description, no class.
+Samples are counted at 24 kHz. The file of the test split has only the first five columns: no samples, no description, no
+class.
 """
 
 import re
@@ -23,16 +24,16 @@ _COLUMNS = {"annotation_id", "video_id", "start_timestamp", "stop_timestamp"}
 _SAMPLES = {"start_sample", "stop_sample"}
 _CLASSES = {"description", "class", "class_id"}
 _VIDEO = "P[0-9]{2,3}_[0-9]{2,4}"
-_AGREE_S = 0.001  # between time stamp and sample; all of the public rows agree within 0.05 ms
+_AGREE_S = 0.001  # greatest difference between timestamp and sample; at most 0.05 ms in the public rows
 _MAX_CLASS = 9999
 _MAX_SAMPLE = 1 << 40
 
 
 def find_files(paths: list[storage.Path]) -> list[storage.Path]:
-    """Returns the annotation files that paths mean: themselves, or those in a folder that have the public names.
+    """Returns the annotation files among `paths`; for a folder, the files in it that have the public names.
 
     Raises:
-      ValueError: No such path, a folder without any, or a file of another name, whose split nobody knows.
+      ValueError: A path does not exist, a folder holds no such file, or a file has another name, which tells no split.
     """
     found = []
     for path in paths:
@@ -51,15 +52,16 @@ def find_files(paths: list[storage.Path]) -> list[storage.Path]:
 
 
 def read(paths: list[storage.Path]) -> tuple[list[Sound], list[str]]:
-    """Returns every row of the files in order, and the names of the classes, "class 7" for one that has no row.
+    """Returns the sounds of all rows, in order, and the class names by id; an id that no row has is named like "class 7".
 
-    Rows that can't be cut are kept with their problem.
+    Rows that can't become a clip are kept, with the reason as their `problem`.
 
     Args:
-      paths: See `find_files`.
+      paths: Annotation files, as `find_files` returns them.
 
     Raises:
-      ValueError: No such file, a column that lacks, a value that is not what its column holds, or a class with two names.
+      ValueError: As `files.read_csv`; also for a value that is not of its column's kind, a class id with two names, or a
+        class name with two ids.
     """
     found: list[Sound] = []
     names: dict[int, str] = {}
@@ -91,7 +93,7 @@ def read(paths: list[storage.Path]) -> tuple[list[Sound], list[str]]:
 
 
 def _segment(row: dict[str, str], where: str) -> tuple[float, float, str]:
-    """Returns (start, stop, "" or why it is none) of a row, seconds: those of the samples where there are any."""
+    """Returns (start, stop, problem) of a row, seconds, from its samples where it has any; "" if there is no problem."""
     times = [_seconds(row[key], f"{where}: {key}") for key in ("start_timestamp", "stop_timestamp")]
     problem = ""
     if row.get("start_sample") and row.get("stop_sample"):
@@ -109,10 +111,10 @@ def _segment(row: dict[str, str], where: str) -> tuple[float, float, str]:
 
 
 def _seconds(value: str, where: str) -> float:
-    """Returns the seconds of "00:00:02.069".
+    """Returns a timestamp such as "00:00:02.069" in seconds.
 
     Raises:
-      ValueError: It is no time stamp.
+      ValueError: `value` is not a timestamp.
     """
     found = re.fullmatch(r"(\d{1,4}):([0-5]\d):([0-5]\d(?:\.\d{1,9})?)", value.strip(), re.ASCII)
     if not found:

@@ -1,10 +1,10 @@
-"""ESC-50 and ESC-10 (Piczak, ACM MM 2015): `meta/esc50.csv` and the recordings it names in `audio/`.
+"""Reads ESC-50 and ESC-10 (Piczak, ACM MM 2015): `meta/esc50.csv` and the recordings it names in `audio/`.
 
     filename,fold,target,category,esc10,src_file,take
     1-100032-A-0.wav,1,0,dog,True,100032,A
 
-Cuts of one Freesound recording (`src_file`) share a fold. ESC-10 is the rows of ESC-50 with `esc10` True, or a folder of its
-own with `meta/esc10.csv`, which may lack the columns `esc10` and `take`.
+Cuts of one Freesound recording (`src_file`) share a fold. ESC-10 is either the rows of ESC-50 with `esc10` True, or a folder
+of its own with `meta/esc10.csv`, which may lack the columns `esc10` and `take`.
 """
 
 import pathlib
@@ -18,18 +18,18 @@ _MAX_NUMBER = 9999
 
 
 def read(root: storage.Path, *, esc10: bool, test_fold: int, validation_fold: int) -> tuple[list[Sound], list[str]]:
-    """Returns the sounds in the file's order, and the names of their classes, numbered in the order of their targets.
+    """Returns the sounds in the file's order, and the names of the classes, which are numbered from 0 in order of `target`.
 
-    Rows whose file there isn't are kept with their problem.
+    Rows whose sound file is missing are kept, with that as their `problem`.
 
     Args:
       root: Folder with `meta` and `audio`.
-      esc10: Whether only rows of ESC-10 are read.
-      test_fold, validation_fold: Folds of these splits, 0 for none; the others are for training.
+      esc10: Whether to read only the rows of ESC-10.
+      test_fold, validation_fold: Fold that becomes each of these splits, 0 for none; all other folds are for training.
 
     Raises:
-      ValueError: No such file, a column that lacks, a value that is not what its column holds, a class with two names, or a
-        fold that no row has.
+      ValueError: As `files.read_csv`; also for a value that is not of its column's kind, a class with two names, a file
+        without rows, or a fold that no row has.
     """
     path = root / "meta" / "esc50.csv"
     own = root / "meta" / "esc10.csv"

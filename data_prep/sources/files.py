@@ -1,4 +1,4 @@
-"""What the layouts share: JSON and CSV files read whole or refused in one line that names file, row and value."""
+"""Reads JSON and CSV files for all layouts: a file is read whole or refused in one line that names file, row and value."""
 
 import csv
 import io
@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from data_prep import storage
 from mc3_jax.data.records import UNKNOWN
 
-_CENTURY_S = 3.2e9  # records count µs in 64 bits
+_CENTURY_S = 3.2e9  # times must be below a century: records count µs in 64 bits
 
 
 def read_json(path: storage.Path):
     """Returns a JSON file's content.
 
     Raises:
-      ValueError: No such file, no JSON, or an object with two values of one name, of which JSON readers lose the first.
+      ValueError: There is no such file, it is not JSON, or an object in it has a name twice (readers would lose the first
+        value).
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict:
@@ -38,28 +39,29 @@ def read_json(path: storage.Path):
 
 
 class _DoubleError(ValueError):
-    """An object of a JSON file names something twice."""
+    """An object in a JSON file has a name twice."""
 
 
 def read_csv(
     path: storage.Path, columns: set[str], *, delimiter: str = ",", skip_ragged: bool = False
 ) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """Yields (number, values by column) of every row; rows are counted as lines of the file.
+    """Yields (line number in the file, value of each column) of every row.
 
     Args:
-      path: Of the file; UTF-8, the first line names the columns.
-      columns: Those that must be there.
-      delimiter: Between values.
-      skip_ragged: Whether a row that hasn't one value a column is yielded as None instead of refused.
+      path: File to read: UTF-8, with the names of the columns in its first line.
+      columns: Columns that must be there.
+      delimiter: Character between values.
+      skip_ragged: Whether to yield None for a row without one value per column, instead of refusing it.
 
     Raises:
-      ValueError: No such file or column, a column twice, bytes that are no UTF-8, or rows that can't be told apart.
+      ValueError: There is no such file or column, a column is there twice, bytes are not UTF-8, rows can't be told apart, or
+        a row that is not to be skipped has not one value per column.
     """
     if not storage.is_file(path):
         raise ValueError(f"no file {path}")
-    # Spreadsheets put a mark before the first column's name.
+    # "-sig", since spreadsheets put a byte order mark before the first column's name.
     with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as f:
-        # Strict finds a quotation mark that nobody closes. Tab-separated files of others hold loose ones that mean nothing.
+        # Strict finds a quotation mark that is not closed. In other people's tab-separated files single ones mean nothing.
         reader = csv.DictReader(f, delimiter=delimiter, strict=delimiter == ",")
         try:
             names = list(reader.fieldnames or ())
@@ -85,7 +87,7 @@ def read_csv(
 
 
 def _undecodable(path: storage.Path) -> str:
-    """Returns which row of a file holds bytes that are no UTF-8: the decoder reads ahead of the rows and can't say."""
+    """Returns which row holds bytes that are not UTF-8. The decoder can't say it, since it reads ahead of the rows."""
     with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="") as f:
         for number, line in enumerate(f, start=1):
             found = re.search("[\udc80-\udcff]", line)
@@ -95,7 +97,7 @@ def _undecodable(path: storage.Path) -> str:
 
 
 def is_tab_separated(path: storage.Path) -> bool:
-    """Returns whether the first line holds a tab; a file that isn't there or is no text has none."""
+    """Returns whether a file's first line holds a tab; False if the file can't be read."""
     try:
         with path.open("rb") as f:
             return b"\t" in f.read(65536).partition(b"\n")[0]
@@ -104,10 +106,15 @@ def is_tab_separated(path: storage.Path) -> bool:
 
 
 def expect(value, kinds: type | tuple[type, ...], what: str):
-    """Returns the value if it is of these kinds, or None; `what` says where it stands and what it should be.
+    """Returns `value` if it is None or of one of these types; a bool is of none.
+
+    Args:
+      value: Value from a JSON file.
+      kinds: Type or types that it may have.
+      what: Where the value is and what it should be, for the error.
 
     Raises:
-      ValueError: It is neither.
+      ValueError: `value` is of another type.
     """
     if value is None or (isinstance(value, kinds) and not isinstance(value, bool)):
         return value
@@ -115,10 +122,10 @@ def expect(value, kinds: type | tuple[type, ...], what: str):
 
 
 def seconds(value, where: str) -> float:
-    """Returns a time as a number of seconds, NaN for none at all: null, NaN, infinity or more than a century.
+    """Returns a time in seconds. None, NaN, infinity and more than a century give NaN, which means that there is no time.
 
     Raises:
-      ValueError: It is no number.
+      ValueError: `value` is not a number.
     """
     try:
         value = "nan" if value is None else expect(value, (int, float, str), f"{where} must be seconds")
@@ -129,10 +136,10 @@ def seconds(value, where: str) -> float:
 
 
 def _number(text: str) -> float:
-    """Returns the number that a text writes as other programs do: `float` also takes "1_000" and other scripts' digits.
+    """Returns the number in a text. Unlike `float`, it does not accept "1_000" or the digits of other scripts.
 
     Raises:
-      ValueError: It is none.
+      ValueError: `text` is not a number.
     """
     if not text.isascii() or "_" in text:
         raise ValueError(f"no number: {text!r:.60}")
@@ -140,10 +147,10 @@ def _number(text: str) -> float:
 
 
 def whole_number(value: str, where: str, *, least: int = 0, most: int) -> int:
-    """Returns a whole number of decimal digits.
+    """Returns the whole number in a text of decimal digits.
 
     Raises:
-      ValueError: It is none, or not from `least` to `most`.
+      ValueError: `value` is not a whole number, or not from `least` to `most`.
     """
     digits = value.strip()
     if digits.isascii() and digits.isdigit() and len(digits) < 16 and least <= int(digits) <= most:
@@ -152,10 +159,10 @@ def whole_number(value: str, where: str, *, least: int = 0, most: int) -> int:
 
 
 def label(value: str, where: str) -> int:
-    """Returns 1 or 0, however many decimals they have, or -1 where there is no value.
+    """Returns the label in a text: 1 or 0, with or without decimals ("1.0"), or -1 where it is empty.
 
     Raises:
-      ValueError: It is another one.
+      ValueError: `value` is anything else.
     """
     if not value.strip():
         return UNKNOWN

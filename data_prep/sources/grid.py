@@ -1,4 +1,4 @@
-"""Moments of a folder of video files that nobody has narrated: one every so many seconds, as far as sound and pictures go."""
+"""Moments at regular intervals in videos that nobody has narrated, for as long as a video has both sound and pictures."""
 
 import math
 import os
@@ -7,16 +7,16 @@ import pathlib
 from data_prep import guard, shards, video_files
 from data_prep.narrations import Narration
 
-# What FFmpeg's users call video files; others in the folder are none of ours.
+# Usual suffixes of video files that FFmpeg reads; other files in the folder are ignored.
 SUFFIXES = frozenset(
     (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 )
-_MAX_LENGTH_S = 100 * 3600.0  # beyond it a length is damage
+_MAX_LENGTH_S = 100 * 3600.0  # a greater length is a sign of damage
 _EPSILON_S = 1e-6
 
 
 def video_names(folder: pathlib.Path) -> list[str]:
-    """Returns the names of all video files in a folder and those below it, relative to it, in order; hidden ones are left."""
+    """Returns the sorted paths, relative to `folder`, of all video files in it and its subfolders, except hidden ones."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -29,15 +29,15 @@ def video_names(folder: pathlib.Path) -> list[str]:
 def read(
     folder: pathlib.Path, every_s: float, window_s: tuple[float, float], limits: guard.Limits
 ) -> tuple[list[Narration], list[shards.Reject]]:
-    """Returns a moment for every window that a video holds whole, without text, and a reject for each video that holds none.
+    """Returns a narration without text for every whole window of a video, and a reject for every video that has none.
 
-    Windows begin at 0, `every_s`, 2 `every_s`, ... of the video. A video that stands there under several names counts once.
+    Windows begin at 0, `every_s`, 2 `every_s`, ... of the video. A video with several names in the folder is used once.
 
     Args:
-      folder: Of the videos, on this machine.
-      every_s: From one window to the next, seconds.
-      window_s: (before, after) the moment.
-      limits: Of the child that opens a video.
+      folder: Folder of the videos, on this machine.
+      every_s: Time from the start of one window to the next, seconds.
+      window_s: Extent of a window (before, after) its moment, seconds.
+      limits: Limits on the child process that opens a video.
     """
     before_s, length_s = window_s[0], sum(window_s)
     moments, rejects, seen = [], [], set()

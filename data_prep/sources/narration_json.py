@@ -1,8 +1,8 @@
-"""Ego4D's own JSON: `narration.json` and `all_narrations_redacted.json` of version 2.
+"""Reads Ego4D's own JSON: `narration.json` and `all_narrations_redacted.json` of version 2.
 
-`narration.json` holds two passes a video, `{uid: {narration_pass_1: {narrations: [{timestamp_sec, narration_text,
-annotation_uid}]}}}`; the redacted file one list, `{uid: {narrations: [{time, text}]}}`. Either stands under `videos` or by
-itself. A video that was taken back has a `status` and nothing else.
+`narration.json` has two passes per video, `{uid: {narration_pass_1: {narrations: [{timestamp_sec, narration_text,
+annotation_uid}]}}}`. The redacted file has one list per video, `{uid: {narrations: [{time, text}]}}`. In both, this object is
+either the whole file or under `videos`. A video that was withdrawn has only a `status`.
 """
 
 import math
@@ -16,12 +16,12 @@ _PASS = re.compile(r"narration_pass_\d+", re.ASCII)
 
 
 def read(path: storage.Path) -> list[Narration]:
-    """Returns every narration of the file, all passes, in order of video and time.
+    """Returns every narration of the file, of all passes, in order of video and time.
 
     Entries without a text or time are kept, with an empty text or NaN, so that the caller can count them.
 
     Raises:
-      ValueError: No such file, no JSON or another layout; what is wrong is named with its video, pass and row.
+      ValueError: There is no such file, it is not JSON, or it has another layout; the error names the video, pass and row.
     """
     content = files.read_json(path)
     videos = content.get("videos", content) if isinstance(content, dict) else content
@@ -40,7 +40,7 @@ def read(path: storage.Path) -> list[Narration]:
 
 
 def _read_lines(lines, uid: str, source: str, where: str, time_name: str, text_name: str) -> list[Narration]:
-    """Returns the narrations of one list, whose entries name time and text so; None is an empty list."""
+    """Returns the narrations of a list whose entries have their time and text in these two fields; None is an empty list."""
     found = []
     for i, line in enumerate(files.expect(lines, list, f"{where}: narrations must be a list") or ()):
         row = f"{where}, row {i + 1}"
@@ -54,5 +54,5 @@ def _read_lines(lines, uid: str, source: str, where: str, time_name: str, text_n
 
 
 def _order(time_s: float) -> tuple[bool, float]:
-    """Sorts times, those that are NaN last: by itself it would put the others out of order."""
+    """Returns a key that sorts NaN after all times; NaN as its own key would disturb the order of the others."""
     return (True, 0.0) if math.isnan(time_s) else (False, time_s)

@@ -1,11 +1,11 @@
-"""A CSV of one's own about a folder of video files: columns video, time_s, text and, if there are labels, label.
+"""Reads your own CSV about a folder of video files: columns video, time_s, text and, if there are labels, label.
 
     video,time_s,text,label
     monday/kitchen,12.5,chops the onion,1
     garage.mkv,3,picks up a wrench,
 
-`video` is a file name relative to the folder, with or without suffix. There are no tags: every row is somebody's action that
-counts.
+`video` is a file name relative to the folder, with or without suffix. Texts need no tags such as "#C C" to say who acts:
+all rows are used.
 """
 
 import functools
@@ -18,14 +18,14 @@ _COLUMNS = {"video", "time_s", "text"}
 
 
 def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
-    """Returns every row, in the file's order; `video_uid` is the file's path inside the folder.
+    """Returns a narration for every row, in the file's order; `video_uid` is the video file's path inside the folder.
 
-    Rows without a time or text are kept so that the caller can count them; so are those whose video there isn't, with
-    their problem.
+    Rows without a time or text are kept, so that the caller can count them. So are rows whose video is missing or can't
+    be used, with the reason as their `problem`.
 
     Raises:
-      ValueError: No such file, a column that lacks or that nothing reads, a time that is no number, another label than 1, 0
-        or none, or a row that hasn't one value a column.
+      ValueError: As `files.read_csv`; also for a column that nothing reads, a time that is not a number, or a label other
+        than 1, 0 or empty.
     """
     found: list[Narration] = []
     find = functools.cache(video_files.finder(video_dir))
@@ -43,11 +43,11 @@ def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
 
 
 def read_own_splits(path: storage.Path, video_dir: storage.Path) -> tuple[dict[str, str], list[str]]:
-    """Returns uid → split of a CSV with columns video_uid and split, and the names in it whose file is missing.
+    """Returns uid → split from a CSV with columns video_uid and split, and the names in it whose file is missing.
 
     Raises:
-      ValueError: As `narrations.read_splits`; also a name that can mean no video, as in `read`, or one video in two splits
-        under two names.
+      ValueError: As `narrations.read_splits`; also for a name that can't be a video's, or a video that is in two splits under
+        two names.
     """
     splits: dict[str, str] = {}
     missing, find = [], video_files.finder(video_dir)

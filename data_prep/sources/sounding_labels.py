@@ -1,4 +1,4 @@
-"""Sounding-action labels (Sec. 4 of the paper): a CSV of narrations with the votes of three annotators, or what came of them.
+"""Reads sounding-action labels (Sec. 4 of the paper): a CSV of narrations with three annotators' votes or their result.
 
 Columns: video_uid, annotation_uid, narration_pass, timestamp_sec, narration_text, and vote_1, vote_2, ... or positive.
 """
@@ -13,10 +13,11 @@ _COLUMNS = {"video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "n
 
 
 def read(path: storage.Path) -> list[Narration]:
-    """Returns labelled narrations: `positive`, or the majority of the votes in each row. The list is taken whole.
+    """Returns a narration for every row of the list, labelled by `positive` or by the majority of the row's votes.
 
     Raises:
-      ValueError: No such file or columns, a time that is none, an even split, or a vote or label that is neither 0 nor 1.
+      ValueError: As `files.read_csv`; also for a time that is not a number, both `positive` and votes or neither, votes
+        without a majority, a vote other than 1 or 0, or a `positive` other than 1, 0 or empty.
     """
     labelled = []
     for number, row in files.read_csv(path, _COLUMNS):

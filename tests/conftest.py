@@ -1,4 +1,4 @@
-"""Tests run on the CPU, as eight devices, with every annotated shape checked."""
+"""Set-up of all tests: they run on the CPU as eight devices, with every annotated type and shape checked at run time."""
 
 import contextlib
 import fcntl
@@ -8,8 +8,8 @@ import shutil
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Machine code is made in half the time without LLVM's optimisations and by XLA's older emitters; XLA's own optimisations,
-# which decide what is computed, stay.
+# Compiling takes half the time without LLVM's optimisations and with XLA's older emitters. XLA's own optimisations, which
+# decide what is computed, stay on.
 _FLAGS = (
     "force_host_platform_device_count=8", "backend_optimization_level=0", "llvm_disable_expensive_passes=true",
     "cpu_use_fusion_emitters=false",
@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *(f"--xla_{
 
 import jaxtyping
 
-# An int is a float where a float is asked for (PEP 484).
+# An int is accepted where a float is annotated (PEP 484).
 jaxtyping.install_import_hook(
     ["mc3_jax", "data_prep"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
@@ -35,11 +35,12 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="seeded mutations, injuries and kills at full length")
 
 
-@pytest.hookimpl(trylast=True)  # of what `-m` leaves
+@pytest.hookimpl(trylast=True)  # after `-m` has deselected
 def pytest_collection_modifyitems(items):
-    """Files that train come first, the longest before all, so that no process is left alone with them at the end.
+    """Sorts the tests: those in tests/ itself, which train, come first, and of these the longest, so that none is last alone.
 
-    The longest makes the world and the run that others share; theirs come behind those that would not wait for them.
+    The longest makes the world and the run that other files share. Files that use these come after the files that don't,
+    which need not wait for them.
     """
     tests = world.ROOT / "tests"
     sharing = {item.path for item in items if {"data", "finished"} & set(item.fixturenames)}
@@ -49,25 +50,25 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def num_mutations(request) -> int:
-    """How many damaged files or rows a test tries."""
+    """Number of damaged files or rows that a test tries."""
     return 200 if request.config.getoption("--soak") else 20
 
 
 @pytest.fixture
 def num_injuries(request) -> int:
-    """How many injured checkpoints a test tries."""
+    """Number of damaged checkpoints that a test tries."""
     return 1000 if request.config.getoption("--soak") else 50
 
 
 @pytest.fixture
 def num_kills(request) -> int:
-    """How often a test kills a run."""
+    """Number of times that a test kills a run."""
     return 20 if request.config.getoption("--soak") else 3
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a file system of its own, with 200 KB."""
+    """A folder on a file system of its own that holds only 200 KB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
@@ -79,14 +80,14 @@ def small_disk(tmp_path):
 
 @contextlib.contextmanager
 def made_once(tmp_path_factory, name: str):
-    """Yields a folder and whether it has to be filled: by one of the processes that share the tests, for all of them."""
+    """Yields (folder, whether the caller has to fill it): the first of the test processes fills it for all of them."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = folder.with_suffix(".done")
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed at it
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that failed while filling it
             folder.mkdir()
         yield folder, not done.exists()
         done.touch()
@@ -94,7 +95,7 @@ def made_once(tmp_path_factory, name: str):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> pathlib.Path:
-    """A little SoundWorld's folder, which tests only read: clips and vocabulary."""
+    """Folder of a small SoundWorld, with clips and vocabulary; tests must only read it."""
     with made_once(tmp_path_factory, "shared_world") as (folder, is_empty):
         if is_empty:
             world.make(folder)
@@ -109,7 +110,7 @@ def finished(data, tmp_path_factory):
         if is_empty:
             state = train.train(run_lib.set_up(config, str(folder / "full")))
             np.savez(folder / "state.npz", *jax.tree.leaves(jax.device_get(state)))
-        shutil.copytree(folder / "full", workdir)  # each process has its own, since it evaluates in it
+        shutil.copytree(folder / "full", workdir)  # a copy for each process, since tests evaluate in it
     run = run_lib.set_up(config, str(workdir))
     with np.load(folder / "state.npz") as arrays:
         leaves = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]

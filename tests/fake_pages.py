@@ -1,4 +1,4 @@
-"""Made-up runs, suites and sounds for the pages, with texts that try to be markup."""
+"""Made-up runs, suites and sounds for the tests of the HTML pages, with texts that would be markup if not escaped."""
 
 import pathlib
 import types
@@ -14,7 +14,7 @@ NUM_FRAMES, NUM_CANDIDATES = 4, 2
 
 
 class Source:
-    """What pages read of `loader.ClipSource`: clips with pictures and a tone, all texts hostile."""
+    """Stands in for `loader.ClipSource` where pages read from it: clips with pictures and a tone, every text hostile."""
 
     def __init__(self, num_clips: int, pictures: bool = True):
         names = [f"{HOSTILE} {i}" for i in range(6)]
@@ -46,11 +46,11 @@ def run_page(
     """Writes the page of a made-up run of two phases and returns its path.
 
     Args:
-      folder: Of the page.
-      num_clips: Evaluated.
-      retrieval: Whether verbs and nouns are known.
-      log: Whether the run has rows of losses.
-      labels: Whether clips have labels.
+      folder: Folder to write the page to.
+      num_clips: Number of clips evaluated.
+      retrieval: Whether the clips' verbs and nouns are known.
+      log: Whether the run has rows of metrics.
+      labels: Whether the clips have labels.
     """
     rng = np.random.default_rng(0)
     known = {"index": np.arange(num_clips) + 3, "label": rng.integers(0, 2, num_clips) if labels else np.full(num_clips, -1)}
@@ -89,7 +89,7 @@ def run_page(
 
 
 def suite_content(titles=("Random", "CLAP", "MC3", HOSTILE), pairs=("av", "al")) -> dict:
-    """Returns what `benchmarks.table_pages.collect` would, of made-up runs; MC3 leads the others."""
+    """Returns what `benchmarks.table_pages.collect` would return, but of made-up runs; MC3 leads the others."""
     rng = np.random.default_rng(0)
     labels = np.arange(100) % 2
     rows, curves = {}, {pair: {} for pair in pairs}
@@ -120,7 +120,7 @@ def suite_content(titles=("Random", "CLAP", "MC3", HOSTILE), pairs=("av", "al"))
 
 
 def suite_page(folder: pathlib.Path) -> pathlib.Path:
-    """Writes the page of a made-up suite, one of whose runs has a page of its own, and returns its path."""
+    """Writes the page of a made-up suite in which one run has a page of its own, and returns the suite page's path."""
     link = folder / "runs" / "file_2" / "seed-1" / "report" / "index.html"
     link.parent.mkdir(parents=True)
     link.write_text("a page")

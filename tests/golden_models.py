@@ -1,4 +1,4 @@
-"""The sizes of the golden checkpoints as configs, and their inputs and outputs."""
+"""The sizes of the golden checkpoints, as configs, and the inputs and outputs stored with them."""
 
 import json
 import pathlib
@@ -13,7 +13,11 @@ EGOVLP = json.loads((GOLDEN / "egovlp_tiny.json").read_text())
 
 
 def model_config(**changes) -> ModelConfig:
-    """Returns the golden towers' sizes: EgoVLP's video and text, AST at 148 frames, 32-d embeddings."""
+    """Returns the config of the golden towers: EgoVLP's video and text, AST with 148 time frames, 32-d embeddings.
+
+    Args:
+      **changes: Fields to replace; `__` stands for the dot (`video__num_frames=2`).
+    """
     video, text = EGOVLP["video"], EGOVLP["text"]
     config = ModelConfig(
         audio=AudioConfig(num_time_frames=148, width=48, depth=2, num_heads=4),
@@ -38,17 +42,17 @@ def model_config(**changes) -> ModelConfig:
 
 
 def egovlp_outputs() -> dict[str, np.ndarray]:
-    """Returns EgoVLP's inputs, frames as [b, t, y, x, 3], and outputs."""
+    """Returns the golden inputs and outputs of EgoVLP, its frames as [b, t, y, x, 3]."""
     golden = dict(np.load(GOLDEN / "egovlp_tiny.npz"))
     golden["video"] = np.ascontiguousarray(rearrange(golden["video"], "b t c y x -> b t y x c"))
     return golden | {name: golden[name].astype(np.int32) for name in ("input_ids", "attention_mask")}
 
 
 def ast_outputs() -> dict[str, np.ndarray]:
-    """Returns AST's inputs and outputs."""
+    """Returns the golden inputs and outputs of AST."""
     return dict(np.load(GOLDEN / "ast_tiny.npz"))
 
 
 def normalize(x: np.ndarray) -> np.ndarray:
-    """Returns rows of length 1."""
+    """Returns the rows scaled to norm 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)

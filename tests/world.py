@@ -1,4 +1,4 @@
-"""A little SoundWorld, converted by the commands a user would type; the demo's config shrunk to it."""
+"""Makes a small SoundWorld and converts it by the commands a user would type; shrinks the demo's config to its size."""
 
 import json
 import pathlib
@@ -16,20 +16,20 @@ EVALUATION_PAGE = ROOT / "docs" / "evaluation.md"
 
 
 def run(module: str, *args: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
-    """Runs `python -m module args` from the project's folder."""
+    """Runs `python -m module args`, by default in the project's folder, and returns the finished process."""
     command = [sys.executable, "-m", module, *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def make_videos(folder: pathlib.Path, num_videos: int, seconds: int) -> pathlib.Path:
-    """Makes narrated videos in `folder` and returns it."""
+    """Makes narrated videos in `folder` and returns `folder`; `seconds` is their mean length."""
     done = run("data_prep.soundworld", "--out", folder, "--videos", num_videos, "--video_seconds", seconds)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:
-    """Makes videos, clips and vocabulary under `folder` and returns it."""
+    """Makes videos, clips and vocabulary under `folder` and returns `folder`."""
     steps = (
         ("data_prep.soundworld", "--out", folder / "world", "--videos", "8", "--video_seconds", "30"),
         ("data_prep.ego4d", "--root", folder / "world", "--out", folder / "clips", "--short_side", "72"),
@@ -42,13 +42,13 @@ def make(folder: pathlib.Path) -> pathlib.Path:
 
 
 def undocumented(names: Iterable[str]) -> list[str]:
-    """Returns those names of what evaluation writes that `docs/evaluation.md` does not have between backquotes."""
+    """Returns those of `names`, which evaluation writes, that `docs/evaluation.md` does not have between backquotes."""
     text = EVALUATION_PAGE.read_text()
     return sorted(name for name in set(names) if f"`{name}`" not in text)
 
 
 def keys_of(value) -> Iterator[str]:
-    """Yields every key of nested JSON, but for the names of checkpoints under "earlier"."""
+    """Yields every key of nested JSON, except the keys of "earlier", which are names of checkpoints."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key
@@ -59,7 +59,7 @@ def keys_of(value) -> Iterator[str]:
 
 
 def small_config(folder: pathlib.Path) -> Config:
-    """Returns the demo's config with two layers' depth less, a batch of 16 and about ten steps a phase."""
+    """Returns the demo's config with towers of one narrow layer, batches of 16 and one epoch a phase (about ten steps)."""
     config = demo.get_config()
     config.data.dir, config.data.tokenizer = str(folder / "clips"), str(folder / "vocabulary")
     config.data.batch_size = config.eval.batch_size = 16
@@ -75,7 +75,7 @@ def small_config(folder: pathlib.Path) -> Config:
 
 
 def change_clips(config: Config, folder: pathlib.Path, **changes: dict) -> None:
-    """Has a config name a copy of its data whose `clips.json` says something else of some splits."""
+    """Points `config` at a copy of its data in `folder` whose `clips.json` has `changes`: split → its changed fields."""
     folder = folder / "clips"
     shutil.copytree(config.data.dir, folder, dirs_exist_ok=True)
     info = json.loads((folder / "clips.json").read_text())

@@ -1,7 +1,7 @@
-"""Buckets on the local disk, for tests: an fsspec file system that processes find as `gs://` and `s3://` by an entry point.
+"""Buckets on the local disk, for tests: an fsspec file system that an entry point registers as `gs://` and `s3://`.
 
-Like the real ones it has no folders, shows an object when it was closed, and knows no rename. `faults/NAME` under its folder
-makes the object NAME fail: "forbidden", or a number of times to fail as a network does.
+Like real buckets it has no folders and no rename, and an object appears only when its file is closed. A file `faults/NAME`
+under its folder makes opening the object NAME fail. It holds "forbidden", or how many times to fail as a network does.
 """
 
 import errno
@@ -17,7 +17,7 @@ _ENTRY_POINTS = "[fsspec.specs]\n" + "".join(f"{name}={__name__}:Buckets\n" for 
 
 
 def install(site: pathlib.Path) -> None:
-    """Makes a folder that gives Python processes the file system when it is in their PYTHONPATH."""
+    """Makes a folder `site` that registers the file system in every Python process that has it in its PYTHONPATH."""
     info = site / "buckets-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "entry_points.txt").write_text(_ENTRY_POINTS)
@@ -25,7 +25,7 @@ def install(site: pathlib.Path) -> None:
 
 
 class Upload:
-    """A file that is an object when it is closed, unless an error ended the writing."""
+    """A file to write, which becomes an object when it is closed, unless an error ended the writing."""
 
     def __init__(self, path: pathlib.Path):
         self._path, self._aside = path, path.with_name(f"{path.name}.{os.getpid()}.upload")
@@ -45,7 +45,7 @@ class Upload:
 
 
 class Download(AbstractBufferedFile):
-    """A file read as gcsfs and s3fs read theirs."""
+    """A file that is read in ranges, as gcsfs and s3fs read theirs."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         with self.fs._at(self.path).open("rb") as file:
@@ -64,11 +64,11 @@ class Buckets(fsspec.AbstractFileSystem):
         if not fault.exists():
             return
         if fault.read_text() == "forbidden":
-            raise OSError(f"Forbidden: {path}")  # as gcsfs says it
+            raise OSError(f"Forbidden: {path}")  # gcsfs's wording
         left = int(fault.read_text())
         if left:
             fault.write_text(str(left - 1))
-            raise RuntimeError("503 Service Unavailable")  # no OSError, as of gcsfs and aiohttp
+            raise RuntimeError("503 Service Unavailable")  # not an OSError, as in gcsfs and aiohttp
 
     def info(self, path, **kwargs):
         at = self._at(path)
@@ -98,11 +98,11 @@ class Buckets(fsspec.AbstractFileSystem):
         assert mode == "rb"
         with (pathlib.Path(os.environ[FOLDER]) / "opened").open("a") as log:
             log.write(f"{pathlib.PurePosixPath(path).name}\n")
-        return Download(self, path, "rb", cache_type="none")  # parts of a file are asked for one by one
+        return Download(self, path, "rb", cache_type="none")  # so that parts of a file are requested one by one
 
     def cat_file(self, path, start=None, end=None, **kwargs):
         if start is not None and start >= self.info(path)["size"]:
-            raise OSError(errno.EINVAL, "The requested range is not satisfiable")  # as s3fs says it
+            raise OSError(errno.EINVAL, "The requested range is not satisfiable")  # s3fs's wording
         return super().cat_file(path, start=start, end=end, **kwargs)
 
     def rm_file(self, path):

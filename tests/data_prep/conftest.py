@@ -1,4 +1,4 @@
-"""Buckets for the tests of conversion."""
+"""Fixtures for the tests of conversion: stand-ins for buckets, and a temporary folder that is removed."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from tests.data_prep import bucket
 
 @pytest.fixture(scope="package", autouse=True)
 def temporary_folder(tmp_path_factory):
-    """What these tests and the processes that they kill leave in the temporary folder goes with their own folders."""
+    """Puts the temporary folder under pytest's own, to be removed with all that tests and killed processes leave in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
         patch.setattr(tempfile, "tempdir", None)
@@ -25,7 +25,7 @@ def temporary_folder(tmp_path_factory):
 
 @pytest.fixture
 def buckets(tmp_path, monkeypatch) -> pathlib.Path:
-    """The folder that gs:// and s3:// are, in this process and in those it starts."""
+    """The local folder that stands for gs:// and s3://, in this process and in those it starts."""
     bucket.install(tmp_path / "site")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(world.ROOT), str(tmp_path / "site")]))
     monkeypatch.setenv(bucket.FOLDER, str(tmp_path / "buckets"))

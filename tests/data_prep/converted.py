@@ -1,4 +1,4 @@
-"""A data set that was converted, read again by its format alone."""
+"""Reads a converted data set back, knowing nothing but its format."""
 
 import collections
 import json
@@ -10,12 +10,13 @@ from mc3_jax.data import records
 
 
 class Converted:
-    """A data set and what it was made of.
+    """The content of a converted data set.
 
     Attributes:
-      root, folder: Source and data set.
-      info: What clips.json says.
-      splits: Clips by split.
+      root: Folder that it was converted from.
+      folder: Folder of the data set.
+      info: Content of clips.json.
+      splits: Name of a split → its clips.
       rejected: Rows of rejected.jsonl.
     """
 

@@ -1,10 +1,10 @@
-"""Checks what launch/ renders against the originals of the schemas; by hand, in an environment of its own.
+"""Checks what launch/ renders against the original schemas. Run it by hand, in an environment of its own:
 
     pip install skypilot==0.14.1 jsonschema pyyaml
     git clone https://github.com/kubernetes-sigs/jobset
     python tests/launch/check_in_full.py jobset/config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml
 
-Fields that the definition doesn't know are errors here, as they are for `kubectl create`.
+Fields that are not in the definition are errors here, as they are for `kubectl create`.
 """
 
 import os
@@ -34,12 +34,12 @@ def check_jobset(definition: pathlib.Path) -> None:
     """Validates what launch/gke_jobset.sh renders.
 
     Raises:
-      jsonschema.ValidationError: It is no JobSet.
+      jsonschema.ValidationError: It is not a valid JobSet.
     """
     versions = {v["name"]: v for v in yaml.safe_load(definition.read_text())["spec"]["versions"]}
     schema = versions["v1alpha2"]["schema"]["openAPIV3Schema"]
     forbid_unknown(schema)
-    schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, which the definition leaves out
+    schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own fields, which the definition leaves out
     command = ["bash", LAUNCH / "gke_jobset.sh", "--dry_run", "mc3_jax.train", "--config=configs/mc3_ego4d.py"]
     done = subprocess.run(command, env=os.environ | {"IMAGE": "i", "CLAIM": "c"}, capture_output=True, check=True)
     jsonschema.validate(yaml.safe_load(done.stdout), schema)
@@ -49,7 +49,7 @@ def check_skypilot() -> None:
     """Lets SkyPilot read launch/skypilot.yaml.
 
     Raises:
-      ValueError: It is no task.
+      ValueError: It is not a valid task.
     """
     import sky
     from sky.utils import common_utils, schemas

@@ -1,4 +1,4 @@
-"""Programs that launch files call, replaced by ones that write down their arguments and end as the test wants."""
+"""Fakes of the programs that launch files call: they record their arguments and end as the test wants."""
 
 import os
 import pathlib
@@ -27,14 +27,14 @@ exit "$status"
 
 
 def make(folder: pathlib.Path, *names: str, **queues: list[str]) -> dict[str, str]:
-    """Makes programs in `folder` and returns an environment that finds them first.
+    """Makes fake programs in `folder` and returns an environment that finds them first.
 
     Args:
-      folder: Empty; the file `calls` in it will hold one line per call.
-      *names: Of the programs.
-      **queues: Name, or name__word for calls with that word → how the calls end: "STATUS [OUTPUT]" each, the last one for
-        all that follow; "STATUS makes FOLDER" makes one first; "until_term" goes on until SIGTERM and ends with 75. Without
-        one a call ends with 0.
+      folder: Empty folder; the file `calls` in it will hold one line per call.
+      *names: Names of the programs.
+      **queues: How the calls of a program end, one entry per call; the last entry holds for all further calls. The key is
+        the program's name, or name__word for calls with that word. An entry is "STATUS [OUTPUT]", "STATUS makes FOLDER" to
+        make a folder first, or "until_term" to run until SIGTERM and end with 75. Programs without entries end with 0.
     """
     for name in names:
         program = folder / name
@@ -46,6 +46,6 @@ def make(folder: pathlib.Path, *names: str, **queues: list[str]) -> dict[str, st
 
 
 def calls(folder: pathlib.Path) -> list[str]:
-    """Returns the command lines so far."""
+    """Returns the command lines of all calls so far."""
     path = folder / "calls"
     return [line.strip() for line in path.read_text().splitlines()] if path.is_file() else []

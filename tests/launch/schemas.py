@@ -1,6 +1,6 @@
-"""What a JobSet and a SkyPilot task may hold, as far as ours do: any other field is an error until it is written down here.
+"""JSON schemas of the fields that our JobSet and our SkyPilot task use; any other field is an error until it is added here.
 
-JOBSET follows the custom resource definition `jobset.x-k8s.io/v1alpha2` of kubernetes-sigs/jobset at 08dfbdf (behind 0.13),
+JOBSET follows the custom resource definition `jobset.x-k8s.io/v1alpha2` of kubernetes-sigs/jobset at 08dfbdf (after 0.13),
 SKYPILOT `sky.utils.schemas` of SkyPilot 0.14.1. `check_in_full.py` validates against the originals.
 """
 
@@ -10,14 +10,14 @@ NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]{0,50}[a-z0-9])?$"}
 
 
 def fields(required: str = "", **properties) -> dict:
-    """Returns the schema of an object with these fields and no others."""
+    """Returns the schema of an object with these fields and no others; `required` names the necessary ones, by spaces."""
     return {
         "type": "object", "properties": properties, "required": required.split(), "additionalProperties": False
     }  # fmt: skip
 
 
 def one_of(*values) -> dict:
-    """Returns the schema of one of these values."""
+    """Returns the schema of a value that is one of these."""
     return {"enum": list(values)}
 
 

@@ -1,4 +1,4 @@
-"""Writes PyTorch's files, also such as PyTorch itself would not write, and compares what is read with what it holds."""
+"""Writes PyTorch files, including some that PyTorch itself would not write, and compares what is read from them."""
 
 import io
 import pathlib
@@ -15,7 +15,7 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 def write_zip(path: pathlib.Path, pickled: bytes, entries: dict | None = None, compression=zipfile.ZIP_STORED):
-    """Writes the zip format; `entries` are further ones, by their name in the archive's folder."""
+    """Writes PyTorch's zip format and returns `path`; `entries` are further files: name in the archive's folder → bytes."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, value in {"data.pkl": pickled, "byteorder": b"little", "version": b"3\n", **(entries or {})}.items():
             archive.writestr(f"archive/{name}", value)
@@ -23,7 +23,7 @@ def write_zip(path: pathlib.Path, pickled: bytes, entries: dict | None = None, c
 
 
 def write_stream(path: pathlib.Path, pickled: bytes, storages: dict | None = None):
-    """Writes the older format; `storages` are (number of values, bytes), by key."""
+    """Writes PyTorch's older format and returns `path`; `storages` are key → (number of values, bytes)."""
     storages = storages or {}
     head = b"".join(pickle.dumps(value, 2) for value in (MAGIC, PROTOCOL, {"little_endian": True}))
     tail = b"".join(struct.pack("<q", num) + values for num, values in storages.values())
@@ -32,20 +32,20 @@ def write_stream(path: pathlib.Path, pickled: bytes, storages: dict | None = Non
 
 
 def write_bare(path: pathlib.Path, pickled: bytes):
-    """Writes the pickle alone."""
+    """Writes nothing but the pickle and returns `path`."""
     path.write_bytes(pickled)
     return path
 
 
 class Storage:
-    """Stands for a storage in `dump`: pickled as the tuple by which a file refers to one."""
+    """Stands for a storage in `dump`, which pickles it as the tuple by which a file refers to a storage."""
 
     def __init__(self, *pid):
         self.pid = ("storage", *pid)
 
 
 class Call:
-    """Pickled as a call of `function`."""
+    """An object that is pickled as a call of `function` with `args`."""
 
     def __init__(self, function, *args):
         self.function, self.args = function, args
@@ -55,7 +55,7 @@ class Call:
 
 
 def tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> Call:
-    """Returns what is pickled as a tensor of these sizes, right or wrong."""
+    """Returns an object that is pickled as a tensor of these sizes, be they valid or not."""
     return Call(torch._utils._rebuild_tensor_v2, storage, offset, shape, strides, False, None)
 
 
@@ -77,27 +77,27 @@ def dump(value, protocol: int = 2) -> bytes:
 
 
 def name(module: str, attribute: str) -> bytes:
-    """Returns the opcodes that mention an attribute of a module."""
+    """Returns the opcodes that name an attribute of a module."""
     return f"c{module}\n{attribute}\n".encode()
 
 
 def dotted(module: str, attribute: str) -> bytes:
-    """Returns the opcodes of protocol 4, which walk through attributes."""
+    """Returns the opcodes that name it in protocol 4, where `attribute` may be a dotted path."""
     return literal(module) + literal(attribute) + b"\x93"
 
 
 def literal(value) -> bytes:
-    """Returns the opcodes of a plain value; they leave the memo alone."""
+    """Returns the opcodes of a plain value; they do not use pickle's memo."""
     return pickletools.optimize(pickle.dumps(value, 3))[2:-1]
 
 
 def call(function: bytes, *args: bytes) -> bytes:
-    """Returns the opcodes that call a function."""
+    """Returns the opcodes that call a function; all arguments are opcodes too."""
     return function + b"(" + b"".join(args) + b"tR"
 
 
 def save(value, path: pathlib.Path, as_zip: bool = True, protocol: int = 2) -> pathlib.Path:
-    """Writes a value as PyTorch does, in its zip format or the older one."""
+    """Writes a value by PyTorch itself, in its zip format or the older one, and returns `path`."""
     torch.save(value, path, _use_new_zipfile_serialization=as_zip, pickle_protocol=protocol)
     return path
 
@@ -111,7 +111,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def assert_same(read: dict[str, np.ndarray], expected: dict[str, torch.Tensor]):
-    """Names, types, shapes and bits are PyTorch's, in arrays as everybody expects them."""
+    """Asserts that names, dtypes, shapes and bits are PyTorch's, in C-contiguous, aligned arrays of native byte order."""
     assert list(read) == list(expected)
     for name, tensor in expected.items():
         array, wanted = read[name], to_numpy(tensor)

@@ -1,7 +1,7 @@
-"""The video and audio encoders written out in PyTorch, with the sources' module names, to load what we export.
+"""The video and audio encoders in PyTorch, with the module names of their sources, to load checkpoints that we export.
 
 The blocks follow showlab/EgoVLP `model/video_transformer.py` and YuanGongND/ast `src/models/ast_models.py` in what they
-compute and in the names of their parameters; `test_golden_parity.py` holds them against the originals' own outputs.
+compute and in the names of their parameters. `test_golden_parity.py` compares them with the originals' own outputs.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def attention(qkv: torch.Tensor, allowed: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Returns softmax attention over tokens [b, n, 3 w], a query seeing the keys `allowed` [n, n] says."""
+    """Returns softmax attention [b, n, w] over tokens' queries, keys and values [b, n, 3 w], masked by `allowed` [n, n]."""
     b, n, _ = qkv.shape
     query, key, value = qkv.reshape(b, n, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A ViT block; with `time`, EgoVLP's, whose residual skips the time attention."""
+    """A ViT block; with `time` it is EgoVLP's block, whose residual connection skips the time attention."""
 
     def __init__(self, width: int, num_heads: int, *, time: bool):
         super().__init__()
@@ -58,7 +58,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The module tree of timm's ViT: EgoVLP's video model with `num_frames`, AST's `v` without."""
+    """The modules of timm's ViT: those of EgoVLP's video model if `num_frames` is above 0, otherwise those of AST's `v`."""
 
     def __init__(self, width, depth, num_heads, num_patches, *, num_frames=0, channels=3, stride=16, num_classes=0):
         super().__init__()
@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
 
 class VideoModel(VisionTransformer):
     def forward(self, video):
-        """Returns the class token of clips [b, t, 3, h, w]."""
+        """Returns the final class token [b, w] of clips [b, t, 3, h, w]."""
         b, t = video.shape[:2]
         patches = self.patch_embed.proj(video.flatten(0, 1)).flatten(2).transpose(1, 2)
         n = patches.shape[1]
@@ -90,7 +90,7 @@ class VideoModel(VisionTransformer):
 
 
 class AudioModel(nn.Module):
-    """AST: `v` and `mlp_head`."""
+    """The modules of AST: the encoder `v` and the head `mlp_head`."""
 
     def __init__(self, width, depth, num_heads, num_patches, label_dim, num_classes=1000):
         super().__init__()
@@ -100,7 +100,7 @@ class AudioModel(nn.Module):
         self.mlp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, label_dim))
 
     def features(self, spectrogram):
-        """Returns the mean of the two tokens of spectrograms [b, time, mel]."""
+        """Returns the mean [b, w] of the class and distillation tokens of spectrograms [b, time, mel]."""
         v = self.v
         patches = v.patch_embed.proj(spectrogram.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
         tokens = torch.cat([v.cls_token, v.dist_token], 1).expand(len(patches), -1, -1)
@@ -115,7 +115,7 @@ class AudioModel(nn.Module):
 
 
 class FrozenInTime(nn.Module):
-    """EgoVLP's model with action2sound's audio model, by its parameters' names; `text_model` is Hugging Face's."""
+    """EgoVLP's model with action2sound's audio model, under their parameter names; `text_model` is Hugging Face's."""
 
     def __init__(self, video_model: nn.Module, text_model: nn.Module, audio_model: nn.Module | None, embed_dim: int):
         super().__init__()

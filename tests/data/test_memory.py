@@ -1,4 +1,4 @@
-"""Memory that is taken again, in a process and between two."""
+"""Memory that is reused: buffers within a process and shared memory between two."""
 
 import gc
 import multiprocessing

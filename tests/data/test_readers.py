@@ -182,7 +182,7 @@ def refuse(_):
 
 
 def damaged(folder, kind):
-    """Writes clips whose shard of training is damaged at record 3, or where ArrayRecord has record 0."""
+    """Writes clips whose training shard is damaged as `kind` says: at record 3, or in ArrayRecord's own record 0."""
     shard = test_sounds.write(folder, pictures=True) / "s-train.array_record-00000-of-00001"
     if kind == "flipped":
         content = bytearray(shard.read_bytes())
@@ -270,7 +270,7 @@ else:
 
 @pytest.fixture
 def reader(tmp_path):
-    """A process that tells its worker's number as soon as there is one, and that it has read a batch."""
+    """A process that prints its worker's pid as soon as there is a worker, and "read" when it has read a batch."""
     script = tmp_path / "read.py"
     script.write_text(READ.format(folder=str(test_sounds.write(tmp_path, pictures=True))))
     # A script's folder is on the path in place of the working directory.

@@ -1,4 +1,4 @@
-"""Records: what goes in comes out, bytes never vary, and whatever is wrong is named."""
+"""Records: decoding returns what was encoded, the bytes are always the same, and errors name what is wrong."""
 
 import dataclasses
 import gc

@@ -1,4 +1,4 @@
-"""Sounds of any length: what is cropped or cut into windows is the clip's own, every window counts once, padding is told."""
+"""Sounds of any length: crops and windows are parts of the clip's own sound, every window counts once, padding is marked."""
 
 import functools
 import pathlib
@@ -17,7 +17,7 @@ JPEG = simplejpeg.encode_jpeg(np.full((16, 24, 3), 90, np.uint8))
 
 
 def sound_of(number: int) -> np.ndarray:
-    """Returns the sound of a clip, whose samples tell the clip and the place and are never 0."""
+    """Returns the sound of a clip; a sample's value tells its clip and position and is never 0."""
     return (1 + 1000 * number + np.arange(LENGTHS[number])).astype(np.int16)
 
 
@@ -31,7 +31,7 @@ def make_clip(number: int, pictures: bool = False) -> records.Clip:
 
 
 def write(folder: pathlib.Path, pictures: bool = False, **changes) -> pathlib.Path:
-    """Writes the clips of all `LENGTHS`, the last three for validation."""
+    """Writes a data set with a clip of each of `LENGTHS`, the last three for validation, and returns `folder`."""
     splits = {}
     for split, numbers in (("train", range(8)), ("validation", range(8, 11))):
         path = folder / f"s-{split}.array_record-00000-of-00001"
@@ -66,7 +66,7 @@ def rows_of(batches) -> list[dict[str, np.ndarray]]:
 
 
 def assert_own_sound(row: dict[str, np.ndarray], size: int = WINDOW):
-    """Checks that a row's audio is its clip's from `audio_start` on, and zeros behind it alone."""
+    """Checks that a row's audio is its clip's sound from `audio_start` on, followed by nothing but zeros."""
     number, start, length = int(row["text_ids"][0]), int(row["audio_start"]), int(row["audio_length"])
     sound = sound_of(number)
     assert row["audio"].shape == (size,)

@@ -1,4 +1,4 @@
-"""Tokenizers are read from a folder that a stranger may have filled."""
+"""Tokenizers are read from folders whose content may come from strangers."""
 
 import io
 import json

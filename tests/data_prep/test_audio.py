@@ -1,4 +1,4 @@
-"""The sound of a clip is what is heard at its time, whatever is cut with it."""
+"""The audio of a clip is what is heard at its time, whichever other clips are cut in the same call."""
 
 import collections
 
@@ -101,7 +101,7 @@ def test_a_clips_sound_is_the_same_alone_and_among_others(tmp_path, codec, endin
 
 @pytest.fixture
 def read(monkeypatch) -> collections.Counter:
-    """How often each audio packet was read, by its time."""
+    """Time of an audio packet → how often it was read."""
     counts, read_one = collections.Counter(), audio._Packets._read
 
     def counting(self):

@@ -1,4 +1,4 @@
-"""Damage costs the clips that need what is damaged, each with its reason, and no others."""
+"""Damage costs only the clips that need the damaged part, and each of them is rejected with its reason."""
 
 import collections
 import random
@@ -28,7 +28,7 @@ def test_of_a_file_cut_short_the_part_that_is_there_is_cut(tmp_path):
 
 
 def _offsets(path, kind: str) -> list[tuple[float, int, int]]:
-    """Returns (time, place in the file, bytes) of a stream's packets."""
+    """Returns (time in seconds, offset in the file, number of bytes) of each packet of a stream."""
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return [(float(p.pts * p.time_base), p.pos, p.size) for p in container.demux(stream) if p.size]
@@ -67,7 +67,7 @@ SLICED = {
 
 
 def _units(content: bytes, at: int, size: int) -> list[int]:
-    """Returns where the NAL units of a packet begin, each of which follows its length of four bytes."""
+    """Returns the offsets of a packet's NAL units; before each of them stand four bytes with its length."""
     found, stop = [], at + size
     while at < stop:
         found.append(at + 4)
@@ -76,9 +76,9 @@ def _units(content: bytes, at: int, size: int) -> list[int]:
 
 
 def _without_a_slice(path, to, number: int) -> tuple[list[int], int]:
-    """Writes an H.264 file of which a frame's last slice is filler, so that the decoder conceals it and raises nothing.
+    """Writes an H.264 file in which a frame's last slice is filler, which the decoder conceals without an error.
 
-    Returns the frames' numbers in the order of their decoding, and the frame's place in it.
+    Returns the frame numbers in decoding order, and the index of the frame `number` in them.
     """
     content, places = bytearray(path.read_bytes()), _offsets(path, "video")
     numbers = [round(time_s * 25) for time_s, _, _ in places]
@@ -91,7 +91,7 @@ def _without_a_slice(path, to, number: int) -> tuple[list[int], int]:
 
 
 def _pictures(path, times_s) -> list[media.Cut | str]:
-    """Returns what a window of one frame gives at each time, all of them in one call."""
+    """Returns what windows of one frame at these times give, all cut in one call."""
     windows = [media.Window(t, t + 0.1, (t,)) for t in times_s]
     return [part for _, part in sorted(media.cut_windows(path, windows, short_side_px=96), key=lambda pair: pair[0])]
 

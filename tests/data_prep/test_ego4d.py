@@ -1,4 +1,4 @@
-"""The converter end to end on a little SoundWorld: every narration becomes a clip or a reason, and what it says is true."""
+"""The converter end to end on a small SoundWorld: every narration becomes a clip or a true reason why it does not."""
 
 import csv
 import errno
@@ -41,14 +41,14 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 
 def convert(root: pathlib.Path, folder: pathlib.Path, *args) -> Converted:
-    """Converts with one worker, in this process."""
+    """Returns the data set that the command makes in this process, with one worker."""
     ego4d.main(["--root", str(root), "--out", str(folder), "--num_workers", "1", "--short_side", "64", *map(str, args)])
     return Converted(root, folder)
 
 
 @pytest.fixture(scope="module")
 def converted(root, tmp_path_factory) -> Converted:
-    """What the command makes, with two workers in processes of their own."""
+    """The data set that the command makes with two workers in processes of their own."""
     folder = tmp_path_factory.mktemp("clips") / "out"
     done = commands.run("data_prep.ego4d", "--root", root, "--out", folder, "--short_side", "64", "--num_workers", "2")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -62,7 +62,7 @@ def converted(root, tmp_path_factory) -> Converted:
 
 @pytest.fixture
 def copy(root, tmp_path) -> pathlib.Path:
-    """The world once more, to do harm to: own annotations, links to the videos."""
+    """A copy of the world that tests may damage: copies of the annotations, links to the videos."""
     folder = tmp_path / "copy"
     shutil.copytree(root / "v2" / "annotations", folder / "v2" / "annotations")
     videos = folder / "v2" / "video_540ss"
@@ -82,7 +82,7 @@ def id_of(uid: str, annotation: str, time_s: float, text: str) -> str:
 
 
 def all_ids(root: pathlib.Path) -> list[str]:
-    """Returns the ids of all narrations, from the JSON itself."""
+    """Returns the clip ids of all narrations, computed from the JSON itself."""
     videos = json.loads((root / "v2" / "annotations" / "narration.json").read_text())["videos"]
     return [
         id_of(uid, line["annotation_uid"], line["timestamp_sec"], line["narration_text"])

@@ -1,4 +1,4 @@
-"""EPIC-Sounds: a segment is the same sound out of HDF5, sound files and videos; every row is a clip or a reason."""
+"""EPIC-Sounds: a segment has the same sound from HDF5, sound files and videos; every row becomes a clip or a reason."""
 
 import pathlib
 import shutil
@@ -48,7 +48,7 @@ def wave(rate: int = RATE, seconds: float = SECONDS) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict[str, pathlib.Path]:
-    """The sound of two videos as HDF5, as wav and flac, and in videos, where EPIC-Kitchens' downloads put them."""
+    """Media of three videos by kind: as HDF5, as sound files, and as videos in the folders of EPIC-Kitchens' downloads."""
     folder = tmp_path_factory.mktemp("epic")
     with h5py.File(folder / "EPIC_audio.hdf5", "w") as file:
         file["P01_01"] = wave().astype(np.float32)
@@ -66,7 +66,7 @@ def places(tmp_path_factory) -> dict[str, pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory) -> pathlib.Path:
-    """Segments of three videos: six of each in training and validation, and two without a class for the test."""
+    """Annotation files of three videos: six segments each in training and validation, two without a class in test."""
     folder = tmp_path_factory.mktemp("annotations")
     table(folder, [row(name, "P01_01", *segment) for name, segment in SEGMENTS.items()])
     rows = [row(name, "P02_101", *segment, "cut / chop", 0) for name, segment in SEGMENTS.items()]

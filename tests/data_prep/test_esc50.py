@@ -1,4 +1,4 @@
-"""ESC-50 and ESC-10: files are stored whole, whatever their last packet holds; every row is a clip or a reason."""
+"""ESC-50 and ESC-10: files are stored whole, whatever their last packet holds; every row becomes a clip or a reason."""
 
 import dataclasses
 import json

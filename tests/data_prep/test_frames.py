@@ -1,4 +1,4 @@
-"""Whatever the codec, the container and the way through the file: what is shown at a time, as a full decode shows it."""
+"""The frame shown at a time is that of a full decode, whatever the codec, the container and the way through the file."""
 
 import bisect
 import collections
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 
 def video(folder, name: str):
-    """Returns the path of a file of `KINDS`, made when it is first asked for."""
+    """Returns the path of a file of `KINDS`, which is made at the first call."""
     path = folder / name
     if not path.exists():
         write(path, seconds=SECONDS, fps=FPS, **KINDS[name][0])
@@ -53,7 +53,7 @@ def video(folder, name: str):
 
 
 def shown_by_full_decode(path, times_s) -> list[tuple[int, np.ndarray]]:
-    """Returns (time stamp, pixels) of the frame at each time, everything decoded from the beginning on."""
+    """Returns (timestamp, pixels) of the frame at each time, by decoding everything from the beginning."""
     with av.open(str(path)) as container:
         stream = streams.choose(container, "video")
         decoded = [(float(f.pts * f.time_base), f.pts, f.to_ndarray()) for f in container.decode(stream)]
@@ -144,7 +144,7 @@ def test_stamps_that_contradict_the_order_of_pictures_are_not_believed(tmp_path)
 
 @pytest.fixture
 def decoded(monkeypatch) -> collections.Counter:
-    """How often each time stamp came out of the decoder."""
+    """Timestamp → how often the decoder has returned its frame."""
     counts, give = collections.Counter(), frames._Run._give
 
     def counting(self, given, **kwargs):
@@ -226,7 +226,7 @@ def test_a_seek_goes_where_the_index_says_and_only_across_what_is_far(folder, na
 
 
 def _copy(path, sources, default: int | None = None, cover: bytes = b""):
-    """Writes the streams of several files into one; `default` is the source whose streams are marked so."""
+    """Writes the streams of several files into one; those of the source with index `default` are marked as default."""
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(av.open(str(source))) for source in sources]
         out = stack.enter_context(av.open(str(path), "w"))

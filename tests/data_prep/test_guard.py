@@ -1,4 +1,4 @@
-"""A video costs only itself, whatever it does to the decoder: real children that crash, hang, eat memory and lie."""
+"""A video that harms its decoder costs only its own clips: real child processes that crash, hang, eat memory and lie."""
 
 import collections
 import concurrent.futures
@@ -24,7 +24,7 @@ SIDE = test_media.HEIGHT
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Videos: `short.mp4`, `long.mp4`, and `large.mp4` whose pictures are 4K."""
+    """Folder of `short.mp4`, `long.mp4`, and `large.mp4`, whose pictures are 4K."""
     made = tmp_path_factory.mktemp("videos")
     test_media.write(made / "short.mp4", seconds=3.0)
     test_media.write(made / "long.mp4", seconds=40.0, fps=10)
@@ -63,13 +63,13 @@ def assert_equal(a: media.Cut | str, b: media.Cut | str):
 
 
 def child() -> int:
-    """Returns the pid of the child that waits for a video."""
+    """Returns the pid of the child process that waits for a video."""
     (decoder,) = guard._idle
     return decoder.pid
 
 
 def assert_gone(pid: int, seconds: float = 20.0):
-    """Neither running nor a zombie."""
+    """Asserts that a process is neither running nor a zombie within some seconds."""
     deadline = time.monotonic() + seconds
     while os.path.exists(f"/proc/{pid}"):
         assert time.monotonic() < deadline, f"{pid} is still there"
@@ -198,7 +198,7 @@ def odd_child(monkeypatch):
 
 
 def link(folder: pathlib.Path, name: str, video: str) -> pathlib.Path:
-    """Returns the path of the video under another name."""
+    """Returns the path of a link to `video` under another name."""
     path = folder / name
     if not path.exists():
         path.symlink_to(folder / video)
@@ -333,7 +333,7 @@ def test_pictures_that_do_not_fit_into_the_limit_cost_their_clips(folder):
 
 
 def liar(*words: str) -> tuple[str, ...]:
-    """Returns the command of a child that is ready and answers each request with these Python expressions of bytes."""
+    """Returns the command of a child that answers each request with these bytes, given as Python expressions."""
     writes = "".join(f"    os.write(1, {word})\n" for word in words)
     code = f"import os, sys\nos.write(1, b'{{\"ready\": true}}\\n')\nwhile sys.stdin.readline():\n{writes}"
     return (sys.executable, "-c", code)

@@ -1,4 +1,4 @@
-"""Inspection: the counts are those of the clips, and the pictures are made of whatever stands in them."""
+"""Inspection: the counts are those of the clips, and contact sheets can be drawn whatever the clips contain."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ VERBS, NOUNS = ["tap_(taps)", "cut", "never"], ["cup", "can"]
 
 
 def make_clips(item: dict, settings: dict):
-    """Yields seven clips of a video: five taps of cups, the first two of which sound, a cut can, and one of neither."""
+    """Yields seven clips: five taps of cups, the first two of which sound, a cut of a can, and one without verb or noun."""
     colour = np.full((16, 24, 3), 20, np.uint8)
     for number in range(7):
         colour[..., 0] = 120 + 20 * number  # red: no text and no axis is

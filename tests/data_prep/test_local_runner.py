@@ -1,4 +1,4 @@
-"""Beam's local runner is quiet about itself and about nothing else, and does not wait for a worker that is no more."""
+"""Beam's local runner prints nothing of its own but hides nothing else, and does not wait for a worker that has died."""
 
 import io
 import logging

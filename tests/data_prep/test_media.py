@@ -1,4 +1,4 @@
-"""Clips hold what is seen and heard at their time, or say why not: synthesised files whose content tells the time."""
+"""Clips hold what is seen and heard at their time, or say why not; tested on made-up files whose content tells the time."""
 
 import pathlib
 from fractions import Fraction
@@ -17,12 +17,12 @@ TONES_HZ, PHASES = TONES.uniform(100, 6000, 24), TONES.uniform(0, 2 * np.pi, 24)
 
 
 def sound_at(time_s: np.ndarray) -> np.ndarray:
-    """Returns the sound of every test file at any time, about 0.18 RMS; its autocorrelation is one sharp peak."""
+    """Returns the sound of every test file at these times: RMS about 0.18, an autocorrelation with one sharp peak."""
     return 0.05 * np.sin(2 * np.pi * TONES_HZ[:, None] * time_s[None] + PHASES[:, None]).sum(0)
 
 
 def picture_of(number: int, width: int, height: int) -> np.ndarray:
-    """Returns a picture whose bars are the binary digits of the frame number, the lowest at the left."""
+    """Returns a picture of bars that are the binary digits of the frame number, the lowest digit at the left."""
     picture = np.full((height, width, 3), 20, np.uint8)
     for k in range(NUM_BARS):
         if number >> k & 1:
@@ -39,21 +39,21 @@ def number_in(jpeg: bytes) -> int:
 def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", video_options=None, pixels="yuv420p",
           size=(WIDTH, HEIGHT), matrix=None, aspect=None, audio="aac", rate=48000, layout="mono", audio_span=(0.0, None),
           hole=(0.0, 0.0), right=1.0, bit_rate=192_000, coder="fast", clock_hz=90_000, options=None):  # fmt: skip
-    """Writes a file that tells the time.
+    """Writes a media file whose picture and sound tell the time.
 
     Args:
-      path: Its ending says the container.
-      seconds: Of picture, and of sound where `audio_span` does not say.
-      fps, frame_starts_s: A frame rate, or when each frame begins.
+      path: File to write; its suffix determines the container.
+      seconds: Length of the picture, and of the sound unless `audio_span` sets its end.
+      fps, frame_starts_s: The frame rate, or instead the start of each frame, seconds.
       video, audio: Encoders, or None for no such stream.
-      matrix: (a, b, c, d): a picture's x goes to (a x, b x) and its y to (c y, d y).
-      aspect: Of a pixel, its width by its height.
-      audio_span: (start, stop) of the sound, seconds; None is until the end.
-      hole: (start, stop) of what is lost of the sound's packets, seconds.
+      matrix: (a, b, c, d) of the display matrix, which moves a picture's x to (a x, b x) and its y to (c y, d y).
+      aspect: Width of a pixel divided by its height.
+      audio_span: (start, stop) of the sound, seconds; a stop of None is the end of the picture.
+      hole: (start, stop) of the time whose audio packets are lost, seconds.
       right: Gain of the right channel.
-      bit_rate, coder: Of the sound, bit/s; of AAC, "twoloop" stores noise as noise.
-      clock_hz: Of the pictures' time stamps.
-      options: Of the muxer.
+      bit_rate, coder: Bit rate of the sound, bit/s, and AAC's coder, of which "twoloop" stores noise as noise.
+      clock_hz: Clock of the pictures' timestamps, Hz.
+      options: Options of the muxer.
     """
     # Without it the mp4 muxer rounds the start of late audio to 1 ms.
     options = {"movie_timescale": "48000"} if options is None and path.suffix in (".mp4", ".mov") else options
@@ -97,13 +97,13 @@ def _encode_sound(sound, start_s, stop_s, rate, layout, right):
 
 
 def window(time_s: float, num_intervals: int = 4, num_candidates: int = 4) -> media.Window:
-    """Returns the window of the narration at a time, as the converter asks for it."""
+    """Returns the window of a narration at `time_s`, as the converter requests it."""
     start, stop = time_s - 0.5, time_s + 1.0
     return media.Window(start, stop, media.frame_times(start, stop, num_intervals, num_candidates))
 
 
 def cut(path, times_s, **kwargs) -> list[media.Cut | str]:
-    """Returns what each time's window gave, having checked that each came once."""
+    """Returns what the window at each time gave, after checking that each was given once."""
     windows = [window(float(t)) for t in times_s]
     found = list(media.cut_windows(path, windows, **{"short_side_px": HEIGHT, **kwargs}))
     assert sorted(i for i, _ in found) == list(range(len(windows)))
@@ -111,7 +111,7 @@ def cut(path, times_s, **kwargs) -> list[media.Cut | str]:
 
 
 def lag_of(audio: np.ndarray, start_s: float) -> tuple[float, float]:
-    """Returns by how many samples the audio is late for its time, and its correlation with what should sound there."""
+    """Returns the delay of the audio, in samples, and its correlation with the sound expected at that delay."""
     wave, reach = audio / 32768.0, 400
     expected = sound_at(start_s + np.arange(-reach, len(wave) + reach) / 16000)
     # By the Fourier transform: BLAS threads would spin on a busy machine.
@@ -127,7 +127,7 @@ def lag_of(audio: np.ndarray, start_s: float) -> tuple[float, float]:
 
 
 def assert_in_time(part: media.Cut | str, time_s: float, starts_s: np.ndarray, lag: float = 0.6, tick_s: float = 0.0):
-    """Checks frames, their times and the sound of the window at a time."""
+    """Checks the frames, their times and the sound of what the window at `time_s` gave."""
     assert isinstance(part, media.Cut), part
     wanted = np.array(window(time_s).frame_times_s)
     expected = np.searchsorted(np.asarray(starts_s), wanted + 1e-6, side="right") - 1
@@ -210,7 +210,7 @@ def test_a_window_where_a_stream_is_not_has_a_reason_never_silence_or_black(tmp_
 
 
 def _unknown_codec(path, *codes: bytes):
-    """Overwrites each code in the sample table, which comes first in the file but for the brands."""
+    """Overwrites each codec's code in the sample table, which comes first in the file except for the brands."""
     content = path.read_bytes()
     for code in codes:
         at = content.index(code, content.index(b"stsd") if code == b"avc1" else 0)

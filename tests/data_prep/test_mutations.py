@@ -1,6 +1,6 @@
-"""What strangers may hand us, at random: damaged media and annotation rows. No crash, no hang, no clip lost or made up.
+"""Random damage to media and annotation rows, as strangers' files may have it: no crash, no hang, no clip lost or made up.
 
-Twenty of each run with the tests, two hundred in `make soak`. Every case is a function of its number, which its name holds.
+The tests try twenty cases of each kind, `make soak` two hundred. A case depends only on its number, which is in its name.
 """
 
 import csv
@@ -63,7 +63,7 @@ def repeat_block(data: bytearray, rng: np.random.Generator) -> None:
 
 
 def forge_number(data: bytearray, rng: np.random.Generator) -> None:
-    """Sizes, counts and durations stand at the file's ends, as big- or little-endian words."""
+    """Overwrites words at the file's ends, where sizes, counts and durations stand, big- or little-endian."""
     for _ in range(int(rng.integers(1, 6))):
         at = int(rng.integers(min(4096, len(data)))) * int(rng.choice([1, -1])) % len(data)
         word = int(rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x10000000])).to_bytes(4, "big")
@@ -80,7 +80,7 @@ MUTATIONS = (flip_bits, flip_bits, truncate, remove_block, blank_block, repeat_b
 
 
 def originals(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns sound files of several containers and codecs, and the real ones where they are."""
+    """Returns undamaged media files of several containers and codecs, and the real ones if they are there."""
     folder.mkdir()
     # Slices, so that damage of one is concealed from the others.
     b_frames = {"preset": "veryfast", "g": "25", "bf": "3", "threads": "1", "x264-params": "slices=4"}
@@ -116,7 +116,7 @@ def write_table(path: pathlib.Path, header: list[str], rows: list[list]) -> path
 
 
 def differs(clip: records.Clip, original: pathlib.Path) -> bool:
-    """Returns whether a clip's pictures or sound are not those of the original file at their time."""
+    """Returns whether a clip's pictures or sound differ from those of the original file at that time."""
     window = media.Window(
         clip.start_us / 1e6, clip.stop_us / 1e6, media.frame_times(clip.start_us / 1e6, clip.stop_us / 1e6, 4, 4)
     )
@@ -166,7 +166,7 @@ print(json.dumps(found))
 
 
 def flagged(path: pathlib.Path) -> list[tuple[int, int]]:
-    """Returns what `FLAGGED` prints, nothing where the decoder crashes."""
+    """Returns the (start, stop) in µs that `FLAGGED` prints, or [] if the decoder crashes."""
     command = [sys.executable, "-c", FLAGGED, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode <= 0, done.stderr[-3000:]
@@ -264,7 +264,7 @@ TAXONOMY = narrations.Taxonomy(["chop"], {("chop",): 0})
 
 
 def read(layout: str, path: pathlib.Path, videos: pathlib.Path) -> int:
-    """Returns how many rows are read."""
+    """Returns the number of rows that are read from a file of this layout."""
     match layout:
         case "own":
             return len(own_csv.read(path, videos))
@@ -288,7 +288,7 @@ def read(layout: str, path: pathlib.Path, videos: pathlib.Path) -> int:
 
 
 def write_rows(layout: str, folder: pathlib.Path, rows: list[dict]) -> pathlib.Path:
-    """Writes the rows as the layout's file in a folder, and returns its path."""
+    """Writes the rows as a file of this layout in `folder`, and returns its path."""
     base, delimiter = LAYOUTS[layout]
     path = folder / FILES.get(layout, f"{layout}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def write_rows(layout: str, folder: pathlib.Path, rows: list[dict]) -> pathlib.P
 
 
 def row_of(layout: str, case: int) -> dict:
-    """Returns the layout's row with a moment or name of its own, so that it is no other row's double."""
+    """Returns the valid row of this layout with a time or name of its own, so that no two rows are duplicates."""
     time_s, row = round(1.0 + case / 1000, 3), dict(LAYOUTS[layout][0])
     samples = [round(second * RATE) for second in (time_s, time_s + 1)]
     stamps = [f"00:00:{second:06.3f}" for second in (time_s, time_s + 1)]
@@ -329,7 +329,7 @@ def mutated_row(layout: str, case: int) -> dict:
 
 @pytest.fixture
 def root(tmp_path) -> pathlib.Path:
-    """A folder of one video and one sound with many names, and files outside of theirs that no row may reach."""
+    """A folder with one video, one sound under many names, and files outside their folders that no row may reach."""
     root = tmp_path / "root"
     (root / "v2" / "annotations").mkdir(parents=True)
     (root / "v2" / "videos").mkdir()
@@ -363,7 +363,7 @@ def test_mutated_rows_are_read_or_refused_in_one_line_that_names_them(layout, ro
 
 
 def readable(layout: str, num: int, root: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """Returns a file of a row that is right and those of `num` mutated ones that can be read beside it, and their number."""
+    """Returns (path, number of rows) of a file with a valid row and those of `num` mutated rows that can be read with it."""
     rows = [dict(LAYOUTS[layout][0])]
     for case in range(num):
         more = [*rows, mutated_row(layout, case)]

@@ -1,4 +1,4 @@
-"""Which narrations become clips of which split, what each other row is told, and how they are shared out over shards."""
+"""Which narrations become clips of which split, why the others are rejected, and how clips are distributed over shards."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") 
 
 
 def choose(found, labelled=(), split="train", **options):
-    """Returns what `narrated.choose` chooses in one split, and the texts left out by reason; every row is one of them."""
+    """Returns (text, label) of what `narrated.choose` chooses and (reason, text) of its rejects; no row may be lost."""
     chosen, rejects = narrated.choose(list(found), list(labelled), dict.fromkeys("vuw", split), **options)
     texts = {n.clip_id: n.words for n in (*labelled, *found)}
     assert sum(map(len, chosen.values())) == len(chosen[split])

@@ -1,4 +1,4 @@
-"""Annotation files: what Ego4D's look like is read whole, and whatever else is one line with file, row and value."""
+"""Annotation files: those in Ego4D's layouts are read whole, all others refused in one line with file, row and value."""
 
 import collections
 import csv

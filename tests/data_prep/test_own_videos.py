@@ -1,4 +1,4 @@
-"""A folder of videos and a CSV: every row a clip or a reason, whatever the files are called, and none from outside."""
+"""A folder of videos and a CSV: every row becomes a clip or a reason, whatever the names, and none leaves the folder."""
 
 import collections
 import csv
@@ -25,7 +25,7 @@ HEADER = ["video", "time_s", "text", "label"]
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> pathlib.Path:
-    """A folder of videos of several containers, one in a folder of its own, and a file outside it."""
+    """A folder of videos of several containers, one of them in a subfolder, with links to each other and to files outside."""
     outside = tmp_path_factory.mktemp("own")
     folder = outside / "videos"
     (folder / "monday").mkdir(parents=True)

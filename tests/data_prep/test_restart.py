@@ -1,4 +1,4 @@
-"""Killed at any moment and started again: finished videos are not redone, and the folder is that of an uninterrupted run."""
+"""Conversions killed at any moment and started again: finished videos are kept, and the result is an uninterrupted run's."""
 
 import os
 import pathlib
@@ -66,7 +66,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory) -> dict[str, bytes]:
-    """What an uninterrupted run of one worker leaves."""
+    """The files that an uninterrupted run of one worker leaves: path → bytes."""
     folder = tmp_path_factory.mktemp("restart") / "whole"
     done = world.run("data_prep.ego4d", "--root", root, *SMALL, "--out", folder, *OPTIONS, "--num_workers", "1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -77,12 +77,12 @@ def whole(root, tmp_path_factory) -> dict[str, bytes]:
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
-    """Returns every file of a folder, hidden ones too."""
+    """Returns path → bytes of every file of a folder, hidden ones included."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def finished_videos(folder: pathlib.Path) -> set[str]:
-    """Returns the videos that a restart need not decode; of ESC, whose recordings have other names than the files, clips."""
+    """Returns the ids of the videos, and of the clips, that a restart need not decode (ESC's files are named like clips)."""
     found = set()
     for path in folder.glob("spool/*.piece"):
         if re.fullmatch(pieces.NAME, path.name):
@@ -92,13 +92,13 @@ def finished_videos(folder: pathlib.Path) -> set[str]:
 
 
 def finished_shards(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Returns inode and time of each shard that has a report."""
+    """Returns name → (inode, modification time in ns) of each shard that has a report."""
     shards = [folder / path.name.removesuffix(".json") for path in folder.glob("reports/[!.]*.json")]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
 
 
 def processes(mark: str) -> list[str]:
-    """Returns the command lines of processes started under a mark in their environment."""
+    """Returns the command lines of the processes that have this mark in their environment."""
     found = []
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         try:
@@ -124,7 +124,7 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whol
 def kill_at_steps(
     module: str, inputs: list, whole: dict[str, bytes], folder: pathlib.Path, most_killed: int = 25
 ) -> None:
-    """Kills a conversion again and again, and checks each time what is kept and in the end what was made."""
+    """Kills a conversion again and again; checks each time what is kept, and at the end that the result is `whole`."""
     rng = random.Random(0)
     temporary = folder.parent / "temporary"
     temporary.mkdir()

@@ -1,4 +1,4 @@
-"""Shards: records in are records out, at any number of workers, after any interruption, and the sums say so."""
+"""Shards hold the records they were given, with any number of workers and after any interruption, and digests prove it."""
 
 import collections
 import hashlib
@@ -32,7 +32,7 @@ def small_clip(clip_id: str, uid: str, number: int, tone: int = 0) -> records.Cl
 
 
 def make_small(item: dict, settings: dict):
-    """Yields an item's clips, last first, and rejects every fifth; notes in a file that it was called."""
+    """Yields an item's clips, last first, with every fifth rejected; records its call in a file."""
     if settings.get("calls"):
         with open(settings["calls"], "a") as f:
             f.write(f"{item['uid']}\n")
@@ -48,7 +48,7 @@ FAULTS = {"v1": "decoder took too long", "v2": "decoder ran out of memory", "v3"
 
 
 def make_faulty(item: dict, settings: dict):
-    """Like `make_small`; what `FAULTS` says of a video costs its first clip unless a file says that it was mended."""
+    """Like `make_small`, but rejects a video's first clip for its reason in `FAULTS` unless a file says it is mended."""
     mended = pathlib.Path(settings["mended"]).read_text().split()
     for one in make_small(item, settings):
         if one.clip_id.endswith("000") and item["uid"] in FAULTS and item["uid"] not in mended:
@@ -69,7 +69,7 @@ def make_slowly(item: dict, settings: dict):
 
 
 def make_beside_another(item: dict, settings: dict):
-    """Like `make_small`; at the second item, once, another worker writes `settings["theirs"]` in the meantime."""
+    """Like `make_small`, but at one item, once, another worker writes the shard `settings["theirs"]` in the meantime."""
     first = settings["theirs"] and item["uid"] == settings["at"] and not pathlib.Path(settings["met"]).exists()
     if first:
         pathlib.Path(settings["met"]).touch()
@@ -79,7 +79,7 @@ def make_beside_another(item: dict, settings: dict):
 
 
 def payload(uid: str, number: int, num_bytes: int) -> bytes:
-    """Returns random bytes, which no compression makes smaller."""
+    """Returns random bytes, which can't be compressed."""
     return np.random.default_rng([int(uid), number]).bytes(num_bytes)
 
 
@@ -244,7 +244,7 @@ def test_a_rerun_takes_finished_shards_and_redoes_the_others(tmp_path):
     whole = digests(folder)
 
     def rerun(damage) -> set[str]:
-        """Returns the videos read again after the damage, having checked that the shards are whole again."""
+        """Returns the videos that are read again after the damage, and checks that the shards are whole again."""
         calls.write_text("")
         damage()
         assert run(tasks, folder, settings) == first
@@ -280,7 +280,7 @@ def test_limits_and_folders_are_none_of_a_shard_but_what_they_cost_is_tried_agai
                 "memory_limit_mb": 2048, "scratch": ""}  # fmt: skip
 
     def rerun(**changes) -> tuple[set[int], str]:
-        """Returns the shards that were made and what was told."""
+        """Returns the indices of the shards that were made, and what was printed."""
         settings.update(changes)
         calls.write_text("")
         reports = run(tasks, folder, settings, make=make_faulty)
@@ -504,7 +504,7 @@ def ids_of(folder, info, split) -> list[str]:
 
 
 def opened_by_tfds(folder: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the clip ids of each split as TFDS reads them in a process of its own, where TensorFlow stays out."""
+    """Returns the clip ids of each split as TFDS reads them, in a process of its own that never imports TensorFlow."""
     code = f"""
 import json, sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Sounds with classes from and to buckets, in parts and before they are cut: what disks and one process make is made."""
+"""Sounds with classes from and to buckets, in parts, killed, and in dry runs: the result is one process's on local disks."""
 
 import collections
 import json
@@ -30,7 +30,7 @@ def segments() -> list[str]:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> pathlib.Path:
-    """What the commands read: `ann`, `EPIC_audio.hdf5`, `sounds`, `videos` and `esc`; each but the first lacks something."""
+    """The commands' inputs: `ann`, `EPIC_audio.hdf5`, `sounds`, `videos`, `esc`; all but the first lack something."""
     root = tmp_path_factory.mktemp("sounds")
     test_epic_sounds.table(root / "ann", segments())
     with h5py.File(root / "EPIC_audio.hdf5", "w") as file:
@@ -73,7 +73,7 @@ def convert(kind: str, where: pathlib.Path | str, out: pathlib.Path | str, *more
 
 @pytest.fixture(scope="module")
 def local(places, tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    """What the conversions from disk to disk by one process make."""
+    """The data sets that one process converts from disk to disk."""
     made = {}
     for kind in COMMANDS:
         folder = tmp_path_factory.mktemp(kind)

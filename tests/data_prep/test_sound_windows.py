@@ -1,4 +1,4 @@
-"""Sound alone is cut out of files of any kind at its time; what ends early is cut there, and what has a hole is refused."""
+"""Windows of sound alone from any kind of file: at their time, cut where the sound ends, refused where it has a hole."""
 
 import json
 import pathlib

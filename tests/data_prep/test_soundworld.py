@@ -1,4 +1,4 @@
-"""SoundWorld: deterministic, varied, laid out as Ego4D, and hard in the way the paper's data is."""
+"""SoundWorld is deterministic and varied, has Ego4D's layout, and is hard in the way the paper's data is."""
 
 import ast
 import collections
@@ -49,7 +49,7 @@ def labelled_lines(video: plan.Video) -> list[tuple[float, int, plan.Segment]]:
 
 
 def labelled_clips(seed: int, index: int) -> tuple[list, list, list, list]:
-    """Returns (labels, verbs, loudness, onset strength) of the demo world's video `index`, sound only: nothing is drawn."""
+    """Returns (labels, verbs, loudness, onset strength) of a video's labelled clips; its sound is made, nothing is drawn."""
     video = plan.plan_video(seed, index, 60.0, 112)
     wave = sound.synthesize(video, [])
     labels, verbs, clips = [], [], []
@@ -69,9 +69,9 @@ def labelled_clips(seed: int, index: int) -> tuple[list, list, list, list]:
 
 @pytest.fixture(scope="module")
 def control_scores() -> dict[int, list[np.ndarray]]:
-    """Returns labels, verbs, loudness and onset strength of the labelled test clips of three worlds.
+    """Seed of a world → labels, verbs, loudness and onset strength of its labelled test clips.
 
-    All of the first, which is the demo's, and of every third video of the others.
+    The clips are all of world 0, the demo's, and those of every third video of worlds 1 and 2.
     """
     indices = [i for i in range(160) if plan.split_of(i) == "test"]
     with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +201,7 @@ def test_an_actions_blows_are_heard_when_the_hand_or_the_thing_is_down():
 
 @pytest.fixture
 def recordings(tmp_path) -> list[str]:
-    """Two recordings: whistles of 3.3 and 5.2 kHz, which nothing in SoundWorld makes."""
+    """Paths of two recordings: whistles of 3.3 and 5.2 kHz, which occur nowhere else in SoundWorld."""
     paths = []
     for hz, rate in ((3300, 22_050), (5200, 44_100)):
         times = np.arange(int(1.5 * rate)) / rate
@@ -211,7 +211,7 @@ def recordings(tmp_path) -> list[str]:
 
 
 def silent(video: plan.Video) -> plan.Video:
-    """Returns the video with nothing to be heard in it."""
+    """Returns the video without actions that sound, machines and distractors."""
     segments = [dataclasses.replace(s, action_db=None, machine="") for s in video.segments]
     return dataclasses.replace(video, segments=segments, distractors=[])
 

@@ -1,4 +1,4 @@
-"""Others' annotation files: read as they are, in the same layouts made up here, and refused with file, row and value."""
+"""Annotation files of other projects: made-up files of their layouts are read, and errors name file, row and value."""
 
 import collections
 import csv
@@ -31,7 +31,7 @@ SOUND = {
 
 
 def write(path: pathlib.Path, base: dict, *changes: dict, delimiter: str = "\t") -> pathlib.Path:
-    """Writes a table: each row is `base` with its changes, numbered by `narration_ind`."""
+    """Writes a table with a row for each of `changes`: `base` with these changes, numbered by `narration_ind`."""
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, base, delimiter=delimiter)
         writer.writeheader()
@@ -220,7 +220,7 @@ def test_texts_stay_raw_unless_asked_and_what_cleaning_leaves_empty_is_counted(t
     lines = [narrations.Narration("v", str(i), "p", i, t) for i, t in enumerate(("#C C  stirs", "#C C", "#O man X cuts"))]
 
     def choose(clean_text: bool) -> tuple[dict[str, str], list[str]]:
-        """Returns the texts that clips would have by their id, and the reasons of the others."""
+        """Returns clip id → the text that the clip would have, and the reasons of the rejected narrations."""
         chosen, rejects = narrated.choose(lines, [], {"v": "train"}, clean_text=clean_text)
         [task] = narrated.plan_tasks(chosen, VERBS, NOUNS, 1, tmp_path, clean_text=clean_text)
         [item] = task.items
@@ -297,7 +297,7 @@ def test_redacted_narrations_of_another_shape_are_named(tmp_path, lines, words):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
-    """An Ego4D folder of two videos, with taxonomies and no narrations."""
+    """An Ego4D folder of two videos, with taxonomies but without narrations."""
     folder = tmp_path_factory.mktemp("ego4d")
     (folder / "v2" / "annotations").mkdir(parents=True)
     (folder / "v2" / "video_540ss").mkdir()
@@ -313,7 +313,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 
 def convert(root: pathlib.Path, out: pathlib.Path, *args) -> dict[str, list[records.Clip]]:
-    """Returns the clips of each split that the command makes."""
+    """Returns split → the clips that the command makes."""
     ego4d.main(["--root", str(root), "--out", str(out), "--num_workers", "1", "--num_shards", "2", *map(str, args)])
     return Converted(root, out).splits
 

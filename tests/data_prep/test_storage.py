@@ -1,4 +1,4 @@
-"""Buckets and disks: the same data set whatever lies where; nothing is lost, taken for missing, or left behind."""
+"""Buckets and disks: the data set is the same wherever files are; none is lost, wrongly called missing, or left behind."""
 
 import argparse
 import fcntl
@@ -26,7 +26,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
-    """Returns the files of a data set; of the reports what does not depend on where the videos lie."""
+    """Returns path → bytes of a data set's files, without the part of reports that depends on where the videos are."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -41,7 +41,7 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def local(root, tmp_path_factory) -> dict[str, bytes]:
-    """What the conversion from disk to disk makes."""
+    """The `content` of the data set converted from disk to disk."""
     folder = tmp_path_factory.mktemp("storage") / "local"
     ego4d.main(["--root", str(root), "--out", str(folder), *OPTIONS, "--num_workers", "1"])
     return content(folder)
@@ -89,7 +89,7 @@ def test_missing_and_forbidden_objects_are_rejects_and_a_network_that_comes_back
     clips = {row["clip_id"] for row in map(json.loads, local["rejected.jsonl"].decode().splitlines())}
 
     def told() -> set[tuple[str, str, str]]:
-        """Returns (video, reason, detail) of what the conversion on disks does not reject."""
+        """Returns (video, reason, detail) of the rejects that the conversion from disk to disk does not have."""
         rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
         return {(row["video_uid"], row["reason"], row["detail"]) for row in rows if row["clip_id"] not in clips}
 

@@ -1,4 +1,4 @@
-"""Verification: a sound data set is sound, and every kind of damage is told."""
+"""Verification finds nothing in a sound data set and reports every kind of damage."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ JPEG = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 255, (16, 24,
 
 
 def make_clips(item: dict, settings: dict):
-    """Yields three clips of a video."""
+    """Yields three clips of a video and a reject."""
     for number in range(3):
         yield records.Clip(
             clip_id=f"{item['uid']}_{number}", video_uid=item["uid"], narration="#C C taps", source="mine", time_us=5,
@@ -33,7 +33,7 @@ def make_clips(item: dict, settings: dict):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> pathlib.Path:
-    """A data set of three videos in train and one in test, in three shards."""
+    """Folder of an undamaged data set: three videos in train and one in test, in three shards."""
     folder = tmp_path_factory.mktemp("clips")
     tasks = [
         shards.ShardTask("train", 0, 2, ({"uid": "a"}, {"uid": "b"})), shards.ShardTask("train", 1, 2, ({"uid": "c"},)),
@@ -62,7 +62,7 @@ def change_info(folder: pathlib.Path, change) -> None:
 
 
 def rewrite(folder: pathlib.Path, clips: list[records.Clip], shard: int = 0) -> None:
-    """Puts other records in a shard of the training split, `clips.json` knowing its new size and digest."""
+    """Replaces the records of a shard of the training split, and its size and digest in `clips.json`."""
     path = folder / f"mine-train.array_record-{shard:05d}-of-00002"
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for clip in clips:

@@ -1,4 +1,4 @@
-"""A vocabulary is a function of the training narrations alone, and gives back what it is given."""
+"""A vocabulary depends on the training narrations alone, and decoding returns the text that was encoded."""
 
 import collections
 import os
@@ -28,7 +28,7 @@ def make_clips(item: dict, settings: dict):
 
 @pytest.fixture
 def clips(tmp_path) -> pathlib.Path:
-    """A data set whose training split holds `TEXTS` and whose test split another word."""
+    """A data set with `TEXTS` in its training split and another word in its test split."""
     folder = tmp_path / "clips"
     folder.mkdir()
     parts = {"train": TEXTS, "test": ["#C C juggles"]}

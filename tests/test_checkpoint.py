@@ -46,7 +46,7 @@ def same_bits(left, right) -> bool:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A workdir with the checkpoints of steps 1 and 2."""
+    """A workdir with checkpoints at steps 1 and 2."""
     workdir = tmp_path_factory.mktemp("saved")
     save(workdir, 1, 2)
     return workdir

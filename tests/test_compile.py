@@ -33,7 +33,7 @@ def small_report(config, topology="cpu:8"):
 
 
 def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs the command with the paper's config."""
+    """Runs the command with the paper's config and returns the finished process."""
     command = [sys.executable, "-m", "mc3_jax.compile", "--config=configs/mc3_ego4d.py", *flags]
     return subprocess.run(command, cwd=world.ROOT, env=os.environ | environment, capture_output=True, text=True)
 

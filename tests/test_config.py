@@ -21,7 +21,7 @@ FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.name !=
 
 
 def load(path: pathlib.Path) -> config_lib.Config:
-    """Returns get_config() of a config file."""
+    """Returns what `get_config()` of a config file returns."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

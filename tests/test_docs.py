@@ -24,13 +24,13 @@ def without_code(text: str) -> str:
 
 
 def anchors(page: pathlib.Path) -> list[str]:
-    """Returns the anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors that GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", without_code(page.read_text()), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def commands(page: pathlib.Path) -> list[list[str]]:
-    """Returns the words of each command in a page's shell blocks, continued lines joined."""
+    """Returns the words of each command in a page's shell blocks, with continued lines joined."""
     blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]

@@ -19,7 +19,7 @@ from tests import world
 
 @pytest.fixture(scope="module")
 def evaluated(finished) -> str:
-    """The workdir of the finished run, evaluated."""
+    """The workdir of the finished run, after evaluation."""
     config, workdir, _ = finished
     evaluate.evaluate(config, workdir)
     return workdir

@@ -27,7 +27,7 @@ CANVAS_PX = (24, 32)
 
 
 def small_config(**model) -> config_lib.Config:
-    """Returns the demo's config at tiny sizes, three layers deep, with dropout, masks, crops and both losses."""
+    """Returns the demo's config at tiny sizes: three layers, dropout, masks, crops, both losses; `model` replaces fields."""
     config = demo.get_config()
     for tower in (config.model.audio, config.model.video, config.model.text):
         tower.width, tower.depth, tower.num_heads = 8, 3, 2
@@ -57,7 +57,7 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1), *, mesh=None, rows=None):
-    """Returns (gradients, loss) of the refine phase at step 3 from parameters of seed 0, on the host.
+    """Returns (gradients, loss) of the refine phase at step 3 with the parameters of seed 0, on the host.
 
     Args:
       config: Of the run.
@@ -107,7 +107,7 @@ def weighted_sum(**model):
 
 @functools.cache
 def model_gradients(**model):
-    """Returns (gradients, value) of `weighted_sum`."""
+    """Returns (gradients, value) of `weighted_sum` at the initial parameters."""
     value, grads = jax.jit(jax.value_and_grad(weighted_sum(**model)))(initial())
     return jax.device_get(grads), float(value)
 

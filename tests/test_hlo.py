@@ -9,7 +9,7 @@ from mc3_jax import hlo, hlo_text
 
 
 def compiled(function, *shapes, **options) -> hlo.Counts:
-    """Returns the counts of a function compiled for float32 arguments of these shapes."""
+    """Returns the counts for a function that is compiled for float32 arguments of these shapes."""
     arguments = [s if isinstance(s, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     return hlo.count(jax.jit(function, **options).lower(*arguments).compile().as_text())
 

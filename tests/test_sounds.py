@@ -1,4 +1,4 @@
-"""Sounds with classes: phases that learn a classifier, folds, windows, mixup, and an evaluation of every checkpoint kept."""
+"""Sounds with classes: phases that train a classifier, folds, windows, mixup, and evaluation of every kept checkpoint."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""A file is the old one or the new, whatever happens while it is written."""
+"""A file is either the old one or the new one, whatever happens while it is written."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Classification metrics are EPIC-Sounds' own, from a file its code wrote."""
+"""Classification metrics equal those that EPIC-Sounds' own code wrote to a file."""
 
 import numpy as np
 import pytest

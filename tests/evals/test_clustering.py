@@ -1,4 +1,4 @@
-"""Clusters find what was planted, whatever the number of clips; examples are nearest to the mean; maps keep neighbours."""
+"""Clustering finds planted clusters, whatever the number of clips; examples are nearest to the mean; maps keep neighbours."""
 
 import numpy as np
 import pytest

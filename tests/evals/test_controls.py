@@ -1,4 +1,4 @@
-"""The controls against librosa and by hand, clip by clip."""
+"""The controls against librosa and against values computed by hand, clip by clip."""
 
 import librosa
 import numpy as np

@@ -1,4 +1,4 @@
-"""Metrics equal scikit-learn's, ties included; intervals cover; chance levels are those of a random order."""
+"""Metrics equal scikit-learn's, ties included; intervals have their coverage; chance levels are those of a random order."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_groups_count_by_their_samples():
 
 
 def draw(videos, num, seed):
-    """How often each clip occurs in each resampling."""
+    """Returns how often each clip occurs in each resampling."""
     drawn = []
     metrics.bootstrap_interval(lambda weights: drawn.append(weights) or weights[:, 0], videos, num, seed)
     return np.concatenate(drawn)

@@ -1,4 +1,4 @@
-"""Moments ranked by a question: the right cosine, none twice, and files that say where to look."""
+"""Moments ranked by a question: by the right cosine, none twice, and with files that say where they are."""
 
 import csv
 import dataclasses
@@ -20,13 +20,13 @@ def make(audio, video, starts_s, uids) -> moments_lib.Moments:
 
 
 def turned(cosine: float, towards: int, away: int) -> np.ndarray:
-    """Returns a unit vector with this cosine to one axis, the rest along another."""
+    """Returns a unit vector with this cosine to axis `towards` and the rest along axis `away`."""
     return cosine * UNIT[towards] + np.sqrt(1 - cosine**2) * UNIT[away]
 
 
 @pytest.fixture
 def moments() -> moments_lib.Moments:
-    """Cosines with axis 0: sound .9, .1, .5, .3; pictures .2, .8, .6, .3."""
+    """Four moments; their cosines with axis 0 are .9, .1, .5, .3 for sound and .2, .8, .6, .3 for pictures."""
     audio = [turned(c, 0, 1) for c in (0.9, 0.1, 0.5, 0.3)]
     video = [turned(c, 0, 2) for c in (0.2, 0.8, 0.6, 0.3)]
     return make(audio, video, [0, 10, 20, 30], ["v", "v", "v", "v"])

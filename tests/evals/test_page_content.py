@@ -1,4 +1,4 @@
-"""What comes from data stays text wherever it stands; a clip's media are in a page once, and small."""
+"""Texts from data never become markup; the media of a clip are in a page only once, and small."""
 
 import base64
 import html.parser
@@ -22,7 +22,7 @@ KINDS = {"run": fake_pages.run_page, "suite": fake_pages.suite_page, "sounds": f
 
 
 class Parsed(html.parser.HTMLParser):
-    """A page's elements, texts outside of scripts, and its JSON by id."""
+    """The elements and attributes of a page, its texts outside of scripts, and its JSON by id."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -46,7 +46,7 @@ class Parsed(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Each kind of page as (text, parsed)."""
+    """Kind of page → (its HTML, the same parsed)."""
     made = {}
     for kind, make in KINDS.items():
         text = make(tmp_path_factory.mktemp(kind)).read_text()

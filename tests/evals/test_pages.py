@@ -1,4 +1,4 @@
-"""Pages in a browser, from a file and without network: nothing goes wrong, and finger, keyboard and ear can use them."""
+"""Pages in a browser, from a file and without network: no errors, usable by touch and keyboard, and clips can be played."""
 
 import pathlib
 import shutil
@@ -49,7 +49,7 @@ def browser(tmp_path_factory):
 
 
 def open_page(browser, path: pathlib.Path, width_px: int = 1280) -> None:
-    """Opens a page from its file in a window so wide; as a phone shows it, below 500 px."""
+    """Opens a page from its file in a window of this width; below 500 px as on a phone."""
     size = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": width_px < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width_px < 500})
@@ -58,18 +58,18 @@ def open_page(browser, path: pathlib.Path, width_px: int = 1280) -> None:
 
 
 def wait_for(browser, script: str):
-    """Returns what a script returns as soon as it is true."""
+    """Returns the value of a script's expression as soon as it is true."""
     return WebDriverWait(browser, WAIT_S).until(lambda driver: driver.execute_script(f"return {script}"))
 
 
 def column(browser, table: int, place: int) -> list[str]:
-    """Returns the texts of a column, from above."""
+    """Returns the texts in a column of a table, from top to bottom."""
     rows = f"[...document.querySelectorAll('table')[{table}].tBodies[0].rows]"
     return browser.execute_script(f"return {rows}.map(row => row.cells[{place}].innerText)")
 
 
 def tab_to(browser, wanted: str) -> list[str]:
-    """Presses Tab until an element has the focus; returns what had it on the way."""
+    """Presses Tab until the element `wanted` has the focus; returns the elements that had it on the way, that one last."""
     script = (
         "const e = document.activeElement;"
         "return e.id || e.getAttribute('href') || (e.closest('th') ? 'header' : e.getAttribute('role') || e.tagName)"

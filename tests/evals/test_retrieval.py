@@ -1,4 +1,4 @@
-"""Retrieval: ranks against a full sort, ties, blocks, and what thirty thousand clips take."""
+"""Retrieval: ranks equal those of a full sort, ties, blocks, and the memory that thirty thousand clips take."""
 
 import subprocess
 import sys

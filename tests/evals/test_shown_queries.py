@@ -1,4 +1,4 @@
-"""Queries that are shown are those that are measured; verbs' scores beside how often they sound."""
+"""The queries shown are drawn from those measured; the scores of verbs stand beside how often they sound."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Table 1 and Fig. 4: counted by hand."""
+"""Table 1 and Fig. 4 against counts made by hand."""
 
 import numpy as np
 

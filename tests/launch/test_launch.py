@@ -1,4 +1,4 @@
-"""Launch files: what they render is what our programs take; they begin again after preemption and never after a failure."""
+"""Launch files: our programs accept what they render; they start again after a preemption and never after a failure."""
 
 import contextlib
 import json
@@ -33,14 +33,14 @@ SETTINGS = {
 
 
 def launch(file: str, *args: str, **settings: str) -> subprocess.CompletedProcess:
-    """Runs a launch file, without any of the settings unless they are given."""
+    """Runs a launch file with no settings in its environment but those given; returns the finished process."""
     env = {k: v for k, v in os.environ.items() if k not in SETTINGS | {"XLA_FLAGS": ""}}
     line = ["bash", str(LAUNCH / file), *args]
     return subprocess.run(line, env=env | settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
 def rendered(file: str, words: list[str], **settings: str) -> str:
-    """Returns what `--dry_run` shows."""
+    """Returns what a launch file prints under `--dry_run`."""
     done = launch(file, "--dry_run", *words, **(SETTINGS | settings))
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -55,7 +55,7 @@ def from_python_on(words: list[str]) -> list[str]:
 
 
 def flag(words: list[str], name: str) -> str:
-    """Returns the value of --name=VALUE or --name VALUE."""
+    """Returns the VALUE of --name=VALUE or --name VALUE in a command line."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word.startswith(f"--{name}="):
             return word.removeprefix(f"--{name}=")
@@ -69,7 +69,7 @@ def of_shell(file: str):
 
 
 def of_tpu_vm(words: list[str]) -> list[str]:
-    """Returns the command that the workers run: what ssh hands to their shell."""
+    """Returns the command that ssh passes to the workers' shell."""
     [line] = [line for line in rendered("tpu_vm.sh", words).splitlines() if " ssh " in line]
     command = flag(shlex.split(line), "command")
     subprocess.run(["bash", "-n", "-c", command], check=True)
@@ -83,7 +83,7 @@ def of_jobset(words: list[str]) -> list[str]:
 
 
 def of_skypilot(words: list[str]) -> list[str]:
-    """Returns the command that the task's script runs, by running it."""
+    """Returns the command that the task's script runs, found by running the script."""
     line = last_line(rendered("skypilot.sh", words))
     [variable] = [word for word in line if word.startswith("COMMAND=")]
     script = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())["run"]
@@ -113,7 +113,7 @@ def test_the_command_is_passed_on_word_by_word(file, words):
 
 
 def parse(words: list[str]) -> subprocess.CompletedProcess:
-    """Lets the entry points' own command line read and validate these words; prints name, workdir, epochs."""
+    """Reads and validates these words by the entry points' own parser, which prints name, workdir and epochs."""
     script = "from mc3_jax import cli; cli.run(lambda c, w: print(c.name, w, c.phases[0].epochs, sep='|'))"
     line = [sys.executable, "-c", script, *words[1:]]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -357,7 +357,7 @@ def test_a_submitted_table_evaluates_each_row_behind_its_training(tmp_path):
 
 
 def run_tpu_vm(folder: pathlib.Path, **queues: list[str]) -> tuple[int, list[str]]:
-    """Runs tpu_vm.sh with a false gcloud; returns its status and which of gcloud's commands it called, in order."""
+    """Runs tpu_vm.sh with a fake gcloud; returns its status and the gcloud commands that it called, in order."""
     env = fakes.make(folder, "gcloud", **queues) | SETTINGS | {"POLL_S": "0"}
     line = ["bash", LAUNCH / "tpu_vm.sh", *TRAIN]
     done = subprocess.run(line, env=env, check=False, capture_output=True, timeout=60)
@@ -444,7 +444,7 @@ def test_what_is_no_jobset_is_seen(at, value):
 
 
 def restarts(jobset: dict, *, status: int | None = None, condition: str = "") -> str:
-    """Returns the action of a JobSet whose pod has ended, as the controllers of Job and JobSet decide."""
+    """Returns the action that the controllers of Job and JobSet decide on when a pod has ended in this way."""
     spec = jobset["spec"]
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     for rule in spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]:

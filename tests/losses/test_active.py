@@ -74,7 +74,7 @@ def test_far_groups_are_all_found_and_equal_points_do_no_harm():
 
 
 def run(steps, batch_size=4, pool_size=8, dictionary_size=12, pairs=("av",)):
-    """Returns (loss, per pair, memory, inputs) of each of some steps."""
+    """Returns (loss, loss of each pair, memory after the step, inputs, keys) of each step."""
     names = sorted({contrastive.MODALITY_OF_LETTER[letter] for pair in pairs for letter in pair})
     memory, seen = active.init_memory(names, pool_size, dictionary_size, 6), []
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""The consensus against float64 numpy, finite differences and what Eq. 2 and 3 promise."""
+"""The consensus loss against float64 numpy, finite differences, and properties that follow from Eq. 2 and 3."""
 
 import functools
 
@@ -19,7 +19,7 @@ def embeddings(num=16, dim=6, seed=0):
 
 
 def with_scores(**scores):
-    """Embeddings whose score with audio is given."""
+    """Returns embeddings with these scores against the audio."""
     angles = {name: np.arccos(np.asarray(s, np.float64)) for name, s in scores.items()}
     num = len(next(iter(angles.values())))
     x = {name: jnp.asarray(np.stack([np.cos(a), np.sin(a)], axis=1), jnp.float32) for name, a in angles.items()}
@@ -31,7 +31,7 @@ def to_jax(tree, dtype=jnp.float32):
 
 
 def reference(x, anchor, alphas, inverse):
-    """Eq. 2 and 3, sample by sample, in float64."""
+    """Returns (loss, mean consensus) by Eq. 2 and 3, sample by sample, in float64."""
     losses, consensuses = [], []
     for t in range(len(x[anchor])):
         scores = {name: float(x[name][t] @ x[anchor][t]) for name in alphas}
@@ -58,7 +58,7 @@ def test_consensus_loss_is_eq_2_and_3(anchor, alphas, inverse):
 
 
 def consensus_of(x, inverse):
-    """c of every modality and sample, [2, b], in float64; the anchor is audio."""
+    """Returns the consensus c of every modality and sample, [2, b], in float64, with audio as the anchor."""
     scores = np.stack([np.sum(x[name] * x["audio"], axis=-1) for name in ALPHAS])
     scaled = np.stack([((score + 1) / 2) ** alpha for score, alpha in zip(scores, ALPHAS.values(), strict=True)])
     if inverse == "linear":
@@ -76,7 +76,7 @@ def test_gradient_of_the_consensus_loss_is_its_finite_difference(inverse, stop_g
     target = consensus_of(x, inverse)
 
     def loss(e):
-        """Σ |s - c|, c either that of the undisturbed embeddings, or its own."""
+        """Returns the mean Σ |s - c|; c is of the undisturbed embeddings if its gradient is stopped, otherwise of `e`."""
         c = target if stop_gradient else consensus_of(e, inverse)
         return np.mean(sum(np.abs(np.sum(e[name] * e["audio"], axis=-1) - of) for name, of in zip(ALPHAS, c, strict=True)))
 

@@ -20,7 +20,7 @@ def embeddings(num=6, dim=5, seed=0):
 
 
 def reference(x, y, temperature):
-    """Row by row, in float64."""
+    """Returns InfoNCE for one ordered pair, row by row, in float64."""
     total = 0.0
     for t in range(len(x)):
         logits = np.array([x[t] @ other for other in y]) / temperature
@@ -33,7 +33,7 @@ def to_jax(tree, dtype=jnp.float32):
 
 
 def info_nce(x, y, temperature):
-    """Eq. (1) for one ordered pair, as it is written."""
+    """Returns Eq. 1 for one ordered pair, as it is written in the paper."""
     logits = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST) / temperature
     return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
 
@@ -86,7 +86,7 @@ def test_rows_of_a_group_are_no_negatives_of_each_other():
     _, per_pair = contrastive_loss(to_jax(x), 0.05, groups=jnp.asarray(groups))
 
     def masked(one, other):
-        """As `reference`, over the row's own and those of other groups."""
+        """Returns `reference` with a denominator over the row's own pair and the rows of other groups."""
         total = 0.0
         for t in range(len(one)):
             counts = (groups != groups[t]) | (np.arange(len(one)) == t)

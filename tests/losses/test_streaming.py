@@ -1,4 +1,4 @@
-"""InfoNCE in blocks: the value and the gradients of the whole matrix, whatever the blocks, and no matrix in memory."""
+"""InfoNCE in blocks has the value and gradients of the whole matrix, for any block size, without the matrix in memory."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The forms of attention that a GPU is given are the plain one."""
+"""The special forms of attention for GPUs equal the plain form."""
 
 import contextlib
 import functools
@@ -34,7 +34,7 @@ def value_and_gradients(attend, inputs):
 
 
 def assert_same(one, other, tolerance=1e-5):
-    """Each array by its largest value: sums come in another order."""
+    """Asserts equality within a share of each array's largest value, since sums are taken in another order."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
@@ -82,9 +82,9 @@ def test_in_bfloat16_sums_are_at_least_as_near_as_products(attend):
 
 @pytest.fixture
 def flash_on_a_cpu(monkeypatch):
-    """cuDNN's place taken by XLA, with cuDNN's own refusal of odd numbers; what surrounds the call is ours.
+    """Replaces cuDNN's attention by XLA's, but refuses odd lengths like cuDNN; only our code around the call is tested.
 
-    Returns the numbers of rows that it was called with.
+    The value is the list of batch sizes that it was called with.
     """
     called = []
 

@@ -1,4 +1,4 @@
-"""What is no weight file, is damaged, or claims what cannot be, ends in one line that names it."""
+"""Files that hold no weights, are damaged or make impossible claims end in one line that names them."""
 
 import argparse
 import io
@@ -260,7 +260,7 @@ def test_a_storage_of_the_older_format_that_claims_more_than_there_is_is_refused
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The same weights in the formats; by name."""
+    """Format → bytes of a file that holds the same weights in it."""
     folder = tmp_path_factory.mktemp("whole")
     tensors = {
         name: torch.tensor(array) for name, array in checkpoint_files.read_tensors(GOLDEN / "deit_tiny.pth").items()
@@ -284,7 +284,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, whole, kind):
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Returns the bytes with some flipped, replaced, dropped, doubled or cut off."""
+    """Returns the bytes with random bits flipped and bytes replaced, dropped, doubled or cut off."""
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 8])):
         at = rng.randrange(len(content))

@@ -28,7 +28,7 @@ DTYPES = (
 
 @pytest.fixture
 def parse_config(monkeypatch):
-    """The module whose class EgoVLP's checkpoints pickle, so that PyTorch can open them."""
+    """Makes importable the module whose class EgoVLP's checkpoints have pickled, so that PyTorch can open them."""
     module = types.ModuleType("parse_config")
     module.ConfigParser = type("ConfigParser", (), {"__module__": "parse_config"})
     monkeypatch.setitem(sys.modules, "parse_config", module)

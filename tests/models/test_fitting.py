@@ -1,4 +1,4 @@
-"""Tables fitted to another size, against PyTorch's interpolation and AST's and Frozen in Time's rules."""
+"""Position tables fitted to another size, against PyTorch's interpolation and the rules of AST and Frozen in Time."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The spectrogram against Kaldi's, the crops against PIL's, and that padding and neighbours do not matter."""
+"""The spectrogram equals Kaldi's, the crops equal PIL's, and neither padding nor the other rows matter."""
 
 import functools
 import pathlib
@@ -61,7 +61,7 @@ def test_audio_too_long_or_too_short_is_refused(num_samples, message):
 
 
 def masked(num_rows=4000, time=11, mel=7, **longest):
-    """What masks leave of ones: bool [rows, time, mel]."""
+    """Returns what the masks keep, bool [rows, time, mel]."""
     keys = frontend.row_keys(jax.random.key(3), jnp.arange(num_rows))
     kept = frontend.mask_spectrogram(jnp.ones((num_rows, time, mel)), keys, **longest)
     assert set(np.unique(kept)) <= {0, 1}
@@ -92,7 +92,7 @@ def test_masks_differ_from_row_to_row_and_a_length_of_zero_masks_nothing():
 
 
 def clip(height, width, canvas, num_frames=2, seed=0, padding=0):
-    """A blurred random clip in the corner of a canvas: uint8 [1, t, *canvas, 3], its size, and the clip itself."""
+    """Returns (canvas with a blurred random clip in its corner, uint8 [1, t, *canvas, 3]; the clip's size; the clip)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, size=(num_frames, 9, 9, 3), dtype=np.uint8)
     frames = np.stack([np.asarray(Image.fromarray(x).resize((width, height))) for x in coarse])
@@ -102,7 +102,7 @@ def clip(height, width, canvas, num_frames=2, seed=0, padding=0):
 
 
 def pil(frames, box, size, flip=False):
-    """Crop to (left, top, right, bottom), PIL's antialiased bilinear resize in float, flip, normalisation."""
+    """Returns frames cropped to `box` (left, top, right, bottom), resized by PIL with antialiasing, flipped, normalised."""
 
     def plane(x):
         return np.asarray(Image.fromarray(x.astype(np.float32)).crop(box).resize((size, size), Image.BILINEAR))
@@ -165,7 +165,7 @@ def augment(video, size, keys, image_size_px=32, flip_probability=0.5):
 
 
 def drawn(key, size, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3)):
-    """The crop behind `augment_video`: corner and size, (vertical, horizontal)."""
+    """Returns [corner, size] of the crop that `augment_video` makes, each (vertical, horizontal)."""
     crop_key, _ = jax.random.split(key)
     return [np.asarray(x) for x in frontend._random_crop(crop_key, size, scale, ratio)]
 
@@ -213,7 +213,7 @@ def test_a_rows_augmentation_depends_on_the_key_and_its_row_alone():
 
 
 def many_crops(height, width):
-    """500 corners and sizes."""
+    """Returns the [corners, sizes] of 500 random crops, each [500, 2]."""
     size = jnp.asarray([height, width])
     draw = jax.jit(jax.vmap(lambda key: frontend._random_crop(key, size, (0.5, 1.0), (3 / 4, 4 / 3))))
     return [np.asarray(x) for x in draw(jax.random.split(jax.random.key(0), 500))]
@@ -244,7 +244,7 @@ def test_crops_have_torchvisions_distribution():
     torchvision_like = np.random.default_rng(0)
 
     def draw():
-        """RandomResizedCrop.get_params, one try after another."""
+        """Returns (top, left, height, width) as RandomResizedCrop.get_params draws them, one try after another."""
         height, width = 72, 128
         for _ in range(10):
             area = height * width * torchvision_like.uniform(0.5, 1.0)

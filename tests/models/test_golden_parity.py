@@ -1,4 +1,4 @@
-"""The encoders against outputs of the original PyTorch code, from its checkpoints, read as a user's are."""
+"""The encoders against outputs of the original PyTorch code, with its checkpoints, which are read as a user's are."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ EGOVLP_FILES = ("egovlp_tiny.pth", "egovlp_config.pth")
 
 
 def encoder(params, config, tower):
-    """Returns a function of the encoder's inputs, before the projection."""
+    """Returns the jitted encoder of a tower, without its projection, as a function of the inputs."""
     module = getattr(model_lib.make_model(config), f"{tower}_tower")
     own = checkpoint.unflatten(params)[tower]["encoder"]
     return jax.jit(lambda *inputs: module.apply({"params": own}, *inputs))
 
 
 def embed(params, config, **inputs):
-    """Returns the L2-normalised embedding of the one modality given."""
+    """Returns the L2-normalised embedding of the single modality in `inputs`."""
     model = model_lib.make_model(config)
     (embedding,) = jax.jit(model.apply)({"params": checkpoint.unflatten(params)}, **inputs).values()
     return embedding
@@ -29,7 +29,7 @@ def embed(params, config, **inputs):
 
 @pytest.fixture(scope="module", params=EGOVLP_FILES)
 def egovlp(request):
-    """Parameters of EgoVLP's video and text towers, and the original's inputs and outputs."""
+    """(Parameters of EgoVLP's video and text towers, inputs and outputs of the original)."""
     path = str(GOLDEN / request.param)
     params, _ = weights.read_towers({"video": path, "text": path}, golden_models.model_config())
     return params, golden_models.egovlp_outputs()
@@ -66,7 +66,7 @@ def test_more_temporal_positions_than_the_checkpoint_has_change_nothing_for_its_
 
 
 def read_audio(file, **changes):
-    """Returns parameters of the audio tower from a golden file, and the config they are of."""
+    """Returns (parameters of the audio tower from a golden file, their config)."""
     config = golden_models.model_config(**changes)
     return weights.read_towers({"audio": str(GOLDEN / file)}, config)[0], config
 

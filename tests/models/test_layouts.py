@@ -1,4 +1,4 @@
-"""Layouts: every source is recognised, used whole, given back bit for bit, and computes what it computed there."""
+"""Layouts: every source is recognised, used whole, exported again bit for bit, and computes what the original computes."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ SMALL = dict(num_hidden_layers=2, hidden_size=24, num_attention_heads=3, interme
 
 
 def random_weights(model):
-    """Draws every weight of a PyTorch model anew, those too that start at 0 or 1."""
+    """Returns a PyTorch model with all weights drawn at random, including those that usually start at 0 or 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +46,7 @@ def vit(kind=transformers.ViTModel):
 
 
 def config():
-    """Returns the sizes of the three models above."""
+    """Returns the config with the sizes of the three models above."""
     return golden_models.model_config(
         audio__num_mel=64, audio__num_time_frames=60, audio__width=24, audio__num_heads=3, video__width=24,
         video__num_heads=3, text__vocab_size=40, text__num_positions=12, text__width=24, text__num_heads=3,
@@ -55,7 +55,7 @@ def config():
 
 
 def encode(tower, params, sizes, x, *rest):
-    """Returns the encoder's features, before the projection, with flat parameters."""
+    """Returns the features of a tower's encoder, before the projection; `params` are flat."""
     module = getattr(model_lib.make_model(sizes), f"{tower}_tower")
     own = {
         name.removeprefix(f"{tower}/encoder/"): value
@@ -101,7 +101,7 @@ def test_hugging_face_weights_given_back_are_those_taken_bit_for_bit(model, tmp_
 
 
 def save(model, folder, how):
-    """Saves a Hugging Face model as safetensors, or as people saved them years ago."""
+    """Saves a Hugging Face model as safetensors, or as a `.bin` with `position_ids`, as was usual years ago."""
     model.save_pretrained(folder)
     if how == "bin with position_ids":
         tensors = {n: torch.from_numpy(np.array(v)) for n, v in checkpoint_files.read_tensors(folder).items()}
@@ -201,7 +201,7 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_listed_in_one_error(
 
 
 def deit(**changes):
-    """Returns the golden DeiT's tensors, some of them replaced; None removes one."""
+    """Returns the golden DeiT's tensors with `changes`: `__` in a name stands for a dot, and None removes a tensor."""
     tensors = layouts._strip(checkpoint_files.read_tensors(GOLDEN / "deit_tiny.pth"))
     tensors |= {name.replace("__", "."): value for name, value in changes.items()}
     return {name: value for name, value in tensors.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The encoders' parts against PyTorch and naive float64 numpy, and their sizes."""
+"""The modules of the encoders against PyTorch and naive float64 numpy, and their sizes."""
 
 import math
 
@@ -19,7 +19,7 @@ from mc3_jax.models.video import DividedAttention, SpaceTimeBlock, SpaceTimeTran
 
 
 def randomize(params, seed=0):
-    """Draws every parameter, those too that start at 0 or 1."""
+    """Returns parameters drawn at random, including those that usually start at 0 or 1."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, jnp.float32), params)
 
@@ -37,7 +37,7 @@ def dense(params, x):
 
 
 def masked_attention(params, x, allowed, num_heads):
-    """Softmax attention over all tokens [n, w], one query at a time, of the keys allowed[query]."""
+    """Returns softmax attention over tokens [n, w], computed one query at a time over the keys allowed[query]."""
     query, key, value = (
         rearrange(part, "n (h d) -> h n d", h=num_heads) for part in np.split(dense(params["qkv"], x), 3, axis=-1)
     )
@@ -63,7 +63,7 @@ def mlp(params, x):
 
 
 def groups(over, num_frames, num_places):
-    """allowed[query, key] of the class token and the frame-major patches."""
+    """Returns allowed[query, key], bool, for the class token and the frame-major patches."""
     frame, place = (x.ravel() for x in np.indices((num_frames, num_places)))
     same = frame if over == "space" else place
     allowed = np.ones((1 + len(same), 1 + len(same)), bool)

@@ -1,4 +1,4 @@
-"""Pickles are described and never run; every hostile one here is first shown to work on those who unpickle it."""
+"""Pickles are described and never run; every hostile one here is first proven to work when it is unpickled."""
 
 import argparse
 import codecs
@@ -33,7 +33,7 @@ for path in sys.argv[1:]:
 
 
 def payloads(folder) -> dict[str, tuple[str, bytes]]:
-    """Returns case → (what the refusal names, a pickle that creates the file folder/CASE where it is unpickled)."""
+    """Returns case → (what the error must name, a pickle that creates the file folder/CASE when it is unpickled)."""
     system = name("os", "system")
     touch = {case: literal(f"touch {folder}/{case}") for case in ("getattr", "partial", "type_v2")}
     shutil_os = call(name("builtins", "getattr"), name("shutil", "os"), literal("system"))
@@ -88,12 +88,12 @@ def payloads(folder) -> dict[str, tuple[str, bytes]]:
 
 
 def plain(command: str) -> bytes:
-    """Returns a pickle that runs a command of the shell."""
+    """Returns a pickle that runs a shell command when it is unpickled."""
     return b"\x80\x02" + call(name("os", "system"), literal(command)) + b"."
 
 
 def plant(folder: pathlib.Path):
-    """Writes the files that some payloads have loaded."""
+    """Writes the files that some payloads load."""
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
     npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
     (folder / "numpy.file").write_bytes(npy + plain(f"touch {folder}/numpy"))
@@ -110,7 +110,7 @@ def created(folder: pathlib.Path, case: str) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """(folder, payloads, what each of them created in a process that unpickled it and that no longer exists)."""
+    """(folder, payloads, the cases whose file appeared when a process unpickled them, that process's output)."""
     folder = tmp_path_factory.mktemp("hostile")
     plant(folder)
     cases = payloads(folder)
@@ -219,7 +219,7 @@ def test_a_class_of_a_module_that_is_here_is_refused_and_that_of_one_nobody_has_
 
 
 def random_value(rng: random.Random, depth: int = 0):
-    """Returns a nested value of plain types; some of it occurs twice."""
+    """Returns a random nested value of plain types, parts of which may occur twice."""
     kinds = ["text", "integer", "float", "none", "bool", "bytes"] + ["dict", "list", "tuple", "twice"] * (depth < 4)
     match rng.choice(kinds):
         case "text":

@@ -84,7 +84,7 @@ def _edited(edit) -> bytes:
 
 
 def test_the_classes_of_inner_messages_outlive_the_garbage_collector():
-    """Else threads that decode crash: some 20 s of six threads and a busy collector were enough."""
+    """Otherwise threads that decode crash: 20 s of six threads and a busy garbage collector were enough."""
 
     def classes():
         features = records._Example.FromString(records.encode(make_clip())).features

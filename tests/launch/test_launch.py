@@ -120,7 +120,7 @@ def parse(words: list[str]) -> subprocess.CompletedProcess:
 
 
 def test_a_run_here_keeps_out_of_slurms_detection():
-    """Else a step of eight tasks would be waited for, and one GPU taken."""
+    """Otherwise it would wait for the other tasks of a step of eight, and use only one GPU."""
     words = last_line(rendered("local.sh", TRAIN))
     assert words[words.index("env") : words.index("python")] == ["env", "-u", "SLURM_STEP_NODELIST"]
 

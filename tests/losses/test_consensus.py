@@ -151,7 +151,7 @@ def test_inverted_by_each_modalitys_own_exponent_no_score_is_raised(alphas):
 
 
 def test_a_video_that_agrees_less_than_the_bottleneck_is_pulled_closer_unless_inverted_by_its_own_exponent():
-    """The first row of the table in docs/method.md."""
+    """The scores are those of the first row of the table in docs/method.md."""
     x = with_scores(video=[0.1], text=[0.45])
     for inverse, score, slope in (("argmin", 0.45, -1), ("linear", 0.45, -1), ("per_modality", (0.05125 + 0.45) / 2, 1)):
         loss = functools.partial(consensus_loss, anchor="audio", alphas=ALPHAS, inverse=inverse)

@@ -129,11 +129,12 @@ def test_the_center_crop_is_pils_resize_then_crop(height, width, resize_px):
 
 @pytest.mark.parametrize(("height", "width"), [(256, 341), (341, 256), (256, 256), (540, 960)])
 def test_evaluation_sees_what_egovlps_three_transforms_show(height, width):
-    """Resize(256), CenterCrop(256), Resize(224) of EgoVLP's data_loader/transforms.py, in float by PIL.
+    """Compares with Resize(256), CenterCrop(256), Resize(224) of EgoVLP's data_loader/transforms.py, in float by PIL.
 
-    Of a square of 256 px the two are the same. Elsewhere the corners of their crop and of ours are rounded at other sizes,
-    a third of a pixel apart: below 0.02 of ImageNet's deviation in the mean and 0.15 at most, over pictures whose contrasts
-    spread over some 30 pixels. A `resize_px` of 256, which cuts the square's border off, is more than ten times as far off.
+    For a square of 256 px the two are the same. For other shapes the corners of their crop and of ours are rounded at other
+    sizes and differ by a third of a pixel. In pictures whose contrasts spread over some 30 pixels this gives a difference
+    below 0.02 of ImageNet's deviation in the mean and 0.15 at most. With a `resize_px` of 256, which cuts the square's
+    border off, the difference is more than ten times as large.
     """
     video, size, frames = clip(height, width, (height, width), num_frames=1)
     shape = [256 * n // min(height, width) for n in (height, width)]

@@ -124,7 +124,7 @@ def test_bfloat16_stays_close_to_float32():
 
 @pytest.mark.large
 def test_bfloat16_stays_close_to_float32_at_the_papers_sizes():
-    """Freshly initialised towers (the time attention at random, so that it takes part) on noise."""
+    """Tested on noise with freshly initialised towers, the time attention at random so that it has an effect."""
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 30000, (2, 30)).astype(np.int32)
     inputs = {

@@ -263,7 +263,7 @@ def relative_error(found, expected):
 
 @pytest.mark.parametrize("name", ["distilbert", "ast", "vit"])
 def test_each_block_is_hugging_faces(name, tmp_path):
-    """Every block gets the original's own input, so that no error of one hides in the next."""
+    """Every block gets the original's input, so that the error of one block does not hide in the next."""
     model = {"distilbert": distilbert, "ast": ast, "vit": vit}[name]()
     model.save_pretrained(tmp_path)
     tower = {"distilbert": "text", "ast": "audio", "vit": "video"}[name]

@@ -184,7 +184,7 @@ def test_what_would_change_an_object_of_this_process_is_refused(tmp_path, named,
 
 
 def test_nothing_of_ours_can_be_poisoned_for_the_next_file(tmp_path):
-    """Real unpickling would let the first file replace what the functions it is allowed to call do."""
+    """Real unpickling would let the first file change what the functions do that files may call."""
     golden = pathlib.Path(__file__).parents[1] / "golden" / "egovlp_config.pth"
     before = checkpoint_files.read_tensors(golden)
     state = literal(None) + literal({"__defaults__": (1,), "__setstate__": 1, "__class__": 1}) + b"\x86b0"
@@ -291,7 +291,7 @@ def test_bombs_end_in_one_line(tmp_path):
 
 
 def test_a_long_shape_that_many_tensors_share_is_not_looked_through(tmp_path, monkeypatch):
-    """A file of half a megabyte would keep the reader busy for minutes."""
+    """Otherwise a file of half a megabyte would keep the reader busy for minutes."""
     looked_at = []
     monkeypatch.setattr(torch_pickles, "_is_sizes", lambda values: looked_at.append(len(values)) or True)
     ones = (1,) * 200_000

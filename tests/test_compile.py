@@ -239,7 +239,7 @@ def test_bad_commands_end_with_one_line(flags, status, message):
 @pytest.mark.large
 @pytest.mark.timeout(1500)
 def test_on_eight_chips_embeddings_are_replicated_once_and_gradients_reduced_in_float32():
-    """The paper's sizes, layers scanned, without XLA's optimisations: collectives are the same, and it takes a third."""
+    """The paper's sizes, scanned layers. Without XLA's optimisations collectives are the same, in a third of the time."""
     flags = ["--config.model.scan_layers=True", "--config.model.remat=full", "--topology=v5e:2x4"]
     done = run(*flags, JAX_OPTIMIZATION_LEVEL="O0")
     assert done.returncode == 0, done.stderr[-3000:]

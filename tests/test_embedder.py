@@ -27,7 +27,7 @@ def model(finished):
 
 @pytest.fixture(scope="module")
 def clips(finished):
-    """The first clips of the test split, and their frames as evaluation takes them."""
+    """The first six clips of the test split, and of each (canvas with the frames that evaluation takes, their size)."""
     config = finished[0]
     source = loader.open_split(config.data.dir, "test", config.model.video.num_frames)
     chosen = transforms.choose_frames(source.info.num_intervals, source.info.num_candidates, None)

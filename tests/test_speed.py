@@ -67,7 +67,7 @@ def write_command(path: pathlib.Path, text: str) -> str:
 
 
 def parts_for_a_gpu(tmp_path: pathlib.Path, *, memory_mib: int, status: str = "exit 0", **environment: str) -> tuple:
-    """Returns (each benchmark that is started and its words, in order, the lines that are told at the end).
+    """Runs `run_gpu.sh` and returns (arguments of each benchmark that it started, in order; lines printed at the end).
 
     Args:
       tmp_path: Folder.

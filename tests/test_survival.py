@@ -133,7 +133,7 @@ def newest_state(config, workdir):
     return checkpoint.restore_newest(str(workdir), lambda step: step_lib.to_tree(train._plan_state(run, step)[1]))
 
 
-@pytest.mark.timeout(5400)  # a minute on a machine of its own, ten times that on a busy one; with --soak ten minutes
+@pytest.mark.timeout(5400)  # a minute on an idle machine, ten times that on a busy one; with --soak ten minutes
 def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed_one(data, tmp_path, num_kills):
     config, undisturbed, cache = world.small_config(data), tmp_path / "undisturbed", tmp_path / "cache"
     config_file = write_config(tmp_path, config)

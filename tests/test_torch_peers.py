@@ -54,7 +54,7 @@ HEADS = {
 
 
 def our_params(peer: torch_peers.ThreeTowers, folder: pathlib.Path) -> dict:
-    """Returns the peer's parameters as ours; Hugging Face's names in files are those that `layouts` knows."""
+    """Returns the peer's parameters as ours; towers of Hugging Face are saved first, as `layouts` knows names in files."""
     flat = {}
     for tower, names in HEADS.items():
         encoder = getattr(peer, tower)

@@ -1,4 +1,4 @@
-"""The order of training clips, and the canvas their pictures come onto."""
+"""The order of training clips, and the canvas that their frames are decoded onto."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_clips_come_in_groups_of_a_video_that_differ_from_epoch_to_epoch():
     groups = []
     for epoch in range(20):
         order = loader.epoch_order(VIDEO_CLIPS, 4, 0, epoch)
-        # Neighbouring groups may be of one video: such a stretch is as long as its groups together.
+        # Adjacent groups may be of the same video: then the stretch is as long as these groups together.
         cuts = np.flatnonzero(np.diff(VIDEO[order])) + 1
         for stretch in np.split(order, cuts):
             size = VIDEO_CLIPS[VIDEO[stretch[0]]]
@@ -75,7 +75,7 @@ def test_a_frame_that_is_larger_than_the_canvas_or_no_jpeg_is_named():
     out = np.zeros((2, 24, 30, 3), np.uint8)
     with pytest.raises(ValueError, match=r"clip c: frame 0 can't be decoded: it has \(24, 32\) px, more than .*\(24, 30\)"):
         transforms.decode_frames([file], out, "c")
-    narrow = np.zeros((1, 26, 30, 3), np.uint8)  # it would hold the bytes
+    narrow = np.zeros((1, 26, 30, 3), np.uint8)  # large enough for the bytes
     with pytest.raises(ValueError, match=r"it has \(24, 32\) px, more than the canvas \(26, 30\)"):
         transforms.decode_frames([file], narrow, "c")
     with pytest.raises(ValueError, match="clip c: frame 1 can't be decoded: "):

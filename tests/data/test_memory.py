@@ -1,4 +1,4 @@
-"""Memory that is reused: buffers within a process and shared memory between two."""
+"""Memory that is reused, within a process and between two."""
 
 import gc
 import multiprocessing
@@ -91,7 +91,7 @@ def test_what_jax_holds_is_not_free():
     assert shared.take((1000,), np.int32).ctypes.data == own.ctypes.data
 
 
-@pytest.mark.filterwarnings("ignore:.*fork")  # JAX's threads are not missed
+@pytest.mark.filterwarnings("ignore:.*fork")  # the child needs none of JAX's threads
 def test_a_fork_frees_nothing_that_its_parent_holds():
     shared, borrowed = memory_lib.SharedMemory(), memory_lib.Borrowed()
     own = shared.take(SHAPE, np.int16)
@@ -120,7 +120,7 @@ def test_memory_of_another_process_outlives_it_once_its_message_is_read():
     process.start()
     borrowed = memory_lib.Borrowed()
     first, second = pipe.recv(), pipe.recv()
-    assert pipe.poll(10)  # the third is there, but not read
+    assert pipe.poll(10)  # the third has arrived, but is not read
     process.kill()
     process.join()
     for value, batch in enumerate((first, second)):

@@ -90,7 +90,7 @@ def test_workers_take_nothing_of_what_containers_keep_small():
 def make_row_and_free_records(number):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(2):
-        sum(map(len, [bytes(170_000) for _ in range(64)]))  # all there at once
+        sum(map(len, [bytes(170_000) for _ in range(64)]))  # all in memory at once
     made = make_row(number)
     made.arrays["page_faults"] = np.int32(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     return made
@@ -106,7 +106,7 @@ def test_workers_keep_the_memory_of_records_that_they_free():
 
 def slowly(batches):
     for batch in batches:
-        time.sleep(1.2)  # workers that are done end meanwhile
+        time.sleep(1.2)  # meanwhile workers that are done end
         yield batch
 
 
@@ -182,7 +182,7 @@ def refuse(_):
 
 
 def damaged(folder, kind):
-    """Writes clips whose training shard is damaged as `kind` says: at record 3, or in ArrayRecord's own record 0."""
+    """Writes clips whose training shard has the damage `kind`, see `DAMAGE`, and returns the folder."""
     shard = test_sounds.write(folder, pictures=True) / "s-train.array_record-00000-of-00001"
     if kind == "flipped":
         content = bytearray(shard.read_bytes())
@@ -220,7 +220,7 @@ DAMAGE = {
 def test_damage_is_one_error_that_names_shard_and_record_and_what_mends_it(tmp_path, kind, num_workers):
     folder = damaged(tmp_path, kind)
     readers = [(loader.eval_batches, {}), (loader.train_batches, {"seed": 0})]
-    for read, more in readers[: 1 if num_workers else 2]:  # workers take seconds to begin
+    for read, more in readers[: 1 if num_workers else 2]:  # workers take seconds to start
         with pytest.raises(damage.DataError) as raised:
             take(folder, functools.partial(read, num_workers=num_workers, **more))
         said = str(raised.value)
@@ -270,10 +270,10 @@ else:
 
 @pytest.fixture
 def reader(tmp_path):
-    """A process that prints its worker's pid as soon as there is a worker, and "read" when it has read a batch."""
+    """A process that prints the id of its worker process as soon as there is one, and "read" after the first batch."""
     script = tmp_path / "read.py"
     script.write_text(READ.format(folder=str(test_sounds.write(tmp_path, pictures=True))))
-    # A script's folder is on the path in place of the working directory.
+    # Python puts a script's folder on its path, not the working directory.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(world.ROOT), os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True) as process:
         yield process
@@ -297,7 +297,7 @@ def test_a_worker_ends_with_a_parent_that_is_killed(reader, is_ready):
 def test_a_job_that_is_told_to_end_leaves_that_to_the_parent(reader):
     worker = int(reader.stdout.readline())
     for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(worker, number)  # it is starting
+        os.kill(worker, number)  # while it starts
     assert reader.stdout.readline() == "read\n"
     os.kill(worker, signal.SIGTERM)
     time.sleep(0.5)

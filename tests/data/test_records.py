@@ -1,4 +1,4 @@
-"""Records: decoding returns what was encoded, the bytes are always the same, and errors name what is wrong."""
+"""Records: clips survive the round trip, the bytes never vary, and whatever is wrong is named."""
 
 import dataclasses
 import gc
@@ -84,7 +84,7 @@ def _edited(edit) -> bytes:
 
 
 def test_the_classes_of_inner_messages_outlive_the_garbage_collector():
-    """Otherwise threads that decode crash: 20 s of six threads and a busy garbage collector were enough."""
+    """Otherwise threads that decode crash: with six threads and a busy garbage collector within some 20 s."""
 
     def classes():
         features = records._Example.FromString(records.encode(make_clip())).features

@@ -1,4 +1,4 @@
-"""Sounds of any length: crops and windows are parts of the clip's own sound, every window counts once, padding is marked."""
+"""Sounds of any length: crops and windows hold the clip's own sound, every window counts once, padding is reported."""
 
 import functools
 import pathlib
@@ -17,7 +17,7 @@ JPEG = simplejpeg.encode_jpeg(np.full((16, 24, 3), 90, np.uint8))
 
 
 def sound_of(number: int) -> np.ndarray:
-    """Returns the sound of a clip; a sample's value tells its clip and position and is never 0."""
+    """Returns the sound of a clip: each sample identifies the clip and the position, and none is 0."""
     return (1 + 1000 * number + np.arange(LENGTHS[number])).astype(np.int16)
 
 
@@ -31,7 +31,7 @@ def make_clip(number: int, pictures: bool = False) -> records.Clip:
 
 
 def write(folder: pathlib.Path, pictures: bool = False, **changes) -> pathlib.Path:
-    """Writes a data set with a clip of each of `LENGTHS`, the last three for validation, and returns `folder`."""
+    """Writes a data set with a clip of each of `LENGTHS`, the last three for validation, and returns its folder."""
     splits = {}
     for split, numbers in (("train", range(8)), ("validation", range(8, 11))):
         path = folder / f"s-{split}.array_record-00000-of-00001"
@@ -66,7 +66,7 @@ def rows_of(batches) -> list[dict[str, np.ndarray]]:
 
 
 def assert_own_sound(row: dict[str, np.ndarray], size: int = WINDOW):
-    """Checks that a row's audio is its clip's sound from `audio_start` on, followed by nothing but zeros."""
+    """Asserts that a row's audio is its clip's from `audio_start` on, with zeros only behind the clip's end."""
     number, start, length = int(row["text_ids"][0]), int(row["audio_start"]), int(row["audio_length"])
     sound = sound_of(number)
     assert row["audio"].shape == (size,)
@@ -108,7 +108,7 @@ def test_training_crops_each_epoch_anew_tells_the_class_and_holds_no_pictures(fo
     for row in rows:
         assert_own_sound(row)
         assert row["class_id"] == int(row["text_ids"][0]) % 3
-    assert len({int(row["audio_start"]) for row in rows if row["text_ids"][0] == 4}) > 10  # of 20 epochs, 900 places
+    assert len({int(row["audio_start"]) for row in rows if row["text_ids"][0] == 4}) > 10  # in 20 epochs, of 900 starts
     again = loader.train_batches(source, tokenize, batch_size=4, seed=0, start_step=33, num_threads=1)
     for row, other in zip(rows[4 * 33 :], rows_of([next(again)]), strict=False):
         for name in row:
@@ -184,7 +184,7 @@ def test_sounds_of_nothing_or_less_than_a_window_are_cropped_as_ever_where_silen
 
 
 def test_silence_is_neither_trained_on_nor_counted(folder, monkeypatch):
-    # Of clip 4 (999 samples) a tenth is sound, far from the middle; the others are about as loud everywhere.
+    # In clip 4 (999 samples) only a tenth is not silent, far from the middle; other clips are equally loud throughout.
     quiet = sound_of(4)
     quiet[:] = 0
     quiet[700:800] = 900 * (-1) ** np.arange(100)
@@ -198,7 +198,7 @@ def test_silence_is_neither_trained_on_nor_counted(folder, monkeypatch):
         for row in rows:
             assert silence_db == 0 or np.any(row["audio"])
     assert np.mean([600 < start < 800 for start in heard[0.0]]) < 0.4
-    # A tenth of the energy, 10 samples of the 100, is what a crop must hold.
+    # A crop must hold a tenth of the energy: 10 of the 100 samples.
     assert min(heard[10.0]) < 640
     assert max(heard[10.0]) > 760
     assert all(610 <= start <= 790 for start in heard[10.0])

@@ -1,4 +1,4 @@
-"""Tokenizers are read from folders whose content may come from strangers."""
+"""Tokenizers are read safely from folders that strangers may have made."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def test_a_copy_of_distilberts_tokenizer_gives_its_ids_without_the_model_it_came
     (source / "config.json").write_text('{"model_type": "distilbert"}')
     if has_both:
         transformers.AutoTokenizer.from_pretrained(source).backend_tokenizer.save(str(source / "tokenizer.json"))
-    (folder / "special_tokens_map.json").write_text('{"pad_token": "onion"}')  # of another
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "onion"}')  # of another tokenizer
     if beside_model:
         (folder / "config.json").write_text('{"format": "mc3_jax"}')
     copy_tokenizer(source, folder, beside_model=beside_model)
@@ -68,7 +68,7 @@ def test_a_copy_of_distilberts_tokenizer_gives_its_ids_without_the_model_it_came
 def test_what_can_not_be_copied_or_can_not_pad_is_named(tmp_path):
     with pytest.raises(ValueError, match="holds no tokenizer: name a folder with tokenizer.json or vocab.txt"):
         copy_tokenizer(tmp_path, tmp_path / "x")
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")  # of such all would have one digest
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")  # all tokenizers of such files would have one digest
     (tmp_path / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "c": 5}')
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
     with pytest.raises(ValueError, match="holds no tokenizer: name a folder with tokenizer.json or vocab.txt; trans"):

@@ -1,4 +1,4 @@
-"""Classification metrics equal those that EPIC-Sounds' own code wrote to a file."""
+"""Classification metrics equal those that EPIC-Sounds' own code has written to a file."""
 
 import numpy as np
 import pytest

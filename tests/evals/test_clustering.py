@@ -1,4 +1,4 @@
-"""Clustering finds planted clusters, whatever the number of clips; examples are nearest to the mean; maps keep neighbours."""
+"""Planted clusters are found for any number of clips; examples are the nearest to the mean; maps keep neighbours."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The controls against librosa and against values computed by hand, clip by clip."""
+"""The controls against librosa and values computed by hand, clip by clip."""
 
 import librosa
 import numpy as np
@@ -48,7 +48,7 @@ def test_verbs_that_sound_more_or_less_often_come_out_above_chance(num_clips):
 def test_a_verb_that_nobody_knows_says_no_more_than_the_overall_rate():
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 2
-    half = np.where(rng.uniform(size=200) < 0.5, labels, -1)  # where it is known, verb and label are one
+    half = np.where(rng.uniform(size=200) < 0.5, labels, -1)  # where the verb is known, it is the label
     assert 0.65 < controls.verb_prior_roc_auc(half, labels) < 0.85
     assert controls.verb_prior_roc_auc(np.full(200, -1), labels) is None
 

@@ -1,4 +1,4 @@
-"""Metrics equal scikit-learn's, ties included; intervals have their coverage; chance levels are those of a random order."""
+"""Metrics equal scikit-learn's, ties included; intervals cover the truth; chance levels are those of a random order."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_metrics_equal_scikit_learns_with_ties():
     ours = metrics.pr_curve(LABELS, SCORES)
     np.testing.assert_allclose(ours[0][1:], recall[:-1][::-1])
     np.testing.assert_allclose(ours[1][1:], precision[:-1][::-1])
-    # Theirs begins at a precision of 1 whatever comes first, so that scores that are all alike would get more than chance.
+    # scikit-learn's curve always begins at a precision of 1, so that equal scores would get more than chance.
     assert (ours[0][0], ours[1][0]) == (0, precision[-2])
     area = sklearn.metrics.auc(recall[:-1], precision[:-1]) + recall[-2] * precision[-2]
     assert metrics.pr_auc_trapezoid(LABELS, SCORES) == pytest.approx(area, abs=1e-12)
@@ -52,17 +52,17 @@ def test_a_score_that_knows_only_the_group_is_worth_nothing_within_groups():
 
 def test_groups_count_by_their_samples():
     labels = np.array([1, 0, 1, 0, 0, 1, 1, 1])
-    scores = np.array([0.9, 0.1, 0.1, 0.9, 0.8, 0.7, 0.5, 0.3])  # areas 1, 0 and, of one class, none
+    scores = np.array([0.9, 0.1, 0.1, 0.9, 0.8, 0.7, 0.5, 0.3])  # areas 1 and 0; none with a single class
     groups = np.array([0, 0, 1, 1, 1, 1, 2, 2])
     assert metrics.within_group_roc_auc(labels, scores, groups) == (pytest.approx(2 / 6), 6)
-    weights = np.array([[3.0, 3, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1, 1]])  # in the second a group lost its negatives
+    weights = np.array([[3.0, 3, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1, 1]])  # second: a group without negatives
     mean, used = metrics.within_group_roc_auc(labels, scores, groups, weights)
     np.testing.assert_allclose(mean, [6 / 10, 1])
     np.testing.assert_allclose(used, [10, 2])
 
 
 def draw(videos, num, seed):
-    """Returns how often each clip occurs in each resampling."""
+    """Returns how often each clip occurs in each resampling, [num, n]."""
     drawn = []
     metrics.bootstrap_interval(lambda weights: drawn.append(weights) or weights[:, 0], videos, num, seed)
     return np.concatenate(drawn)
@@ -79,16 +79,16 @@ def test_an_interval_holds_95_percent_of_what_the_resamplings_give():
 @pytest.mark.parametrize("per_video", [1, 3])
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says(per_video):
     videos = np.repeat(np.arange(120 // per_video), per_video)
-    labels = videos % 2  # those of a video are alike, as are their scores
+    labels = videos % 2  # clips of a video have one label and nearly the same score
     covered = {"videos": 0, "clips": 0}
     for trial in range(100):
         rng = np.random.default_rng(trial)
-        scores = rng.normal(size=120 // per_video)[videos] + 1e-3 * rng.normal(size=120) + labels  # AUC: Phi(1 / sqrt 2)
+        scores = rng.normal(size=120 // per_video)[videos] + 1e-3 * rng.normal(size=120) + labels  # AUC: Φ(1 / √2)
         for name, drawn in (("videos", videos), ("clips", np.arange(120))):
             low, high = metrics.bootstrap_interval(lambda w, y=labels, s=scores: metrics.roc_auc(y, s, w), drawn, 300, trial)
             covered[name] += low <= 0.7602 <= high
     assert 88 <= covered["videos"] <= 100
-    assert covered["clips"] < 80 or per_video == 1  # what drawing whole videos is for
+    assert covered["clips"] < 80 or per_video == 1  # why whole videos are drawn
 
 
 def test_videos_are_drawn_whole_and_clips_of_a_few_by_themselves():

@@ -1,4 +1,4 @@
-"""Moments ranked by a question: by the right cosine, none twice, and with files that say where they are."""
+"""Moments are ranked by a query: by the right cosine, without overlaps, and in files that say where to look."""
 
 import csv
 import dataclasses
@@ -20,13 +20,13 @@ def make(audio, video, starts_s, uids) -> moments_lib.Moments:
 
 
 def turned(cosine: float, towards: int, away: int) -> np.ndarray:
-    """Returns a unit vector with this cosine to axis `towards` and the rest along axis `away`."""
+    """Returns a unit vector with this cosine to axis `towards`, the rest along axis `away`."""
     return cosine * UNIT[towards] + np.sqrt(1 - cosine**2) * UNIT[away]
 
 
 @pytest.fixture
 def moments() -> moments_lib.Moments:
-    """Four moments; their cosines with axis 0 are .9, .1, .5, .3 for sound and .2, .8, .6, .3 for pictures."""
+    """Four moments of a video; cosines with axis 0: sound 0.9, 0.1, 0.5, 0.3, pictures 0.2, 0.8, 0.6, 0.3."""
     audio = [turned(c, 0, 1) for c in (0.9, 0.1, 0.5, 0.3)]
     video = [turned(c, 0, 2) for c in (0.2, 0.8, 0.6, 0.3)]
     return make(audio, video, [0, 10, 20, 30], ["v", "v", "v", "v"])
@@ -55,7 +55,7 @@ def test_without_a_question_the_agreement_of_sound_and_pictures_decides(moments)
 def test_of_moments_that_overlap_in_one_video_the_best_is_found():
     cosines = [0.5, 0.9, 0.6, 0.8, 0.7]
     vectors = [turned(c, 0, 1) for c in cosines]
-    # The second takes the first and the third; the fourth begins where it ends; the last is of another video.
+    # The second overlaps the first and the third, which are worse. The fourth begins where it ends; the last is elsewhere.
     found = make(vectors, vectors, [0.0, 1.0, 2.0, 2.5, 1.0], ["a", "a", "a", "a", "b"])
     assert [hit.row for hit in moments_lib.find(found, UNIT[0], "both", 10)] == [1, 3, 4]
     assert [hit.row for hit in moments_lib.find(found, UNIT[0], "both", 2)] == [1, 3]
@@ -72,7 +72,7 @@ def test_a_file_is_read_again_for_the_same_clips_and_model_alone(moments, tmp_pa
     path.write_bytes(path.read_bytes()[:-200])
     assert moments_lib.load(path, "x") is None
     np.savez(path, made_of=np.array("x"), audio=np.array([{}], object))
-    assert moments_lib.load(path, "x") is None  # pickled: not read
+    assert moments_lib.load(path, "x") is None  # pickled arrays are not read
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Texts from data never become markup; the media of a clip are in a page only once, and small."""
+"""Texts from data stay texts everywhere in a page; a clip's media are in a page once, and small."""
 
 import base64
 import html.parser
@@ -22,7 +22,7 @@ KINDS = {"run": fake_pages.run_page, "suite": fake_pages.suite_page, "sounds": f
 
 
 class Parsed(html.parser.HTMLParser):
-    """The elements and attributes of a page, its texts outside of scripts, and its JSON by id."""
+    """A parsed page: elements, attributes, text outside of scripts, and its JSON by id."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -58,7 +58,7 @@ def pages(tmp_path_factory):
 def test_hostile_texts_are_texts(pages, kind):
     text, parsed = pages[kind]
     scripts = parsed.elements.count("script")
-    assert scripts == len(parsed.data) + 2  # Plotly's and ours
+    assert scripts == len(parsed.data) + 2  # Plotly's and the page's own
     assert "b" not in parsed.elements
     assert not [found for found in parsed.attributes if found[1].startswith("on")]
     assert "".join(parsed.text).count(HOSTILE) >= 4
@@ -113,7 +113,7 @@ def test_each_clip_is_stored_once_and_all_that_is_shown_is_stored(pages):
 def test_a_clip_takes_little_of_the_page(pages):
     data = pages["run"][1].data
     sizes = [len(json.dumps(value)) for name, value in data.items() if name.startswith("media-")]
-    assert np.median(sizes) < 15_000  # 48 KB as WAV alone
+    assert np.median(sizes) < 15_000  # the sound alone has 48 KB as WAV
 
 
 def test_only_found_and_missed_show_more_than_one_frame(pages):
@@ -134,7 +134,7 @@ def test_a_frame_of_the_middle_is_the_middle_ones():
 
 
 def test_the_papers_table_stands_beside_epic_sounds_alone(pages):
-    text, _ = pages["sounds"]  # of six classes
+    text, _ = pages["sounds"]  # its data have six classes
     assert "paper: " not in text
     assert "The paper" not in text
     content = {name: dict.fromkeys(METRICS, 0.5) | {"epoch": 1, "phase": "probe"} for name in ("last", "best")}

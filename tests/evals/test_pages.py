@@ -1,4 +1,4 @@
-"""Pages in a browser, from a file and without network: no errors, usable by touch and keyboard, and clips can be played."""
+"""Pages open in a browser, from a file and without network, without errors; mouse, touch, keyboard and sound work."""
 
 import pathlib
 import shutil
@@ -49,7 +49,7 @@ def browser(tmp_path_factory):
 
 
 def open_page(browser, path: pathlib.Path, width_px: int = 1280) -> None:
-    """Opens a page from its file in a window of this width; below 500 px as on a phone."""
+    """Opens a page from its file in a window of this width; below 500 px as a phone shows it."""
     size = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": width_px < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width_px < 500})
@@ -58,18 +58,18 @@ def open_page(browser, path: pathlib.Path, width_px: int = 1280) -> None:
 
 
 def wait_for(browser, script: str):
-    """Returns the value of a script's expression as soon as it is true."""
+    """Waits until a JavaScript expression is true, and returns its value."""
     return WebDriverWait(browser, WAIT_S).until(lambda driver: driver.execute_script(f"return {script}"))
 
 
 def column(browser, table: int, place: int) -> list[str]:
-    """Returns the texts in a column of a table, from top to bottom."""
+    """Returns the texts of a table's column, from top to bottom."""
     rows = f"[...document.querySelectorAll('table')[{table}].tBodies[0].rows]"
     return browser.execute_script(f"return {rows}.map(row => row.cells[{place}].innerText)")
 
 
 def tab_to(browser, wanted: str) -> list[str]:
-    """Presses Tab until the element `wanted` has the focus; returns the elements that had it on the way, that one last."""
+    """Presses Tab until the element `wanted` has the focus; returns the elements that had it, in order."""
     script = (
         "const e = document.activeElement;"
         "return e.id || e.getAttribute('href') || (e.closest('th') ? 'header' : e.getAttribute('role') || e.tagName)"
@@ -109,7 +109,7 @@ def test_hostile_texts_are_seen_as_texts_and_run_nowhere(browser, paths, kind):
     assert browser.execute_script("return document.querySelectorAll('b, img[onerror], [data-figure] a').length") == 0
     if kind in DRAWN:
         wait_for(browser, "document.querySelectorAll('.main-svg').length > 0")
-    assert browser.get_log("browser") == []  # a script that the page's policy stops would stand here
+    assert browser.get_log("browser") == []  # it would show a script that the page's policy blocks
 
 
 def test_a_hostile_caption_is_text_over_a_point_of_the_map(browser, paths):
@@ -171,10 +171,10 @@ def test_enter_on_a_header_sorts_words_by_letters_and_what_is_missing_stays_last
 def test_a_clip_plays(browser, paths, kind):
     open_page(browser, paths[kind])
     player = browser.find_element(By.CSS_SELECTOR, "audio[data-clip]")
-    assert kind == "moments" or not player.get_attribute("src")  # not before it comes near the screen
+    assert kind == "moments" or not player.get_attribute("src")  # only near the screen
     browser.execute_script("arguments[0].scrollIntoView()", player)
     wait_for(browser, "document.querySelector('audio[data-clip]').readyState >= 1")
-    player.send_keys(Keys.SPACE)  # its own controls: a user's gesture
+    player.send_keys(Keys.SPACE)  # the player's own controls, as a user would
     if browser.execute_script("return arguments[0].paused", player):
         browser.execute_async_script("arguments[0].muted = true; arguments[0].play().then(arguments[1])", player)
     played = wait_for(browser, "document.querySelector('audio[data-clip]').currentTime")
@@ -237,7 +237,7 @@ def test_a_click_on_the_map_selects_and_the_map_of_sounds_keeps_it(browser, path
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_finger_touches_is_large_enough(browser, paths, kind):
     open_page(browser, paths[kind], 390)
-    time.sleep(0.2)  # plots take their width
+    time.sleep(0.2)  # until plots have their width
     script = (
         "return [...document.querySelectorAll('a, button, select, summary, audio')].filter(e => e.offsetParent)"
         ".map(e => e.getBoundingClientRect().height)"

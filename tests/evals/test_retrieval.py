@@ -1,4 +1,4 @@
-"""Retrieval: ranks equal those of a full sort, ties, blocks, and the memory that thirty thousand clips take."""
+"""Retrieval: ranks are those of a full sort, with ties and in blocks; memory for thirty thousand clips."""
 
 import subprocess
 import sys
@@ -20,10 +20,10 @@ def unit(rng, n: int, d: int = 16) -> np.ndarray:
 def test_the_nearest_are_those_of_a_full_stable_sort(monkeypatch, block_rows, num):
     rng = np.random.default_rng(0)
     asked, answered = unit(rng, 40), unit(rng, 90)
-    answered[30:60] = answered[:30]  # every similarity of these comes twice
+    answered[30:60] = answered[:30]  # each similarity to these occurs twice
     answered[60:80] = answered[60]
     monkeypatch.setattr(retrieval, "_BLOCK_BYTES", 4 * 90 * block_rows)
-    # The same similarities for both, and exact: sums of few eighths, so that equal ones are equal in any block.
+    # Rounded to eighths, similarities are exact: the same here and there, and equal ones stay equal in any block.
     asked, answered = np.round(asked * 8) / 8, np.round(answered * 8) / 8
     wanted = np.argsort(-(asked @ answered.T), axis=1, kind="stable")[:, :num]
     np.testing.assert_array_equal(retrieval.nearest(asked, answered, num), wanted)
@@ -56,7 +56,7 @@ def test_a_direction_is_asked_with_its_first_letter_and_answered_by_its_second()
     asking = {"v2a": "video", "a2v": "audio", "l2a": "text", "a2l": "audio"}
     for direction, asked in asking.items():
         answered = {"a": "audio", "v": "video", "l": "text"}[direction[-1]]
-        # What asks is right where it asks alone, and what answers where it answers.
+        # Only queries of the one modality and the pool of the other are right; everything else is random.
         embeddings = {name: unit(np.random.default_rng(0), len(groups), 20) for name in ("audio", "video", "text")}
         embeddings[asked][queries] = np.eye(20)[groups[queries]]
         embeddings[answered][pool] = np.eye(20)[groups[pool]]

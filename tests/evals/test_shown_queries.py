@@ -1,4 +1,4 @@
-"""The queries shown are drawn from those measured; the scores of verbs stand beside how often they sound."""
+"""The queries that are shown are those that are measured; verbs' scores are ranked against how often they sound."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_verbs_are_ranked_by_score_as_by_rate():
     labels = np.concatenate([[1] * 2 + [0] * 8, [1] * 5 + [0] * 5, [1] * 9 + [0], [1] * 4, [1] * 10])
     scores = np.repeat([0.1, 0.2, 0.3, 0.9, -5.0], (10, 10, 10, 4, 10))
     found = discovery.by_verb(scores, labels, verbs)
-    assert found.verb_ids.tolist() == [1, 4, 9]  # verb 2 has four clips
+    assert found.verb_ids.tolist() == [1, 4, 9]  # verb 2 has only four clips
     np.testing.assert_allclose(found.rates, [0.5, 0.2, 0.9])
     np.testing.assert_allclose(found.scores, [0.2, 0.1, 0.3])
     assert found.counts.tolist() == [10, 10, 10]

@@ -1,4 +1,4 @@
-"""CM-ACC's negatives: momentum, gradient embeddings, k-means++ and rings against float64 numpy."""
+"""CM-ACC's negatives: momentum, gradient embeddings, k-means++ and ring buffers against float64 numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def test_far_groups_are_all_found_and_equal_points_do_no_harm():
 
 
 def run(steps, batch_size=4, pool_size=8, dictionary_size=12, pairs=("av",)):
-    """Returns (loss, loss of each pair, memory after the step, inputs, keys) of each step."""
+    """Returns (loss, loss by pair, memory after the step, queries, keys) of each step."""
     names = sorted({contrastive.MODALITY_OF_LETTER[letter] for pair in pairs for letter in pair})
     memory, seen = active.init_memory(names, pool_size, dictionary_size, 6), []
     for step in range(steps):
@@ -109,7 +109,7 @@ def test_pools_keep_the_newest_and_dictionaries_what_was_chosen_of_them():
                 place = 4 * (number - 1) % 12
                 chosen = memory["dictionary"][name][place : place + 4]
                 distances = np.abs(pool[None] - chosen[:, None]).sum(2)
-                assert distances.min(1).max() < 1e-5  # each is one of the pool's
+                assert distances.min(1).max() < 1e-5  # each is in the pool
                 assert len(set(distances.argmin(1).tolist())) == 4
         assert memory["steps"] == number + 1
 

@@ -19,7 +19,7 @@ def embeddings(num=16, dim=6, seed=0):
 
 
 def with_scores(**scores):
-    """Returns embeddings with these scores against the audio."""
+    """Returns two-dimensional embeddings whose cosines with audio are the given scores."""
     angles = {name: np.arccos(np.asarray(s, np.float64)) for name, s in scores.items()}
     num = len(next(iter(angles.values())))
     x = {name: jnp.asarray(np.stack([np.cos(a), np.sin(a)], axis=1), jnp.float32) for name, a in angles.items()}
@@ -58,7 +58,7 @@ def test_consensus_loss_is_eq_2_and_3(anchor, alphas, inverse):
 
 
 def consensus_of(x, inverse):
-    """Returns the consensus c of every modality and sample, [2, b], in float64, with audio as the anchor."""
+    """Returns the consensus c of every modality and sample, [2, b], in float64; the anchor is audio."""
     scores = np.stack([np.sum(x[name] * x["audio"], axis=-1) for name in ALPHAS])
     scaled = np.stack([((score + 1) / 2) ** alpha for score, alpha in zip(scores, ALPHAS.values(), strict=True)])
     if inverse == "linear":
@@ -76,7 +76,7 @@ def test_gradient_of_the_consensus_loss_is_its_finite_difference(inverse, stop_g
     target = consensus_of(x, inverse)
 
     def loss(e):
-        """Returns the mean Σ |s - c|; c is of the undisturbed embeddings if its gradient is stopped, otherwise of `e`."""
+        """Returns the mean of Σ |s - c|; c is that of the undisturbed embeddings with `stop_gradient`, else that of `e`."""
         c = target if stop_gradient else consensus_of(e, inverse)
         return np.mean(sum(np.abs(np.sum(e[name] * e["audio"], axis=-1) - of) for name, of in zip(ALPHAS, c, strict=True)))
 
@@ -106,7 +106,7 @@ def test_the_bottleneck_pays_nothing_and_feels_no_gradient():
 
 
 def test_alphas_decide_who_the_bottleneck_is():
-    # K of 0.5 lifts video's p of 0.4 to 0.63, above text's 0.5.
+    # The exponent 0.5 raises video's (s + 1) / 2 from 0.4 to 0.63, above text's 0.5.
     x = with_scores(video=[-0.2], text=[0.0])
     _, aux = consensus_loss(x, anchor="audio", alphas={"video": 1.0, "text": 1.0})
     assert aux["bottleneck_video"] == 1
@@ -146,7 +146,7 @@ def test_inverted_by_each_modalitys_own_exponent_no_score_is_raised(alphas):
         return {name: np.any(np.asarray(grads[name][:, 0]) < 0) for name in alphas}
 
     assert raised("per_modality") == {"video": False, "text": False}
-    assert any(raised("argmin").values())  # a score that its exponent hides
+    assert any(raised("argmin").values())  # a score below the consensus, which its exponent hides
     assert any(raised("linear").values())
 
 

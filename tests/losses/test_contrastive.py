@@ -1,4 +1,4 @@
-"""InfoNCE against float64 numpy, PyTorch-made golden values and finite differences."""
+"""InfoNCE against float64 numpy, golden values made by PyTorch, and finite differences."""
 
 import pathlib
 
@@ -20,7 +20,7 @@ def embeddings(num=6, dim=5, seed=0):
 
 
 def reference(x, y, temperature):
-    """Returns InfoNCE for one ordered pair, row by row, in float64."""
+    """Returns InfoNCE from rows of `x` to rows of `y`, computed row by row in float64."""
     total = 0.0
     for t in range(len(x)):
         logits = np.array([x[t] @ other for other in y]) / temperature
@@ -33,7 +33,7 @@ def to_jax(tree, dtype=jnp.float32):
 
 
 def info_nce(x, y, temperature):
-    """Returns Eq. 1 for one ordered pair, as it is written in the paper."""
+    """Returns Eq. (1) for one ordered pair, literally as in the paper."""
     logits = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST) / temperature
     return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
 
@@ -86,7 +86,7 @@ def test_rows_of_a_group_are_no_negatives_of_each_other():
     _, per_pair = contrastive_loss(to_jax(x), 0.05, groups=jnp.asarray(groups))
 
     def masked(one, other):
-        """Returns `reference` with a denominator over the row's own pair and the rows of other groups."""
+        """Returns what `reference` does, but with candidates of other groups and the row's own only."""
         total = 0.0
         for t in range(len(one)):
             counts = (groups != groups[t]) | (np.arange(len(one)) == t)
@@ -96,7 +96,7 @@ def test_rows_of_a_group_are_no_negatives_of_each_other():
     for pair, (i, j) in {"av": ("audio", "video"), "al": ("audio", "text"), "vl": ("video", "text")}.items():
         np.testing.assert_allclose(per_pair[pair], masked(x[i], x[j]) + masked(x[j], x[i]), rtol=1e-5)
     plain = contrastive_loss(to_jax(x), 0.05)[0]
-    assert contrastive_loss(to_jax(x), 0.05, groups=jnp.arange(6))[0] == plain  # each its own
+    assert contrastive_loss(to_jax(x), 0.05, groups=jnp.arange(6))[0] == plain  # a group for each row
     assert abs(contrastive_loss(to_jax(x), 0.05, groups=jnp.zeros(6, int))[0]) < 1e-5  # no negative is left
 
 

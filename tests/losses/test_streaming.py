@@ -1,4 +1,4 @@
-"""InfoNCE in blocks has the value and gradients of the whole matrix, for any block size, without the matrix in memory."""
+"""InfoNCE in blocks of any size has the value and gradients of the whole matrix, without that matrix in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def loss_and_gradients(x, temperature, block_rows, weight=1.0, pairs=("av", "al"
     return jax.device_get((value, per_pair, grads))
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])  # at 0.01 logits span 200: more than float32's exponents
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])  # at 0.01 logits span 200, more than exp spans in float32
 @pytest.mark.parametrize("block_rows", [1, 7, 32, 95])
 def test_blocks_have_the_value_and_gradients_of_the_whole_matrix(block_rows, temperature):
     x = embeddings(96)
@@ -46,7 +46,7 @@ def test_blocks_have_the_value_and_gradients_of_the_whole_matrix(block_rows, tem
 @pytest.mark.parametrize("block_rows", [1, 7])
 def test_blocks_leave_out_rows_of_a_group_as_the_whole_matrix_does(block_rows):
     x = embeddings(40)
-    groups = jnp.asarray(np.random.default_rng(0).integers(0, 6, 40)).at[:15].set(9)  # blocks of nothing else
+    groups = jnp.asarray(np.random.default_rng(0).integers(0, 6, 40)).at[:15].set(9)  # blocks with no other group
     value, _, grads = loss_and_gradients(x, jnp.float32(0.05), 0, groups=groups)
     again, _, again_grads = loss_and_gradients(x, jnp.float32(0.05), block_rows, groups=groups)
     np.testing.assert_allclose(again, value, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The special forms of attention for GPUs equal the plain form."""
+"""The forms of attention that are chosen on a GPU compute the same as plain attention."""
 
 import contextlib
 import functools
@@ -34,7 +34,7 @@ def value_and_gradients(attend, inputs):
 
 
 def assert_same(one, other, tolerance=1e-5):
-    """Asserts equality within a share of each array's largest value, since sums are taken in another order."""
+    """Asserts that arrays agree, relative to the largest value of each: sums are taken in another order."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
@@ -82,9 +82,9 @@ def test_in_bfloat16_sums_are_at_least_as_near_as_products(attend):
 
 @pytest.fixture
 def flash_on_a_cpu(monkeypatch):
-    """Replaces cuDNN's attention by XLA's, but refuses odd lengths like cuDNN; only our code around the call is tested.
+    """Replaces cuDNN's attention by XLA's, which refuses odd lengths as cuDNN does; the code around the call is ours.
 
-    The value is the list of batch sizes that it was called with.
+    Returns the list of the numbers of rows in each call.
     """
     called = []
 
@@ -100,7 +100,7 @@ def flash_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.usefixtures("flash_on_a_cpu")
-@pytest.mark.parametrize("num_patches", [6, 9])  # one key more is the class token's
+@pytest.mark.parametrize("num_patches", [6, 9])  # the class token adds a key
 def test_flash_attention_within_frames_is_the_plain_one(num_patches):
     inputs = draw(*[(B, T, num_patches, H, D)] * 3, *[(B, H, D)] * 2)
     assert_same(
@@ -186,11 +186,11 @@ class FakeGpu:
     [
         (FakeGpu("9.0"), "bfloat16", 64, "cudnn"),
         (FakeGpu("8.0"), "bfloat16", 128, "cudnn"),
-        (FakeGpu("9.0"), "float32", 64, "einsum"),  # cuDNN has none
+        (FakeGpu("9.0"), "float32", 64, "einsum"),  # cuDNN has none in float32
         (FakeGpu("9.0"), "bfloat16", 12, "einsum"),
         (FakeGpu("9.0"), "bfloat16", 136, "einsum"),
         (FakeGpu("7.5"), "bfloat16", 64, "einsum"),
-        (FakeGpu("gfx942"), "bfloat16", 64, "einsum"),  # AMD's
+        (FakeGpu("gfx942"), "bfloat16", 64, "einsum"),  # a GPU of AMD
         (FakeGpu(None, "tpu"), "bfloat16", 64, "einsum"),
     ],
 )  # fmt: skip
@@ -210,13 +210,13 @@ def test_what_a_form_can_not_do_is_refused_by_the_config():
 @pytest.mark.parametrize("num_keys", [6, 7])
 def test_cudnn_is_given_whole_heads_of_a_devices_rows_where_parameters_are_spread(flash_on_a_cpu, num_keys):
     mesh = mesh_lib.make_mesh(8, jax.devices()[:8])
-    heads = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))  # as XLA would have them behind a split kernel
+    heads = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))  # as XLA shards them behind a split kernel
     inputs = draw(*[(16, num_keys, 8, D)] * 3)
     wanted = value_and_gradients(attention.attend, inputs)
     with jax.set_mesh(mesh):
         spread = [jax.device_put(x, heads) for x in inputs]
         found = value_and_gradients(attention.attend_flash, spread)
-        odd = jax.jit(attention.attend_flash)(*(x[:9] for x in inputs))  # rows that can't be spread
+        odd = jax.jit(attention.attend_flash)(*(x[:9] for x in inputs))  # can't be split over 8 devices
     assert set(flash_on_a_cpu) == {2, 9}
     assert_same(found, wanted)
     assert_same(odd, attention.attend(*(x[:9] for x in inputs)))

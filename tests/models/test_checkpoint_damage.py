@@ -1,4 +1,4 @@
-"""Files that hold no weights, are damaged or make impossible claims end in one line that names them."""
+"""Files that are damaged, contradict themselves or hold no weights are refused with one line that names them."""
 
 import argparse
 import io
@@ -167,7 +167,7 @@ def test_names_that_would_steer_a_terminal_are_refused(tmp_path):
     for name in ("x.pth", "x.safetensors"):
         with pytest.raises(ValueError, match=r"the name 'w\\x1b\[2J', not printable"):
             checkpoint_files.read_tensors(tmp_path / name)
-    save({"state_dict": {"w": torch.ones(2), "note\n": 1}}, tmp_path / "x.pth")  # what names no tensor may be anything
+    save({"state_dict": {"w": torch.ones(2), "note\n": 1}}, tmp_path / "x.pth")  # other keys may be anything
     assert list(checkpoint_files.read_tensors(tmp_path / "x.pth")) == ["w"]
 
 
@@ -260,7 +260,7 @@ def test_a_storage_of_the_older_format_that_claims_more_than_there_is_is_refused
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Format → bytes of a file that holds the same weights in it."""
+    """The same weights as files: name of the format → bytes."""
     folder = tmp_path_factory.mktemp("whole")
     tensors = {
         name: torch.tensor(array) for name, array in checkpoint_files.read_tensors(GOLDEN / "deit_tiny.pth").items()
@@ -305,7 +305,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("kind", ["egovlp", "zip", "stream", "safetensors", "pickle in a zip", "pickle in a stream"])
 def test_damage_ends_in_a_value_error_or_a_good_read(tmp_path, monkeypatch, whole, kind):
-    """Damage inside the archive's pickle as well, where the checksum would otherwise hide it."""
+    """Also damages the pickle before it is packed, since an archive's checksum would find later damage first."""
     monkeypatch.chdir(tmp_path)
     rng, path = random.Random(kind), tmp_path / "x.pth"
     content = (GOLDEN / "egovlp_tiny.pth").read_bytes() if kind == "egovlp" else whole[kind.split()[-1]]

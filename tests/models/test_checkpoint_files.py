@@ -1,4 +1,4 @@
-"""Weight files are read bit for bit as PyTorch, safetensors and transformers wrote them, whatever lies beside the weights."""
+"""Weight files are read bit for bit as PyTorch, safetensors and transformers wrote them, whatever else they hold."""
 
 import argparse
 import collections
@@ -28,7 +28,7 @@ DTYPES = (
 
 @pytest.fixture
 def parse_config(monkeypatch):
-    """Makes importable the module whose class EgoVLP's checkpoints have pickled, so that PyTorch can open them."""
+    """Provides the module whose class EgoVLP's checkpoints pickle, so that PyTorch can open them."""
     module = types.ModuleType("parse_config")
     module.ConfigParser = type("ConfigParser", (), {"__module__": "parse_config"})
     monkeypatch.setitem(sys.modules, "parse_config", module)
@@ -228,7 +228,7 @@ def test_a_folder_of_hugging_face_is_read(tmp_path, kind, layout):
     assert len(list(tmp_path.iterdir())) > (3 if "shards" in layout else 1)
     read = checkpoint_files.read_tensors(tmp_path)
     assert_same({name: read[name] for name in written}, written)
-    # transformers renames some of them as it writes.
+    # transformers renames some tensors when it saves them, so only the shapes of all are compared.
     sizes = [sorted(tuple(x.shape) for x in tensors.values()) for tensors in (read, model.state_dict())]
     assert sizes[0] == sizes[1]
     assert checkpoint_files.read_config(tmp_path)["model_type"] in (kind, "audio-spectrogram-transformer")

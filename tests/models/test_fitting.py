@@ -24,7 +24,7 @@ def test_stretching_is_pytorchs_bilinear_interpolation(size):
 def test_a_grid_is_cut_in_the_middle_where_it_is_long_enough_and_stretched_where_not():
     grid = RNG.normal(size=(24, 24, 3)).astype(np.float32)
     np.testing.assert_array_equal(fitting.cut_or_stretch_grid(grid, (12, 14)), grid[6:18, 5:19])
-    odd = fitting.cut_or_stretch_grid(grid, (13, 15))  # 12 - n // 2 : 12 - n // 2 + n, AST's
+    odd = fitting.cut_or_stretch_grid(grid, (13, 15))  # AST's rule: 12 - n // 2 : 12 - n // 2 + n
     np.testing.assert_array_equal(odd, grid[6:19, 5:20])
     both = fitting.cut_or_stretch_grid(grid, (12, 101))
     np.testing.assert_allclose(both, torch_bilinear(grid[6:18], (12, 101)), atol=1e-6)
@@ -59,7 +59,7 @@ def test_temporal_positions_are_cut_padded_with_zeros_or_interpolated():
     padded, _ = fitting.fit_temporal(table, 9, "zeros")
     np.testing.assert_array_equal(padded, np.concatenate([table, np.zeros((5, 6))]))
     stretched, _ = fitting.fit_temporal(table, 9, "linear")
-    # Frozen in Time's load_temporal_fix="bilinear".
+    # As Frozen in Time does with load_temporal_fix="bilinear".
     image = torch.from_numpy(table.astype(np.float64))[None, None]
     expected = functional.interpolate(image, (9, 6), mode="bilinear", align_corners=True)[0, 0]
     np.testing.assert_allclose(stretched, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The spectrogram equals Kaldi's, the crops equal PIL's, and neither padding nor the other rows matter."""
+"""Spectrograms are Kaldi's, crops are PIL's, and padding and other rows of the batch do not matter."""
 
 import functools
 import pathlib
@@ -61,7 +61,7 @@ def test_audio_too_long_or_too_short_is_refused(num_samples, message):
 
 
 def masked(num_rows=4000, time=11, mel=7, **longest):
-    """Returns what the masks keep, bool [rows, time, mel]."""
+    """Returns which values of spectrograms random masks keep: bool [rows, time, mel]."""
     keys = frontend.row_keys(jax.random.key(3), jnp.arange(num_rows))
     kept = frontend.mask_spectrogram(jnp.ones((num_rows, time, mel)), keys, **longest)
     assert set(np.unique(kept)) <= {0, 1}
@@ -72,7 +72,7 @@ def test_masks_are_one_stretch_of_time_and_one_band_of_mel_of_uniform_length_any
     kept = masked(max_time_mask=4, max_mel_mask=7)
     lost_time = ~kept.any(2)
     lost_mel = ~kept.any(1)
-    whole = lost_mel.all(1) | lost_time.all(1)  # a band as high as the spectrogram hides where the stretch was
+    whole = lost_mel.all(1) | lost_time.all(1)  # a mask over a whole axis hides where the other mask is
     np.testing.assert_array_equal(kept[~whole], (~lost_time[:, :, None] & ~lost_mel[:, None])[~whole])
     for lost, longest in ((lost_time[~whole], 4), (lost_mel, 7)):
         lengths = lost.sum(1)
@@ -80,7 +80,7 @@ def test_masks_are_one_stretch_of_time_and_one_band_of_mel_of_uniform_length_any
         edges = np.diff(np.pad(lost, ((0, 0), (1, 1))).astype(int), axis=1) == 1
         assert (edges.sum(1) == (lengths > 0)).all()  # one stretch
         some = lost[lengths == 2]
-        assert some.any(0).all()  # every place is hit
+        assert some.any(0).all()  # every position is masked in some row
     shares = np.bincount(lost_time[~whole].sum(1), minlength=5) / (~whole).sum()
     np.testing.assert_allclose(shares, 1 / 5, atol=0.03)
 
@@ -92,7 +92,7 @@ def test_masks_differ_from_row_to_row_and_a_length_of_zero_masks_nothing():
 
 
 def clip(height, width, canvas, num_frames=2, seed=0, padding=0):
-    """Returns (canvas with a blurred random clip in its corner, uint8 [1, t, *canvas, 3]; the clip's size; the clip)."""
+    """Returns (blurred random clip in a corner of a canvas, uint8 [1, t, *canvas, 3]; its size; the clip alone)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, size=(num_frames, 9, 9, 3), dtype=np.uint8)
     frames = np.stack([np.asarray(Image.fromarray(x).resize((width, height))) for x in coarse])
@@ -102,7 +102,7 @@ def clip(height, width, canvas, num_frames=2, seed=0, padding=0):
 
 
 def pil(frames, box, size, flip=False):
-    """Returns frames cropped to `box` (left, top, right, bottom), resized by PIL with antialiasing, flipped, normalised."""
+    """Returns frames cropped to `box` (left, top, right, bottom), resized by PIL in float, flipped and normalised."""
 
     def plane(x):
         return np.asarray(Image.fromarray(x.astype(np.float32)).crop(box).resize((size, size), Image.BILINEAR))
@@ -129,12 +129,12 @@ def test_the_center_crop_is_pils_resize_then_crop(height, width, resize_px):
 
 @pytest.mark.parametrize(("height", "width"), [(256, 341), (341, 256), (256, 256), (540, 960)])
 def test_evaluation_sees_what_egovlps_three_transforms_show(height, width):
-    """Compares with Resize(256), CenterCrop(256), Resize(224) of EgoVLP's data_loader/transforms.py, in float by PIL.
+    """Compares with Resize(256), CenterCrop(256), Resize(224) of EgoVLP's data_loader/transforms.py, by PIL in float.
 
-    For a square of 256 px the two are the same. For other shapes the corners of their crop and of ours are rounded at other
-    sizes and differ by a third of a pixel. In pictures whose contrasts spread over some 30 pixels this gives a difference
-    below 0.02 of ImageNet's deviation in the mean and 0.15 at most. With a `resize_px` of 256, which cuts the square's
-    border off, the difference is more than ten times as large.
+    For a square of 256 px both are the same. Otherwise the corners of the two crops are rounded at different sizes and a
+    third of a pixel apart. With contrasts that extend over some 30 pixels, the difference is below 0.02 of ImageNet's
+    deviation on average and 0.15 at most. A `resize_px` of 256, which cuts off the square's border, differs by more than
+    ten times as much.
     """
     video, size, frames = clip(height, width, (height, width), num_frames=1)
     shape = [256 * n // min(height, width) for n in (height, width)]
@@ -166,7 +166,7 @@ def augment(video, size, keys, image_size_px=32, flip_probability=0.5):
 
 
 def drawn(key, size, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3)):
-    """Returns [corner, size] of the crop that `augment_video` makes, each (vertical, horizontal)."""
+    """Returns [corner, size] of the crop that `augment_video` draws, each (vertical, horizontal)."""
     crop_key, _ = jax.random.split(key)
     return [np.asarray(x) for x in frontend._random_crop(crop_key, size, scale, ratio)]
 
@@ -214,7 +214,7 @@ def test_a_rows_augmentation_depends_on_the_key_and_its_row_alone():
 
 
 def many_crops(height, width):
-    """Returns the [corners, sizes] of 500 random crops, each [500, 2]."""
+    """Returns [corners, sizes] of 500 random crops of a frame."""
     size = jnp.asarray([height, width])
     draw = jax.jit(jax.vmap(lambda key: frontend._random_crop(key, size, (0.5, 1.0), (3 / 4, 4 / 3))))
     return [np.asarray(x) for x in draw(jax.random.split(jax.random.key(0), 500))]
@@ -245,7 +245,7 @@ def test_crops_have_torchvisions_distribution():
     torchvision_like = np.random.default_rng(0)
 
     def draw():
-        """Returns (top, left, height, width) as RandomResizedCrop.get_params draws them, one try after another."""
+        """Returns (top, left, height, width) as RandomResizedCrop.get_params draws it, one try after another."""
         height, width = 72, 128
         for _ in range(10):
             area = height * width * torchvision_like.uniform(0.5, 1.0)

@@ -1,4 +1,4 @@
-"""The encoders against outputs of the original PyTorch code, with its checkpoints, which are read as a user's are."""
+"""The encoders compute the outputs of the original PyTorch code, from its checkpoints, which are read as a user's are."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ EGOVLP_FILES = ("egovlp_tiny.pth", "egovlp_config.pth")
 
 
 def encoder(params, config, tower):
-    """Returns the jitted encoder of a tower, without its projection, as a function of the inputs."""
+    """Returns a function from an encoder's inputs to its features, before the projection."""
     module = getattr(model_lib.make_model(config), f"{tower}_tower")
     own = checkpoint.unflatten(params)[tower]["encoder"]
     return jax.jit(lambda *inputs: module.apply({"params": own}, *inputs))
@@ -29,7 +29,7 @@ def embed(params, config, **inputs):
 
 @pytest.fixture(scope="module", params=EGOVLP_FILES)
 def egovlp(request):
-    """(Parameters of EgoVLP's video and text towers, inputs and outputs of the original)."""
+    """(parameters of EgoVLP's video and text towers, inputs and outputs of the original)."""
     path = str(GOLDEN / request.param)
     params, _ = weights.read_towers({"video": path, "text": path}, golden_models.model_config())
     return params, golden_models.egovlp_outputs()
@@ -66,7 +66,7 @@ def test_more_temporal_positions_than_the_checkpoint_has_change_nothing_for_its_
 
 
 def read_audio(file, **changes):
-    """Returns (parameters of the audio tower from a golden file, their config)."""
+    """Returns (parameters of the audio tower from a golden file, config of their model)."""
     config = golden_models.model_config(**changes)
     return weights.read_towers({"audio": str(GOLDEN / file)}, config)[0], config
 
@@ -82,7 +82,7 @@ def test_the_ast_checkpoint_computes_asts_features_and_head():
 
 @pytest.mark.parametrize("num_time_frames", [148, 1024])
 def test_ast_made_from_deit_is_the_ast_the_original_code_made(num_time_frames):
-    """148 frames cut the grid along both axes; 1024 cut it along mel and stretch it along time."""
+    """With 148 frames the grid is cut along both axes; with 1024 it is cut along mel and stretched along time."""
     params, config = read_audio("deit_tiny.pth", audio__num_time_frames=num_time_frames)
     golden = golden_models.ast_outputs()
     expected = golden[f"pos_embed_{num_time_frames}"][0]
@@ -124,7 +124,7 @@ def test_bfloat16_stays_close_to_float32():
 
 @pytest.mark.large
 def test_bfloat16_stays_close_to_float32_at_the_papers_sizes():
-    """Tested on noise with freshly initialised towers, the time attention at random so that it has an effect."""
+    """With noise as input and random towers; their time attention does not start at zero, so that it takes part."""
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 30000, (2, 30)).astype(np.int32)
     inputs = {

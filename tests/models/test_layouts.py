@@ -1,4 +1,4 @@
-"""Layouts: every source is recognised, used whole, exported again bit for bit, and computes what the original computes."""
+"""Layouts: every source is recognised, read completely, exported bit for bit, and computes what the original computes."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ SMALL = dict(num_hidden_layers=2, hidden_size=24, num_attention_heads=3, interme
 
 
 def random_weights(model):
-    """Returns a PyTorch model with all weights drawn at random, including those that usually start at 0 or 1."""
+    """Returns a PyTorch model with every weight drawn at random, also those that start at 0 or 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +46,7 @@ def vit(kind=transformers.ViTModel):
 
 
 def config():
-    """Returns the config with the sizes of the three models above."""
+    """Returns the config of the three models above."""
     return golden_models.model_config(
         audio__num_mel=64, audio__num_time_frames=60, audio__width=24, audio__num_heads=3, video__width=24,
         video__num_heads=3, text__vocab_size=40, text__num_positions=12, text__width=24, text__num_heads=3,
@@ -55,7 +55,7 @@ def config():
 
 
 def encode(tower, params, sizes, x, *rest):
-    """Returns the features of a tower's encoder, before the projection; `params` are flat."""
+    """Returns the features of an encoder with flat parameters, before the projection."""
     module = getattr(model_lib.make_model(sizes), f"{tower}_tower")
     own = {
         name.removeprefix(f"{tower}/encoder/"): value
@@ -101,7 +101,7 @@ def test_hugging_face_weights_given_back_are_those_taken_bit_for_bit(model, tmp_
 
 
 def save(model, folder, how):
-    """Saves a Hugging Face model as safetensors, or as a `.bin` with `position_ids`, as was usual years ago."""
+    """Saves a Hugging Face model as safetensors, or as models were saved years ago: `.bin`, with `position_ids`."""
     model.save_pretrained(folder)
     if how == "bin with position_ids":
         tensors = {n: torch.from_numpy(np.array(v)) for n, v in checkpoint_files.read_tensors(folder).items()}
@@ -147,7 +147,7 @@ def test_an_image_model_in_the_video_tower_sees_a_still_as_it_saw_the_image(tmp_
     sizes = config()
     params, notes = weights.read_towers({"video": str(tmp_path)}, sizes)
     assert "starts afresh: projection, time attention" in notes[0]
-    full = weights.complete(params, sizes, seed=0)  # zeros: the time attention puts out nothing yet
+    full = weights.complete(params, sizes, seed=0)  # the time attention is zero and adds nothing
     image = np.random.default_rng(0).normal(size=(2, 1, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(image[:, 0]).permute(0, 3, 1, 2)).last_hidden_state[:, 0].numpy()
@@ -217,7 +217,7 @@ def deit(**changes):
         (deit(norm__weight=np.ones(48, np.int8)), r"! norm.weight int8 \[48\]"),
         (deit(pos_embed=None), "- pos_embed"),
         (deit(pos_embed=np.zeros((1, 1, 48), np.float32)), "x.pth: .* positions"),
-        # AudioMAE's, e.g.: timm's names around a spectrogram's single channel.
+        # As in AudioMAE: timm's names, but patches of a spectrogram's single channel.
         (deit(patch_embed__proj__weight=np.zeros((48, 1, 16, 16), np.float32)), r"\[48, 1, 16, 16\] is not for RGB"),
         (deit(patch_embed__proj__weight=np.zeros(48, np.float32)), r"\[48\] is not for RGB"),
     ],

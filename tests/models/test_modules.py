@@ -1,4 +1,4 @@
-"""The modules of the encoders against PyTorch and naive float64 numpy, and their sizes."""
+"""Parts of the encoders against PyTorch and naive float64 numpy, and the encoders' parameter counts."""
 
 import math
 
@@ -19,7 +19,7 @@ from mc3_jax.models.video import DividedAttention, SpaceTimeBlock, SpaceTimeTran
 
 
 def randomize(params, seed=0):
-    """Returns parameters drawn at random, including those that usually start at 0 or 1."""
+    """Returns random parameters of these shapes, also in place of those that start at 0 or 1."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, jnp.float32), params)
 
@@ -37,7 +37,7 @@ def dense(params, x):
 
 
 def masked_attention(params, x, allowed, num_heads):
-    """Returns softmax attention over tokens [n, w], computed one query at a time over the keys allowed[query]."""
+    """Returns softmax attention over tokens [n, w], one query at a time, to the keys that `allowed[query]` permits."""
     query, key, value = (
         rearrange(part, "n (h d) -> h n d", h=num_heads) for part in np.split(dense(params["qkv"], x), 3, axis=-1)
     )
@@ -63,7 +63,7 @@ def mlp(params, x):
 
 
 def groups(over, num_frames, num_places):
-    """Returns allowed[query, key], bool, for the class token and the frame-major patches."""
+    """Returns allowed [query, key] for divided attention: the class token comes first, then the patches, frame by frame."""
     frame, place = (x.ravel() for x in np.indices((num_frames, num_places)))
     same = frame if over == "space" else place
     allowed = np.ones((1 + len(same), 1 + len(same)), bool)
@@ -142,7 +142,7 @@ def test_the_time_branch_has_no_gradient_at_its_zero_start_from_scratch_but_at_r
 
         return np.max(np.abs(grads(jax.random.key(0))["time_attention"]["qkv"]["kernel"]))
 
-    # Exactly zero but for rounding, which float32 leaves at a few ten-millionths of the other.
+    # It is zero apart from float32's rounding, a few ten-millionths of the other.
     assert gradient("zeros") < 1e-5 * gradient("random")
 
 
@@ -234,7 +234,7 @@ def test_a_gelu_keeps_its_input_alone_for_the_backward_pass():
         compiled = jax.jit(jax.grad(loss)).lower([(up, down)] * 3, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes / (1024 * 128 * 4)
 
-    # Of three layers, three arrays of the hidden layer's size less.
+    # Three layers save three arrays of the hidden layer's size.
     assert temporaries(layers.gelu) <= temporaries(naive) - 2.5
 
 

@@ -1,4 +1,4 @@
-"""Pickles are described and never run; every hostile one here is first proven to work when it is unpickled."""
+"""Pickles are described and never run. Every hostile pickle here is first shown to do harm where it is unpickled."""
 
 import argparse
 import codecs
@@ -33,7 +33,7 @@ for path in sys.argv[1:]:
 
 
 def payloads(folder) -> dict[str, tuple[str, bytes]]:
-    """Returns case → (what the error must name, a pickle that creates the file folder/CASE when it is unpickled)."""
+    """Returns case → (name in the refusal, pickle that creates the file `folder`/CASE when it is unpickled)."""
     system = name("os", "system")
     touch = {case: literal(f"touch {folder}/{case}") for case in ("getattr", "partial", "type_v2")}
     shutil_os = call(name("builtins", "getattr"), name("shutil", "os"), literal("system"))
@@ -45,7 +45,7 @@ def payloads(folder) -> dict[str, tuple[str, bytes]]:
     def opens(case: str) -> bytes:
         return literal(f"open({f'{folder}/{case}'!r}, 'w')")
 
-    system_of_pathlib = "os.system" if hasattr(pathlib, "os") else "_local.os.system"  # Python 3.13 has made it a package
+    system_of_pathlib = "os.system" if hasattr(pathlib, "os") else "_local.os.system"  # a package since Python 3.13
 
     cases = {
         "os": ("os.system", run("os", system)),
@@ -88,7 +88,7 @@ def payloads(folder) -> dict[str, tuple[str, bytes]]:
 
 
 def plain(command: str) -> bytes:
-    """Returns a pickle that runs a shell command when it is unpickled."""
+    """Returns a pickle that runs a shell command."""
     return b"\x80\x02" + call(name("os", "system"), literal(command)) + b"."
 
 
@@ -110,7 +110,7 @@ def created(folder: pathlib.Path, case: str) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """(folder, payloads, the cases whose file appeared when a process unpickled them, that process's output)."""
+    """(folder, payloads, cases that did harm in a process that unpickled them, its output); what they created is deleted."""
     folder = tmp_path_factory.mktemp("hostile")
     plant(folder)
     cases = payloads(folder)
@@ -118,7 +118,7 @@ def hostile(tmp_path_factory):
     env = {"PYTHONPATH": str(folder), "TORCH_HOME": str(folder), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     command = [sys.executable, "-c", VICTIM, *map(str, paths)]
     output = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True).stdout
-    deadline = time.monotonic() + 10  # Popen's child may still be on its way
+    deadline = time.monotonic() + 10  # Popen's child may take a moment
     while not all(created(folder, case).exists() for case in cases) and time.monotonic() < deadline:
         time.sleep(0.1)
     worked = {case for case in cases if created(folder, case).exists()}
@@ -184,7 +184,7 @@ def test_what_would_change_an_object_of_this_process_is_refused(tmp_path, named,
 
 
 def test_nothing_of_ours_can_be_poisoned_for_the_next_file(tmp_path):
-    """Real unpickling would let the first file change what the functions do that files may call."""
+    """Real unpickling would let a file change the functions that it may call, and so the reading of the next file."""
     golden = pathlib.Path(__file__).parents[1] / "golden" / "egovlp_config.pth"
     before = checkpoint_files.read_tensors(golden)
     state = literal(None) + literal({"__defaults__": (1,), "__setstate__": 1, "__class__": 1}) + b"\x86b0"
@@ -219,7 +219,7 @@ def test_a_class_of_a_module_that_is_here_is_refused_and_that_of_one_nobody_has_
 
 
 def random_value(rng: random.Random, depth: int = 0):
-    """Returns a random nested value of plain types, parts of which may occur twice."""
+    """Returns a nested value of plain types; parts of it may occur twice."""
     kinds = ["text", "integer", "float", "none", "bool", "bytes"] + ["dict", "list", "tuple", "twice"] * (depth < 4)
     match rng.choice(kinds):
         case "text":
@@ -301,7 +301,7 @@ def test_a_long_shape_that_many_tensors_share_is_not_looked_through(tmp_path, mo
     made.args += (False,) * 200_000
     with pytest.raises(ValueError, match="has a tensor made of 200006 values"):
         checkpoint_files.read_tensors(torch_files.write_bare(tmp_path / "weights.pth", torch_files.dump({"w": made})))
-    assert max(looked_at) < 10  # of the storage
+    assert max(looked_at) < 10  # the values of the storage
 
 
 def test_a_long_list_is_not_made_a_dictionary_again_and_again():

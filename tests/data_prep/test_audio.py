@@ -1,4 +1,4 @@
-"""The audio of a clip is what is heard at its time, whichever other clips are cut in the same call."""
+"""The sound of a clip is what is heard at its time, whichever other clips are cut with it."""
 
 import collections
 
@@ -45,7 +45,7 @@ def test_channels_are_averaged_and_full_scale_is_kept(tmp_path):
 
 @pytest.mark.parametrize(("rate", "audio"), [(44_100, "aac"), (44_100, "flac"), (48_000, "libopus")])
 def test_matroskas_rounded_time_stamps_leave_no_holes(tmp_path, rate, audio):
-    # 1,024 samples of 44.1 kHz are 23.2 ms; Matroska says 23 or 24.
+    # 1,024 samples at 44.1 kHz last 23.2 ms; Matroska's time stamps round that to 23 or 24.
     write(tmp_path / "a.mkv", rate=rate, audio=audio, seconds=10.0)
     times = (0.5, 1.2, 9.0)
     for time_s, part in zip(times, cut(tmp_path / "a.mkv", times), strict=True):
@@ -87,7 +87,7 @@ CODECS = [("aac", "mp4"), ("aac", "mkv"), ("aac", "ts"), ("ac3", "mkv"), ("eac3"
 
 @pytest.mark.parametrize(("codec", "ending"), CODECS)
 def test_a_clips_sound_is_the_same_alone_and_among_others(tmp_path, codec, ending, monkeypatch):
-    # Noise, which AAC and AC-3 do not store but make anew, going on from what they made before.
+    # AAC and AC-3 do not store noise: their decoders generate it, and its values depend on what they decoded before.
     noise = np.random.default_rng(0).normal(0, 0.1, 48_000 * 16)
     monkeypatch.setattr(test_media, "sound_at", lambda time_s: noise[: len(time_s)])
     write(tmp_path / f"a.{ending}", seconds=16.0, fps=2, audio=codec, layout="stereo", bit_rate=96_000, coder="twoloop")
@@ -101,7 +101,7 @@ def test_a_clips_sound_is_the_same_alone_and_among_others(tmp_path, codec, endin
 
 @pytest.fixture
 def read(monkeypatch) -> collections.Counter:
-    """Time of an audio packet → how often it was read."""
+    """Counts how often each audio packet is read: time of the packet, s → number of reads."""
     counts, read_one = collections.Counter(), audio._Packets._read
 
     def counting(self):

@@ -1,4 +1,4 @@
-"""Damage costs only the clips that need the damaged part, and each of them is rejected with its reason."""
+"""Only the clips that need what is damaged are lost, each with its reason."""
 
 import collections
 import random
@@ -28,7 +28,7 @@ def test_of_a_file_cut_short_the_part_that_is_there_is_cut(tmp_path):
 
 
 def _offsets(path, kind: str) -> list[tuple[float, int, int]]:
-    """Returns (time in seconds, offset in the file, number of bytes) of each packet of a stream."""
+    """Returns (time in s, offset in the file, size in bytes) of each packet of the stream."""
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return [(float(p.pts * p.time_base), p.pos, p.size) for p in container.demux(stream) if p.size]
@@ -46,7 +46,7 @@ def test_a_damaged_packet_costs_the_clips_that_need_it_and_no_other(tmp_path, ki
     times = np.arange(0.5, 10.6, 0.25)
     whole, damaged = cut(path, times), cut(tmp_path / "damaged.mp4", times)
     for time_s, a, b in zip(times, whole, damaged, strict=True):
-        # Of pictures, those up to the next keyframe; of sound, what a decoder needs before the clip too.
+        # Lost are frames up to the next keyframe; of sound also what a decoder needs before the clip.
         lost = any(6.0 <= t < 7.0 for t in window(time_s).frame_times_s)
         if kind == "audio":
             lost = time_s - 0.5 < 6.1 and time_s + 1.0 > 6.0
@@ -67,7 +67,7 @@ SLICED = {
 
 
 def _units(content: bytes, at: int, size: int) -> list[int]:
-    """Returns the offsets of a packet's NAL units; before each of them stand four bytes with its length."""
+    """Returns the offsets of the NAL units of a packet; each follows its length, which has four bytes."""
     found, stop = [], at + size
     while at < stop:
         found.append(at + 4)
@@ -78,20 +78,20 @@ def _units(content: bytes, at: int, size: int) -> list[int]:
 def _without_a_slice(path, to, number: int) -> tuple[list[int], int]:
     """Writes an H.264 file in which a frame's last slice is filler, which the decoder conceals without an error.
 
-    Returns the frame numbers in decoding order, and the index of the frame `number` in them.
+    Returns (numbers of all frames in decoding order, index of that frame among them).
     """
     content, places = bytearray(path.read_bytes()), _offsets(path, "video")
     numbers = [round(time_s * 25) for time_s, _, _ in places]
     place = numbers.index(number)
     units = _units(content, *places[place][1:])
-    assert all(content[at] >> 5 & 3 for at in units)  # others refer to it
+    assert all(content[at] >> 5 & 3 for at in units)  # other frames refer to it
     content[units[-1]] = content[units[-1]] & 0xE0 | 12
     to.write_bytes(content)
     return numbers, place
 
 
 def _pictures(path, times_s) -> list[media.Cut | str]:
-    """Returns what windows of one frame at these times give, all cut in one call."""
+    """Returns the result for a window of one frame at each time, all cut by one call."""
     windows = [media.Window(t, t + 0.1, (t,)) for t in times_s]
     return [part for _, part in sorted(media.cut_windows(path, windows, short_side_px=96), key=lambda pair: pair[0])]
 
@@ -101,9 +101,9 @@ def _pictures(path, times_s) -> list[media.Cut | str]:
 def test_what_refers_to_a_picture_that_the_decoder_conceals_is_lost_wanted_or_not(tmp_path, monkeypatch, told, step):
     path = tmp_path / "a.mp4"
     write(path, seconds=8.0, fps=25, video_options=SLICED)
-    if not told:  # packets do not tell their pictures: all are decoded
+    if not told:  # as if packets did not describe their frames: all are decoded
         monkeypatch.setattr(packets.Packets, "read_past", _refuse)
-    numbers, place = _without_a_slice(path, tmp_path / "damaged.mp4", 116)  # the keyframe before is 100
+    numbers, place = _without_a_slice(path, tmp_path / "damaged.mp4", 116)  # the keyframe before it is 100
     times = [n / 25 + 0.01 for n in range(0, 190, step) if n != 116]
     outcomes = collections.Counter()
     for time_s, a, b in zip(times, _pictures(path, times), _pictures(tmp_path / "damaged.mp4", times), strict=True):
@@ -188,7 +188,7 @@ def test_a_file_that_begins_with_an_open_group_of_pictures_is_cut(tmp_path, monk
         for packet in source.demux():
             is_video = packet.stream.type == "video"
             begun = begun or (is_video and packet.is_keyframe and packet.pts * packet.time_base > 1)
-            if packet.size and (begun or not is_video):  # pictures shown before the keyframe follow it
+            if packet.size and (begun or not is_video):  # frames shown before the keyframe follow it
                 packet.stream = made[packet.stream_index]
                 out.mux(packet)
     if not told:
@@ -227,7 +227,7 @@ def test_whatever_bytes_are_wrong_every_window_comes_once_and_nothing_is_raised(
     for trial in range(120):
         damaged = bytearray(content)
         for _ in range(rng.choice([1, 3, 30])):
-            # Every second time in the tables, where sizes, rates and time stamps are.
+            # In every second trial in the tables, which hold sizes, rates and time stamps.
             damaged[rng.randrange(header if trial % 2 else len(content))] = rng.choice([0, 1, 255, rng.randrange(256)])
         path.write_bytes(damaged)
         outcomes.update(part if isinstance(part, str) else "cut" for part in cut(path, (0.5, 1.0, 2.0)))

@@ -1,4 +1,4 @@
-"""The converter end to end on a small SoundWorld: every narration becomes a clip or a true reason why it does not."""
+"""The converter end to end on a small SoundWorld: every narration becomes a clip or a reject, and both hold what is true."""
 
 import csv
 import errno
@@ -23,7 +23,7 @@ from mc3_jax.data import records
 from tests import world as commands
 from tests.data_prep.converted import Converted
 
-# Of this world's eight videos the fifth has no sound and the third's begins late; all splits and frame rates occur.
+# In this world of eight videos the fifth has no sound, the third's begins late, and all splits and frame rates occur.
 SEED, NUM_VIDEOS = 438, 8
 VIDEOS = [plan.plan_video(SEED, i, 20.0, 64) for i in range(NUM_VIDEOS)]
 MUTE, LATE = VIDEOS[4], VIDEOS[2]
@@ -48,7 +48,7 @@ def convert(root: pathlib.Path, folder: pathlib.Path, *args) -> Converted:
 
 @pytest.fixture(scope="module")
 def converted(root, tmp_path_factory) -> Converted:
-    """The data set that the command makes with two workers in processes of their own."""
+    """The data set that the command makes with two worker processes."""
     folder = tmp_path_factory.mktemp("clips") / "out"
     done = commands.run("data_prep.ego4d", "--root", root, "--out", folder, "--short_side", "64", "--num_workers", "2")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -62,7 +62,7 @@ def converted(root, tmp_path_factory) -> Converted:
 
 @pytest.fixture
 def copy(root, tmp_path) -> pathlib.Path:
-    """A copy of the world that tests may damage: copies of the annotations, links to the videos."""
+    """A copy of the world that a test may damage: copied annotations and links to the videos."""
     folder = tmp_path / "copy"
     shutil.copytree(root / "v2" / "annotations", folder / "v2" / "annotations")
     videos = folder / "v2" / "video_540ss"
@@ -82,7 +82,7 @@ def id_of(uid: str, annotation: str, time_s: float, text: str) -> str:
 
 
 def all_ids(root: pathlib.Path) -> list[str]:
-    """Returns the clip ids of all narrations, computed from the JSON itself."""
+    """Returns the clip ids of all narrations, read from the JSON itself."""
     videos = json.loads((root / "v2" / "annotations" / "narration.json").read_text())["videos"]
     return [
         id_of(uid, line["annotation_uid"], line["timestamp_sec"], line["narration_text"])
@@ -106,7 +106,7 @@ def test_every_narration_ends_as_a_clip_or_as_a_row_with_its_reason(converted):
     out = [*converted.clips, *(row["clip_id"] for row in converted.rejected)]
     labels = labels_by_id(converted.root)
     assert sorted(out) == sorted([*all_ids(converted.root), *labels])
-    # Those in both files are told once as a clip, or why they are none, and once as doubles.
+    # Narrations in both files are listed twice: as a clip, or with the reason why not, and as a double.
     assert set(labels) <= set(all_ids(converted.root))
     doubles = [row["clip_id"] for row in converted.rejected if row["reason"] == DOUBLE]
     assert sorted(doubles) == sorted(labels)
@@ -196,7 +196,7 @@ def test_a_clips_sound_is_the_videos_at_its_time(converted):
             continue
         wave = sound.synthesize(video, []).mean(0)
         whole = soxr.resample(wave.astype(np.float32), video.sample_rate_hz, 16_000, quality="HQ")
-        late = 0.0 if video is not LATE else 17.0  # the muxer rounds where audio begins to a millisecond
+        late = 0.0 if video is not LATE else 17.0  # the muxer rounds the start of audio to 1 ms
         for clip in mine:
             at = round((clip.start_us / 1e6 - video.audio_start_s) * 16_000)
             part = whole[max(at, 0) : at + 24_000]
@@ -335,7 +335,7 @@ def test_a_broken_a_mute_and_a_missing_video_cost_only_themselves(converted, cop
     assert details == {"Invalid data found when processing input"}
     assert made.reasons(missing.uid)["video file is missing"] > 3
     assert made.reasons(MUTE.uid) == converted.reasons(MUTE.uid)
-    # When the videos have come, a rerun cuts them, and only them anew.
+    # Once the videos are there, a rerun cuts these and no others.
     untouched = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*validation*")}
     for video in (broken, missing):
         video_path(copy, video).unlink(missing_ok=True)
@@ -365,14 +365,14 @@ def test_odd_narrations_are_left_out_with_their_reasons_and_the_sums_still_hold(
     }
     lines += odd.values()
     lines += [{"timestamp_sec": 1e300, "narration_text": "#C C far away", "annotation_uid": "x7"}]
-    # An id that no record can hold costs its own row.
+    # An id that no record can hold loses only its own row.
     lines += [{"timestamp_sec": 5.0, "narration_text": "#C C stirs", "annotation_uid": "\ud800u"}]
     splits = write_splits(tmp_path, content["videos"])
     names = {
         "no-such-video": "video file is missing",
         "half a \ud83d": "video name is none that a file can have",
         "no/such/video": "video name is no Ego4D uid",
-        # Other names of a file would put one video into several splits.
+        # If a file had several names, one video could be in several splits.
         f"{video.uid}.mp4": "video name is no Ego4D uid",
         f"./{video.uid}": "video name is no Ego4D uid",
         f"../video_540ss/{video.uid}": "video name leads out of the folder",

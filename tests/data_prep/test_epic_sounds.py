@@ -1,4 +1,4 @@
-"""EPIC-Sounds: a segment has the same sound from HDF5, sound files and videos; every row becomes a clip or a reason."""
+"""EPIC-Sounds: a segment has the same sound from HDF5, sound files and videos; every row is a clip or has a reason."""
 
 import pathlib
 import shutil
@@ -48,7 +48,7 @@ def wave(rate: int = RATE, seconds: float = SECONDS) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict[str, pathlib.Path]:
-    """Media of three videos by kind: as HDF5, as sound files, and as videos in the folders of EPIC-Kitchens' downloads."""
+    """The sound of three videos in an HDF5 file, in sound files, and in videos laid out as by EPIC-Kitchens' downloads."""
     folder = tmp_path_factory.mktemp("epic")
     with h5py.File(folder / "EPIC_audio.hdf5", "w") as file:
         file["P01_01"] = wave().astype(np.float32)
@@ -66,7 +66,7 @@ def places(tmp_path_factory) -> dict[str, pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory) -> pathlib.Path:
-    """Annotation files of three videos: six segments each in training and validation, two without a class in test."""
+    """Folder of annotations of three videos: six segments to train, six to validate, and two without a class for the test."""
     folder = tmp_path_factory.mktemp("annotations")
     table(folder, [row(name, "P01_01", *segment) for name, segment in SEGMENTS.items()])
     rows = [row(name, "P02_101", *segment, "cut / chop", 0) for name, segment in SEGMENTS.items()]
@@ -110,7 +110,7 @@ def test_a_segment_is_what_sounded_at_its_time_wherever_it_is_cut_from(made, kin
 def test_hdf5_and_wav_give_the_same_samples(made):
     for name in SEGMENTS:
         a, b = (made[kind].clips[f"P01_01_{name}"].audio for kind in ("hdf5", "sounds"))
-        assert np.abs(a.astype(int) - b).max() <= 2  # 16 bits of wav, 24 of float
+        assert np.abs(a.astype(int) - b).max() <= 2  # wav has 16 bits, float 24
 
 
 def test_class_text_and_split_are_the_rows(made):
@@ -129,7 +129,7 @@ def test_frames_over_the_segment_come_with_it_where_they_are_asked_for(places, t
     options = ("--frames", "--num_intervals", "2", "--num_candidates", "1", "--short_side", "96", "--max_audio_s", "3")
     made = convert(tmp_path, places["videos"], tmp_path / "out", *options)
     assert "1 of 2 sounds are longer than --max_audio_s 3" in capsys.readouterr().out
-    for name, times in (("b", (1.0, 2.0)), ("e", (0.75, 2.25))):  # of what is stored, not of what is left out
+    for name, times in (("b", (1.0, 2.0)), ("e", (0.75, 2.25))):  # spread over the stored part
         clip = made.clips[f"P01_01_{name}"]
         assert [test_media.number_in(jpeg) for jpeg in clip.frames] == [int(t * 25 + 1e-6) for t in times]
         assert (clip.frame_height, clip.frame_width) == (96, 192)
@@ -213,7 +213,7 @@ def cut_hdf5(path: pathlib.Path, name: str, stop_s: float = 2.0) -> list:
 
 
 def test_hdf5_that_asks_for_too_much_memory_costs_itself(tmp_path):
-    # A chunk is read whole: of half a gigabyte of zeros, half a megabyte of file.
+    # HDF5 reads a chunk whole: half a gigabyte of zeros, from half a megabyte in the file.
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file.create_dataset("bomb", (1 << 27,), "f4", chunks=(1 << 27,), compression="gzip")[:1] = 0.5
         file["good"] = wave()

@@ -1,4 +1,4 @@
-"""ESC-50 and ESC-10: files are stored whole, whatever their last packet holds; every row becomes a clip or a reason."""
+"""ESC-50 and ESC-10: files are stored to their end, however long the last packet; every row is a clip or has a reason."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def test_a_file_is_stored_whole_in_its_own_length(made, root):
         expected = soxr.resample(wave, rate, 16_000, quality="HQ")
         assert abs(len(clip.audio) - seconds * 16_000) < 1, name
         assert abs(len(clip.audio) - len(expected)) <= 1, name
-        # But for the first and last milliseconds, where the filters meet the edge.
+        # Except the first and last milliseconds, where the resampling filters reach over the edge.
         inner = slice(40, len(clip.audio) - 40)
         np.testing.assert_allclose(clip.audio[inner] / 32768, expected[inner], atol=3e-4, err_msg=name)
         assert (clip.start_us, clip.time_us, clip.stop_us) == (0, 0, round(len(clip.audio) * 62.5))
@@ -150,7 +150,7 @@ def test_esc10_is_its_rows_alone_its_classes_numbered_among_themselves(root, tmp
     assert {clip.clip_id for clip in made.splits["test"]} == {"1-100-A-0", "1-100-B-0"}
     assert made.splits["validation"] == []
     assert made.clips["4-400-A-12"].class_id == 1
-    # Longer files are cut, and that is said.
+    # Longer files are cut, and that is reported.
     assert max(len(clip.audio) for clip in made.clips.values()) == 24_000 == made.info.max_samples
     assert "3 more sounds fill all of --max_audio_s 1.5" in capsys.readouterr().out
 

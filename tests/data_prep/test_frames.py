@@ -1,4 +1,4 @@
-"""The frame shown at a time is that of a full decode, whatever the codec, the container and the way through the file."""
+"""The frame shown at a time is that of a full decode, for any codec and container and any way through the file."""
 
 import bisect
 import collections
@@ -18,7 +18,7 @@ B_FRAMES = {"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"}
 HEVC = {"preset": "ultrafast", "x265-params": "keyint=50:bframes=3:b-pyramid=1:scenecut=0:log-level=none:pools=none"}
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "50", "auto-alt-ref": "1", "lag-in-frames": "8"}
 AV1 = {"preset": "10", "crf": "20", "g": "50", "svtav1-params": "lp=1"}
-# Name → (ending, what `write` is told, largest rounding of time stamps, lateness of the audio in samples of 16 kHz).
+# Name of the file → (options of `write`, largest rounding of time stamps in s, lateness of the audio in samples at 16 kHz).
 KINDS = {
     "h264.mp4": ({"video_options": B_FRAMES}, 0.0, 0.6),
     "h264.mkv": ({"video_options": B_FRAMES}, 0.001, 8.6),
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 
 def video(folder, name: str):
-    """Returns the path of a file of `KINDS`, which is made at the first call."""
+    """Returns the path of a file of `KINDS`, which the first call makes."""
     path = folder / name
     if not path.exists():
         write(path, seconds=SECONDS, fps=FPS, **KINDS[name][0])
@@ -53,7 +53,7 @@ def video(folder, name: str):
 
 
 def shown_by_full_decode(path, times_s) -> list[tuple[int, np.ndarray]]:
-    """Returns (timestamp, pixels) of the frame at each time, by decoding everything from the beginning."""
+    """Returns (time stamp, pixels) of the frame shown at each time, by decoding the whole file from its beginning."""
     with av.open(str(path)) as container:
         stream = streams.choose(container, "video")
         decoded = [(float(f.pts * f.time_base), f.pts, f.to_ndarray()) for f in container.decode(stream)]
@@ -70,7 +70,7 @@ def shown(path, times_s) -> list[tuple[int, np.ndarray]]:
     return [found[t] for t in times_s]
 
 
-# Dense, with gaps within a group of pictures, across one, across several; at a keyframe and right before it.
+# Dense times; gaps within a group of pictures, across one and across several; a keyframe and right before it.
 TIMES = sorted([*np.arange(0.0, 1.5, 0.09375).tolist(), 1.96, 1.98, 2.0, 2.02, 3.5, 3.95, 4.3, 9.99, 10.0, 11.9])
 
 
@@ -78,18 +78,18 @@ TIMES = sorted([*np.arange(0.0, 1.5, 0.09375).tolist(), 1.96, 1.98, 2.0, 2.02, 3
 def test_what_is_shown_has_the_pixels_of_a_full_decode(folder, name, monkeypatch):
     path = video(folder, name)
     if name != "intra_refresh.mp4":
-        monkeypatch.setattr(full_decode, "shown", None)  # these packets tell what they hold
+        monkeypatch.setattr(full_decode, "shown", None)  # their packets describe their frames
     expected = shown_by_full_decode(path, TIMES)
     alone = [shown(path, [t])[0] for t in TIMES[14::2]]
     for found, right in ((shown(path, TIMES), expected), (alone, expected[14::2])):
         assert [pts for pts, _ in found] == [pts for pts, _ in right]
-        if name != "intra_refresh.mp4":  # its pictures may differ a little after a seek: recovery is not exact
+        if name != "intra_refresh.mp4":  # there, recovery after a seek is not exact
             assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found, right, strict=True))
 
 
 @pytest.mark.parametrize(("ending", "b_frames", "keyframes"), [("mp4", 1, 5), ("mp4", 2, 10), ("mkv", 2, 10)])
 def test_pictures_behind_a_keyframe_that_forgets_those_before_it_are_shown(tmp_path, ending, b_frames, keyframes):
-    # In open groups of pictures the first that is decoded behind the keyframe may tell to forget one before it.
+    # In an open group of pictures the first frame decoded after the keyframe may discard a reference from before it.
     path = tmp_path / f"a.{ending}"
     options = {"preset": "ultrafast", "g": str(keyframes), "bf": str(b_frames), "x264-params": "open-gop=1"}
     write(path, seconds=6.0, fps=FPS, video_options=options, audio=None)
@@ -144,7 +144,7 @@ def test_stamps_that_contradict_the_order_of_pictures_are_not_believed(tmp_path)
 
 @pytest.fixture
 def decoded(monkeypatch) -> collections.Counter:
-    """Timestamp → how often the decoder has returned its frame."""
+    """Counts how often the decoder gives each frame: time stamp → number."""
     counts, give = collections.Counter(), frames._Run._give
 
     def counting(self, given, **kwargs):
@@ -168,7 +168,7 @@ def test_what_is_not_wanted_and_not_referred_to_is_not_decoded(folder, decoded, 
     decoded.clear()
     monkeypatch.setattr(frames, "_CAN_SKIP", ())
     shown(path, times)
-    # From the keyframe to the frame wanted, and what is decoded before that. Two of four are B-frames without references.
+    # Frames from the keyframe to the wanted one, and frames decoded before it. Two of four are B-frames without references.
     assert sum(decoded.values()) <= 3 * (0.75 + 1.5) * FPS
     assert some.keys() < decoded.keys()
     assert len(some) < 0.6 * len(decoded)
@@ -226,7 +226,7 @@ def test_a_seek_goes_where_the_index_says_and_only_across_what_is_far(folder, na
 
 
 def _copy(path, sources, default: int | None = None, cover: bytes = b""):
-    """Writes the streams of several files into one; those of the source with index `default` are marked as default."""
+    """Writes the streams of several files into one; `default` is the index of the source whose streams are marked default."""
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(av.open(str(source))) for source in sources]
         out = stack.enter_context(av.open(str(path), "w"))
@@ -281,7 +281,7 @@ def test_cover_art_is_no_video(tmp_path, ending):
 
 
 def test_what_lies_before_time_zero_is_not_shown_at_zero(tmp_path):
-    # In Matroska nothing can begin before 0; mp4's edit list cuts it off.
+    # Nothing in Matroska can begin before time 0. In mp4 it can, and the edit list cuts it off.
     write(tmp_path / "a.mp4", seconds=4.0, frame_starts_s=np.arange(-30, 90) / 30, audio_span=(-1.0, 3.0))
     for time_s, part in zip((0.5, 1.3), cut(tmp_path / "a.mp4", (0.5, 1.3)), strict=True):
         assert [test_media.number_in(jpeg) - 30 for jpeg in part.frames] == [

@@ -1,4 +1,4 @@
-"""A video that harms its decoder costs only its own clips: real child processes that crash, hang, eat memory and lie."""
+"""Whatever a video does to its decoder costs only its own clips: real children crash, hang, eat memory and lie."""
 
 import collections
 import concurrent.futures
@@ -24,7 +24,7 @@ SIDE = test_media.HEIGHT
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Folder of `short.mp4`, `long.mp4`, and `large.mp4`, whose pictures are 4K."""
+    """Folder with the videos `short.mp4`, `long.mp4`, and `large.mp4` with 4K frames."""
     made = tmp_path_factory.mktemp("videos")
     test_media.write(made / "short.mp4", seconds=3.0)
     test_media.write(made / "long.mp4", seconds=40.0, fps=10)
@@ -63,13 +63,13 @@ def assert_equal(a: media.Cut | str, b: media.Cut | str):
 
 
 def child() -> int:
-    """Returns the pid of the child process that waits for a video."""
+    """Returns the pid of the idle child process."""
     (decoder,) = guard._idle
     return decoder.pid
 
 
 def assert_gone(pid: int, seconds: float = 20.0):
-    """Asserts that a process is neither running nor a zombie within some seconds."""
+    """Asserts that the process ends within `seconds` and is no zombie."""
     deadline = time.monotonic() + seconds
     while os.path.exists(f"/proc/{pid}"):
         assert time.monotonic() < deadline, f"{pid} is still there"
@@ -95,7 +95,7 @@ def test_when_the_child_crashes_the_clips_before_and_after_are_kept(folder):
     found = {}
     for i, part in guard.cut_windows(folder / "long.mp4", windows_at(LONG), short_side_px=SIDE, limits=LIMITS):
         if not found:
-            os.kill(first, signal.SIGSEGV)  # the pipe may hold answers that are kept
+            os.kill(first, signal.SIGSEGV)  # answers already in the pipe are kept
         found[i] = part
     lost = [i for i, part in found.items() if isinstance(part, str)]
     assert sorted(found) == list(range(len(LONG)))
@@ -125,7 +125,7 @@ def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_video(folder, nu
     assert_gone(pid, 0.0)
 
 
-# A child as another user, who may not read what this one's may: root may read all.
+# A child that runs as another user, who may read less than this one: root may read everything.
 NOBODY = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -137,7 +137,7 @@ decoder_child.main()
 
 
 def test_a_file_that_the_machine_cannot_read_is_told_apart_from_a_damaged_one(folder, tmp_path, monkeypatch):
-    (tmp_path / "disk.mp4").symlink_to("/proc/self/mem")  # whose reading is an input error
+    (tmp_path / "disk.mp4").symlink_to("/proc/self/mem")  # reading it is an input error
     (tmp_path / "damaged.mp4").write_bytes((folder / "short.mp4").read_bytes()[:-2000])
     refused = link(tmp_path, "refused.mp4", "damaged.mp4")
     reasons = {
@@ -151,7 +151,7 @@ def test_a_file_that_the_machine_cannot_read_is_told_apart_from_a_damaged_one(fo
     assert cut(refused, (1.0, 2.0)) == ["video file can't be read: Permission denied"] * 2
 
 
-# A child whose decoder does what the file's name says before it decodes, and of `*_late` after two clips.
+# A child whose decoder does what the file's name says, before it decodes or, with `*_late`, after two clips.
 ODD_CHILD = f"""
 import ctypes, os, sys, time
 import numpy as np
@@ -198,7 +198,7 @@ def odd_child(monkeypatch):
 
 
 def link(folder: pathlib.Path, name: str, video: str) -> pathlib.Path:
-    """Returns the path of a link to `video` under another name."""
+    """Returns the path of a link `name` in `folder` to the video."""
     path = folder / name
     if not path.exists():
         path.symlink_to(folder / video)
@@ -223,7 +223,7 @@ def test_a_video_that_harms_its_decoder_costs_itself_and_the_next_gets_a_new_one
     folder, odd_child, monkeypatch, name, limits, reason
 ):
     if name == "spin":
-        monkeypatch.setattr(guard, "_WALL_PER_CPU", 60.0)  # the CPU's limit, on the busiest machine
+        monkeypatch.setattr(guard, "_WALL_PER_CPU", 60.0)  # the CPU limit comes first, even on a busy machine
     good = cut(folder / "short.mp4", (0.5, 1.9))
     first, begin_s = child(), time.monotonic()
     assert cut(link(folder, f"{name}.mp4", "short.mp4"), (0.5, 1.9), limits) == [reason] * 2
@@ -239,7 +239,7 @@ def test_a_video_that_harms_its_decoder_costs_itself_and_the_next_gets_a_new_one
     [
         # The second child dies at the last clip.
         ("crash_late", dict.fromkeys((2, 3, 6), "decoder crashed: signal SIGSEGV")),
-        ("hang_late", dict.fromkeys((2, 3, 4, 5, 6), "decoder took too long: more than 3 s")),  # there is no second
+        ("hang_late", dict.fromkeys((2, 3, 4, 5, 6), "decoder took too long: more than 3 s")),  # there is no second child
     ],
 )
 def test_the_clips_before_the_harm_are_kept_and_those_behind_are_tried_once(folder, odd_child, name, lost):
@@ -333,7 +333,7 @@ def test_pictures_that_do_not_fit_into_the_limit_cost_their_clips(folder):
 
 
 def liar(*words: str) -> tuple[str, ...]:
-    """Returns the command of a child that answers each request with these bytes, given as Python expressions."""
+    """Returns the command of a child that is ready and answers each request with `words`, Python expressions of bytes."""
     writes = "".join(f"    os.write(1, {word})\n" for word in words)
     code = f"import os, sys\nos.write(1, b'{{\"ready\": true}}\\n')\nwhile sys.stdin.readline():\n{writes}"
     return (sys.executable, "-c", code)

@@ -1,4 +1,4 @@
-"""Inspection: the counts are those of the clips, and contact sheets can be drawn whatever the clips contain."""
+"""Inspection: the counts are those of the clips, and pictures are drawn whatever the clips hold."""
 
 import contextlib
 import json
@@ -24,10 +24,10 @@ VERBS, NOUNS = ["tap_(taps)", "cut", "never"], ["cup", "can"]
 
 
 def make_clips(item: dict, settings: dict):
-    """Yields seven clips: five taps of cups, the first two of which sound, a cut of a can, and one without verb or noun."""
+    """Yields seven clips of a video: five of tapping a cup, two of which sound; one of cutting a can; one without either."""
     colour = np.full((16, 24, 3), 20, np.uint8)
     for number in range(7):
-        colour[..., 0] = 120 + 20 * number  # red: no text and no axis is
+        colour[..., 0] = 120 + 20 * number  # red, unlike text and axes
         verb, noun = (0, 0) if number < 5 else (1, 1) if number == 5 else (-1, -1)
         yield records.Clip(
             clip_id=f"{item['uid']}_{number}", video_uid=item["uid"], narration="#C C taps $x_ the <b>cup</b> \u2603",
@@ -71,7 +71,7 @@ def test_the_command_writes_pictures_and_numbers(folder, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "o" / "contact_sheet.png").convert("RGB"))
     assert min(sheet.shape[:2]) > 200
     drawn = {tuple(colour) for colour in sheet.reshape(-1, 3)[::7].tolist()}
-    assert any(red > 110 and green < 40 and blue < 40 for red, green, blue in drawn)  # pixels of the frames themselves
+    assert any(red > 110 and green < 40 and blue < 40 for red, green, blue in drawn)  # pixels of the frames
     assert np.asarray(Image.open(tmp_path / "o" / "statistics.png")).std() > 1
     assert json.loads((tmp_path / "o" / "statistics.json").read_text())["train"]["num_clips"] == 14
 
@@ -97,7 +97,7 @@ def test_a_split_without_clips_is_left_out_and_the_folder_for_pictures_is_made_f
     info = records.ClipsInfo.load(copy)
     shard = info.splits["test"].shards[0]
     with contextlib.closing(ArrayRecordWriter(str(copy / shard.file), "group_size:1")):
-        shard.num_clips, shard.video_clips = 0, []  # as earlier versions wrote a split whose clips were all left out
+        shard.num_clips, shard.video_clips = 0, []  # as earlier versions did for a split without clips
     info.splits["test"] = records.SplitInfo(0, 0, 0, [shard])
     info.dump(copy)
     with pytest.raises(SystemExit):

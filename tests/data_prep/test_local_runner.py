@@ -1,4 +1,4 @@
-"""Beam's local runner prints nothing of its own but hides nothing else, and does not wait for a worker that has died."""
+"""Beam's local runner hides only Beam's own messages, and does not wait for a worker that has ended."""
 
 import io
 import logging
@@ -43,7 +43,7 @@ def make_too_large(item: dict, settings: dict):
     yield
 
 
-# A process of its own, for what is said at import and for a log that no test framework has set up.
+# In a process of its own, for messages at import and a log that no test framework has set up.
 @pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [pytest.param(make_small, marks=pytest.mark.large), make_and_speak])
 def test_stderr_has_what_others_say_and_nothing_of_beam(tmp_path, num_workers, make):
@@ -57,7 +57,7 @@ def test_stderr_has_what_others_say_and_nothing_of_beam(tmp_path, num_workers, m
     assert done.stdout == ""
     for words in said:
         assert words in done.stderr
-    # Two workers may write at once: a line's end then comes behind another's, and leaves an empty line.
+    # Two workers may write at once: then one line's end may follow another's, which leaves an empty line.
     told = [line for line in done.stderr.splitlines() if line and not any(words in line for words in SAID)]
     assert not told
 
@@ -85,7 +85,7 @@ def test_a_worker_that_does_not_start_ends_the_run_and_says_why(tmp_path, capfd,
     monkeypatch.setattr(local_runner, "_MODULE", "data_prep.no_such_module")
     with pytest.raises(local_runner.WorkerError, match="status 1; what it said stands above"):
         test_shards.run(small_tasks(), tmp_path, {}, 2)
-    # Python writes a message and its line's end apart, so those of two workers can meet on one line.
+    # Python writes a message and its line's end separately, so messages of two workers may be on one line.
     told, words = capfd.readouterr().err, f"{sys.executable}: No module named data_prep.no_such_module"
     assert words in told
     assert told.replace(words, "").strip() == ""
@@ -107,7 +107,7 @@ def test_too_little_memory_is_one_line(tmp_path, capfd, num_workers, told, words
 
 def test_beams_loggers_keep_what_is_no_noise(caplog):
     with quiet.beam():
-        with quiet.beam():  # as where a module is imported while Beam works
+        with quiet.beam():  # as when a module is imported while Beam works
             pass
         for name, noise in (
             ("root", "apitools not found, and so on"),

@@ -1,4 +1,4 @@
-"""Clips hold what is seen and heard at their time, or say why not; tested on made-up files whose content tells the time."""
+"""Clips hold what is seen and heard at their time, or a reason why not. The content of the test files tells the time."""
 
 import pathlib
 from fractions import Fraction
@@ -17,12 +17,12 @@ TONES_HZ, PHASES = TONES.uniform(100, 6000, 24), TONES.uniform(0, 2 * np.pi, 24)
 
 
 def sound_at(time_s: np.ndarray) -> np.ndarray:
-    """Returns the sound of every test file at these times: RMS about 0.18, an autocorrelation with one sharp peak."""
+    """Returns the sound of every test file at these times, about 0.18 RMS; its autocorrelation has one sharp peak."""
     return 0.05 * np.sin(2 * np.pi * TONES_HZ[:, None] * time_s[None] + PHASES[:, None]).sum(0)
 
 
 def picture_of(number: int, width: int, height: int) -> np.ndarray:
-    """Returns a picture of bars that are the binary digits of the frame number, the lowest digit at the left."""
+    """Returns an image whose bars are the binary digits of the frame number, the lowest at the left."""
     picture = np.full((height, width, 3), 20, np.uint8)
     for k in range(NUM_BARS):
         if number >> k & 1:
@@ -39,23 +39,23 @@ def number_in(jpeg: bytes) -> int:
 def write(path, *, seconds=4.0, fps=30, frame_starts_s=None, video="libx264", video_options=None, pixels="yuv420p",
           size=(WIDTH, HEIGHT), matrix=None, aspect=None, audio="aac", rate=48000, layout="mono", audio_span=(0.0, None),
           hole=(0.0, 0.0), right=1.0, bit_rate=192_000, coder="fast", clock_hz=90_000, options=None):  # fmt: skip
-    """Writes a media file whose picture and sound tell the time.
+    """Writes a media file whose frames and sound tell the time.
 
     Args:
-      path: File to write; its suffix determines the container.
-      seconds: Length of the picture, and of the sound unless `audio_span` sets its end.
-      fps, frame_starts_s: The frame rate, or instead the start of each frame, seconds.
+      path: Path of the file; its ending decides the container.
+      seconds: Duration of the video, and of the sound unless `audio_span` gives its end.
+      fps, frame_starts_s: Frame rate, or instead the time at which each frame begins.
       video, audio: Encoders, or None for no such stream.
-      matrix: (a, b, c, d) of the display matrix, which moves a picture's x to (a x, b x) and its y to (c y, d y).
+      matrix: (a, b, c, d) of the display matrix: x is mapped to (a x, b x) and y to (c y, d y).
       aspect: Width of a pixel divided by its height.
-      audio_span: (start, stop) of the sound, seconds; a stop of None is the end of the picture.
-      hole: (start, stop) of the time whose audio packets are lost, seconds.
+      audio_span: (start, stop) of the sound, seconds; None as stop is the end of the video.
+      hole: (start, stop) of the sound's packets that are left out, seconds.
       right: Gain of the right channel.
-      bit_rate, coder: Bit rate of the sound, bit/s, and AAC's coder, of which "twoloop" stores noise as noise.
-      clock_hz: Clock of the pictures' timestamps, Hz.
+      bit_rate, coder: Bit rate of the sound, bit/s; coder of AAC, where "twoloop" stores noise as noise.
+      clock_hz: Clock of the frames' time stamps.
       options: Options of the muxer.
     """
-    # Without it the mp4 muxer rounds the start of late audio to 1 ms.
+    # Without this option the mp4 muxer rounds the start of late audio to 1 ms.
     options = {"movie_timescale": "48000"} if options is None and path.suffix in (".mp4", ".mov") else options
     with av.open(str(path), "w", options=options or {}) as container:
         picture = sound = None
@@ -97,13 +97,13 @@ def _encode_sound(sound, start_s, stop_s, rate, layout, right):
 
 
 def window(time_s: float, num_intervals: int = 4, num_candidates: int = 4) -> media.Window:
-    """Returns the window of a narration at `time_s`, as the converter requests it."""
+    """Returns the window that the converter cuts for a narration at `time_s`."""
     start, stop = time_s - 0.5, time_s + 1.0
     return media.Window(start, stop, media.frame_times(start, stop, num_intervals, num_candidates))
 
 
 def cut(path, times_s, **kwargs) -> list[media.Cut | str]:
-    """Returns what the window at each time gave, after checking that each was given once."""
+    """Returns the result for the window at each time; asserts that each comes once."""
     windows = [window(float(t)) for t in times_s]
     found = list(media.cut_windows(path, windows, **{"short_side_px": HEIGHT, **kwargs}))
     assert sorted(i for i, _ in found) == list(range(len(windows)))
@@ -111,10 +111,10 @@ def cut(path, times_s, **kwargs) -> list[media.Cut | str]:
 
 
 def lag_of(audio: np.ndarray, start_s: float) -> tuple[float, float]:
-    """Returns the delay of the audio, in samples, and its correlation with the sound expected at that delay."""
+    """Returns (lateness in samples, correlation) of audio, compared with what should sound from `start_s` on."""
     wave, reach = audio / 32768.0, 400
     expected = sound_at(start_s + np.arange(-reach, len(wave) + reach) / 16000)
-    # By the Fourier transform: BLAS threads would spin on a busy machine.
+    # By the Fourier transform, as BLAS threads would spin on a busy machine.
     size = 1 << 16
     spectrum = np.fft.rfft(expected, size) * np.fft.rfft(wave, size).conj()
     scores = np.fft.irfft(spectrum)[: 2 * reach + 1]
@@ -127,13 +127,13 @@ def lag_of(audio: np.ndarray, start_s: float) -> tuple[float, float]:
 
 
 def assert_in_time(part: media.Cut | str, time_s: float, starts_s: np.ndarray, lag: float = 0.6, tick_s: float = 0.0):
-    """Checks the frames, their times and the sound of what the window at `time_s` gave."""
+    """Asserts that frames, their times and the sound are those of the window at `time_s`."""
     assert isinstance(part, media.Cut), part
     wanted = np.array(window(time_s).frame_times_s)
     expected = np.searchsorted(np.asarray(starts_s), wanted + 1e-6, side="right") - 1
     if tick_s == 0.0:
         assert [number_in(jpeg) for jpeg in part.frames] == expected.tolist()
-    else:  # where the container rounds, the frame may begin a rounding earlier or later
+    else:  # the container rounds: a frame may begin up to `tick_s` earlier or later
         early, late = (np.searchsorted(starts_s, wanted + d, side="right") - 1 for d in (-tick_s, tick_s))
         assert all(a <= number_in(jpeg) <= b for a, jpeg, b in zip(early, part.frames, late, strict=True))
     numbers = [number_in(jpeg) for jpeg in part.frames]
@@ -166,7 +166,7 @@ def test_the_frame_is_the_one_shown_at_its_time_and_the_sound_the_one_heard(tmp_
 
 
 def test_with_a_variable_frame_rate_time_stamps_decide(tmp_path):
-    # From 10 to 100 frames a second, and nothing new for three quarters of a second.
+    # From 10 to 100 frames per second, and one frame that lasts three quarters of a second.
     rng = np.random.default_rng(1)
     steps = rng.choice([0.01, 0.025, 0.04, 0.1], 100)
     steps[20] = 0.75
@@ -210,7 +210,7 @@ def test_a_window_where_a_stream_is_not_has_a_reason_never_silence_or_black(tmp_
 
 
 def _unknown_codec(path, *codes: bytes):
-    """Overwrites each codec's code in the sample table, which comes first in the file except for the brands."""
+    """Overwrites each code in the sample table, which comes first in the file apart from the brands."""
     content = path.read_bytes()
     for code in codes:
         at = content.index(code, content.index(b"stsd") if code == b"avc1" else 0)
@@ -225,7 +225,7 @@ def test_a_file_that_cannot_give_clips_says_why(tmp_path):
     for name in ("odd_picture.mp4", "odd_sound.mp4"):
         write(tmp_path / name, options={"movflags": "faststart", "brand": "mp42"})
     _unknown_codec(tmp_path / "odd_picture.mp4", b"avc1")
-    _unknown_codec(tmp_path / "odd_sound.mp4", b"mp4a", b"\x40\x15")  # the second says AAC once more
+    _unknown_codec(tmp_path / "odd_sound.mp4", b"mp4a", b"\x40\x15")  # the second code means AAC too
     content = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "truncated.mp4").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
@@ -253,7 +253,7 @@ def test_a_file_that_cannot_give_clips_says_why(tmp_path):
     ("matrix", "stored"),
     [
         ((1, 0, 0, 1), lambda shown: shown),
-        ((0, 1, -1, 0), lambda shown: np.rot90(shown, 1)),  # to be turned to the right
+        ((0, 1, -1, 0), lambda shown: np.rot90(shown, 1)),  # to be rotated to the right
         ((0, -1, 1, 0), lambda shown: np.rot90(shown, -1)),
         ((-1, 0, 0, -1), lambda shown: np.rot90(shown, 2)),
         ((-1, 0, 0, 1), np.fliplr),
@@ -264,7 +264,7 @@ def test_a_file_that_cannot_give_clips_says_why(tmp_path):
 )
 def test_a_turned_or_mirrored_video_is_cut_as_it_is_shown(tmp_path, matrix, stored, monkeypatch):
     shown = picture_of(0b1011, WIDTH, HEIGHT)
-    shown[: HEIGHT // 4] = 128  # what is up
+    shown[: HEIGHT // 4] = 128  # marks the top
     lies = np.ascontiguousarray(stored(shown))
     monkeypatch.setitem(globals(), "picture_of", lambda *_: lies)
     write(tmp_path / "a.mp4", seconds=2.0, matrix=matrix, size=lies.shape[1::-1])
@@ -285,7 +285,7 @@ def test_a_video_that_is_to_be_shown_askew_is_refused(tmp_path):
     [
         ((192, 144), Fraction(4, 3), 96, (96, 170)),  # 256 x 144: anamorphic 16:9
         ((144, 144), Fraction(1, 2), 36, (72, 36)),
-        ((144, 96), Fraction(4, 3), 256, (96, 192)),  # the height stays
+        ((144, 96), Fraction(4, 3), 256, (96, 192)),  # the height is kept
         ((96, 192), Fraction(1, 1), 48, (96, 48)),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_picture_wider_than_a_jpeg_can_be_is_refused():
         ((192, 96), 48, (48, 96)),
         ((96, 192), 48, (96, 48)),  # upright: the short side is the width
         ((193, 97), 96, (96, 192)),
-        ((101, 75), 256, (74, 100)),  # never up, not by a pixel; sides are even
+        ((101, 75), 256, (74, 100)),  # never scaled up; sides are even
         ((640, 360), 256, (256, 456)),  # 455.1: the canvas for 16:9
         ((192, 108), 72, (72, 128)),
     ],
@@ -349,7 +349,7 @@ def test_pictures_that_change_their_size_within_a_clip_are_refused(tmp_path):
 
 
 def test_windows_of_equal_length_have_equally_many_samples():
-    # A narration's time plus and minus the window is not exactly the window's length.
+    # By rounding, (time + after) - (time - before) is not exactly the window's length.
     before, after = 0.25, 0.25003125  # 8,000.5 samples
     lengths = {media.num_samples((t + after) - (t - before)) for t in np.random.default_rng(0).uniform(0, 1e4, 1000)}
     assert lengths == {media.num_samples(before + after)}

@@ -1,6 +1,6 @@
-"""Random damage to media and annotation rows, as strangers' files may have it: no crash, no hang, no clip lost or made up.
+"""Media and annotation rows with random damage, as strangers may give us: no crash, no hang, no clip lost or made up.
 
-The tests try twenty cases of each kind, `make soak` two hundred. A case depends only on its number, which is in its name.
+Each test runs twenty cases, in `make soak` two hundred. A case depends only on its number, which is part of its name.
 """
 
 import csv
@@ -32,8 +32,8 @@ from tests.data_prep import test_media
 from tests.data_prep.converted import Converted
 
 REAL = test_media.REAL
-TIMES_S = (0.6, 1.7, 2.8)  # of each video's narrations
-LIMIT_S = 900.0  # for two hundred videos on a busy machine; what hangs does so for ever
+TIMES_S = (0.6, 1.7, 2.8)  # times of the narrations of each video
+LIMIT_S = 900.0  # for two hundred videos on a busy machine; a hang would last for ever
 INTACT = ("intact_1.mp4", "intact_2.mkv")
 WORDS = "#C C chops the onion"
 
@@ -63,7 +63,7 @@ def repeat_block(data: bytearray, rng: np.random.Generator) -> None:
 
 
 def forge_number(data: bytearray, rng: np.random.Generator) -> None:
-    """Overwrites words at the file's ends, where sizes, counts and durations stand, big- or little-endian."""
+    """Overwrites words near the file's ends, which hold sizes, counts and durations, big- or little-endian."""
     for _ in range(int(rng.integers(1, 6))):
         at = int(rng.integers(min(4096, len(data)))) * int(rng.choice([1, -1])) % len(data)
         word = int(rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x10000000])).to_bytes(4, "big")
@@ -80,9 +80,9 @@ MUTATIONS = (flip_bits, flip_bits, truncate, remove_block, blank_block, repeat_b
 
 
 def originals(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns undamaged media files of several containers and codecs, and the real ones if they are there."""
+    """Returns paths of intact files in several containers and codecs, and of the real ones if there are any."""
     folder.mkdir()
-    # Slices, so that damage of one is concealed from the others.
+    # With several slices the decoder conceals a damaged one by means of the others.
     b_frames = {"preset": "veryfast", "g": "25", "bf": "3", "threads": "1", "x264-params": "slices=4"}
     test_media.write(folder / "a.mp4", video_options=b_frames)
     test_media.write(folder / "b.mkv", video_options=b_frames, rate=44100)
@@ -116,7 +116,7 @@ def write_table(path: pathlib.Path, header: list[str], rows: list[list]) -> path
 
 
 def differs(clip: records.Clip, original: pathlib.Path) -> bool:
-    """Returns whether a clip's pictures or sound differ from those of the original file at that time."""
+    """Returns whether a clip's frames or sound differ from those of the original file at their time."""
     window = media.Window(
         clip.start_us / 1e6, clip.stop_us / 1e6, media.frame_times(clip.start_us / 1e6, clip.stop_us / 1e6, 4, 4)
     )
@@ -130,8 +130,8 @@ def differs(clip: records.Clip, original: pathlib.Path) -> bool:
     return bool(np.abs(cut.audio.astype(int) - clip.audio).max() > 300)
 
 
-# Prints when pictures that a full decode flags as corrupt begin and when the next keyframe does, µs. None refers to B-frames
-# that nobody wants, and before the first sound picture there may be some that refer to what is not there.
+# Prints (start of a frame that a full decode flags as corrupt, start of the next intact keyframe), µs. B-frames don't begin
+# such a span, as no frame refers to them, nor do frames before the first intact one, whose references may not be there.
 FLAGGED = """
 import contextlib, json, sys
 import av
@@ -166,7 +166,7 @@ print(json.dumps(found))
 
 
 def flagged(path: pathlib.Path) -> list[tuple[int, int]]:
-    """Returns the (start, stop) in µs that `FLAGGED` prints, or [] if the decoder crashes."""
+    """Returns the pairs that `FLAGGED` prints for a file; [] if the decoder crashes."""
     command = [sys.executable, "-c", FLAGGED, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode <= 0, done.stderr[-3000:]
@@ -195,11 +195,11 @@ def test_damaged_videos_lose_their_own_clips_alone_and_every_clip_is_told(tmp_pa
     assert sorted(told) == sorted((name, round(time_s * 1e6)) for name, time_s, _ in rows)
     assert all(row["reason"] for row in made.rejected)
     damaged = [clip for clip in made.clips.values() if clip.video_uid not in INTACT]
-    assert damaged  # some of the damage is survived, some not, or the mutations are not what they should be
+    assert damaged  # some damage must be survived and some not, or the mutations are no good
     assert made.rejected
-    # What is damaged is never filled in.
+    # Damaged parts are never filled in.
     odd = [clip for clip in damaged if differs(clip, sources[int(clip.video_uid[5:8]) % len(sources)])]
-    assert len(odd) <= 0.25 * len(damaged)  # what no decoder notices, and pictures that come at another time
+    assert len(odd) <= 0.25 * len(damaged)  # by damage that no decoder notices, or frames at another time
     for uid in sorted({clip.video_uid for clip in odd}):
         told = flagged(videos / uid)
         mine = [time_us for clip in odd if clip.video_uid == uid for time_us in clip.frame_times_us.tolist()]
@@ -207,7 +207,7 @@ def test_damaged_videos_lose_their_own_clips_alone_and_every_clip_is_told(tmp_pa
     # A clip of a damaged file has all its frames and samples, and verify reads them.
     checked = world.run("data_prep.verify", tmp_path / "out")
     assert checked.returncode == 0, checked.stdout
-    # Its neighbours' harm changes nothing for an intact file.
+    # Damage of other files changes nothing for an intact file.
     keep = write_table(tmp_path / "keep.csv", ["video", "time_s", "text"], [row for row in rows if row[0] in INTACT])
     alone = convert(videos, keep, tmp_path / "alone", "--short_side", "64")
     assert alone.returncode == 0, alone.stderr[-3000:]
@@ -218,8 +218,8 @@ def test_damaged_videos_lose_their_own_clips_alone_and_every_clip_is_told(tmp_pa
     }
 
 
-# What may stand in a value: other types, no number, too long, no text at all, and what means something to a shell, a file
-# system, FFmpeg, a spreadsheet, a terminal or HTML.
+# Odd values: other types, not a number, too long, not text at all, or with a meaning for a shell, a file system, FFmpeg, a
+# spreadsheet, a terminal or HTML.
 VALUES = (
     "", " ", "nan", "NaN", "inf", "-inf", "-1", "1e308", "-1e308", "1e-320", "0x10", "1,5", "1_000", "９", "None", "null",
     "[]", "[1", "[99999]", "[-1]", "{}", "true", "../outside.mp4", "/etc/passwd", "videos/../../outside.mp4", "..", ".", "/",
@@ -229,8 +229,8 @@ VALUES = (
     "a.mp4", "CON", "%s%n", "{0}", "=1+1", "<script>alert(1)</script>", "\ufeff", "\ud800",
 )  # fmt: skip
 NUMBERS = (None, True, -1, 10**400, 1e308, float("nan"), float("inf"), [], {}, [["x"]])
-RATE = 24_000  # of EPIC-Sounds' samples
-# A row that is right, and what stands between its values.
+RATE = 24_000  # sample rate of EPIC-Sounds
+# Layout → (a valid row, delimiter of its values).
 LAYOUTS = {
     "own": ({"video": "a.mp4", "time_s": "1.0", "text": WORDS, "label": "1"}, ","),
     "egoclip": (
@@ -264,7 +264,7 @@ TAXONOMY = narrations.Taxonomy(["chop"], {("chop",): 0})
 
 
 def read(layout: str, path: pathlib.Path, videos: pathlib.Path) -> int:
-    """Returns the number of rows that are read from a file of this layout."""
+    """Reads the file by its layout's reader and returns the number of rows read."""
     match layout:
         case "own":
             return len(own_csv.read(path, videos))
@@ -307,7 +307,7 @@ def write_rows(layout: str, folder: pathlib.Path, rows: list[dict]) -> pathlib.P
 
 
 def row_of(layout: str, case: int) -> dict:
-    """Returns the valid row of this layout with a time or name of its own, so that no two rows are duplicates."""
+    """Returns the layout's valid row with a time or name of its own, so that no two rows are doubles."""
     time_s, row = round(1.0 + case / 1000, 3), dict(LAYOUTS[layout][0])
     samples = [round(second * RATE) for second in (time_s, time_s + 1)]
     stamps = [f"00:00:{second:06.3f}" for second in (time_s, time_s + 1)]
@@ -329,7 +329,7 @@ def mutated_row(layout: str, case: int) -> dict:
 
 @pytest.fixture
 def root(tmp_path) -> pathlib.Path:
-    """A folder with one video, one sound under many names, and files outside their folders that no row may reach."""
+    """A folder with one video and one sound under many names, and with files outside of theirs that no row may reach."""
     root = tmp_path / "root"
     (root / "v2" / "annotations").mkdir(parents=True)
     (root / "v2" / "videos").mkdir()
@@ -358,12 +358,12 @@ def test_mutated_rows_are_read_or_refused_in_one_line_that_names_them(layout, ro
             assert "row" in words or "JSON" in words or "recording" in words, (case, words)
         assert found == len(rows), (case, rows[0])
         outcomes[not words] += 1
-    assert min(outcomes.values()) > 0  # both occur, or the mutations are not what they should be
+    assert min(outcomes.values()) > 0  # both must occur, or the mutations are no good
     assert not list(pathlib.Path.cwd().glob("*pwned*"))
 
 
 def readable(layout: str, num: int, root: pathlib.Path, folder: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """Returns (path, number of rows) of a file with a valid row and those of `num` mutated rows that can be read with it."""
+    """Returns (file with a valid row and those of `num` mutated rows that can be read, number of its rows)."""
     rows = [dict(LAYOUTS[layout][0])]
     for case in range(num):
         more = [*rows, mutated_row(layout, case)]
@@ -376,7 +376,7 @@ def readable(layout: str, num: int, root: pathlib.Path, folder: pathlib.Path) ->
     return write_rows(layout, folder, rows), len(rows)
 
 
-# Every layout by the command that reads it: options, with a layout in the place of a file's path.
+# Commands that read every layout, with their options; a layout's name stands for the path of its file.
 COMMANDS = {
     "own": (own_videos, ["--videos", "VIDEOS", "--narrations", "own", "--verbs", "taxonomy", "--nouns", "taxonomy"]),
     "ego4d": (ego4d, ["--narrations", "json", "--labels", "labels", "--splits", "splits"]),
@@ -414,7 +414,7 @@ def test_all_mutated_rows_that_can_be_read_become_clips_or_reasons_and_none_leav
     assert f"\n{num_rows} annotations: " in "\n" + capsys.readouterr().out
     assert len(made.clips) + len(made.rejected) == sum(map(len, made.splits.values())) + len(made.rejected) == num_rows
     assert all(row["reason"] for row in made.rejected)
-    assert len(made.clips) >= (1 if name == "redacted" else 2)  # of the few values there, each matters
+    assert len(made.clips) >= (1 if name == "redacted" else 2)  # it has few values, and each matters
     if command in (ego4d, own_videos):
         assert {clip.video_uid for clip in made.clips.values()} == {"a.mp4" if command is own_videos else "a"}
         assert (1_000_000, WORDS) in {(clip.time_us, clip.narration) for clip in made.clips.values()}

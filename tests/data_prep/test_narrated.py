@@ -1,4 +1,4 @@
-"""Which narrations become clips of which split, why the others are rejected, and how clips are distributed over shards."""
+"""Which narrations become clips of which split, which reason every other row gets, and how clips are dealt out to shards."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") 
 
 
 def choose(found, labelled=(), split="train", **options):
-    """Returns (text, label) of what `narrated.choose` chooses and (reason, text) of its rejects; no row may be lost."""
+    """Returns ((text, label) of narrations chosen in a split, (reason, text) of the others); asserts that no row is lost."""
     chosen, rejects = narrated.choose(list(found), list(labelled), dict.fromkeys("vuw", split), **options)
     texts = {n.clip_id: n.words for n in (*labelled, *found)}
     assert sum(map(len, chosen.values())) == len(chosen[split])
@@ -29,7 +29,7 @@ def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_
     found = [narration(), narration("#C C cuts", time_s=2.0), narration("#O man X stirs"), narration("#C C stirs ")]
     for labels in ([1], [0], [-1]):
         labelled = [narration(label=label) for label in labels]
-        # That it is told twice is said before whose action it is and that others have no label.
+        # A double gets that reason rather than that it is another's action or has no label.
         assert choose(found, labelled, "test") == (
             [("#C C stirs", labels[0])],
             [("no label, though in the test split", "#C C cuts"), ("somebody else's action", "#O man X stirs"),
@@ -41,7 +41,7 @@ def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_
         )
     labelled = [narration("#O man X stirs", label=0)]
     assert choose(found[:1], labelled + found[1:2], "test")[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
-    # Whoever says so: what is trained on is the camera wearer's.
+    # Training takes the camera wearer's actions only, whichever list a narration is in.
     other = ("somebody else's action", "#O man X stirs")
     assert choose(found[:3], labelled) == ([("#C C stirs", -1), ("#C C cuts", -1)], [other, other])
     assert choose([], labelled + found[1:2], own_table=True)[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
@@ -57,7 +57,7 @@ def test_of_two_lines_of_one_annotation_and_moment_each_is_told():
         [("#O B waves", 1)], [("no label, though in the test split", "#C C chops the onion"), (DOUBLE, "#O B waves")]
     )  # fmt: skip
     assert choose([waves, chops], [label]) == ([("#C C chops the onion", -1)], [told, told])
-    # What is left out itself takes nothing else with it.
+    # A narration that is left out itself makes no other a double.
     assert choose([empty, chops, empty]) == (
         [("#C C chops the onion", -1)], [("narration has no text", ""), ("narration has no text", "")]
     )  # fmt: skip
@@ -87,9 +87,9 @@ def test_videos_with_labels_are_held_out_by_hash_and_all_others_are_trained_on()
     chosen, rejects = narrated.choose(found, labelled, {"v0": "train", "w0": "test"})
     assert 70 < len(chosen["validation"]) < 130  # one in eleven of 1,100
     assert {n.video_uid for n in chosen["validation"] + chosen["test"]} == set(uids[1:])
-    assert {n.video_uid for n in chosen["train"]} == {"v0", *(f"w{i}" for i in range(1, 100))}  # what --splits says goes
+    assert {n.video_uid for n in chosen["train"]} == {"v0", *(f"w{i}" for i in range(1, 100))}  # --splits has precedence
     assert all(n.label == 1 for n in chosen["validation"] + chosen["test"])
-    # In a table of one's own, videos that have a label somewhere are those of the label list.
+    # In a user's own table, videos with any label count as those of the label list.
     table = [labelled[1], found[1], found[-1]]
     chosen, rejects = narrated.choose([], table, {}, own_table=True)
     assert (chosen["train"], rejects) == ([found[-1]], [])
@@ -120,7 +120,7 @@ def test_a_sample_is_the_same_in_any_order_and_a_larger_one_holds_it():
     assert again == taken[::-1]
     assert set(taken) < set(narrations.sample(lines, 300, 0)[0])
     assert len(set(taken) & set(narrations.sample(lines, 100, 1)[0])) < 30  # 10 are expected
-    without = [n for n in lines if n is not taken[50]]  # a row less changes one of the sample
+    without = [n for n in lines if n is not taken[50]]  # one row less changes one row of the sample
     assert len(set(taken) & set(narrations.sample(without, 100, 0)[0])) == 99
     assert [narrations.sample(lines, num, 0) for num in (0, 1000, 2000)] == [(lines, [])] * 3
 

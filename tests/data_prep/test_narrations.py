@@ -1,4 +1,4 @@
-"""Annotation files: those in Ego4D's layouts are read whole, all others refused in one line with file, row and value."""
+"""Annotation files: those in Ego4D's layout are read whole; anything else is one line with file, row and value."""
 
 import collections
 import csv
@@ -77,7 +77,7 @@ def test_a_narration_without_time_or_text_is_kept_and_ends_with_its_reason(tmp_p
     content = json.dumps({"v": passes(line("TIME"), line(3.0, None), line(4.0, "  "), line(5.0))})
     path = write_json(tmp_path, content.replace('"TIME"', time_s))
     found = narration_json.read(path)
-    assert [n.time_s for n in found[:3]] == [3.0, 4.0, 5.0]  # what has no time comes last and disturbs no order
+    assert [n.time_s for n in found[:3]] == [3.0, 4.0, 5.0]  # without a time it comes last, the others are in order
     assert math.isnan(found[3].time_s)
     chosen, rejects = narrated.choose(found, [], {"v": "train"})
     assert [n.time_s for n in chosen["train"]] == [5.0]
@@ -208,10 +208,10 @@ def test_of_11449_real_narrations_809_do_not_start_with_the_wearers_tag_and_most
     counts = collections.Counter(map(narrations.who, plain))
     assert counts == {"wearer": 10_274, "unsure": 366}
     counts = collections.Counter(map(narrations.who, rest))
-    # 289 slips such as "#c c", "# C c" and "3C C"; 16 are nobody's, most of them "#Person X".
+    # 289 are slips such as "#c c", "# C c" and "3C C"; 16 have an unknown tag, most of them "#Person X".
     assert counts == {"wearer": 289, "other": 473, "unsure": 31, "unknown": 16}
     leading = collections.Counter(narrations.words_of(t)[0] for t in texts if narrations.who(t) == "wearer")
-    assert leading["c"] < 5  # the tag is off
+    assert leading["c"] < 5  # the tag is removed
     assert leading.most_common(1)[0][0] in ("picks", "puts", "drops", "moves", "places")
 
 
@@ -230,7 +230,7 @@ NOUNS = taxonomy(
     board=["board"], cutting_board=["cutting_board", "chopping_board"], carrot=["carrot"], knife=["knife"],
     glass=["glass"], berry=["berry"], tap=["tap", "water_tap"],
 )  # fmt: skip
-# Stems that differ by an "e" and mean different things.
+# Verbs whose stems differ only by an "e" but mean different things.
 VERBS_E = taxonomy(
     tap=["tap"], tape=["tape"], plan=["plan"], plane=["plane"], scrap=["scrap"], scrape=["scrape"], add=["add", "ad"],
     pick=["pick"],

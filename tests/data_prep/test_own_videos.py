@@ -1,4 +1,4 @@
-"""A folder of videos and a CSV: every row becomes a clip or a reason, whatever the names, and none leaves the folder."""
+"""A folder of videos and a CSV: every row is a clip or has a reason, whatever file names are; nothing is read outside."""
 
 import collections
 import csv
@@ -25,16 +25,16 @@ HEADER = ["video", "time_s", "text", "label"]
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> pathlib.Path:
-    """A folder of videos of several containers, one of them in a subfolder, with links to each other and to files outside."""
+    """A folder of videos in several containers, one of them in a subfolder, and a video outside that links lead to."""
     outside = tmp_path_factory.mktemp("own")
     folder = outside / "videos"
     (folder / "monday").mkdir(parents=True)
     test_media.write(folder / "a.mp4")
     test_media.write(folder / "b c.MKV")
     test_media.write(folder / "monday" / "d.e.mov")
-    quick = {"deadline": "good", "cpu-used": "5"}  # nothing that the clock decides
+    quick = {"deadline": "good", "cpu-used": "5"}  # so that the result does not depend on speed
     test_media.write(folder / "-f.webm", video="libvpx", audio="libopus", video_options=quick)
-    # FLV's muxer shifts picture and sound by AAC's priming.
+    # With AAC, FLV's muxer would shift frames and sound by the priming.
     test_media.write(folder / "$(touch g); g.flv", audio="pcm_s16le", rate=44100)
     test_media.write(folder / "mute.mp4", audio=None)
     (folder / "a.txt").write_text("notes on a")
@@ -57,7 +57,7 @@ def write(folder: pathlib.Path, *rows, header=HEADER) -> pathlib.Path:
     ("name", "uid"),
     [
         ("a.mp4", "a.mp4"),
-        ("a", "a.mp4"),  # a.txt has no video and sound
+        ("a", "a.mp4"),  # a.txt is no video
         ("./a", "a.mp4"),
         ("same", "a.mp4"),  # a link is no second video
         ("b c", "b c.MKV"),
@@ -65,8 +65,8 @@ def write(folder: pathlib.Path, *rows, header=HEADER) -> pathlib.Path:
         ("monday//d.e.mov", "monday/d.e.mov"),
         ("-f", "-f.webm"),
         ("$(touch g); g", "$(touch g); g.flv"),
-        ("up/videos/a", "a.mp4"),  # out and in again
-        ("a.txt", "a.txt"),  # a file; that it is no video is told when it is opened
+        ("up/videos/a", "a.mp4"),  # leads out and back in
+        ("a.txt", "a.txt"),  # found: only opening it shows that it is no video
     ],
 )
 def test_a_name_with_or_without_suffix_is_the_path_of_its_file(videos, name, uid):
@@ -91,7 +91,7 @@ def test_a_name_with_or_without_suffix_is_the_path_of_its_file(videos, name, uid
         (".", "narration names no video"),
         ("./", "narration names no video"),
         ("monday", "video file is missing"),
-        ("monday/d", "video file is missing"),  # d.e.mov is another one
+        ("monday/d", "video file is missing"),  # d.e.mov has another name
         ("A", "video file is missing"),
         ("*", "video file is missing"),
         ("a.mp", "video file is missing"),
@@ -146,7 +146,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
     )  # fmt: skip
     rows = own_csv.read(path, videos)
     chosen, rejects = narrated.choose([], rows, {"a.mp4": "test"}, own_table=True)
-    # No tag means anything here: all that can be cut is taken.
+    # Tags have no meaning here: everything that can be cut is taken.
     assert [(n.time_s, n.text, n.label) for n in chosen["test"]] == [
         (1.5, "chops", 1), (1.5, "cuts", -1), (3.0, "#O man X walks", 1), (3.5, "#unsure", 0),
     ]  # fmt: skip
@@ -156,7 +156,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
         "labels contradict each other": 2,
     }  # fmt: skip
     again = own_csv.read(write(tmp_path, ["a", 9, "new", ""], ["a", 1.5, "chops", 1]), videos)
-    assert again[1].clip_id == rows[0].clip_id  # a row more changes no other's id
+    assert again[1].clip_id == rows[0].clip_id  # one more row changes no other id
 
 
 @pytest.mark.parametrize(
@@ -278,13 +278,13 @@ def test_without_narrations_every_video_is_cut_from_its_beginning_to_its_end(vid
         lag, correlation = test_media.lag_of(clip.audio, clip.start_us / 1e6)
         assert abs(lag) < 20, clip.clip_id
         assert correlation > 0.7, clip.clip_id
-    uids = ["$(touch g); g.flv", "-f.webm", "a.mp4", "b c.MKV", "monday/d.e.mov"]  # each once, whatever links to it
+    uids = ["$(touch g); g.flv", "-f.webm", "a.mp4", "b c.MKV", "monday/d.e.mov"]  # each once, in spite of links
     assert places == {uid: [0, 1_000_000, 2_000_000] for uid in uids}
     assert made.reasons() == {
         "no audio stream": 1, "video file can't be opened": 1, "video file is a link that leads out of the folder": 1,
     }  # fmt: skip
     assert verify.verify(tmp_path, 1)[0] == []
-    with pytest.raises(SystemExit):  # narrations would take the windows' place
+    with pytest.raises(SystemExit):  # narrations would replace the windows
         convert(videos, tmp_path, write(tmp_path, ["a", 1.0, "#C C chops", 1]))
     assert "own_windows" in capsys.readouterr().err
 
@@ -353,7 +353,7 @@ def test_a_video_replaced_by_another_of_the_same_size_is_cut_again(videos, tmp_p
     folder.mkdir()
     whole = (videos / "a.mp4").read_bytes()
     (folder / "kept.mp4").write_bytes(whole)
-    (folder / "again.mp4").write_bytes(bytes(len(whole)))  # of a download that broke off
+    (folder / "again.mp4").write_bytes(bytes(len(whole)))  # as left by a download that broke off
     table = write(tmp_path, ["kept", 1.5, "x", ""], ["again", 1.5, "x", ""])
     assert convert(folder, tmp_path / "out", table).reasons() == {"video file can't be opened": 1}
     (folder / "again.mp4").write_bytes(whole)
@@ -396,7 +396,7 @@ def test_evaluation_copes_with_clips_whose_verb_and_noun_nobody_knows():
     known = {name: np.full(num, -1) for name in ("verb_id", "noun_id")} | {"label": np.arange(num) % 2}
     known |= {name: rng.normal(size=num) for name in ("loudness", "onset_strength")}
     found = evaluate.measure(embeddings, known, np.arange(num), EvalConfig(num_bootstrap=20))
-    assert found["retrieval"] == {}  # whose pairs of verb and noun there are none of
-    # All are of one unknown verb: nothing is told apart from the whole.
+    assert found["retrieval"] == {}  # there are no pairs of verb and noun
+    # All have the one unknown verb, so the value within verbs is that of all clips.
     assert found["discovery"]["av"]["within_verb_roc_auc"] == found["discovery"]["av"]["roc_auc"]
     assert found["controls"]["verb_prior"] is None

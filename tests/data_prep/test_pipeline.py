@@ -1,4 +1,4 @@
-"""Beam carries names only, whatever the annotations weigh; progress counts what is on the disk."""
+"""Beam's graph holds names only, however large the annotations; progress counts what is on the disk."""
 
 import argparse
 import dataclasses
@@ -40,7 +40,7 @@ def test_a_jobs_graph_does_not_grow_with_the_narrations(tmp_path):
 
 
 def test_the_graph_of_ego4d_is_a_tenth_of_what_dataflow_takes():
-    # 3.8 million narrations, 512 a shard.
+    # 3.8 million narrations, 512 per shard.
     files = [shards.ShardTask("train", i, 7400, ()).file("ego4d_clips") for i in range(7400)]
     planned = [(file, shards.fingerprint(file)) for file in files]
     assert 7400 * 64 < graph_bytes(planned, "gs://some-bucket/ego4d_clips") < 1_000_000
@@ -131,7 +131,7 @@ def test_progress_counts_finished_videos_and_shards_once_and_nobody_elses(tmp_pa
     pieces.make({"uid": "another", "count": 3}, {}, make_small, tmp_path / "spool", {}, tmp_path / "spool")
     more = (expected[0] + item["count"] - rejects[item["uid"]], expected[1] + rejects[item["uid"]])
     assert count.look() == more
-    # The piece of a finished shard, which its writer has not removed yet.
+    # A piece of a finished shard that its writer has not removed yet.
     pieces.make(tasks[0].items[0], {}, make_small, tmp_path / "spool", {}, tmp_path / "spool")
     assert count.look() == more
 

@@ -1,4 +1,4 @@
-"""Conversions killed at any moment and started again: finished videos are kept, and the result is an uninterrupted run's."""
+"""A conversion killed at any moment and restarted redoes no finished video and makes the folder of an uninterrupted run."""
 
 import os
 import pathlib
@@ -17,9 +17,9 @@ from tests import world
 MARK = "MC3_TEST_RESTART"
 OPTIONS = ("--num_shards", "3")
 SMALL = ("--short_side", "32")
-# Converts in this process and kills it at an event: before a file is renamed, synced, removed or made, or a clip is put into
-# a piece. Prints the files, or data sets of an HDF5 file, that it starts to decode. A fork for each line of input saves the
-# imports.
+# Converts in a process that is killed at a given event: before a file is renamed, synced, removed or made, or a clip is put
+# into a piece. Prints the files, or data sets of an HDF5 file, that it starts to decode. Forking for each line of input saves
+# the imports.
 WRAPPER = """
 import builtins, io, os, pathlib, signal, sys
 import apache_beam.runners.portability.fn_api_runner
@@ -66,7 +66,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory) -> dict[str, bytes]:
-    """The files that an uninterrupted run of one worker leaves: path → bytes."""
+    """The files that an uninterrupted run with one worker makes."""
     folder = tmp_path_factory.mktemp("restart") / "whole"
     done = world.run("data_prep.ego4d", "--root", root, *SMALL, "--out", folder, *OPTIONS, "--num_workers", "1")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -77,12 +77,12 @@ def whole(root, tmp_path_factory) -> dict[str, bytes]:
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
-    """Returns path → bytes of every file of a folder, hidden ones included."""
+    """Returns the content of every file in a folder, also of hidden ones, by its path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def finished_videos(folder: pathlib.Path) -> set[str]:
-    """Returns the ids of the videos, and of the clips, that a restart need not decode (ESC's files are named like clips)."""
+    """Returns ids of the videos and clips that a restart need not decode: for ESC, recordings have other names than files."""
     found = set()
     for path in folder.glob("spool/*.piece"):
         if re.fullmatch(pieces.NAME, path.name):
@@ -92,13 +92,13 @@ def finished_videos(folder: pathlib.Path) -> set[str]:
 
 
 def finished_shards(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Returns name → (inode, modification time in ns) of each shard that has a report."""
+    """Returns (inode, modification time in ns) of each shard that has a report, by its name."""
     shards = [folder / path.name.removesuffix(".json") for path in folder.glob("reports/[!.]*.json")]
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
 
 
 def processes(mark: str) -> list[str]:
-    """Returns the command lines of the processes that have this mark in their environment."""
+    """Returns the command lines of processes that have the mark in their environment."""
     found = []
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         try:
@@ -124,7 +124,7 @@ def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whol
 def kill_at_steps(
     module: str, inputs: list, whole: dict[str, bytes], folder: pathlib.Path, most_killed: int = 25
 ) -> None:
-    """Kills a conversion again and again; checks each time what is kept, and at the end that the result is `whole`."""
+    """Kills a conversion again and again; asserts each time what is kept, and in the end what was made."""
     rng = random.Random(0)
     temporary = folder.parent / "temporary"
     temporary.mkdir()
@@ -138,7 +138,7 @@ def kill_at_steps(
         while ended != "ended 0":
             videos, shards = finished_videos(folder), finished_shards(folder)
             argv = [module, *inputs, "--out", folder, *OPTIONS, "--num_workers", "1"]
-            # The last event is no step of a conversion of six videos: this one ends.
+            # A conversion of six videos has fewer than 10,000 events, so the last one is not killed.
             events = rng.randint(8, 40) if num_killed < most_killed else 10_000
             print(events, *argv, file=wrapper.stdin, flush=True)
             cut = set()
@@ -158,7 +158,7 @@ def kill_at_steps(
         wrapper.wait(timeout=30)
     assert num_killed >= 8
     assert content(folder) == whole
-    # Of kills, and of the last minute alone: a later run removes these.
+    # Only folders that kills left in the last minute; a later run removes them.
     assert {path.name.rpartition("-")[0] + "-" for path in temporary.iterdir()} <= {storage._SCRATCH}
     assert_all_end(module)
 
@@ -178,13 +178,13 @@ def test_killed_workers_leave_nothing_and_another_number_of_them_goes_on(root, w
     folder, rng, mark = tmp_path / "out", random.Random(1), f"workers-{all_at_once}"
     for num_workers in (2, 3):
         process = start(root, folder, num_workers, mark)
-        # From some piece or plan on, or a little later: whatever the machine's speed, not before it began.
+        # Kill once there is a piece or plan, or a little later; so the run has begun on any machine.
         deadline = time.monotonic() + 60
         while not list(folder.glob("spool/*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         shards = finished_shards(folder)
-        # Either as a batch system kills, or as memory runs out: the launcher alone.
+        # Kill all, as a batch system does, or the launcher alone, as when memory runs out.
         os.killpg(process.pid, signal.SIGKILL) if all_at_once else process.kill()
         process.wait(timeout=30)
         assert_all_end(mark)

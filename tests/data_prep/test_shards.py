@@ -1,4 +1,4 @@
-"""Shards hold the records they were given, with any number of workers and after any interruption, and digests prove it."""
+"""Shards hold exactly the records given, with any number of workers and after any interruption, and sums prove it."""
 
 import collections
 import hashlib
@@ -32,7 +32,7 @@ def small_clip(clip_id: str, uid: str, number: int, tone: int = 0) -> records.Cl
 
 
 def make_small(item: dict, settings: dict):
-    """Yields an item's clips, last first, with every fifth rejected; records its call in a file."""
+    """Yields an item's clips, the last first, and rejects every fifth; writes its uid to the file `calls` when called."""
     if settings.get("calls"):
         with open(settings["calls"], "a") as f:
             f.write(f"{item['uid']}\n")
@@ -48,7 +48,7 @@ FAULTS = {"v1": "decoder took too long", "v2": "decoder ran out of memory", "v3"
 
 
 def make_faulty(item: dict, settings: dict):
-    """Like `make_small`, but rejects a video's first clip for its reason in `FAULTS` unless a file says it is mended."""
+    """Like `make_small`, but a video in `FAULTS` loses its first clip for that reason, unless the file `mended` names it."""
     mended = pathlib.Path(settings["mended"]).read_text().split()
     for one in make_small(item, settings):
         if one.clip_id.endswith("000") and item["uid"] in FAULTS and item["uid"] not in mended:
@@ -69,7 +69,7 @@ def make_slowly(item: dict, settings: dict):
 
 
 def make_beside_another(item: dict, settings: dict):
-    """Like `make_small`, but at one item, once, another worker writes the shard `settings["theirs"]` in the meantime."""
+    """Like `make_small`, but once, at the item `at`, another worker first writes the shard `settings["theirs"]`."""
     first = settings["theirs"] and item["uid"] == settings["at"] and not pathlib.Path(settings["met"]).exists()
     if first:
         pathlib.Path(settings["met"]).touch()
@@ -190,7 +190,7 @@ def test_a_piece_that_another_worker_takes_away_is_made_again(tmp_path, theirs):
 def test_a_file_that_is_missing_for_good_is_told(tmp_path):
     def make(item: dict, settings: dict):
         yield small_clip("c", "v", 1)
-        for piece in (tmp_path / "spool").iterdir():  # somebody clears up
+        for piece in (tmp_path / "spool").iterdir():  # as if somebody cleaned up
             piece.unlink()
 
     with pytest.raises(FileNotFoundError, match="spool"):
@@ -244,7 +244,7 @@ def test_a_rerun_takes_finished_shards_and_redoes_the_others(tmp_path):
     whole = digests(folder)
 
     def rerun(damage) -> set[str]:
-        """Returns the videos that are read again after the damage, and checks that the shards are whole again."""
+        """Returns the videos that are read again after the damage; asserts that the shards are then whole again."""
         calls.write_text("")
         damage()
         assert run(tasks, folder, settings) == first
@@ -264,8 +264,8 @@ def test_a_rerun_takes_finished_shards_and_redoes_the_others(tmp_path):
     assert rerun(report.unlink) == mine
     assert rerun(lambda: os.truncate(shard, 1000)) == mine
     assert rerun(lambda: os.truncate(shard, 0)) == mine
-    assert rerun(flip) == mine  # of the same size: the report's sha256 tells
-    assert rerun(lambda: report.write_text("")) == mine  # of a machine that lost power
+    assert rerun(flip) == mine  # of the same size, so only the report's sha256 shows it
+    assert rerun(lambda: report.write_text("")) == mine  # as when a machine loses power
     assert rerun(lambda: report.write_text("[]")) == mine
     assert rerun(lambda: report.write_text("{}")) == mine
 
@@ -280,12 +280,12 @@ def test_limits_and_folders_are_none_of_a_shard_but_what_they_cost_is_tried_agai
                 "memory_limit_mb": 2048, "scratch": ""}  # fmt: skip
 
     def rerun(**changes) -> tuple[set[int], str]:
-        """Returns the indices of the shards that were made, and what was printed."""
+        """Returns (indices of the shards that were made, what was printed)."""
         settings.update(changes)
         calls.write_text("")
         reports = run(tasks, folder, settings, make=make_faulty)
         made = {home[uid] for uid in calls.read_text().split()}
-        assert (folder / "clips.json").exists() == (not made)  # a finished data set stays one
+        assert (folder / "clips.json").exists() == (not made)  # a finished data set stays finished
         finish(reports, folder)
         return made, capsys.readouterr().out
 
@@ -297,7 +297,7 @@ def test_limits_and_folders_are_none_of_a_shard_but_what_they_cost_is_tried_agai
     )  # fmt: skip
     whole = digests(folder)
     assert {name for name in whole if whole[name] != before[name]} == {tasks[home["v3"]].file("clips")}
-    # Smaller limits, as a worker that was killed is told to take, and another folder.
+    # Smaller limits, which the error of a killed worker advises, or another folder.
     for changes in ({"memory_limit_mb": 512}, {"cpu_limit_s": [1.0, 10.0]}, {"video_dir": "there"}):
         assert rerun(**changes) == (set(), "3 of 3 shards are there\n")
     assert digests(folder) == whole
@@ -383,7 +383,7 @@ def test_two_data_sets_do_not_share_a_folder(tmp_path):
 def test_while_shards_change_the_folder_is_no_data_set(tmp_path):
     finish(run(small_tasks(), tmp_path, {}), tmp_path)
     run(small_tasks(), tmp_path, {})
-    records.ClipsInfo.load(tmp_path)  # nothing changed: it still is one
+    records.ClipsInfo.load(tmp_path)  # nothing changed: still a data set
     run(small_tasks(), tmp_path, {"tone": 1})  # and here the converter is killed
     with pytest.raises(ValueError, match="holds no clips.json"):
         records.ClipsInfo.load(tmp_path)
@@ -392,7 +392,7 @@ def test_while_shards_change_the_folder_is_no_data_set(tmp_path):
 
 def test_a_shard_that_was_not_written_is_not_taken_from_an_earlier_conversion(tmp_path, monkeypatch):
     run(small_tasks(), tmp_path, {})
-    monkeypatch.setattr(pipeline, "_write", lambda *args: None)  # a pipeline that loses its elements and says nothing
+    monkeypatch.setattr(pipeline, "_write", lambda *args: None)  # a pipeline that silently loses its elements
     run(small_tasks(), tmp_path, {})
     with pytest.raises(ValueError, match="00000-of-00003 was not written though the pipeline says it is done"):
         run(small_tasks(), tmp_path, {"tone": 1})
@@ -413,7 +413,7 @@ test_shards.shards.write_shard(task, {str(tmp_path)!r}, "clips", test_shards.mak
     assert process.wait(timeout=30) == -signal.SIGKILL
     assert not list(tmp_path.glob("clips-*"))
     tasks = small_tasks()
-    # And those that were killed in their last step, while the file was written.
+    # Also left by writers that were killed in their last step, while they wrote the file.
     half = [tmp_path / f".{tasks[0].file('clips')}.{word}.tmp" for word in ("123", "0a1b")]
     for path in half:
         path.write_bytes(b"half a shard")
@@ -438,7 +438,7 @@ def test_a_shard_whose_videos_all_fail_is_empty_and_harms_no_reader(tmp_path):
     assert [s.num_clips for s in info.splits["train"].shards] == [3, 0, 2]
     expected = ["v0_000", "v0_001", "v0_002", "v2_000", "v2_001"]
     assert opened_by_tfds(tmp_path) == {"train": expected}
-    source = grain.ArrayRecordDataSource(  # what the loader reads with
+    source = grain.ArrayRecordDataSource(  # as the loader reads
         info.shard_paths(tmp_path, "train")
     )
     assert [records.decode(source[i]).clip_id for i in range(len(source))] == expected
@@ -459,7 +459,7 @@ def test_a_split_whose_videos_all_fail_has_no_shards_until_one_does_not(tmp_path
     calls.write_text("")
     assert finish(run(train + tests, tmp_path, settings), tmp_path) == info
     assert calls.read_text() == ""
-    # One of them has come: the other's shard is written again, as it was.
+    # One video works now: the other's shard is written again, as it was.
     more = [tests[0], shards.ShardTask("test", 1, 2, ({"uid": "v1", "count": 1},))]
     info = finish(run(train + more, tmp_path, settings), tmp_path)
     assert [shard.num_clips for shard in info.splits["test"].shards] == [0, 1]
@@ -493,9 +493,9 @@ def test_without_a_single_clip_there_is_no_data_set_but_the_reasons(tmp_path):
 
 def test_the_canvas_holds_the_tallest_and_the_widest_frame_of_all_shards(tmp_path):
     reports = run(small_tasks(), tmp_path, {})
-    reports[1]["canvas_px"] = [40, 8]  # of a phone held upright
+    reports[1]["canvas_px"] = [40, 8]  # as from a phone held upright
     info = finish(reports, tmp_path)
-    assert info.canvas_px == (40, 24 + 8)  # `small_clip`: the eighth narration of the longest video
+    assert info.canvas_px == (40, 24 + 8)  # by `small_clip`: the eighth clip of the longest video
     assert records.ClipsInfo.load(tmp_path) == info
 
 
@@ -504,7 +504,7 @@ def ids_of(folder, info, split) -> list[str]:
 
 
 def opened_by_tfds(folder: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the clip ids of each split as TFDS reads them, in a process of its own that never imports TensorFlow."""
+    """Returns the clip ids of each split as TFDS reads them, in a process that does not import TensorFlow."""
     code = f"""
 import json, sys
 import numpy as np

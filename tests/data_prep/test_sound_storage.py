@@ -1,4 +1,4 @@
-"""Sounds with classes from and to buckets, in parts, killed, and in dry runs: the result is one process's on local disks."""
+"""Sounds with classes, converted from and to buckets, in parts, or interrupted: the result is that of one local run."""
 
 import collections
 import json
@@ -18,7 +18,7 @@ from tests.data_prep.test_storage import content
 
 RATE = 24_000
 VIDEOS = ("P01_01", "P02_101", "P02_102", "P03_04")
-FOLDS = ((1, 5.0), (2, 0.4), (2, 2.0), (3, 1.0), (4, 3.3), (5, 1.5))  # of each recording, and its seconds
+FOLDS = ((1, 5.0), (2, 0.4), (2, 2.0), (3, 1.0), (4, 3.3), (5, 1.5))  # (fold, seconds) of each recording
 
 
 def segments() -> list[str]:
@@ -30,11 +30,11 @@ def segments() -> list[str]:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> pathlib.Path:
-    """The commands' inputs: `ann`, `EPIC_audio.hdf5`, `sounds`, `videos`, `esc`; all but the first lack something."""
+    """Sources of the commands: `ann`, `EPIC_audio.hdf5`, `sounds`, `videos`, `esc`; all but the first lack something."""
     root = tmp_path_factory.mktemp("sounds")
     test_epic_sounds.table(root / "ann", segments())
     with h5py.File(root / "EPIC_audio.hdf5", "w") as file:
-        file["P00_00"] = np.zeros(2_000_000, np.float32)  # nobody asks for it
+        file["P00_00"] = np.zeros(2_000_000, np.float32)  # not in the annotations
         for i, video in enumerate(VIDEOS[:3]):
             file[video] = test_epic_sounds.wave(seconds=4 + i).astype(np.float32)
     (root / "sounds" / "P01").mkdir(parents=True)
@@ -73,7 +73,7 @@ def convert(kind: str, where: pathlib.Path | str, out: pathlib.Path | str, *more
 
 @pytest.fixture(scope="module")
 def local(places, tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    """The data sets that one process converts from disk to disk."""
+    """Files that the conversions from disk to disk by one process make, by kind."""
     made = {}
     for kind in COMMANDS:
         folder = tmp_path_factory.mktemp(kind)
@@ -147,7 +147,7 @@ def test_a_bucket_is_not_asked_about_every_row(places, buckets, tmp_path, monkey
         call = getattr(bucket.Buckets, name)
 
         def wrapped(self, path, *args, **kwargs):
-            if not inside[0]:  # the stand-in asks itself
+            if not inside[0]:  # not when the stand-in calls itself
                 calls.append((name, path.rpartition("/")[2]))
             inside[0] += 1
             try:
@@ -292,7 +292,7 @@ def told(capsys) -> dict[str, str]:
 def test_a_dry_run_of_esc_tells_what_is_to_be_done_opens_nothing_and_writes_nothing(
     places, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(guard, "COMMAND", None)  # nobody decodes
+    monkeypatch.setattr(guard, "COMMAND", None)  # nothing may be decoded
     convert("esc", places, tmp_path / "out", "--dry_run")
     said = told(capsys)
     num_bytes = sum(path.stat().st_size for path in (places / "esc" / "audio").iterdir())

@@ -1,4 +1,4 @@
-"""Windows of sound alone from any kind of file: at their time, cut where the sound ends, refused where it has a hole."""
+"""Sound without video is cut at its time from files of any kind; it may end early, but a hole is refused."""
 
 import json
 import pathlib
@@ -70,7 +70,7 @@ def test_a_hole_is_no_end(tmp_path):
     )  # fmt: skip
     assert parts[0] == "audio does not cover the clip"
     assert len(parts[1].audio) == 22_400
-    assert abs(len(parts[2].audio) - 1.9 * 16_000) < 0.03 * 16_000  # its last packet
+    assert abs(len(parts[2].audio) - 1.9 * 16_000) < 0.03 * 16_000  # within a packet
     assert abs(test_media.lag_of(parts[2].audio, 2.1)[0]) < 9  # Matroska rounds to 1 ms
 
 
@@ -85,7 +85,7 @@ def test_a_file_without_pictures_gives_no_frames_and_a_video_gives_sound_with_an
     )  # fmt: skip
     bare, shown, early = (part for _, part in sorted(found))
     np.testing.assert_array_equal(bare.audio, shown.audio)
-    assert abs(test_media.lag_of(bare.audio, 1.0)[0]) < 0.6  # by the video's clock, not from where its sound begins
+    assert abs(test_media.lag_of(bare.audio, 1.0)[0]) < 0.6  # by the file's clock, not from the sound's start
     assert (bare.frames, [test_media.number_in(jpeg) for jpeg in shown.frames]) == ([], [45])
     assert early == "audio does not cover the clip"
 

@@ -1,4 +1,4 @@
-"""SoundWorld is deterministic and varied, has Ego4D's layout, and is hard in the way the paper's data is."""
+"""SoundWorld is deterministic, varied, laid out as Ego4D, and difficult in the same way as the paper's data."""
 
 import ast
 import collections
@@ -24,7 +24,7 @@ from data_prep.soundworld.voices import RATE_HZ
 from data_prep.sources import narration_json, sounding_labels
 from mc3_jax.evals import controls, metrics
 
-# librosa imports a backend that Python 3.13 will not have.
+# librosa imports a module that Python 3.13 has removed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*slated for removal in Python 3.13:DeprecationWarning")
 
 ESC10 = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "esc10" / "audio"
@@ -49,7 +49,7 @@ def labelled_lines(video: plan.Video) -> list[tuple[float, int, plan.Segment]]:
 
 
 def labelled_clips(seed: int, index: int) -> tuple[list, list, list, list]:
-    """Returns (labels, verbs, loudness, onset strength) of a video's labelled clips; its sound is made, nothing is drawn."""
+    """Returns (labels, verbs, loudness, onset strength) of the labelled clips of video `index`; no frames are rendered."""
     video = plan.plan_video(seed, index, 60.0, 112)
     wave = sound.synthesize(video, [])
     labels, verbs, clips = [], [], []
@@ -69,13 +69,13 @@ def labelled_clips(seed: int, index: int) -> tuple[list, list, list, list]:
 
 @pytest.fixture(scope="module")
 def control_scores() -> dict[int, list[np.ndarray]]:
-    """Seed of a world → labels, verbs, loudness and onset strength of its labelled test clips.
+    """Seed of a world → [labels, verbs, loudness, onset strength] of its labelled test clips, for three worlds.
 
-    The clips are all of world 0, the demo's, and those of every third video of worlds 1 and 2.
+    All test videos of the first world, which is the demo's, and every third of the others.
     """
     indices = [i for i in range(160) if plan.split_of(i) == "test"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENBLAS_NUM_THREADS", "1")  # the two processes are as many as there are cores
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")  # two processes already use two cores
         with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
             jobs = {
                 seed: [pool.submit(labelled_clips, seed, i) for i in indices[:: 1 if seed == 0 else 3]]
@@ -163,7 +163,7 @@ def test_materials_can_be_told_apart_by_ear_but_not_perfectly():
 def test_no_control_alone_tells_the_label(control_scores, seed):
     labels, verbs, loudness, onsets = control_scores[seed]
     labels, verbs = labels.astype(int), verbs.astype(int)
-    assert len(labels) > (800 if seed == 0 else 280)  # standard errors of 0.02 and 0.03
+    assert len(labels) > (800 if seed == 0 else 280)  # so standard errors are 0.02 and 0.03
     assert 0.42 <= metrics.roc_auc(labels, loudness) <= 0.58
     assert 0.42 <= metrics.roc_auc(labels, onsets) <= 0.58
     assert controls.verb_prior_roc_auc(verbs, labels) <= 0.72
@@ -176,7 +176,7 @@ def test_an_actions_blows_are_heard_when_the_hand_or_the_thing_is_down():
         verb = taxonomy.VERBS[segment.verb]
         if verb.motion not in ("strike", "tap", "drop", "place"):
             continue
-        # Half a strike's period at most, so that no two contacts share a neighbourhood.
+        # At most half the period of strikes, so that the neighbourhoods of two contacts don't overlap.
         reach = 0.06
         wave = np.pad(sound.isolated_action(segment).astype(np.float32), (2400, 0))
         flux = librosa.onset.onset_strength(y=wave, sr=RATE_HZ, hop_length=hop, n_fft=256, n_mels=32)
@@ -190,7 +190,7 @@ def test_an_actions_blows_are_heard_when_the_hand_or_the_thing_is_down():
             near = np.abs(heard_s - at) < reach
             assert heard_s[near][flux[near].argmax()] == pytest.approx(at, abs=0.004), (verb.name, at)
             near = np.abs(fine_s - at) < reach
-            if verb.motion == "place":  # it settles on the table: heard as it comes down the last of the way
+            if verb.motion == "place":  # heard in the last part of its way down to the table
                 assert height[near].max() - height[np.abs(fine_s - at).argmin()] < 0.03
             else:
                 assert height[np.abs(fine_s - at).argmin()] == pytest.approx(height[near].max(), abs=0.002)
@@ -201,7 +201,7 @@ def test_an_actions_blows_are_heard_when_the_hand_or_the_thing_is_down():
 
 @pytest.fixture
 def recordings(tmp_path) -> list[str]:
-    """Paths of two recordings: whistles of 3.3 and 5.2 kHz, which occur nowhere else in SoundWorld."""
+    """Paths of two recordings: whistles of 3.3 and 5.2 kHz, frequencies at which nothing in SoundWorld sounds."""
     paths = []
     for hz, rate in ((3300, 22_050), (5200, 44_100)):
         times = np.arange(int(1.5 * rate)) / rate
@@ -211,13 +211,13 @@ def recordings(tmp_path) -> list[str]:
 
 
 def silent(video: plan.Video) -> plan.Video:
-    """Returns the video without actions that sound, machines and distractors."""
+    """Returns the video without any sound source."""
     segments = [dataclasses.replace(s, action_db=None, machine="") for s in video.segments]
     return dataclasses.replace(video, segments=segments, distractors=[])
 
 
 def share_of_whistles(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Returns the whistles' share of the energy of each second."""
+    """Returns the share of the whistles in the energy of each second."""
     seconds = wave[0][: len(wave[0]) // rate * rate].reshape(-1, rate)
     power = np.abs(np.fft.rfft(seconds * np.hanning(rate))) ** 2  # bins of 1 Hz
     whistles = sum(power[:, hz - 20 : hz + 20].sum(1) for hz in (3300, 5200))
@@ -358,7 +358,7 @@ def test_narrations_have_ego4ds_shape_and_its_slips(annotations):
     slips = collections.Counter(line["narration_text"][:4] for line in lines)
     assert {"#C C", "#c C", "#C c"} < set(slips)
     assert any(text.startswith("#C  C") or text.startswith("# C C") for text in (n["narration_text"] for n in lines))
-    # Read by the converter's own reader, they are all there.
+    # The converter's own reader finds them all.
     found = narration_json.read(annotations / "v2" / "annotations" / "narration.json")
     assert len({n.clip_id for n in found}) == len(found) == len(lines)
 
@@ -377,7 +377,7 @@ def test_taxonomies_list_every_form_and_narrations_are_spelt_with_them_but_for_s
         segment = truth[n.video_uid]["segments"][truth[n.video_uid]["narrations"][n.annotation_uid]]
         ids = narrations.find_verb_and_noun(n.text, verbs, nouns)
         right.append(ids == (segment["verb"], segment["noun"]))
-    assert 0.95 < np.mean(right) < 1.0  # typos occur, and hide about one in thirty
+    assert 0.95 < np.mean(right) < 1.0  # typos occur and hide about one in thirty
 
 
 def test_labels_have_three_votes_for_each_wearers_action_outside_training(annotations):
@@ -394,7 +394,7 @@ def test_labels_have_three_votes_for_each_wearers_action_outside_training(annota
         assert (line.text, line.source) == (row["narration_text"], row["narration_pass"])
         assert line.time_s == float(row["timestamp_sec"])
     split_votes = np.mean([len({row["vote_1"], row["vote_2"], row["vote_3"]}) == 2 for row in rows])
-    assert 0.05 < split_votes < 0.5  # annotators differ at times
+    assert 0.05 < split_votes < 0.5  # annotators sometimes disagree
     truth = json.loads((annotations / "truth.json").read_text())
     judged = collections.Counter(
         (row["video_uid"], truth[row["video_uid"]]["narrations"][row["annotation_uid"]]) for row in rows

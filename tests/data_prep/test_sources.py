@@ -1,4 +1,4 @@
-"""Annotation files of other projects: made-up files of their layouts are read, and errors name file, row and value."""
+"""Foreign annotation files are read, real ones and made-up ones in their layouts, or refused with file, row and value."""
 
 import collections
 import csv
@@ -31,7 +31,7 @@ SOUND = {
 
 
 def write(path: pathlib.Path, base: dict, *changes: dict, delimiter: str = "\t") -> pathlib.Path:
-    """Writes a table with a row for each of `changes`: `base` with these changes, numbered by `narration_ind`."""
+    """Writes a table with a row for each of `changes`, applied to `base` and numbered by `narration_ind`; returns `path`."""
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, base, delimiter=delimiter)
         writer.writeheader()
@@ -55,9 +55,9 @@ def test_egoclips_narrations_have_their_time_text_and_tags_and_an_id_that_other_
     ("text", "verb_tags", "noun_tags", "expected"),
     [
         ("#C C picks a bag of clothes", (), (), (0, 0)),
-        ("#C C picks a bag of clothes", (0,), (2, 1, 0), (0, 0)),  # tags are in no order: the text says which is first
+        ("#C C picks a bag of clothes", (0,), (2, 1, 0), (0, 0)),  # tags are unordered: the text decides which is first
         ("#C C picks a bag of clothes", (0,), (2, 1), (0, 1)),
-        ("#C C picks a bag and cuts", (1,), (), (1, -1)),  # a noun after the verb only, where no tag says otherwise
+        ("#C C picks a bag and cuts", (1,), (), (1, -1)),  # without a tag only a noun after the verb counts
         ("#C C picks a bag and cuts", (1,), (0,), (1, 0)),
         ("#C C lifts it", (0,), (2, 1), (0, 2)),  # neither is in the text
         ("#C C lifts it", (), (2,), (-1, 2)),
@@ -92,7 +92,7 @@ def test_training_takes_egoclips_wearer_and_counts_what_it_leaves_out(tmp_path):
     ("change", "words"),
     [
         ({"narration_time": "soon"}, "row 3: narration_time must be seconds, got 'soon'"),
-        ({"narration_time": "1_000"}, "row 3: narration_time must be seconds, got '1_000'"),  # a number to Python alone
+        ({"narration_time": "1_000"}, "row 3: narration_time must be seconds, got '1_000'"),  # a number only for Python
         ({"narration_time": "\uff19"}, "row 3: narration_time must be seconds, got '\uff19'"),
         ({"tag_verb": "[3]"}, "row 3: tag_verb has the id 3, but the taxonomy only 3 labels: take the taxonomy"),
         ({"tag_noun": "[0, 17]"}, "row 3: tag_noun has the id 17"),
@@ -125,7 +125,7 @@ def test_columns_that_lack_or_stand_twice_and_loose_quotation_marks_are_told(tmp
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
             egoclip.read(path, VERBS, NOUNS)
-    # Inside a text a quotation mark means nothing; at its begin it would swallow the rows that follow.
+    # Inside a text a quotation mark has no meaning; at its beginning it would swallow the rows that follow.
     write(path, CLIP, {}, {"narration_time": 5})
     content = path.read_text()
     path.write_text(content.replace("picks a", 'picks "a'))
@@ -185,7 +185,7 @@ def test_the_11449_real_rows_of_ego4dsounds_all_become_labelled_narrations_of_48
         assert ([len(lines) for lines in chosen.values()], rejects) == ([0, 0, 11_449], [])
     chosen, rejects = narrated.choose([], rows, {})
     assert ([len(lines) for lines in chosen.values()], rejects) == ([0, 1_059, 10_390], [])
-    # Were they training narrations, the wearer's would stay.
+    # As training narrations, only those of the wearer would be kept.
     chosen, rejects = narrated.choose(egoclip.read(REAL, NONE, NONE), [], dict.fromkeys(uids, "train"))
     assert len(chosen["train"]) == 10_563
     counts = collections.Counter(r.reason for r in rejects)
@@ -220,7 +220,7 @@ def test_texts_stay_raw_unless_asked_and_what_cleaning_leaves_empty_is_counted(t
     lines = [narrations.Narration("v", str(i), "p", i, t) for i, t in enumerate(("#C C  stirs", "#C C", "#O man X cuts"))]
 
     def choose(clean_text: bool) -> tuple[dict[str, str], list[str]]:
-        """Returns clip id → the text that the clip would have, and the reasons of the rejected narrations."""
+        """Returns (clip id → text that the clip would have, reasons of the others)."""
         chosen, rejects = narrated.choose(lines, [], {"v": "train"}, clean_text=clean_text)
         [task] = narrated.plan_tasks(chosen, VERBS, NOUNS, 1, tmp_path, clean_text=clean_text)
         [item] = task.items
@@ -228,7 +228,7 @@ def test_texts_stay_raw_unless_asked_and_what_cleaning_leaves_empty_is_counted(t
 
     ids = [line.clip_id for line in lines]
     assert choose(False) == ({ids[0]: "#C C  stirs", ids[1]: "#C C"}, ["somebody else's action"])
-    # Tags are read before they go: nobody else's action comes in. A clip is called the same, cleaned or not.
+    # Tags are read before they are removed, so nobody else's action gets in. Cleaning does not change a clip's id.
     assert choose(True) == ({ids[0]: "stirs"}, ["narration has no text", "somebody else's action"])
 
 
@@ -243,7 +243,7 @@ def test_one_video_time_and_text_count_once_whoever_wrote_them_and_the_label_lis
     chosen, rejects = narrated.choose(found, [line("e", label=1)], {"v": "train"})
     assert [n.annotation_uid for n in chosen["train"]] == ["e", "c", "d"]
     assert [(r.clip_id[2:3], r.reason) for r in rejects] == [(name, "stands in the label list too") for name in "ab"]
-    # Texts that only cleaning makes equal are two: their tags say different things.
+    # Texts that become equal only by cleaning are no doubles, as their tags differ in meaning.
     found = [line("a"), line("b", text="#O C stirs"), line("c", text="stirs")]
     chosen, rejects = narrated.choose(found, [], {"v": "train"}, clean_text=True)
     assert [n.annotation_uid for n in chosen["train"]] == ["a"]
@@ -273,7 +273,7 @@ def test_the_redacted_narrations_of_version_2_are_one_list_a_video(tmp_path, wra
     assert {(n.video_uid, n.source) for n in found} == {("v2", "narrations")}
     assert (found[0].text, found[0].annotation_uid) == ("#O man X walks", "a1")
     assert {n.text for n in found[1:3]} == {"#C C cuts", "#C C stirs"}
-    assert len({n.clip_id for n in found}) == 4  # two that begin at one moment are two
+    assert len({n.clip_id for n in found}) == 4  # two at the same moment differ
     chosen, rejects = narrated.choose(found, [], {"v2": "train"})
     assert len(chosen["train"]) == 2
     assert sorted(r.reason for r in rejects) == ["narration has no text", "somebody else's action"]
@@ -338,7 +338,7 @@ def test_egoclip_and_ego4dsounds_become_clips_training_from_one_test_from_the_ot
     assert {c.video_uid for c in clips["test"]} == {"w"}
     assert test_media.number_in(clips["test"][0].frames[2]) == 50  # 2 s less 0.5 s, and the middle of the first interval
     told = capsys.readouterr().out
-    assert told.startswith("6 annotations: 1 train, 0 validation, 2 test\n")  # the rows of both files
+    assert told.startswith("6 annotations: 1 train, 0 validation, 2 test\n")  # rows of both files
     assert "left out 3 (rejected.jsonl): 1 somebody else's action, 1 stands in the label list too, 1 no label, " in told
     clips = convert(root, tmp_path / "only", "--labels_only", *args, "--clean_text")
     assert [c.narration for c in clips["test"]] == ["picks a bag of clothes", "man X cuts the bag"]
@@ -346,7 +346,7 @@ def test_egoclip_and_ego4dsounds_become_clips_training_from_one_test_from_the_ot
     clips = convert(root, tmp_path / "held_out", "--narrations", narrated, "--labels", labels, "--labels_split",
                     "validation+test")  # fmt: skip
     assert {c.video_uid for c in clips[narrations.held_out_by_hash("w")]} == {"w"}
-    assert [c.video_uid for c in clips["train"]] == ["v"]  # though its hash says nothing of the kind
+    assert [c.video_uid for c in clips["train"]] == ["v"]  # whatever its hash is
     clips = convert(root, tmp_path / "train", "--labels_only", "--labels", labels, "--labels_split", "train")
     assert [(c.narration, c.label) for c in clips["train"]] == [("#C C picks a bag of clothes", 1)]
 

@@ -1,4 +1,4 @@
-"""Buckets and disks: the data set is the same wherever files are; none is lost, wrongly called missing, or left behind."""
+"""Buckets and disks: the data set is the same wherever files are; none is lost, mistaken for missing, or left behind."""
 
 import argparse
 import fcntl
@@ -26,7 +26,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
-    """Returns path → bytes of a data set's files, without the part of reports that depends on where the videos are."""
+    """Returns the content of a data set's files by path; reports without what depends on where the videos are."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -41,7 +41,7 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def local(root, tmp_path_factory) -> dict[str, bytes]:
-    """The `content` of the data set converted from disk to disk."""
+    """The files that the conversion from disk to disk makes."""
     folder = tmp_path_factory.mktemp("storage") / "local"
     ego4d.main(["--root", str(root), "--out", str(folder), *OPTIONS, "--num_workers", "1"])
     return content(folder)
@@ -89,13 +89,13 @@ def test_missing_and_forbidden_objects_are_rejects_and_a_network_that_comes_back
     clips = {row["clip_id"] for row in map(json.loads, local["rejected.jsonl"].decode().splitlines())}
 
     def told() -> set[tuple[str, str, str]]:
-        """Returns (video, reason, detail) of the rejects that the conversion from disk to disk does not have."""
+        """Returns (video, reason, detail) of rejected clips that the conversion on disks does not reject."""
         rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
         return {(row["video_uid"], row["reason"], row["detail"]) for row in rows if row["clip_id"] not in clips}
 
     missing = (videos[2].stem, "video file is missing", "")
     assert told() == {(videos[0].stem, "video file can't be read", "Permission denied"), missing}
-    (buckets / "faults" / videos[0].name).unlink()  # nothing of the file itself changes
+    (buckets / "faults" / videos[0].name).unlink()  # the file itself does not change
     convert("gs://mine/ego4d", tmp_path / "out", tmp_path / "scratch")
     assert told() == {missing}
 
@@ -115,7 +115,7 @@ def test_a_network_that_stays_away_ends_the_run_in_one_line_and_costs_no_clip(
     assert "RuntimeError: 503 Service Unavailable" in err.splitlines()[-1]
     assert not (buckets / "mine" / "clips" / "clips.json").exists()
     fault.unlink()
-    # A token that expired forbids everything: that is no fault of the videos.
+    # An expired token forbids everything, for which the videos are not to blame.
     monkeypatch.setattr(bucket.Buckets, "ls", lambda *args, **kwargs: 1 / 0)
     video_files._listing.cache_clear()
     with pytest.raises(SystemExit):
@@ -145,7 +145,7 @@ def test_a_run_that_broke_off_in_a_bucket_reads_no_finished_video_again(root, lo
     convert("gs://mine/ego4d", "gs://mine/clips", tmp_path / "scratch")
     second = [name for name in log.read_text().split() if name in videos]
     assert content(buckets / "mine" / "clips") == local
-    assert len(set(first) & set(second)) <= 1  # the one that could not be put away
+    assert len(set(first) & set(second)) <= 1  # the one that could not be stored
     assert len(first) >= 3
     assert set(first) | set(second) == videos
 
@@ -225,7 +225,7 @@ def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path):
     for folder in (dead, used, young, foreign):
         folder.mkdir()
         (folder / "video.mp4").touch()
-        if folder is not foreign:  # somebody's own, of such a name
+        if folder is not foreign:  # somebody else's with such a name
             (folder / mark).touch()
     for folder in (dead, used, foreign):
         os.utime(folder, (0, 0))

@@ -1,4 +1,4 @@
-"""No text from a file can control the terminal: control characters are escaped wherever they are printed."""
+"""Nothing in a file can control the terminal: control characters are written as escapes wherever they are printed."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Verification finds nothing in a sound data set and reports every kind of damage."""
+"""Verification finds no problem in an intact data set, and reports every kind of damage."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def change_info(folder: pathlib.Path, change) -> None:
 
 
 def rewrite(folder: pathlib.Path, clips: list[records.Clip], shard: int = 0) -> None:
-    """Replaces the records of a shard of the training split, and its size and digest in `clips.json`."""
+    """Puts other records in a shard of the training split, and its new size and digest in `clips.json`."""
     path = folder / f"mine-train.array_record-{shard:05d}-of-00002"
     writer = ArrayRecordWriter(str(path), "group_size:1")
     for clip in clips:
@@ -108,7 +108,7 @@ def test_a_truncated_shard_is_found(folder, length):
 def test_a_shard_that_cannot_be_read_is_found_and_hides_no_other(folder):
     path = folder / "mine-train.array_record-00000-of-00002"
     path.unlink()
-    path.symlink_to("/proc/self/mem")  # whose reading is an input error
+    path.symlink_to("/proc/self/mem")  # reading it is an input error
     (folder / "mine-test.array_record-00000-of-00001").unlink()
     change_info(folder, lambda info: info["splits"]["train"]["shards"][0].update(bytes=0))
     found = problems(folder)

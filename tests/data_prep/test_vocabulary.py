@@ -1,4 +1,4 @@
-"""A vocabulary depends on the training narrations alone, and decoding returns the text that was encoded."""
+"""A vocabulary depends only on the training narrations, and texts decode to themselves."""
 
 import collections
 import os
@@ -44,11 +44,11 @@ def clips(tmp_path) -> pathlib.Path:
 
 def test_pieces_are_the_commonest_neighbours_and_the_alphabet_breaks_ties():
     words = collections.Counter({"aab": 3, "aac": 2, "dd": 3, "q": 1})
-    #   a##a 5 times; then a tie of dd and aa##b at 3; then aa##c.
+    # a##a occurs 5 times; then dd and aa##b tie with 3; then comes aa##c.
     expected = ["##a", "##b", "##c", "##d", "a", "b", "c", "d", "q", "aa", "aab", "dd", "aac"]
     for size in (9, 10, 11, 12, 13, 100):
         assert vocabulary.learn_pieces(words, size) == expected[:size]
-    assert vocabulary.learn_pieces(collections.Counter({"ab": 1}), 10) == ["##b", "a", "b"]  # once is too seldom
+    assert vocabulary.learn_pieces(collections.Counter({"ab": 1}), 10) == ["##b", "a", "b"]  # once is too rare
     repeated = vocabulary.learn_pieces(collections.Counter({"aaaa": 2}), 10)
     assert repeated == ["##a", "a", "##aa", "##aaa", "aaaa"]  # a##a##a##a, a##aa##a, a##aaa
     with pytest.raises(ValueError, match="8 tokens are too few for the 9 characters"):
@@ -84,7 +84,7 @@ def test_only_training_narrations_count_and_the_saved_folder_loads(clips, tmp_pa
     assert f"from {len(TEXTS)} narrations" in capsys.readouterr().out
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "v")
     assert loaded.get_vocab() == vocabulary.train_vocabulary(TEXTS, 100).get_vocab()
-    assert "j" not in loaded.get_vocab()  # of the test split's "juggles"
+    assert "j" not in loaded.get_vocab()  # only in the test split's "juggles"
 
 
 def test_what_it_cannot_do_is_one_line_and_status_2(clips, tmp_path, capsys):

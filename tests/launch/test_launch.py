@@ -1,4 +1,4 @@
-"""Launch files: our programs accept what they render; they start again after a preemption and never after a failure."""
+"""Launch files render commands that our programs accept; they restart a run after preemption and never after a failure."""
 
 import contextlib
 import json
@@ -33,14 +33,14 @@ SETTINGS = {
 
 
 def launch(file: str, *args: str, **settings: str) -> subprocess.CompletedProcess:
-    """Runs a launch file with no settings in its environment but those given; returns the finished process."""
+    """Runs a launch file with only those settings in its environment that are given."""
     env = {k: v for k, v in os.environ.items() if k not in SETTINGS | {"XLA_FLAGS": ""}}
     line = ["bash", str(LAUNCH / file), *args]
     return subprocess.run(line, env=env | settings, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
 def rendered(file: str, words: list[str], **settings: str) -> str:
-    """Returns what a launch file prints under `--dry_run`."""
+    """Returns what a launch file prints with `--dry_run`, by default with `SETTINGS`."""
     done = launch(file, "--dry_run", *words, **(SETTINGS | settings))
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -55,7 +55,7 @@ def from_python_on(words: list[str]) -> list[str]:
 
 
 def flag(words: list[str], name: str) -> str:
-    """Returns the VALUE of --name=VALUE or --name VALUE in a command line."""
+    """Returns VALUE of `--name=VALUE` or `--name VALUE` in a command."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word.startswith(f"--{name}="):
             return word.removeprefix(f"--{name}=")
@@ -69,7 +69,7 @@ def of_shell(file: str):
 
 
 def of_tpu_vm(words: list[str]) -> list[str]:
-    """Returns the command that ssh passes to the workers' shell."""
+    """Returns the command that the workers run, which ssh passes to their shell."""
     [line] = [line for line in rendered("tpu_vm.sh", words).splitlines() if " ssh " in line]
     command = flag(shlex.split(line), "command")
     subprocess.run(["bash", "-n", "-c", command], check=True)
@@ -83,7 +83,7 @@ def of_jobset(words: list[str]) -> list[str]:
 
 
 def of_skypilot(words: list[str]) -> list[str]:
-    """Returns the command that the task's script runs, found by running the script."""
+    """Returns the command that the task's script runs, found by running it."""
     line = last_line(rendered("skypilot.sh", words))
     [variable] = [word for word in line if word.startswith("COMMAND=")]
     script = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())["run"]
@@ -113,14 +113,14 @@ def test_the_command_is_passed_on_word_by_word(file, words):
 
 
 def parse(words: list[str]) -> subprocess.CompletedProcess:
-    """Reads and validates these words by the entry points' own parser, which prints name, workdir and epochs."""
+    """Parses and validates these words as the entry points do; prints name, workdir and epochs."""
     script = "from mc3_jax import cli; cli.run(lambda c, w: print(c.name, w, c.phases[0].epochs, sep='|'))"
     line = [sys.executable, "-c", script, *words[1:]]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_a_run_here_keeps_out_of_slurms_detection():
-    """Otherwise it would wait for the other tasks of a step of eight, and use only one GPU."""
+    """Otherwise it would wait for a step of eight tasks, and take one GPU only."""
     words = last_line(rendered("local.sh", TRAIN))
     assert words[words.index("env") : words.index("python")] == ["env", "-u", "SLURM_STEP_NODELIST"]
 
@@ -171,7 +171,7 @@ def test_xla_knows_the_flags():
         found.add(flag_of_environment(last_line(rendered(file, TRAIN, XLA_FLAGS="--xla_mine=1"))))
     run = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())["run"]
     found.add(re.search('XLA_FLAGS="(.*)"', run)[1] + " --xla_mine=1")
-    [flags] = found  # the same everywhere, and the user's behind them
+    [flags] = found  # the same everywhere, with the user's at the end
     env = os.environ | {"XLA_FLAGS": flags.removesuffix(" --xla_mine=1"), "JAX_PLATFORMS": "cpu"}
     assert env["XLA_FLAGS"] != flags
     done = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=env, capture_output=True, check=False)
@@ -198,18 +198,18 @@ def test_batch_directives_say_one_process_per_gpu_that_is_told_before_it_has_to_
     assert found["gres"] == f"gpu:{found['ntasks-per-node']}"
     assert int(found["cpus-per-task"]) >= 1
     assert re.fullmatch(r"\d+:\d\d:\d\d", found["time"])
-    # Without "B:": the processes get it, not the script; the number is seconds before the end.
+    # Without "B:" the processes get the signal, not the script. The number is the seconds before the end.
     assert int(re.fullmatch(r"TERM@(\d+)", found["signal"])[1]) >= 60
     assert "requeue" in found
-    assert found["open-mode"] == "append"  # else a restart would wipe the log
+    assert found["open-mode"] == "append"  # or a restart would overwrite the log
     # Slurm reads directives up to the first command only.
     text = (LAUNCH / file).read_text()
     assert text.rindex("\n#SBATCH") < text.index("\nset ")
     srun = last_line(rendered(file, TRAIN))
     srun = srun[srun.index("srun") : srun.index("python")]
-    assert not any("gpu" in word for word in srun)  # JAX picks a process's GPU among all of its node
+    assert not any("gpu" in word for word in srun)  # JAX chooses a process's GPU among all of its node
     assert flag(srun, "cpu-bind") == "cores"
-    assert flag(srun, "kill-on-bad-exit") == "0"  # who saves longer is not killed by who was quick
+    assert flag(srun, "kill-on-bad-exit") == "0"  # a process that has saved ends no other that still does
 
 
 @pytest.mark.parametrize("file", ["slurm_8gpu.sbatch", "slurm_multinode.sbatch"])
@@ -224,7 +224,7 @@ def test_a_job_that_left_no_newer_checkpoint_queues_again_after_status_75_alone(
 
 
 @pytest.mark.parametrize("file", ["slurm_8gpu.sbatch", "slurm_multinode.sbatch"])
-@pytest.mark.parametrize("status", [76, 137])  # the others' where a process ended, the signal's where one killed it
+@pytest.mark.parametrize("status", [76, 137])  # of processes that lost another; of a killed one
 @pytest.mark.parametrize("option", ["--workdir={}", "-workdir {}"])
 def test_a_job_that_lost_a_process_queues_again_three_times_while_checkpoints_become_newer(tmp_path, file, status, option):
     ends = [f"{status} makes {tmp_path}/run/checkpoints/{step}" for step in (9, 80, 100, 120, 140)]
@@ -234,8 +234,8 @@ def test_a_job_that_lost_a_process_queues_again_three_times_while_checkpoints_be
     for _ in range(5):
         assert subprocess.run(line, env=env, check=False).returncode == status
         queued.append(fakes.calls(tmp_path)[-1] == "scontrol requeue 7")
-    assert queued == [True, False, True, True, False]  # the second left no newer one, the fifth is one too many
-    env["SLURM_JOB_ID"] = "8"  # submitted anew
+    assert queued == [True, False, True, True, False]  # the second made no newer one, the fifth is too many
+    env["SLURM_JOB_ID"] = "8"  # submitted again
     assert subprocess.run(line, env=env, check=False).returncode == status
     assert fakes.calls(tmp_path)[-1] == "scontrol requeue 8"
 
@@ -255,7 +255,7 @@ def await_calls(folder: pathlib.Path, count: int) -> None:
     while len(fakes.calls(folder)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.3)  # a call writes itself down before it listens to signals
+    time.sleep(0.3)  # a call is recorded before it handles signals
 
 
 # --- Here
@@ -283,13 +283,13 @@ def test_a_run_here_that_lost_a_process_begins_again_three_times_while_checkpoin
     assert ends_after(*made, "0") == ends_after(*made, "0", option="--workdir {}") == (76, 4)
     assert ends_after(*made[:2], "75", made[2], "0") == (0, 5)
     assert ends_after(made[0], "76", "0") == (76, 2)
-    assert ends_after(made[1], made[0], "0") == (76, 2)  # an older one
+    assert ends_after(made[1], made[0], "0") == (76, 2)  # an older checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_here_that_is_told_to_end_saves_and_does_not_begin_again(tmp_path, number):
     env = fakes.make(tmp_path, "python", python=["until_term"])
-    # As a terminal starts it: where the tests run in the background, SIGINT is ignored, and a shell keeps it so.
+    # As a terminal starts it: tests in the background ignore SIGINT, and a shell would keep ignoring it.
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     run = subprocess.Popen(["bash", LAUNCH / "local.sh", *TRAIN], env=env, preexec_fn=listen, start_new_session=True)
     try:
@@ -357,7 +357,7 @@ def test_a_submitted_table_evaluates_each_row_behind_its_training(tmp_path):
 
 
 def run_tpu_vm(folder: pathlib.Path, **queues: list[str]) -> tuple[int, list[str]]:
-    """Runs tpu_vm.sh with a fake gcloud; returns its status and the gcloud commands that it called, in order."""
+    """Runs tpu_vm.sh with a fake gcloud; returns (its exit status, the gcloud commands that it called, in order)."""
     env = fakes.make(folder, "gcloud", **queues) | SETTINGS | {"POLL_S": "0"}
     line = ["bash", LAUNCH / "tpu_vm.sh", *TRAIN]
     done = subprocess.run(line, env=env, check=False, capture_output=True, timeout=60)
@@ -416,7 +416,7 @@ def test_the_jobset_is_one():
     pod = job["template"]["spec"]
     [container] = pod["containers"]
     assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
-    assert pod["shareProcessNamespace"] is True  # process 1 would ignore SIGTERM where Python doesn't handle it
+    assert pod["shareProcessNamespace"] is True  # as process 1 Python would ignore an unhandled SIGTERM
     assert {v["name"]: v["valueFrom"]["fieldRef"]["fieldPath"] for v in container["env"]} == {"POD_UID": "metadata.uid"}
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert "$" not in rendered("gke_jobset.sh", TRAIN).split("spec:", 1)[1]
@@ -444,7 +444,7 @@ def test_what_is_no_jobset_is_seen(at, value):
 
 
 def restarts(jobset: dict, *, status: int | None = None, condition: str = "") -> str:
-    """Returns the action that the controllers of Job and JobSet decide on when a pod has ended in this way."""
+    """Returns the JobSet's action when a pod ends, as the controllers of Job and JobSet decide on it."""
     spec = jobset["spec"]
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     for rule in spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]:
@@ -542,7 +542,7 @@ def test_the_images_hold_what_the_launch_files_run():
     stages = {line[3]: line[1] for line in lines if line[0] == "FROM"}
     assert set(stages) == {"source", "gpu", "tpu", "dataflow"}
     assert set(re.findall(r"--target (\w+)", "".join(p.read_text() for p in LAUNCH.glob("*.sh")))) < set(stages)
-    assert "docker run --init " in text  # else Python would be process 1
+    assert "docker run --init " in text  # or Python would be process 1
     allowed = {line[1:] for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
     copied = {name for line in lines if line[0] == "COPY" and "--from" not in line[1] for name in line[1:-1]}
     assert copied == allowed

@@ -1,4 +1,4 @@
-# What the proofs have in common; sourced. Sets `project` and `work`, the folder that the first argument names or a new one.
+# Common parts of the proofs, to be sourced. Sets `project` and `work`: the folder named by the first argument, or a new one.
 # shellcheck shell=bash
 project=$(cd "$(dirname "$0")/../.." && pwd)
 work=${1:-$(mktemp -d)}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Proves launch/slurm_data_prep.sh on a real Slurm (`start_cluster.sh`): one array task is requeued in the middle of its work, as a
-# preemption does; the job behind the array makes the data set. Every file must be that of one local, uninterrupted run.
+# Proves launch/slurm_data_prep.sh on a real Slurm (`start_cluster.sh`): one array task is requeued in the middle of its work,
+# as by a preemption; the job after the array makes the data set. Every file must equal that of a local, uninterrupted run.
 #
 #   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_data_prep.sh [WORK]     # two minutes on two cores; WORK is kept
 #
-# Exits with 1 and one line on anything else.
+# Exits with 1 and one line if anything else happens.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=common.sh

@@ -4,17 +4,17 @@
 #   1. undisturbed;
 #   2. preempted twice, by `scontrol requeue` and by SIGTERM to its processes, while its evaluation waits for it.
 # Every number of every step and of the evaluation must be the same. A run that fails must not be queued again, nor one
-# that is cancelled, which saves first.
+# that is cancelled, which must save first.
 #
 #   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]  # a quarter of an hour on two cores; WORK stays
 #
-# Exits with 1 and one line on anything else.
+# Exits with 1 and one line if anything else happens.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 export JAX_PLATFORMS=cpu
-# As tests/conftest.py: machine code is made in half the time.
+# As in tests/conftest.py: compiling takes half the time.
 export XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 # restarted JOB TIMES
@@ -33,7 +33,7 @@ beyond() {
   ((${step:-0} > $2))
 }
 
-# submit HOW CONFIG; sets train and evaluate to the jobs
+# submit HOW CONFIG; sets train and evaluate to the ids of the two jobs
 submit() {
   local told
   told=$(HOW=$1 "$project/launch/table.sh" "$2")
@@ -56,7 +56,7 @@ def get_config():
     config = world.small_config(pathlib.Path("$work"))
     config.name = "small"
     config.data.num_threads = config.log.every_steps = 1
-    config.save.every_steps = 1000  # what is resumed from was saved because the job had to go
+    config.save.every_steps = 1000  # so that the run is resumed from what a preemption has saved
     for phase in config.phases:
         phase.epochs = 40
     return config

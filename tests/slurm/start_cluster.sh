@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A real Slurm on this machine alone, for proofs of what is submitted to one: two CPUs, one partition, jobs may be requeued.
+# A real Slurm on this machine only, to prove what is submitted to Slurm: two CPUs, one partition, jobs may be requeued.
 #
 #   apt-get install slurm-wlm munge               # Debian or Ubuntu; no systemd and no cgroups needed
-#   eval "$(tests/slurm/start_cluster.sh)"        # starts it, or finds it running, and tells the shell where it is
+#   eval "$(tests/slurm/start_cluster.sh)"        # starts it unless it is running, and tells the shell where it is
 #   sbatch ...; squeue; scontrol requeue ...
 #   tests/slurm/start_cluster.sh stop             # ends the jobs and the daemons; logs stay until the next start
 #
-# All runs as the calling user, root in a container or anybody, and lies in one folder, $CLUSTER
-# (/tmp/mc3_jax-slurm-<uid>): configuration, key, state, logs. A system's own Slurm and munge are not touched. Exits with 1,
-# and one line, where a program lacks or a daemon does not come up.
+# Everything runs as the calling user, root in a container or anybody else. Configuration, key, state and logs are in one
+# folder, $CLUSTER (/tmp/mc3_jax-slurm-<uid>). A system's own Slurm and munge are not touched. Exits with 1 and one line if a
+# program is missing or a daemon does not start.
 set -euo pipefail
 
 home=${CLUSTER:-/tmp/mc3_jax-slurm-$(id -u)}
@@ -23,7 +23,7 @@ fail() {
   exit 1
 }
 
-# Whether the daemon that left a pid file runs: another process may have got its number since.
+# Whether the daemon that left a pid file is running; another process may have got its pid since.
 runs() {
   local pid
   pid=$(cat "$home/$1.pid" 2>/dev/null) && [[ $(ps -o comm= -p "$pid") == "$1" ]]
@@ -54,7 +54,7 @@ has_no_jobs() {
 stop() {
   if runs slurmctld; then
     scancel --quiet --user="$(id -un)" || true
-    # Jobs end before their node does: it would leave them running.
+    # Jobs must end before the node's daemon, which would leave them running.
     await "jobs do not end" has_no_jobs
   fi
   local daemon
@@ -103,7 +103,7 @@ SchedulerParameters=sched_interval=1,bf_interval=5,batch_sched_delay=0
 JobRequeue=1
 KillWait=10
 ReturnToService=2
-# The CPUs are those that stand here, whatever the machine has.
+# There are as many CPUs as is written here, whatever the machine has.
 SlurmdParameters=config_overrides
 NodeName=$(hostname -s) NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$num_cpus State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -118,7 +118,7 @@ start() {
   if ! { runs munged && runs slurmctld && runs slurmd; }; then
     stop
     configure
-    # --force: it may not find its folder safe, and warns into its log.
+    # --force: munged may find its folder unsafe, and then only warns in its log.
     munged --force --key-file="$home/munge.key" --socket="$home/munge.socket" --pid-file="$home/munged.pid" \
       --seed-file="$home/munge.seed" --log-file="$home/munged.log" 2>"$home/munged.err" || fail "$(cat "$home/munged.err")"
     slurmctld 2>"$home/slurmctld.err" || fail "$(cat "$home/slurmctld.err")"

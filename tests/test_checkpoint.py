@@ -190,7 +190,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_no_damage_and_the_newes
     shutil.copytree(saved, tmp_path / "run")
     workdir, (_, abstract) = str(tmp_path / "run"), make_state(make_mesh((1, 1)), 1)
     folder = checkpoint.checkpoint_dir(workdir)
-    where = {"before": "steps_of", "between": "_verify", "within": "check_shapes"}[moment]  # the last reads metadata first
+    where = {"before": "steps_of", "between": "_verify", "within": "check_shapes"}[moment]  # metadata are read first
     real, gone = getattr(checkpoint, where), []
 
     def meanwhile(*args):

@@ -74,7 +74,7 @@ def test_model_flops_of_the_papers_video_tower_are_those_counted_by_hand():
     phase.trainable = ("audio",)
     without = compile_lib.model_flops(config, phase)
     phase.trainable = ("audio", "video")
-    assert compile_lib.model_flops(config, phase) - without == 2 * 2 * products  # backward, twice the forward pass
+    assert compile_lib.model_flops(config, phase) - without == 2 * 2 * products  # backward: twice the forward pass
 
 
 def test_the_data_a_step_is_compiled_for_are_those_that_are_trained_on(data):
@@ -289,8 +289,8 @@ def test_on_a_gpu_gradients_of_queries_keys_and_values_are_written_once():
 @pytest.mark.large
 @pytest.mark.timeout(900)
 def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
-    """The paper's widths, depth 3."""
-    run_for_gpus("--topology=h100:8", "--config.fsdp=8")  # cuDNN's heads can't be spread with them
+    """At the paper's widths, with audio and video towers of 3 layers and a text tower of 1."""
+    run_for_gpus("--topology=h100:8", "--config.fsdp=8")  # XLA must not split cuDNN's heads, which can't be split
     found = {}
     for form in ("auto", "einsum"):
         report = run_for_gpus("--topology=h100:8", f"--config.model.attention={form}")

@@ -16,7 +16,7 @@ from tests.world import ROOT
 
 PRESENT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*PRESENT, ROOT / "benchmarks" / "RESULTS.md"]  # its commands are those of earlier commits
-FOREIGN = {"dry_run", "environment_type", "environment_config", "job_endpoint", "runner"}  # options of launch files and Beam
+FOREIGN = {"dry_run", "environment_type", "environment_config", "job_endpoint", "runner"}  # of launch files and Beam
 
 
 def without_code(text: str) -> str:

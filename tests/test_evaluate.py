@@ -102,8 +102,8 @@ def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_toke
 def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(finished, data, tmp_path, capsys):
     config = world.small_config(data)
     config.phases = []
-    config.data.num_samples, config.model.audio.num_time_frames = 16_000, 99  # cut out of 24,000, as in training
-    # Two towers start at random, the third has learned another tokenizer than the one that is named.
+    config.data.num_samples, config.model.audio.num_time_frames = 16_000, 99  # crops of the 24,000, as in training
+    # Two towers are initialised at random; the third was trained with another tokenizer than the config names.
     config.init.text, config.data.tokenizer = finished[1], str(shutil.copytree(data / "vocabulary", tmp_path / "other"))
     with (tmp_path / "other" / "tokenizer_config.json").open("a") as file:
         file.write("\n")

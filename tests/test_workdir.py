@@ -47,7 +47,7 @@ def test_a_read_only_folder_is_one_line(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "kept").write_text("kept")
-    root = os.geteuid() == 0  # writes whatever the mode says
+    root = os.geteuid() == 0  # whom no mode keeps from writing
     if root and subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False).returncode:
         pytest.skip("root without the right to mount")
     subprocess.run(["mount", "-o", "remount,bind,ro", folder] if root else ["chmod", "500", folder], check=True)

@@ -239,7 +239,7 @@ def test_a_video_that_harms_its_decoder_costs_itself_and_the_next_gets_a_new_one
     [
         # The second child dies at the last clip.
         ("crash_late", dict.fromkeys((2, 3, 6), "decoder crashed: signal SIGSEGV")),
-        ("hang_late", dict.fromkeys((2, 3, 4, 5, 6), "decoder took too long: more than 3 s")),  # there is no second child
+        ("hang_late", dict.fromkeys((2, 3, 4, 5, 6), "decoder took too long: more than 3 s")),  # no second child
     ],
 )
 def test_the_clips_before_the_harm_are_kept_and_those_behind_are_tried_once(folder, odd_child, name, lost):

@@ -87,7 +87,7 @@ def test_videos_with_labels_are_held_out_by_hash_and_all_others_are_trained_on()
     chosen, rejects = narrated.choose(found, labelled, {"v0": "train", "w0": "test"})
     assert 70 < len(chosen["validation"]) < 130  # one in eleven of 1,100
     assert {n.video_uid for n in chosen["validation"] + chosen["test"]} == set(uids[1:])
-    assert {n.video_uid for n in chosen["train"]} == {"v0", *(f"w{i}" for i in range(1, 100))}  # --splits has precedence
+    assert {n.video_uid for n in chosen["train"]} == {"v0", *(f"w{i}" for i in range(1, 100))}  # --splits wins
     assert all(n.label == 1 for n in chosen["validation"] + chosen["test"])
     # In a user's own table, videos with any label count as those of the label list.
     table = [labelled[1], found[1], found[-1]]

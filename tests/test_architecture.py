@@ -101,8 +101,8 @@ def test_imports_go_one_way():
     assert violations(ROOT) == []
 
 
-def test_programs_start_without_what_they_may_not_need():
-    """tensorboardX imports torch where there is one."""
+def test_train_and_evaluate_import_no_optional_package():
+    """Importing tensorboardX would also import torch, if that is installed."""
     code = "import sys, mc3_jax.train, mc3_jax.evaluate; print(*{'torch', 'tensorboardX', 'wandb'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -61,7 +61,7 @@ def test_the_sweep_is_at_most_thirty_runs_on_validation_and_takes_the_best_of_ea
     assert json.loads((tmp_path / "sweep.json").read_text()) == found
 
 
-def test_every_row_runs_once_a_seed_on_test_at_what_was_chosen(fake_runs, tmp_path, monkeypatch):
+def test_every_row_runs_once_per_seed_on_the_test_split_with_the_chosen_settings(fake_runs, tmp_path, monkeypatch):
     monkeypatch.setattr(table_pages, "write", lambda *args: "")
     monkeypatch.setattr(runs, "make_world", lambda out: ())
     tables.main(["--out", str(tmp_path), "--seeds", "3,4"])
@@ -93,7 +93,7 @@ def test_settings_name_fields_the_row_has(row, suite):
     validation.validate(config)
 
 
-def test_a_trial_that_diverges_scores_nothing_and_another_failure_ends_it_all(tmp_path, monkeypatch):
+def test_a_trial_that_diverges_scores_0_and_any_other_failure_ends_the_sweep(tmp_path, monkeypatch):
     row = next(row for row in tables.ROWS if row.file == "clap")
 
     def run(suite, config, workdir, flags, *, trains=True):
@@ -149,7 +149,7 @@ def test_a_run_that_is_done_is_skipped_and_one_with_other_flags_is_refused(tmp_p
         runs.run(suite, "configs/tables/mc3.py", tmp_path / "run", ["--config.seed=1"])
 
 
-def test_seconds_are_those_of_all_starts_and_what_diverged_is_not_begun_again(tmp_path, monkeypatch):
+def test_seconds_are_those_of_all_starts_and_a_diverged_run_is_not_started_again(tmp_path, monkeypatch):
     suite, ends = runs.Suite("soundworld", tmp_path, ()), [75, 0, 0, 2]
 
     def call(command, log):
@@ -170,7 +170,7 @@ def test_seconds_are_those_of_all_starts_and_what_diverged_is_not_begun_again(tm
     assert not ends
 
 
-def test_a_row_that_diverges_is_left_out_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+def test_a_row_that_diverges_is_left_out_and_the_others_are_run(tmp_path, monkeypatch, capsys):
     began = []
 
     def run(suite, config, workdir, flags, *, trains=True):
@@ -377,7 +377,7 @@ def test_the_paired_interval_is_narrower_than_that_of_two_samples():
     assert (same["lead"], same["interval"]) == (0.0, [0.0, 0.0])
 
 
-def test_a_region_is_told_by_its_own_negatives():
+def test_the_lead_in_a_region_is_that_over_its_own_negatives():
     n = 900
     regions = np.array(["I", "II", "III"])[np.arange(n) % 3]
     labels = (regions == "I").astype(int)
@@ -391,7 +391,7 @@ def test_a_region_is_told_by_its_own_negatives():
     assert "roc_auc_region_IV" not in found  # no clip is there
 
 
-def test_within_groups_weights_are_copies():
+def test_a_weight_within_groups_counts_as_that_many_copies():
     n = 200
     labels, scores, groups = RNG.integers(0, 2, n), RNG.standard_normal(n), RNG.integers(0, 7, n)
     weights = RNG.integers(0, 3, (4, n))

@@ -70,7 +70,7 @@ def injure(folder: pathlib.Path, path: pathlib.Path, rng) -> str:
     return f"{kind} {path.relative_to(folder)}"
 
 
-def test_no_injury_is_loaded_and_the_newest_intact_step_is(saved, tmp_path, capsys, num_injuries):
+def test_no_damaged_checkpoint_is_loaded_but_the_newest_intact_one(saved, tmp_path, capsys, num_injuries):
     rng = np.random.default_rng(0)
     mesh = make_mesh((1, 1))
     _, abstract = make_state(mesh, 1)
@@ -112,14 +112,14 @@ def test_values_that_changed_before_they_were_digested_are_found(tmp_path, monke
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 1), (1, 8)])
-def test_a_checkpoint_is_verified_onto_any_mesh(saved, shape):
+def test_a_checkpoint_is_verified_when_restored_on_any_mesh(saved, shape):
     original, abstract = make_state(make_mesh(shape), 2)
     assert same_bits(checkpoint.restore(str(saved), 2, abstract), original)
     params = checkpoint.restore_params(str(saved), 2, abstract["params"])
     assert same_bits(params, original["params"])
 
 
-def test_checksums_tell_every_place_and_bit_and_no_layout():
+def test_checksums_depend_on_every_position_and_bit_but_not_on_the_sharding():
     rng = np.random.default_rng(0)
     value = rng.normal(size=(16, 24)).astype(np.float32)
     value[3, 5:7] = 1, 2
@@ -138,7 +138,7 @@ def test_checksums_tell_every_place_and_bit_and_no_layout():
     assert len({known, *map(checksum, other)}) == 1 + len(other)
 
 
-def test_no_intact_checkpoint_is_the_beginning(saved, tmp_path, capsys):
+def test_without_an_intact_checkpoint_a_run_starts_at_step_0(saved, tmp_path, capsys):
     shutil.copytree(saved, tmp_path / "run")
     for step in "12":
         (checkpoint.checkpoint_dir(str(tmp_path / "run")) / step / integrity.MANIFEST).unlink()
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_no_damage_and_the_newes
         checkpoint.restore_params(workdir, 2, abstract["params"])
 
 
-def test_a_run_that_deletes_faster_than_is_read_is_told_and_not_called_damaged(saved, tmp_path, monkeypatch):
+def test_checkpoints_deleted_while_they_are_read_are_reported_as_that_and_not_as_damaged(saved, tmp_path, monkeypatch):
     shutil.copytree(saved, tmp_path / "run")
     workdir, (_, abstract) = str(tmp_path / "run"), make_state(make_mesh((1, 1)), 1)
     folder = checkpoint.checkpoint_dir(workdir)

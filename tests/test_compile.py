@@ -105,7 +105,7 @@ def test_towers_that_a_phase_does_not_look_at_cost_nothing():
     np.testing.assert_allclose(sum(compile_lib.model_flops(config, part) for part in parts), 2 * whole)
 
 
-def test_the_share_of_the_peak_is_that_of_all_devices_and_unknown_where_their_data_sheet_is(monkeypatch):
+def test_the_share_of_the_peak_is_that_of_all_devices_and_none_for_unknown_devices(monkeypatch):
     config, mesh = small_config(), mesh_lib.make_mesh()
     with jax.set_mesh(mesh):
         assert mfu.share_of_peak(config, config.phases[1], mesh) is None
@@ -134,20 +134,20 @@ def test_unknown_topologies_are_refused(topology, message):
         topology_lib.find_devices(topology)
 
 
-def test_without_libtpu_the_line_that_installs_it_is_told(monkeypatch):
+def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(ValueError, match=r"needs libtpu, which is not installed: pip install '\.\[compile\]'"):
         topology_lib.find_devices("v5e:2x4")
 
 
-def test_without_the_cuda_plug_in_the_line_that_installs_it_is_told(monkeypatch):
+def test_without_the_cuda_plug_in_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs JAX's CUDA plug-in, not installed here: pip install '\.\[compile_gpu\]'"):
         topology_lib.find_devices("h200:8")
 
 
-def test_what_jax_asks_of_a_gpus_cudnn_is_answered_for_the_gpu_that_is_compiled_for():
+def test_jax_sees_cudnn_and_compute_capability_of_the_gpu_that_is_compiled_for():
     from jax._src.cudnn import fused_attention_stablehlo as cudnn  # the names are JAX's own: it may rename them
 
     asked = cudnn.check_cudnn_version, cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal
@@ -164,7 +164,7 @@ def test_what_jax_asks_of_a_gpus_cudnn_is_answered_for_the_gpu_that_is_compiled_
     assert asked == (cudnn.check_cudnn_version, cudnn.check_compute_capability, cudnn.is_cuda_compute_capability_equal)
 
 
-def test_of_a_gpu_the_share_counts_that_jax_takes(monkeypatch):
+def test_the_usable_memory_of_a_gpu_is_the_share_that_jax_takes(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     assert topology_lib.CHIPS["h100"].usable_gib == 0.75 * 79
     assert topology_lib.CHIPS["v5e"].usable_gib == 16
@@ -209,7 +209,7 @@ def test_what_does_not_divide_is_refused():
         ),
     ],
 )
-def test_what_does_not_fit_is_told_with_by_how_much(text, message):
+def test_a_step_that_does_not_fit_is_reported_with_the_missing_memory(text, message):
     error = compile_lib._too_large(jax.errors.JaxRuntimeError(text), "v5e:2x4")
     assert isinstance(error, MemoryError)
     assert re.search(message, str(error))

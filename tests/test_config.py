@@ -115,7 +115,7 @@ def test_the_papers_numbers_stand_in_its_config():
         assert (video.image_size_px, video.resize_px) == (224, 224)
 
 
-def test_an_override_of_a_phase_leaves_the_others_alone_whatever_parts_the_file_gives_to_several(monkeypatch):
+def test_an_override_of_a_phase_changes_no_other_phase_though_they_share_an_optimizer_in_the_file(monkeypatch):
     path = ROOT / "configs" / "tables" / "image_bind.py"
     one, other = load(path).phases
     assert one.optimizer is other.optimizer
@@ -152,7 +152,7 @@ def get_config():
         ("config = {}['demo']", "can't be read: KeyError: 'demo'"),
     ],
 )
-def test_a_file_with_values_of_other_types_is_one_line(line, message, train_by, tmp_path):
+def test_a_config_file_with_values_of_other_types_ends_with_one_line(line, message, train_by, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(FILE.format(line))
     status, said = train_by(f"--config={path}", f"--workdir={tmp_path}/w")
@@ -353,7 +353,7 @@ def test_a_damaged_shard_ends_training_with_one_line_and_status_2(train_by, data
         ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "must be numbers, got two, 0"),
     ],
 )
-def test_a_job_that_is_half_described_is_one_line_and_no_run_of_its_own(job, message, train_by, tmp_path):
+def test_an_incompletely_described_job_ends_with_one_line_and_starts_no_run(job, message, train_by, tmp_path):
     job = {"JAX_COORDINATOR_ADDRESS": "localhost:1"} | job
     status, said = train_by("--config=configs/demo.py", f"--workdir={tmp_path}/w", **job)
     assert status == 2, said

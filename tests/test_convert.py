@@ -174,14 +174,14 @@ def test_a_folder_of_ours_holds_sizes_weights_and_a_card_and_copies_bit_for_bit(
     assert "starts afresh: norm, projection" in card
 
 
-def test_what_no_file_holds_is_what_training_would_start_from(folder):
+def test_parameters_that_no_file_holds_are_those_that_training_would_start_from(folder):
     sizes = golden_models.model_config()
     fresh, params = checkpoint.flatten(model_lib.init_params(model_lib.make_model(sizes), sizes, 0)), flat(folder)
     for name in ("audio/norm/scale", "audio/projection/kernel"):
         np.testing.assert_array_equal(params[name], fresh[name])
 
 
-def test_a_tower_of_one_file_and_a_whole_of_another_may_be_combined(folder, tmp_path):
+def test_a_tower_may_come_from_another_file_than_the_rest(folder, tmp_path):
     (tmp_path / "tiny.py").write_text(CONFIG_FILE)
     arguments = ["import", "--checkpoint", str(folder), "--video", str(GOLDEN / "egovlp_tiny.pth")]
     convert.main([*arguments, "--config", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "mixed")])
@@ -254,7 +254,7 @@ def test_an_encoder_with_another_activation_is_refused_though_every_shape_fits(f
 
 
 @pytest.mark.parametrize("sizes", [{"num_mel": 48}, {"stride_px": 8}])
-def test_a_folder_of_hugging_faces_says_how_many_rows_its_positions_have(folder, tmp_path, sizes):
+def test_a_hugging_face_folder_says_how_many_rows_its_position_grid_has(folder, tmp_path, sizes):
     config, theirs = golden_models.model_config(), tmp_path / "theirs"
     convert.main(["export", str(folder), "--to", "hf_audio", "--out", str(theirs)])
     rows, columns = weights.model_lib.make_model(config).audio_tower.grid

@@ -83,7 +83,7 @@ def test_a_shape_is_compiled_once_per_power_of_two_up_to_the_batch_size(model, c
     assert model._audio._cache_size() == compiled  # short sounds are filled up
 
 
-def test_a_short_sound_is_what_the_loader_makes_of_it(model, clips):
+def test_a_short_sound_is_padded_as_the_loader_pads_it(model, clips):
     audio = np.stack([clip.audio for clip in clips[0]])
     for length in (400, 8_000, 23_999):
         filled = np.stack([transforms.crop_audio(sound[:length], 0, audio.shape[1])[0] for sound in audio])
@@ -140,7 +140,7 @@ def test_a_text_tower_starts_with_the_tokenizer_it_has_learned_or_not_at_all(fin
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_whose_tokenizer_has_gone_embeds_text_by_its_copy_and_without_one_all_but_text(
+def test_a_run_whose_tokenizer_is_gone_uses_its_copy_and_without_one_embeds_all_but_text(
     finished, other_tokenizer, tmp_path, capsys
 ):
     place = shutil.copytree(finished[1], tmp_path / "run")
@@ -217,7 +217,7 @@ def frames(height: int) -> np.ndarray:
     return np.zeros((height, 160, 3), np.uint8)
 
 
-def test_a_sound_of_another_rate_is_measured_before_it_is_resampled(model, monkeypatch):
+def test_the_length_of_a_sound_of_another_rate_is_checked_before_it_is_resampled(model, monkeypatch):
     monkeypatch.setattr(embedder.librosa, "resample", lambda *_, **__: pytest.fail("resampled"))
     for shape in ((44_100 * 60,), (44_100, 2), (2, 44_100 * 2)):
         with pytest.raises(ValueError, match="longer than the model|shorter than a"):

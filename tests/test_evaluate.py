@@ -69,7 +69,7 @@ def test_evaluation_counts_every_clip_once_and_writes_results_and_a_self_contain
     assert "SoundingActions" in page
 
 
-def test_the_ends_of_phases_are_those_of_the_data_it_was_trained_on_and_the_tokens_its_own(finished, tmp_path, capsys):
+def test_phases_end_as_for_the_data_of_training_and_texts_get_the_runs_own_tokenizer(finished, tmp_path, capsys):
     config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
     path = place / "data.json"
     facts = json.loads(path.read_text())
@@ -119,7 +119,7 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
 
 
 @pytest.mark.slow  # evaluates twice
-def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is_evaluated(finished, tmp_path, capsys):
+def test_evaluation_says_how_many_clips_the_run_was_trained_on_and_that_it_never_saw_texts(finished, tmp_path, capsys):
     config, place = copy.deepcopy(finished[0]), tmp_path / "run"
     shutil.copytree(finished[1], place, ignore=shutil.ignore_patterns("tokenizer", "data.json"))
     for phase in config.phases:
@@ -145,7 +145,7 @@ def test_what_a_run_has_seen_of_the_clips_and_never_of_texts_is_said_where_it_is
     assert results["discovery"]["av"]["num_clips"] == num
 
 
-def test_measured_of_clips_that_all_sound_is_retrieval_alone():
+def test_clips_that_all_sound_are_measured_by_retrieval_alone():
     rng = np.random.default_rng(0)
     embeddings = {name: rng.normal(size=(40, 4)).astype(np.float32) for name in config_lib.MODALITIES}
     known = {"label": np.ones(40, np.int32), "verb_id": np.arange(40) % 2, "noun_id": np.zeros(40, np.int64)}
@@ -232,7 +232,7 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     assert "Not measured: no clip is labelled." in page
 
 
-def test_what_has_no_run_is_not_written_into_a_runs_workdir(finished):
+def test_results_without_a_run_are_not_written_into_a_runs_workdir(finished):
     config = copy.deepcopy(finished[0])
     config.phases = []
     with pytest.raises(ValueError, match="holds a run: name another --workdir for what has none"):

@@ -129,7 +129,7 @@ def test_layers_as_a_loop_and_rematerialisation_change_no_gradient(scan_layers, 
 
 @pytest.mark.large
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_dots_computes_again_what_is_not_dense_and_full_what_is(scan_layers):
+def test_remat_dots_recomputes_all_but_dense_layers_and_full_recomputes_these_too(scan_layers):
     def flops(remat):
         step = jax.jit(jax.grad(weighted_sum(scan_layers=scan_layers, remat=remat))).lower(initial())
         counts = hlo.count(step.compiler_ir("hlo").as_hlo_text())
@@ -175,7 +175,7 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_batch_also_with_a_froz
 
 
 @pytest.mark.large
-def test_narrations_left_out_of_the_negatives_are_the_same_in_chunks_in_blocks_and_spread():
+def test_equal_narrations_are_masked_the_same_way_in_chunks_in_blocks_and_sharded():
     twice = batch() | {name: np.concatenate([batch()[name][:8]] * 2) for name in ("text_ids", "text_mask")}
     config = small_config(scan_layers=True)
     plain = gradients(config, rows=twice)
@@ -186,7 +186,7 @@ def test_narrations_left_out_of_the_negatives_are_the_same_in_chunks_in_blocks_a
     assert_equal(gradients(config, (2, 4), rows=twice), whole)
 
 
-def test_what_dropout_takes_of_a_row_does_not_depend_on_its_neighbours():
+def test_dropout_of_a_row_does_not_depend_on_its_neighbours():
     rng, x = np.random.default_rng(0), jnp.ones((6, 50))
     dropout = functools.partial(layers.Dropout(0.5).apply, {}, train=True, rngs={"dropout": jax.random.key(2)})
     whole, rows = dropout(x), rng.permutation(6)[:4]
@@ -213,7 +213,7 @@ def test_bfloat16_computes_with_float32_parameters_gradients_and_moments():
             assert np.mean(cut[gradient != 0] != gradient[gradient != 0]) > 0.8, name
 
 
-def test_parameters_and_both_moments_are_spread_over_fsdp():
+def test_parameters_and_both_moments_are_sharded_over_fsdp():
     config = small_config()
     mesh = jax.make_mesh((2, 4), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 2)
     model = model_lib.make_model(config.model)

@@ -58,7 +58,7 @@ def test_convolutions_count_neither_padding_nor_holes(stride, padding, hole, ker
     assert hlo.count(text.compiler_ir("hlo").as_hlo_text()).flops == 2 * batch * into // groups * out * products
 
 
-def test_a_loop_counts_as_often_as_it_goes_round_and_loops_in_loops_multiply():
+def test_a_loop_counts_once_per_iteration_and_nested_loops_multiply():
     def inner(x, w):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
@@ -113,7 +113,7 @@ def test_bytes_of_an_all_gather_over_one_axis(mesh):
     assert exchange.wire_bytes == 3 / 4 * 64 * 16 * 4
 
 
-def test_bytes_of_what_is_written_out_by_hand_within_a_loop(mesh):
+def test_bytes_of_collectives_written_out_in_a_loop(mesh):
     def body(x):
         def once(x, _):
             x = jax.lax.psum_scatter(x, "data", tiled=True)
@@ -127,7 +127,7 @@ def test_bytes_of_what_is_written_out_by_hand_within_a_loop(mesh):
     assert {(e.kind, e.group_size, e.times) for e in counts.exchanges} == {("reduce-scatter", 4, 7), ("all-gather", 4, 7)}
 
 
-def test_memory_is_what_instructions_read_and_write_and_of_a_slice_the_slice():
+def test_memory_traffic_is_what_instructions_read_and_write_and_only_the_slice_of_a_sliced_array():
     counts = compiled(lambda x, y: x @ y, (128, 256), (256, 64))
     assert counts.memory_bytes == 4 * (128 * 256 + 256 * 64 + 128 * 64)
     steps, row = 50, 4 * 1000

@@ -28,7 +28,7 @@ def start(*words: str) -> subprocess.Popen:
     return process
 
 
-def test_the_first_is_told_and_the_second_ends_at_once():
+def test_the_first_interrupt_is_reported_and_the_second_ends_the_process_at_once():
     with start("heard", "60") as process:
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == "interrupted: saving after the next step; again to end at once\n"
@@ -37,14 +37,14 @@ def test_the_first_is_told_and_the_second_ends_at_once():
         assert process.communicate() == ("", "")
 
 
-def test_one_alone_raises_nothing():
+def test_a_single_interrupt_raises_nothing():
     with start("heard", "2") as process:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20)[0] == "True\n"
         assert process.returncode == 0
 
 
-def test_where_it_is_ignored_it_stays_so():
+def test_an_ignored_interrupt_stays_ignored():
     with start("ignored", "1") as process:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20) == ("False\n", "")

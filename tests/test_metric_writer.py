@@ -34,7 +34,7 @@ def write(folder, start_step, steps, tensorboard=False):
             writer.write(step, "align", {"loss": float(step)})
 
 
-def test_rows_of_steps_that_are_done_again_are_replaced_and_half_a_line_is_left_out(tmp_path):
+def test_rows_of_repeated_steps_are_replaced_and_an_incomplete_line_is_dropped(tmp_path):
     write(tmp_path, 0, [2, 4, 6])
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 8, "lo')
@@ -45,7 +45,7 @@ def test_rows_of_steps_that_are_done_again_are_replaced_and_half_a_line_is_left_
 
 
 @pytest.mark.parametrize("spoilt", [b"\xff\xfe{", b'{"stes": 2}', b"7", b"null", b"[" * 100_000, b'{"step": "9"}'])
-def test_a_spoilt_line_costs_that_line(tmp_path, spoilt):
+def test_a_damaged_line_costs_only_that_line(tmp_path, spoilt):
     write(tmp_path, 0, [2, 4])
     metric_writer.note_start(str(tmp_path), 0, {}, 0.0)
     for name in (metric_writer.METRICS_FILE, metric_writer.STARTS_FILE):
@@ -139,7 +139,7 @@ def test_a_full_disk_names_the_file_and_costs_no_row(small_disk):
     assert metric_writer.read_clips(str(small_disk)) == known
 
 
-def test_a_log_says_when_how_far_how_fast_and_how_long_still(tmp_path, capsys):
+def test_a_log_line_has_the_time_the_progress_the_rate_and_the_time_left(tmp_path, capsys):
     options = {"total_steps": 1804, "batch_size": 256, "num_clips": 46_000, "tensorboard": False}
     row = {"loss": 19.8841, "contrastive": 9.5, "learning_rate": 3e-5, "grad_norm": 2.4131, "clips_per_s": 639.2}
     with metric_writer.MetricWriter(str(tmp_path), start_step=0, **options) as writer:
@@ -196,7 +196,7 @@ def test_wandb_gets_name_config_and_rows_under_one_id_at_each_start(tmp_path, mo
     assert metric_writer.start_wandb(str(tmp_path), "", "small", {}, resumed=False) is None
 
 
-def test_a_wandb_that_fails_is_one_line_at_first_and_costs_a_resumed_run_a_warning(tmp_path, monkeypatch, capsys):
+def test_a_wandb_failure_is_an_error_at_the_first_start_and_a_warning_for_a_resumed_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", Wandb("init"))
     with pytest.raises(ValueError, match=r"project = 'mine': W&B can't be started \(RuntimeError: no way to init\): `wandb"):
         start_wandb(tmp_path)

@@ -43,7 +43,7 @@ def test_a_mask_covers_the_axis_it_is_named_after(batch, masked, across):
     assert not changed.all()
 
 
-def test_pictures_are_flipped_as_often_and_cut_as_much_as_the_config_says(batch):
+def test_frames_are_flipped_as_often_and_cropped_as_much_as_the_config_says(batch):
     config = small_config()
     plain = np.asarray(model_lib.prepare(batch, config, None)["video"])
     for probability in (0.0, 1.0):

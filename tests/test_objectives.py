@@ -138,7 +138,7 @@ def test_a_memory_keeps_towers_of_its_pairs_alone_whatever_the_consensus_looks_a
         assert jax.tree.structure(after) == jax.tree.structure(memory)
 
 
-def test_without_pairs_there_is_no_contrast():
+def test_without_pairs_there_is_no_contrastive_term():
     phase = test_fits.small_config().phases[1]
     phase.pairs, phase.consensus_weight = (), 2.0
     rng = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def test_without_pairs_there_is_no_contrast():
     assert "contrastive" not in terms
 
 
-def test_a_state_without_memory_is_saved_as_before_there_was_one():
+def test_a_state_without_memory_is_saved_without_an_entry_for_it():
     state = step_lib.TrainState(np.int32(3), {"audio": np.ones(2)}, ())
     assert step_lib.to_tree(state).keys() == {"step", "params", "opt_state"}
     assert step_lib.to_tree(state.replace(memory={"steps": np.int32(1)})).keys() == {"step", "params", "opt_state", "memory"}
@@ -228,7 +228,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("row", "message"), [("CM-ACC", "True: is for phases whose negatives are the batch's"), ("ImageBind", "which no loss")]
 )
-def test_narrations_are_masked_only_where_they_are_looked_at_and_no_memory_is(row, message):
+def test_masking_equal_narrations_needs_a_phase_with_text_and_without_memory(row, message):
     config = test_fits.small_config()
     config.phases[1].mask_same_text = True
     validation.validate(config)
@@ -238,7 +238,7 @@ def test_narrations_are_masked_only_where_they_are_looked_at_and_no_memory_is(ro
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_memory_that_cannot_be_is_refused(case):
+def test_invalid_settings_of_a_memory_are_refused(case):
     config = test_fits.small_config()
     cm_acc(config.phases[1])
     change, message = BAD[case]

@@ -15,7 +15,7 @@ PARAMS = {name: {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}} for
 GRADS = jax.tree.map(lambda p: 0.1 * p, PARAMS)
 
 
-def test_phases_follow_each_other_and_the_last_goes_on_beyond_the_end():
+def test_phases_follow_each_other_and_the_last_continues_beyond_its_end():
     phases = phases_lib.plan_phases([PhaseConfig(name="a", epochs=2), PhaseConfig(name="b", epochs=0.5)], 1000, 100)
     assert [(p.start, p.stop) for p in phases] == [(0, 20), (20, 25)]
     assert [phases_lib.phase_at(phases, s).config.name for s in (0, 19, 20, 24, 25)] == ["a", "a", "b", "b", "b"]
@@ -42,7 +42,7 @@ def test_learning_rate_warms_up_to_its_peak_and_falls_along_a_cosine_within_its_
     assert 0.05 < rate[-1] < 0.052
 
 
-def test_a_warm_up_longer_than_its_phase_is_told_and_ends_with_it(capsys):
+def test_a_warm_up_longer_than_its_phase_is_reported_and_ends_with_it(capsys):
     optimizer = OptimizerConfig(learning_rate=0.5, warmup_steps=10)
     configs = [PhaseConfig(name, epochs, optimizer=optimizer) for name, epochs in (("a", 11), ("b", 10))]
     phases = phases_lib.plan_phases(configs, 8, 8)
@@ -54,7 +54,7 @@ def test_a_warm_up_longer_than_its_phase_is_told_and_ends_with_it(capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_cosine_begins_after_the_share_that_is_held():
+def test_the_cosine_begins_after_hold_share():
     optimizer = OptimizerConfig(learning_rate=0.5, schedule="cosine", warmup_steps=10, hold_share=0.6)
     phase = phases_lib.Phase(PhaseConfig(optimizer=optimizer), 100, 200)
     rate = np.array([float(phases_lib.learning_rate(phase)(step)) for step in range(100, 200)])

@@ -51,7 +51,7 @@ def test_hits_are_those_of_the_models_own_embeddings(finished, found):
     assert rows[0]["video_uid"] in page
 
 
-def test_of_a_long_sound_the_loudest_part_is_asked_for(finished, tmp_path, capsys):
+def test_the_query_of_a_long_sound_is_its_loudest_part(finished, tmp_path, capsys):
     model, rate = mc3_jax.load(finished[1]), 8_000
     wave = np.random.default_rng(0).normal(size=5 * rate).astype(np.float32) * 0.01
     wave[2 * rate : 3 * rate + 4_000] *= 20
@@ -79,7 +79,7 @@ def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished,
     np.testing.assert_allclose(found.audio[:3], model.embed_audio(middles, 16_000), atol=1e-5)
 
 
-def test_a_second_question_embeds_no_clip_again_and_another_model_does(finished, found, monkeypatch, capsys, tmp_path):
+def test_a_second_query_embeds_no_clip_again_but_another_model_does(finished, found, monkeypatch, capsys, tmp_path):
     config, workdir, _ = finished
     source = loader.open_split(config.data.dir, "test", 4)
     sound = tmp_path / "sound.wav"
@@ -120,7 +120,7 @@ def test_a_model_without_a_tokenizer_answers_sounds_and_says_what_texts_need(fin
         (["--clips", "nowhere"], "no data folder nowhere"),
     ],
 )
-def test_what_can_not_be_used_is_one_line_and_status_2(finished, tmp_path, capsys, args, words):
+def test_bad_arguments_end_with_one_line_and_status_2(finished, tmp_path, capsys, args, words):
     with pytest.raises(SystemExit) as ended:
         run(finished, tmp_path / "out", *args)
     assert ended.value.code == 2

@@ -198,14 +198,14 @@ def test_the_benchmark_takes_a_towers_sizes_from_its_run(scratch, tmp_path):
     assert sounds.tower_flags(str(tmp_path / "tower.safetensors")) == []
 
 
-def test_classes_that_are_not_those_of_the_data_are_one_line(clips, tmp_path):
+def test_a_number_of_classes_other_than_that_of_the_data_is_refused(clips, tmp_path):
     config = small_config(clips, "scratch")
     config.model.num_classes = 4
     with pytest.raises(ValueError, match="num_classes = 4: .* has 3 classes, set it to 3"):
         run_lib.set_up(config, str(tmp_path))
 
 
-def test_clips_the_run_was_trained_on_are_counted_and_said(scratch, tmp_path, capsys):
+def test_clips_that_the_run_was_trained_on_are_counted_and_reported(scratch, tmp_path, capsys):
     config, workdir, _, results = scratch
     assert results["num_seen"] == 0
     place = shutil.copytree(workdir, tmp_path / "run")
@@ -260,7 +260,7 @@ def test_a_classifier_is_evaluated_by_its_run_alone(scratch):
         ({"num_bootstrap": 0}, "eval.num_bootstrap = 0: must be at least 1"),
     ],
 )
-def test_what_can_not_be_is_refused(clips, change, message):
+def test_impossible_settings_are_refused(clips, change, message):
     config = small_config(clips, "scratch")
     for field, value in change.items():
         holder = next(x for x in (config.phases[0], config.model, config.data, config.eval) if hasattr(x, field))
@@ -269,7 +269,7 @@ def test_what_can_not_be_is_refused(clips, change, message):
         validation.validate(config)
 
 
-def test_without_a_classifier_none_can_learn():
+def test_a_phase_can_not_train_a_classifier_that_the_model_lacks():
     config = esc.get_config("probe")
     config.model.num_classes = 0
     config.phases = [PhaseConfig(trainable=("audio", CLASSIFIER))]

@@ -28,7 +28,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.large
 @pytest.mark.timeout(1800)
-def test_what_is_run_on_a_gpu_runs_at_the_sizes_of_a_cpu(tmp_path):
+def test_the_benchmarks_for_a_gpu_run_at_sizes_for_a_cpu(tmp_path):
     results = tmp_path / "results.md"
     done = run("bash", "benchmarks/run_gpu.sh", str(results), SMALL="1", PYTHON=sys.executable)
     told = [line.removeprefix("## ") for line in results.read_text().splitlines() if line.startswith("## ")]
@@ -52,7 +52,7 @@ def test_what_is_run_on_a_gpu_runs_at_the_sizes_of_a_cpu(tmp_path):
         ),
     ],
 )
-def test_one_question_alone(tmp_path, benchmark, flags, row):
+def test_a_benchmark_can_measure_one_part_alone(tmp_path, benchmark, flags, row):
     results = tmp_path / "results.md"
     done = run(sys.executable, "-m", f"benchmarks.{benchmark}", "--batch", "2", *flags, "--results", str(results))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -159,7 +159,7 @@ def test_a_form_that_fails_leaves_the_others_their_rows(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("revision", "commit"), [("0123456789-dirty", ", commit 0123456-dirty"), ("", "")])
-def test_what_made_a_table_is_the_command_and_its_commit(monkeypatch, revision, commit):
+def test_a_table_names_the_command_and_the_commit_that_made_it(monkeypatch, revision, commit):
     monkeypatch.setattr(provenance, "_revision", lambda root: revision)
     for words in (["--results", "/a b/r.md"], ["--results="], []):
         monkeypatch.setattr(sys, "argv", ["/x/benchmarks/scaling.py", "--batches", "", *words])

@@ -109,7 +109,7 @@ def test_one_device_equals_eight(data):
 
 
 @pytest.mark.slow  # compiles both losses
-def test_a_run_that_is_told_to_go_saves_without_measuring_first(finished, tmp_path, monkeypatch):
+def test_a_preempted_run_saves_without_measuring_the_validation_loss_first(finished, tmp_path, monkeypatch):
     config = copy.deepcopy(finished[0])
     config.validation = config_lib.ValidationConfig(every_steps=1, split="validation+test", num_batches=1)
     monkeypatch.setattr(job_lib, "preempted", lambda asked: asked == 2)
@@ -125,7 +125,7 @@ def test_a_run_that_is_told_to_go_saves_without_measuring_first(finished, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_mesh_with_the_same_clips_in_the_same_rows(finished, tmp_path):
+def test_a_run_resumed_on_another_mesh_reads_the_same_clips_in_the_same_rows(finished, tmp_path):
     config, workdir, _ = finished
     config, moved = copy.deepcopy(config), tmp_path / "run"
     shutil.copytree(workdir, moved)
@@ -185,7 +185,7 @@ def test_a_process_that_does_not_see_the_checkpoints_reads_no_weights_alone(fini
     assert run_lib.set_up(config, workdir).initial == {}
 
 
-def test_a_run_is_not_gone_on_with_on_other_data_but_on_moved_ones(finished, tmp_path):
+def test_a_run_is_resumed_on_moved_data_but_not_on_other_data(finished, tmp_path):
     config, workdir, _ = finished
     config, moved = copy.deepcopy(config), tmp_path / "vocabulary"
     shutil.copytree(config.data.tokenizer, moved)
@@ -197,7 +197,7 @@ def test_a_run_is_not_gone_on_with_on_other_data_but_on_moved_ones(finished, tmp
         run_lib.set_up(config, workdir)
 
 
-def test_a_run_keeps_its_tokenizer_and_goes_on_with_the_copy_where_it_has_gone(finished, tmp_path):
+def test_a_run_keeps_a_copy_of_its_tokenizer_and_is_resumed_with_it_if_the_original_is_gone(finished, tmp_path):
     config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
     learned = tokenizer.tokenizer_digest(config.data.tokenizer)
     assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
@@ -236,7 +236,7 @@ def test_masks_are_for_training_alone():
     np.testing.assert_array_equal(model_lib.prepare(batch, config, key)["audio"], whole)
 
 
-def test_training_reads_the_groups_that_the_config_names(finished, monkeypatch, tmp_path):
+def test_training_reads_clips_in_groups_of_clips_per_video(finished, monkeypatch, tmp_path):
     config = copy.deepcopy(finished[0])
     config.data.clips_per_video = 5
     asked = {}
@@ -349,7 +349,7 @@ def test_phases_that_cannot_keep_their_optimizer_are_refused_before_training(dat
         run_lib.set_up(config, str(tmp_path / "run"))
 
 
-def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_are_told(data, tmp_path, capsys):
+def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_are_reported(data, tmp_path, capsys):
     config = world.small_config(data)
     source = loader.open_split(config.data.dir, "train", 4)
     num_clips = len(source)

@@ -75,7 +75,7 @@ def test_norms_of_leaves_are_those_of_each_alone(fsdp):
 
 
 @pytest.mark.slow  # compiles a step for a mesh
-def test_a_state_is_drawn_at_its_places_and_the_same_as_anywhere(stepping):
+def test_a_state_is_drawn_with_its_shardings_and_the_same_on_any_mesh(stepping):
     config = test_fits.small_config()
     model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 100)
     init = functools.partial(step_lib.init_state, model, config, phase)
@@ -246,7 +246,7 @@ def test_the_stopwatch_counts_as_lost_only_what_the_devices_waited_for():
     assert watch.lost_s == {"input": 5.0, "save": 3.0}
 
 
-def test_the_process_that_is_behind_hangs_and_where_none_is_it_is_the_devices():
+def test_the_process_that_is_behind_is_said_to_hang_or_the_devices_if_none_is():
     at = {i: {"count": 7, "place": "waiting for the devices to do step 3", "for_s": 300} for i in range(4)}
     lines = watchdog.verdict(at)
     assert len(lines) == 5
@@ -312,13 +312,13 @@ def test_a_trace_holds_the_steps_that_were_asked_for_and_no_others(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["100", "5:5", "7:3", "a:b", "-1:4", "1:2:3", "1:99999999999"])
-def test_a_range_of_steps_that_is_none_is_refused(text):
+def test_an_invalid_range_of_steps_is_refused(text):
     with pytest.raises(ValueError, match="--profile=.* is no range of steps: as 100:110"):
         profiler.parse_range(text)
 
 
 @pytest.mark.large  # waits
-def test_a_process_that_hangs_ends_where_nobody_reads_its_log_any_more():
+def test_a_process_that_hangs_ends_even_if_nobody_reads_its_log_any_more():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", HANG], stdout=subprocess.DEVNULL, stderr=writer, timeout=120, cwd=world.ROOT)
@@ -327,7 +327,7 @@ def test_a_process_that_hangs_ends_where_nobody_reads_its_log_any_more():
 
 
 @pytest.mark.slow  # waits
-def test_a_process_that_hangs_ends_where_its_log_is_full_and_nobody_reads_on():
+def test_a_process_that_hangs_ends_even_if_its_log_is_full_and_nobody_reads_it():
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):
@@ -382,5 +382,5 @@ with Watchdog(1) as dog:
 
 
 @pytest.mark.slow  # waits
-def test_a_process_that_was_stopped_and_goes_on_does_not_hang():
+def test_a_process_that_was_stopped_and_continues_does_not_count_as_hanging():
     assert status_after_a_stop(PAUSED, 7) == 0

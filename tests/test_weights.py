@@ -105,7 +105,7 @@ def test_a_file_is_not_evaluated_over_a_runs_results(finished, exported):
         evaluate.evaluate(dataclasses.replace(config, checkpoint=exported), workdir)
 
 
-def test_a_run_of_before_a_field_came_goes_on_and_of_an_unknown_field_does_not(finished, tmp_path):
+def test_a_run_from_before_a_field_existed_is_resumed_and_one_with_an_unknown_field_is_not(finished, tmp_path):
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
@@ -125,7 +125,7 @@ def test_a_run_of_before_a_field_came_goes_on_and_of_an_unknown_field_does_not(f
         workdir_lib.check_workdir(str(tmp_path / "run"), config)
 
 
-def test_towers_of_ours_are_fitted_like_anybodys(finished):
+def test_towers_of_a_run_are_fitted_to_other_sizes_like_foreign_ones(finished):
     config, workdir, _ = finished
     sizes = copy.deepcopy(config.model)
     sizes.video.num_positions, sizes.video.image_size_px, sizes.video.resize_px = 6, 60, 60

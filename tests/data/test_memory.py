@@ -15,7 +15,7 @@ from mc3_jax.data import memory as memory_lib
 SHAPE = (3, 5, 7)
 
 
-def test_memory_is_taken_again_once_nobody_holds_a_part_of_it():
+def test_memory_is_reused_once_nobody_holds_a_part_of_it():
     memory = memory_lib.Memory()
     first = memory.take(SHAPE, np.uint8)
     place, part = first.ctypes.data, first[1, 2:]
@@ -78,7 +78,7 @@ def test_what_is_handed_over_is_the_same_memory_and_free_once_nobody_holds_a_par
     assert shared.take(SHAPE, np.int16).ctypes.data not in (own.ctypes.data, other.ctypes.data)
 
 
-def test_what_jax_holds_is_not_free():
+def test_memory_that_jax_holds_is_not_reused():
     shared, borrowed = memory_lib.SharedMemory(), memory_lib.Borrowed()
     own = shared.take((1000,), np.int32)
     own[:] = 3

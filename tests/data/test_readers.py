@@ -22,7 +22,7 @@ from tests.data import test_sounds
 
 @pytest.mark.parametrize("readers", [{"num_threads": 2}, {"num_workers": 2}], ids=["threads", "workers"])
 @pytest.mark.parametrize("keep", [lambda video: video[1:], jax.device_put], ids=["a part", "on the device"])
-def test_batches_that_are_kept_keep_what_they_hold(tmp_path, keep, readers):
+def test_the_content_of_batches_that_are_kept_does_not_change(tmp_path, keep, readers):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
     batches = loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers)
     kept, copies = [], []
@@ -36,7 +36,7 @@ def test_batches_that_are_kept_keep_what_they_hold(tmp_path, keep, readers):
 
 
 @pytest.mark.parametrize("readers", [{"num_threads": 2}, {"num_workers": 2}], ids=["threads", "workers"])
-def test_pictures_come_onto_a_cpu_without_a_copy(tmp_path, readers):
+def test_frames_are_put_on_a_cpu_device_without_a_copy(tmp_path, readers):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
     batches = (
         loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers),
@@ -60,7 +60,7 @@ def assert_batches_are_of_steps(batches, steps):
         np.testing.assert_array_equal(batch["audio"], np.repeat(batch["row"][:, None], 40_000, 1))
 
 
-def test_large_arrays_come_into_memory_that_is_taken_again(monkeypatch):
+def test_large_arrays_are_made_in_reusable_memory(monkeypatch):
     taken = []
 
     def take(memory, shape, dtype, real=memory_lib.Memory.take):
@@ -78,7 +78,7 @@ def list_shared():
     return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
-def test_workers_take_nothing_of_what_containers_keep_small():
+def test_workers_use_no_dev_shm_which_containers_keep_small():
     before = list_shared()
     batches = readers_lib.read(make_row, None, range(1, 100), num_workers=1, **ROWS)
     held = [next(batches) for _ in range(4)]
@@ -137,7 +137,7 @@ def test_batches_before_one_that_can_not_be_made_are_not_lost():
         (False, r"died \(how is not known\): if there is too little memory, take fewer"),
     ],
 )
-def test_memory_that_can_not_be_opened_is_told(monkeypatch, is_known, message):
+def test_memory_that_can_not_be_opened_is_reported(monkeypatch, is_known, message):
     def refuse(process, _, shape, dtype):
         return memory_lib.Arrival(process if is_known else 0, 0, PermissionError(13, "Permission denied"), shape, dtype)
 
@@ -230,7 +230,7 @@ def test_damage_is_one_error_that_names_shard_and_record_and_what_mends_it(tmp_p
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_what_is_wrong_with_a_clip_is_said_by_its_worker(tmp_path, num_workers):
+def test_an_error_with_a_clip_in_a_worker_is_raised_with_its_message(tmp_path, num_workers):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
     batches = loader.train_batches(source, refuse, batch_size=4, seed=0, num_workers=num_workers)
     with pytest.raises(ValueError, match=r"^no such word"):
@@ -294,7 +294,7 @@ def test_a_worker_ends_with_a_parent_that_is_killed(reader, is_ready):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_told_to_end_leaves_that_to_the_parent(reader):
+def test_workers_ignore_signals_to_end_and_leave_them_to_the_parent(reader):
     worker = int(reader.stdout.readline())
     for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(worker, number)  # while it starts

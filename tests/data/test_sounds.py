@@ -100,7 +100,7 @@ def test_a_random_crop_may_lie_anywhere_and_that_of_evaluation_in_the_middle():
     assert [transforms.crop_start(length, 10, None) for length in (5, 10, 13, 20)] == [0, 0, 1, 5]
 
 
-def test_training_crops_each_epoch_anew_tells_the_class_and_holds_no_pictures(folder):
+def test_training_crops_anew_in_each_epoch_and_has_the_class_and_no_frames(folder):
     source = loader.open_split(folder, "train", 0)
     batches = loader.train_batches(source, tokenize, batch_size=4, seed=0, num_threads=2)
     rows = rows_of([next(batches) for _ in range(40)])
@@ -115,7 +115,7 @@ def test_training_crops_each_epoch_anew_tells_the_class_and_holds_no_pictures(fo
             np.testing.assert_array_equal(row[name], other[name], err_msg=name)
 
 
-def test_processes_crop_as_one_would(folder):
+def test_several_processes_crop_as_one_would(folder):
     source = loader.open_split(folder, "train", 0)
     whole = next(loader.train_batches(source, tokenize, batch_size=4, seed=3, start_step=5))
     parts = [
@@ -160,7 +160,7 @@ def test_without_windows_evaluation_hears_the_middle_of_every_clip_once(folder):
         assert row["audio_start"] == max(length - WINDOW, 0) // 2
 
 
-def test_silent_windows_are_told_from_loud_ones_by_their_level():
+def test_silent_windows_are_distinguished_from_loud_ones_by_their_level():
     sound = np.random.default_rng(0).integers(-3, 4, 1000).astype(np.int16)
     sound[300:320] = 8000 * (-1) ** np.arange(20)
     starts = transforms.audio_windows(1000, 100, 50)
@@ -173,7 +173,7 @@ def test_silent_windows_are_told_from_loud_ones_by_their_level():
     assert transforms.loud_windows(np.zeros(300, np.int16), 100, np.array([0, 100, 200]), 30).all()
 
 
-def test_sounds_of_nothing_or_less_than_a_window_are_cropped_as_ever_where_silence_is_left_out(folder):
+def test_silent_or_short_sounds_are_cropped_as_usual_where_silence_is_left_out(folder):
     source = loader.open_split(folder, "train", 0)
     for clip in (source[5], source[0], source[3]):  # of 1, 30 and 250 samples
         clip.audio = np.zeros_like(clip.audio)
@@ -249,12 +249,12 @@ def test_folds_are_read_alone_whole_and_from_any_split(folder):
         loader.open_split(folder, "train", 0, folds=[7])
 
 
-def test_sounds_are_no_data_for_who_wants_pictures(folder):
+def test_sounds_are_refused_where_frames_are_wanted(folder):
     with pytest.raises(ValueError, match="holds sounds without pictures, but the model takes 4 frames per clip"):
         loader.open_split(folder, "train", 4)
 
 
-def test_pictures_are_left_out_where_none_are_wanted_and_come_with_every_window_where_they_are(tmp_path):
+def test_frames_are_left_out_if_none_are_wanted_and_else_come_with_every_window(tmp_path):
     write(tmp_path, pictures=True)
     for num_frames, names in ((0, set()), (2, {"video", "video_size"})):
         source = loader.open_split(tmp_path, "train", num_frames)
@@ -267,7 +267,7 @@ def test_pictures_are_left_out_where_none_are_wanted_and_come_with_every_window_
             assert abs(int(rows[-1]["video"].mean()) - 90) < 2
 
 
-def test_a_clip_of_another_length_than_counted_is_told(tmp_path):
+def test_a_clip_of_another_length_than_counted_is_refused(tmp_path):
     write(tmp_path)
     info = records.ClipsInfo.load(tmp_path)
     [counts] = [shard.clip_samples for shard in info.splits["train"].shards]

@@ -11,7 +11,7 @@ from data_prep import media, packets
 from tests.data_prep.test_media import cut, number_in, window, write
 
 
-def test_of_a_file_cut_short_the_part_that_is_there_is_cut(tmp_path):
+def test_the_intact_part_of_a_truncated_file_is_cut(tmp_path):
     options = {"movflags": "faststart"}
     write(tmp_path / "whole.mp4", seconds=10.0, options=options, video_options={"preset": "ultrafast", "g": "25"})
     content = (tmp_path / "whole.mp4").read_bytes()
@@ -98,7 +98,7 @@ def _pictures(path, times_s) -> list[media.Cut | str]:
 
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("step", [1, 12, 30])
-def test_what_refers_to_a_picture_that_the_decoder_conceals_is_lost_wanted_or_not(tmp_path, monkeypatch, told, step):
+def test_frames_that_refer_to_a_concealed_frame_are_lost_whether_that_is_wanted_or_not(tmp_path, monkeypatch, told, step):
     path = tmp_path / "a.mp4"
     write(path, seconds=8.0, fps=25, video_options=SLICED)
     if not told:  # as if packets did not describe their frames: all are decoded
@@ -124,7 +124,7 @@ def _refuse(*_):
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize(("ending", "b_frames"), [("ts", 0), ("mkv", 0), ("mkv", 3)])
 @pytest.mark.parametrize(("stop", "next_key"), [(5.0, 5.0), (4.8, 5.0)])
-def test_where_pictures_are_lost_none_is_shown_for_long(tmp_path, monkeypatch, told, ending, b_frames, stop, next_key):
+def test_no_frame_is_shown_for_long_in_place_of_lost_ones(tmp_path, monkeypatch, told, ending, b_frames, stop, next_key):
     path = tmp_path / f"a.{ending}"
     write(path, seconds=8.0, fps=25, video_options={"preset": "ultrafast", "g": "25", "bf": str(b_frames)})
     with av.open(str(path)) as source, av.open(str(tmp_path / f"hole.{ending}"), "w") as out:
@@ -146,7 +146,7 @@ def test_where_pictures_are_lost_none_is_shown_for_long(tmp_path, monkeypatch, t
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_damage_right_behind_a_keyframe_is_told_though_there_an_open_gop_may_have_some(tmp_path, monkeypatch, told):
+def test_damage_right_behind_a_keyframe_is_found_though_an_open_gop_may_have_some_there(tmp_path, monkeypatch, told):
     path = tmp_path / "a.mp4"
     write(path, seconds=12.0, fps=25, video_options={"preset": "veryfast", "g": "50", "bf": "3", "sc_threshold": "0"})
     content = bytearray(path.read_bytes())

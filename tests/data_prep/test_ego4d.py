@@ -462,7 +462,7 @@ def test_a_wrong_option_is_one_line_and_status_2(root, tmp_path, capsys, args, w
 
 
 @pytest.mark.parametrize("prefix", ["", "gs://"])
-def test_a_video_folder_that_is_missing_is_told_with_those_that_hold_videos(buckets, monkeypatch, capsys, prefix):
+def test_a_missing_video_folder_is_reported_with_those_that_hold_videos(buckets, monkeypatch, capsys, prefix):
     monkeypatch.chdir(buckets)
     for folder, name, words in (
         ("elsewhere", "a.mp4", "no folder {0}: point --root at what Ego4D's CLI filled$"),
@@ -523,7 +523,7 @@ def test_a_wrong_annotation_file_is_one_line_and_status_2(copy, tmp_path, capsys
     assert_one_line(capsys.readouterr().err, words)
 
 
-def test_an_option_of_another_type_or_a_missing_one_is_told_without_a_traceback(root, tmp_path, capsys):
+def test_an_option_of_another_type_or_a_missing_one_is_reported_without_a_traceback(root, tmp_path, capsys):
     for args in (["--num_intervals", "four"], ["--window", "1"], []):
         with pytest.raises(SystemExit) as ended:
             ego4d.main(["--root", str(root), *(["--out", str(tmp_path / "out")] if args else []), *args])

@@ -136,7 +136,7 @@ decoder_child.main()
 """
 
 
-def test_a_file_that_the_machine_cannot_read_is_told_apart_from_a_damaged_one(folder, tmp_path, monkeypatch):
+def test_a_file_that_the_machine_cannot_read_is_distinguished_from_a_damaged_one(folder, tmp_path, monkeypatch):
     (tmp_path / "disk.mp4").symlink_to("/proc/self/mem")  # reading it is an input error
     (tmp_path / "damaged.mp4").write_bytes((folder / "short.mp4").read_bytes()[:-2000])
     refused = link(tmp_path, "refused.mp4", "damaged.mp4")
@@ -402,7 +402,7 @@ def test_a_decoder_that_cannot_start_is_no_fault_of_the_videos(folder, monkeypat
         cut(folder / "short.mp4", (1.0,))
 
 
-def test_whoever_wants_no_more_clips_leaves_no_child(folder):
+def test_a_caller_that_stops_early_leaves_no_child(folder):
     cut(folder / "short.mp4", (1.0,))
     pid = child()
     answers = guard.cut_windows(folder / "long.mp4", windows_at(LONG), short_side_px=SIDE, limits=LIMITS)
@@ -415,7 +415,7 @@ def test_whoever_wants_no_more_clips_leaves_no_child(folder):
 @pytest.mark.parametrize(
     ("name", "how"), [("short", "ends"), ("short", "killed"), ("hang", "killed"), ("spin", "killed")]
 )
-def test_when_the_parent_is_no_more_so_is_the_child(folder, tmp_path, name, how):
+def test_a_child_ends_with_its_parent(folder, tmp_path, name, how):
     link(folder, f"{name}.mp4", "short.mp4")
     code = f"""
 import pathlib, sys, time

@@ -62,14 +62,14 @@ def test_stderr_has_what_others_say_and_nothing_of_beam(tmp_path, num_workers, m
     assert not told
 
 
-def test_help_is_all_that_is_told_when_help_is_asked_for():
+def test_help_prints_nothing_but_the_help():
     done = world.run("data_prep.ego4d", "--help")
     assert done.stdout.startswith("usage: python -m data_prep.ego4d")
     assert done.stderr == ""
 
 
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.large), signal.SIGKILL])
-def test_a_worker_that_is_no_more_ends_the_run(tmp_path, capfd, number):
+def test_a_worker_that_dies_ends_the_run(tmp_path, capfd, number):
     words = "was killed, perhaps because memory ran out" if number else "ended with status 3"
     with pytest.raises(local_runner.WorkerError, match=f"^a worker {words}"):
         test_shards.run(small_tasks(), tmp_path, {"signal": int(number)}, 2, make_and_end)
@@ -77,7 +77,7 @@ def test_a_worker_that_is_no_more_ends_the_run(tmp_path, capfd, number):
     assert len(test_shards.run(small_tasks(), tmp_path, {})) == 3
 
 
-def test_a_crash_is_told_by_the_name_of_its_signal():
+def test_a_crash_is_reported_by_the_name_of_its_signal():
     assert "crashed (SIGSEGV)" in local_runner._failure("Worker subprocess exited with return code -11")
 
 

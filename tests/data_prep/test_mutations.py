@@ -174,7 +174,7 @@ def flagged(path: pathlib.Path) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
-def test_damaged_videos_lose_their_own_clips_alone_and_every_clip_is_told(tmp_path, num_mutations):
+def test_damaged_videos_lose_only_their_own_clips_and_every_clip_is_accounted_for(tmp_path, num_mutations):
     sources, videos = originals(tmp_path / "originals"), tmp_path / "videos"
     videos.mkdir()
     shutil.copy(sources[0], videos / INTACT[0])

@@ -25,7 +25,7 @@ def choose(found, labelled=(), split="train", **options):
     return [(n.text, n.label) for n in chosen[split]], sorted((r.reason, texts[r.clip_id]) for r in rejects)
 
 
-def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_is_told():
+def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_is_reported():
     found = [narration(), narration("#C C cuts", time_s=2.0), narration("#O man X stirs"), narration("#C C stirs ")]
     for labels in ([1], [0], [-1]):
         labelled = [narration(label=label) for label in labels]
@@ -47,7 +47,7 @@ def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_
     assert choose([], labelled + found[1:2], own_table=True)[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
 
 
-def test_of_two_lines_of_one_annotation_and_moment_each_is_told():
+def test_two_lines_of_one_annotation_and_moment_are_both_reported():
     waves, chops, empty = narration("#O B waves"), narration("#C C chops the onion"), narration("")
     assert len({n.clip_id for n in (waves, chops, empty)}) == 3
     told = ("somebody else's action", "#O B waves")
@@ -125,7 +125,7 @@ def test_a_sample_is_the_same_in_any_order_and_a_larger_one_holds_it():
     assert [narrations.sample(lines, num, 0) for num in (0, 1000, 2000)] == [(lines, [])] * 3
 
 
-def test_ids_that_fall_together_cost_the_later_row_and_end_nothing():
+def test_equal_ids_cost_the_later_row_and_nothing_else():
     lines = [narration(uid="v", annotation="u_w"), narration(uid="v_u", annotation="w")]
     assert lines[0].clip_id == lines[1].clip_id
     chosen, rejects = narrated.choose(lines, [], {"v": "train", "v_u": "test"})

@@ -157,7 +157,7 @@ def test_bytes_that_are_no_text_are_named_with_the_row_they_stand_in_however_far
         r'{"v": {}, "\u0076": {}}',
     ],
 )
-def test_an_object_that_names_one_thing_twice_is_refused_for_one_of_the_two_would_be_lost(tmp_path, content):
+def test_an_object_with_a_key_twice_is_refused_as_one_of_its_values_would_be_lost(tmp_path, content):
     with pytest.raises(ValueError, match="narration.json names 'v' twice in one object"):
         narration_json.read(write_json(tmp_path, content))
 

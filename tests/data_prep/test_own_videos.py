@@ -101,7 +101,7 @@ def test_a_name_with_or_without_suffix_is_the_path_of_its_file(videos, name, uid
         ("http://example.com/a.mp4", "video file is missing"),
     ],
 )
-def test_a_name_that_leads_out_or_nowhere_is_told_with_its_reason(videos, name, problem):
+def test_a_name_that_leads_out_or_nowhere_gets_its_reason(videos, name, problem):
     name = name.replace("OUTSIDE", str(videos.parent))
     assert video_files.find(videos, name) == (name, problem)
 
@@ -204,7 +204,7 @@ def test_a_folder_is_listed_once_a_table_however_many_names_lack_their_suffix(tm
     assert [narration.problem for narration in own_csv.read(table, tmp_path)][20] == ""
 
 
-def test_a_quotation_mark_that_nobody_closes_is_told_and_swallows_no_rows(videos, tmp_path):
+def test_an_unclosed_quotation_mark_is_reported_and_swallows_no_rows(videos, tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text('video,time_s,text\na,1,"chops\na,2,stirs\n')
     with pytest.raises(ValueError, match="can't be read: unexpected end of data"):
@@ -376,7 +376,7 @@ def test_videos_with_a_label_are_held_out_and_of_the_others_a_sample_is_trained_
     assert set(again.clips) == set(made.clips)
 
 
-def test_with_taxonomies_verbs_and_nouns_are_told_and_cleaning_is_an_option(videos, tmp_path):
+def test_with_taxonomies_verbs_and_nouns_are_found_and_cleaning_is_an_option(videos, tmp_path):
     for kind, group in (("verbs", "['chop', 'cut']"), ("nouns", "['onion']")):
         (tmp_path / f"{kind}.csv").write_text(f'label,group\n{kind}_0,[]\n{kind}_1,"{group}"\n')
     table = write(tmp_path, ["a", 1, "#C C  cuts onions", ""], ["a", 1.5, "sits", ""], header=HEADER)
@@ -389,7 +389,7 @@ def test_with_taxonomies_verbs_and_nouns_are_told_and_cleaning_is_an_option(vide
     assert json.loads((tmp_path / "out" / "clips.json").read_text())["nouns"] == ["nouns_0", "nouns_1"]
 
 
-def test_evaluation_copes_with_clips_whose_verb_and_noun_nobody_knows():
+def test_evaluation_copes_with_clips_whose_verb_and_noun_are_unknown():
     rng = np.random.default_rng(0)
     num, unit = 40, lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
     embeddings = {name: unit(rng.normal(size=(num, 8)).astype(np.float32)) for name in ("audio", "video", "text")}

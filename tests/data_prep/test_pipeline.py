@@ -53,7 +53,7 @@ def test_a_plan_that_another_run_changed_is_not_followed(tmp_path):
         pipeline._write((file, fingerprint), str(tmp_path), "clips", make_small, {})
 
 
-def test_a_shard_that_lost_an_annotation_is_told(tmp_path):
+def test_a_shard_that_lost_an_annotation_is_reported(tmp_path):
     task = shards.ShardTask("train", 0, 1, ({"uid": "v", "count": 7},), num_annotations=8)
     with pytest.raises(ValueError, match="00000-of-00001: 8 annotations came in, 6 clips and 1 rejects came out"):
         shards.write_shard(task, str(tmp_path), "clips", make_small, {})
@@ -96,13 +96,13 @@ def make_error(item: dict, settings: dict):
         ("disk", f"a worker failed: [Errno 28] No space left on device: '/out'. {GOES_ON}"),
     ],
 )
-def test_a_workers_message_is_told_as_it_was_said(tmp_path, error, words):
+def test_a_workers_message_is_reported_unchanged(tmp_path, error, words):
     task = shards.ShardTask("train", 0, 1, ({"error": error},))
     with pytest.raises(ValueError, match="^" + re.escape(words) + "$"):
         test_shards.run([task], tmp_path, {}, 1, make_error)
 
 
-def test_an_interrupt_is_one_line_and_says_that_it_goes_on(tmp_path, capsys):
+def test_an_interrupt_is_one_line_and_says_that_a_rerun_resumes(tmp_path, capsys):
     task = shards.ShardTask("train", 0, 1, ({"error": "interrupt"},))
 
     def convert(args, beam_args):

@@ -117,7 +117,7 @@ def assert_all_end(mark: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_it_goes_on_behind_the_last_finished_video(root, whole, tmp_path):
+def test_a_conversion_killed_at_any_step_resumes_after_the_last_finished_video(root, whole, tmp_path):
     kill_at_steps("ego4d", ["--root", root, *SMALL], whole, tmp_path / "out")
 
 
@@ -174,7 +174,7 @@ def start(root: pathlib.Path, folder: pathlib.Path, num_workers: int, mark: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("all_at_once", [True, pytest.param(False, marks=pytest.mark.large)])
-def test_killed_workers_leave_nothing_and_another_number_of_them_goes_on(root, whole, tmp_path, all_at_once):
+def test_killed_workers_leave_no_process_and_another_number_of_them_resumes(root, whole, tmp_path, all_at_once):
     folder, rng, mark = tmp_path / "out", random.Random(1), f"workers-{all_at_once}"
     for num_workers in (2, 3):
         process = start(root, folder, num_workers, mark)

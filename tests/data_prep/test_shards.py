@@ -187,7 +187,7 @@ def test_a_piece_that_another_worker_takes_away_is_made_again(tmp_path, theirs):
     assert report["sha256"] == expected["sha256"] == digests(tmp_path)[tasks[0].file("clips")]
 
 
-def test_a_file_that_is_missing_for_good_is_told(tmp_path):
+def test_a_file_that_is_missing_for_good_is_reported(tmp_path):
     def make(item: dict, settings: dict):
         yield small_clip("c", "v", 1)
         for piece in (tmp_path / "spool").iterdir():  # as if somebody cleaned up
@@ -231,7 +231,7 @@ def test_two_gigabytes_by_two_workers_are_all_there(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "words"), [(4, r"\[Errno 28\] .*: '.*/spool'"), (2, "write.* failed: .*/out/.clips-")])
-def test_a_full_disk_is_one_line_that_names_the_folder_and_says_that_it_goes_on(small_disk, count, words):
+def test_a_full_disk_is_one_line_that_names_the_folder_and_says_that_a_rerun_resumes(small_disk, count, words):
     task = shards.ShardTask("train", 0, 1, ({"uid": "0", "count": count},))
     with pytest.raises(ValueError, match=f"^a worker failed: {words}.*. Started again, the same command goes on"):
         run([task], small_disk / "out", {"num_bytes": 60_000}, make=make_large)
@@ -270,7 +270,7 @@ def test_a_rerun_takes_finished_shards_and_redoes_the_others(tmp_path):
     assert rerun(lambda: report.write_text("{}")) == mine
 
 
-def test_limits_and_folders_are_none_of_a_shard_but_what_they_cost_is_tried_again(tmp_path, capsys):
+def test_other_limits_or_folders_redo_no_shard_but_what_they_cost_is_tried_again(tmp_path, capsys):
     folder, calls, mended = tmp_path / "out", tmp_path / "calls", tmp_path / "mended"
     tasks = small_tasks()
     home = {item["uid"]: task.index for task in tasks for item in task.items}

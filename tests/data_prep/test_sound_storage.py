@@ -183,7 +183,7 @@ def test_objects_that_miss_or_are_forbidden_are_rejects_and_a_network_that_comes
     assert content(tmp_path / "hdf5") == local["hdf5"]
 
 
-def test_a_network_that_goes_in_the_middle_of_an_hdf5_file_ends_the_run_in_one_line_and_the_next_run_goes_on(
+def test_a_network_lost_in_the_middle_of_an_hdf5_file_ends_the_run_in_one_line_and_the_next_run_resumes(
     places, local, buckets, tmp_path, monkeypatch, capsys
 ):
     shutil.copytree(places, buckets / "mine")
@@ -255,7 +255,7 @@ def test_a_decoder_that_asks_for_another_part_costs_the_sounds_it_was_asked_for(
 
 @pytest.mark.parametrize("asked", [{"start": -1, "stop": 5}, {"start": 99, "stop": 101}, {"start": 5, "stop": 5},
                                    {"start": 0, "stop": 1 << 23}, {"start": "0", "stop": 1}, {"start": 0}])  # fmt: skip
-def test_a_decoder_that_asks_for_what_is_no_part_of_the_file_is_told_from_one_that_answers(asked):
+def test_a_decoder_that_asks_for_what_is_no_part_of_the_file_is_distinguished_from_one_that_answers(asked):
     assert decoder_answers.check_question(b'{"start": 10, "stop": 100}', 100) == (10, 100)
     assert decoder_answers.check_question(b'{"index": 0, "reason": "x"}', 100) is None
     with pytest.raises(ValueError, match="(start|stop) is "):
@@ -278,7 +278,7 @@ def test_two_parts_and_a_run_without_make_what_one_run_makes(places, local, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hdf5", "esc"])
-def test_killed_at_any_step_it_goes_on_behind_the_last_finished_file(places, tmp_path, kind):
+def test_a_conversion_killed_at_any_step_resumes_after_the_last_finished_file(places, tmp_path, kind):
     command, inputs = COMMANDS[kind][0], [word.format(places) for word in COMMANDS[kind][1]]
     command.main([*inputs, "--out", str(tmp_path / "whole"), *test_restart.OPTIONS, "--num_workers", "1"])
     whole = test_restart.content(tmp_path / "whole")
@@ -350,7 +350,7 @@ def test_a_wrong_path_is_one_line_on_disks_and_in_buckets(
     assert re.match(f"error: .*{message}", error)
 
 
-def test_an_hdf5_file_whose_download_broke_off_is_told_as_that(places, tmp_path, capsys):
+def test_an_hdf5_file_whose_download_broke_off_is_reported_as_that(places, tmp_path, capsys):
     shutil.copytree(places / "ann", tmp_path / "ann")
     (tmp_path / "EPIC_audio.hdf5").write_bytes((places / "EPIC_audio.hdf5").read_bytes()[:1_000_000])
     with pytest.raises(SystemExit):

@@ -115,7 +115,7 @@ def test_a_value_that_is_wrong_is_named_with_its_row(tmp_path, change, words, so
     assert len(str(error.value)) < len(str(path)) + 250
 
 
-def test_columns_that_lack_or_stand_twice_and_loose_quotation_marks_are_told(tmp_path):
+def test_missing_or_repeated_columns_and_loose_quotation_marks_are_reported(tmp_path):
     path = tmp_path / "list.csv"
     for content, words in (
         ("", "lacks the column.s. clip_text, narration_ind, .*it has none"),

@@ -211,7 +211,7 @@ def test_a_file_that_was_replaced_by_one_of_its_size_is_another(buckets, tmp_pat
         assert storage.stat(folder / "none") is storage.size(folder / "none") is None
 
 
-def test_half_an_upload_is_told(buckets, tmp_path, monkeypatch):
+def test_half_an_upload_is_reported(buckets, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"12345")
     monkeypatch.setattr(bucket.Upload, "__exit__", lambda self, *args: self._path.write_bytes(b"123"))
     with pytest.raises(OSError, match="gs://mine/file: 3 bytes of 5 arrived"):

@@ -23,7 +23,7 @@ def test_loudness_is_the_rms_in_db_of_full_scale():
 
 
 @pytest.mark.parametrize(("num_clips", "num_verbs"), [(12, 3), (100, 5), (1000, 20), (300, 300)])
-def test_verbs_that_tell_nothing_come_out_at_chance(num_clips, num_verbs):
+def test_verbs_without_information_come_out_at_chance(num_clips, num_verbs):
     areas = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ def test_verbs_that_tell_nothing_come_out_at_chance(num_clips, num_verbs):
     assert abs(np.mean(areas) - 0.5) < 0.1
 
 
-def test_one_verb_tells_nothing_at_all():
+def test_a_single_verb_has_no_information():
     assert controls.verb_prior_roc_auc(np.zeros(50, np.int64), np.arange(50) % 2) == 0.5
 
 
@@ -45,7 +45,7 @@ def test_verbs_that_sound_more_or_less_often_come_out_above_chance(num_clips):
     assert controls.verb_prior_roc_auc(verbs, labels) > 0.75
 
 
-def test_a_verb_that_nobody_knows_says_no_more_than_the_overall_rate():
+def test_an_unknown_verb_counts_as_the_overall_rate():
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 2
     half = np.where(rng.uniform(size=200) < 0.5, labels, -1)  # where the verb is known, it is the label

@@ -114,7 +114,7 @@ def test_a_resampling_that_lost_a_class_does_not_count():
     assert 0.9 < low < high <= 1
 
 
-def test_verbs_that_always_or_never_sound_leave_the_other_numbers_alone():
+def test_verbs_that_always_or_never_sound_do_not_affect_other_metrics():
     labels, verbs = np.array([0, 0, 1, 1] * 10), np.array([0, 0, 1, 1] * 10)
     scores = np.random.default_rng(0).standard_normal(40) + labels
     videos = np.arange(40)
@@ -127,7 +127,7 @@ def test_verbs_that_always_or_never_sound_leave_the_other_numbers_alone():
     assert set(leads) == {"roc_auc", "average_precision"}
 
 
-def test_the_margin_over_controls_turns_a_control_round():
+def test_the_margin_over_controls_inverts_a_control_below_chance():
     scores = RNG.normal(size=200) + 2 * LABELS
     upside_down = {"bad": -(RNG.normal(size=200) + LABELS)}
     result = discovery.compare(scores, upside_down, LABELS, np.arange(200), num_bootstrap=200, seed=0)
@@ -161,7 +161,7 @@ def test_the_score_of_a_pair_is_the_cosine_of_its_two_letters_modalities():
     assert found == {"av": [0, 0.8], "al": [-1, pytest.approx(0.96)], "vl": [0, 0.6]}
 
 
-def test_verb_prior_sees_no_label_of_its_own_clip():
+def test_the_verb_prior_of_a_clip_does_not_use_its_label():
     labels = RNG.integers(0, 2, 2000)
     assert controls.verb_prior_roc_auc(np.arange(2000), labels) == 0.5  # a verb per clip: nothing to learn from others
 

@@ -36,7 +36,7 @@ def moments() -> moments_lib.Moments:
     ("by", "order", "best"),
     [("audio", [0, 2, 3, 1], 0.9), ("video", [1, 2, 3, 0], 0.8), ("both", [0, 2, 1, 3], 0.55)],
 )
-def test_moments_are_ranked_by_what_is_asked_for(moments, by, order, best):
+def test_moments_are_ranked_by_sound_pictures_or_both(moments, by, order, best):
     hits = moments_lib.find(moments, UNIT[0], by, 10)
     assert [hit.row for hit in hits] == order
     assert [hit.rank for hit in hits] == [1, 2, 3, 4]
@@ -46,13 +46,13 @@ def test_moments_are_ranked_by_what_is_asked_for(moments, by, order, best):
     assert of_first.agreement == pytest.approx(0.18)
 
 
-def test_without_a_question_the_agreement_of_sound_and_pictures_decides(moments):
+def test_without_a_query_moments_are_ranked_by_the_agreement_of_sound_and_pictures(moments):
     hits = moments_lib.find(moments, None, "both", 2)
     assert [(hit.row, hit.audio, hit.video) for hit in hits] == [(2, None, None), (0, None, None)]
     assert [hit.score for hit in hits] == pytest.approx([0.30, 0.18])
 
 
-def test_of_moments_that_overlap_in_one_video_the_best_is_found():
+def test_only_the_best_of_moments_that_overlap_in_a_video_is_found():
     cosines = [0.5, 0.9, 0.6, 0.8, 0.7]
     vectors = [turned(c, 0, 1) for c in cosines]
     # The second overlaps the first and the third and is better. The fourth begins where it ends; the last is another video's.
@@ -61,7 +61,7 @@ def test_of_moments_that_overlap_in_one_video_the_best_is_found():
     assert [hit.row for hit in moments_lib.find(found, UNIT[0], "both", 2)] == [1, 3]
 
 
-def test_a_file_is_read_again_for_the_same_clips_and_model_alone(moments, tmp_path):
+def test_a_file_is_reused_only_for_the_same_clips_and_model(moments, tmp_path):
     path = tmp_path / moments_lib.FILE
     assert moments_lib.load(path, "x") is None
     moments_lib.save(path, moments, "x")

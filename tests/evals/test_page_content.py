@@ -73,7 +73,7 @@ def test_hostile_texts_in_figures_are_escaped_for_plotly_as_well(pages, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_asks_for_nothing_beside_itself(pages, kind):
+def test_a_page_loads_nothing_but_itself(pages, kind):
     links = [value for _, name, value in pages[kind][1].attributes if name in ("src", "href") and value[:1] != "#"]
     assert [link for link in links if not link.startswith(("data:", "runs/"))] == []
 
@@ -88,7 +88,7 @@ def test_a_histogram_of_scores_that_are_all_alike_has_bars():
             np.testing.assert_allclose(density.sum() * bar.width, 1, rtol=1e-3)
 
 
-def test_embedded_json_says_what_it_said():
+def test_embedded_json_keeps_its_value():
     value = {HOSTILE: ["<!--", "]]>", "\u2029", "&lt;", 1.5]}
     shown = page.embed(json.dumps(value, ensure_ascii=False))
     assert not set(shown) & set("<>&\u2028\u2029")
@@ -124,7 +124,7 @@ def test_only_found_and_missed_show_more_than_one_frame(pages):
     assert "img" not in [tag for tag, name, _ in pages["sounds"][1].attributes if name == "data-clip"]
 
 
-def test_a_frame_of_the_middle_is_the_middle_ones():
+def test_a_single_frame_is_that_of_the_middle():
     source = fake_pages.Source(3)
     shown = media.gather(source, [1, 2], [2])
     clip = source[1]
@@ -185,7 +185,7 @@ def test_long_curves_are_thinned_and_keep_their_ends():
     assert (roc.x[0], roc.y[0], roc.x[-1], roc.y[-1]) == (0, 0, 1, 1)
 
 
-def test_columns_of_numbers_are_told_from_those_of_words():
+def test_columns_of_numbers_are_distinguished_from_those_of_words():
     table = page.Table("t", ("a", "b"), [[page.text("x"), page.number(None)], [page.text("2"), page.number(0.5)]])
     assert table.kinds == ["text", "number"]
     assert page.number(float("nan")) == page.Cell("–")
@@ -244,7 +244,7 @@ def test_the_suite_stands_beside_the_paper_and_links_the_pages_that_are_there(pa
 @pytest.mark.parametrize(
     ("titles", "pairs"), [(("Random",), ("av", "al")), (("MC3",), ("av",)), (("Random", "MC3"), ("av",))]
 )
-def test_a_suite_in_its_beginnings_has_a_page_and_tables(tmp_path, titles, pairs):
+def test_an_incomplete_suite_has_a_page_and_tables(tmp_path, titles, pairs):
     content = fake_pages.suite_content(titles, pairs)
     page_of = fake_pages.suite_report.write(tmp_path, content)
     assert "Table 3: retrieval" in page_of.read_text()

@@ -122,7 +122,7 @@ def test_a_hostile_caption_is_text_over_a_point_of_the_map(browser, paths):
     assert "<script>alert(1)</script>" in shown
 
 
-def test_a_click_on_a_header_sorts_and_another_turns_round(browser, paths):
+def test_a_click_on_a_header_sorts_and_a_second_one_reverses_the_order(browser, paths):
     open_page(browser, paths["run"])
     before = column(browser, 0, 2)
     header = browser.find_elements(By.CSS_SELECTOR, "table thead button")[2]
@@ -182,7 +182,7 @@ def test_a_clip_plays(browser, paths, kind):
     assert 1.4 < browser.execute_script("return arguments[0].duration", player) < 1.8
 
 
-def test_pictures_come_when_they_are_near(browser, paths):
+def test_images_are_loaded_when_they_are_near_the_screen(browser, paths):
     open_page(browser, paths["run"])
     last = "[...document.querySelectorAll('img[data-clip]')].at(-1)"
     assert not browser.execute_script(f"return {last}.src")
@@ -235,7 +235,7 @@ def test_a_click_on_the_map_selects_and_the_map_of_sounds_keeps_it(browser, path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_finger_touches_is_large_enough(browser, paths, kind):
+def test_elements_that_are_touched_are_large_enough(browser, paths, kind):
     open_page(browser, paths[kind], 390)
     time.sleep(0.2)  # until plots have their width
     script = (

@@ -50,7 +50,7 @@ def test_retrieval_is_what_counting_by_hand_gives():
             assert result[f"recall@{k}"] == pytest.approx(np.mean(share))
 
 
-def test_a_direction_is_asked_with_its_first_letter_and_answered_by_its_second():
+def test_the_first_letter_of_a_direction_is_the_query_and_the_second_the_pool():
     groups = np.repeat(np.arange(20), 4)
     queries, pool = retrieval.split_groups(groups, 0)
     asking = {"v2a": "video", "a2v": "audio", "l2a": "text", "a2l": "audio"}
@@ -136,7 +136,7 @@ def test_the_pool_of_the_own_clip_is_drawn_by_the_seed():
     assert few["recall@1"] > every["recall@1"] > 0.1  # pairs stay together, and fewer compete
 
 
-def test_no_group_of_three_is_no_result():
+def test_without_a_group_of_three_there_is_no_result():
     groups = np.array([0, 0, 1, 1])
     embeddings = {name: unit(np.random.default_rng(0), 4) for name in ("audio", "video", "text")}
     assert retrieval.retrieve(embeddings, groups, seed=0) == {}

@@ -119,7 +119,7 @@ def parse(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_run_here_keeps_out_of_slurms_detection():
+def test_a_local_run_is_not_detected_as_one_of_slurms():
     """Otherwise it would wait for a step of eight tasks, and take one GPU only."""
     words = last_line(rendered("local.sh", TRAIN))
     assert words[words.index("env") : words.index("python")] == ["env", "-u", "SLURM_STEP_NODELIST"]
@@ -192,7 +192,7 @@ def directives(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("file", "nodes"), [("slurm_8gpu.sbatch", 1), ("slurm_multinode.sbatch", 2)])
-def test_batch_directives_say_one_process_per_gpu_that_is_told_before_it_has_to_go(file, nodes):
+def test_batch_directives_ask_for_one_process_per_gpu_and_a_signal_before_the_time_limit(file, nodes):
     found = directives(rendered(file, TRAIN))
     assert int(found["nodes"]) == nodes
     assert found["gres"] == f"gpu:{found['ntasks-per-node']}"
@@ -264,14 +264,14 @@ def await_calls(folder: pathlib.Path, count: int) -> None:
 @pytest.mark.parametrize(
     ("ends", "status"), [(["75", "75", "0"], 0), (["75", "1"], 1), (["1", "0"], 1), (["2"], 2), (["76", "0"], 76), (["0"], 0)]
 )
-def test_a_run_here_begins_again_after_status_75_alone(tmp_path, ends, status):
+def test_a_local_run_restarts_only_after_status_75(tmp_path, ends, status):
     env = fakes.make(tmp_path, "python", python=ends)
     done = subprocess.run(["bash", LAUNCH / "local.sh", *TRAIN], env=env, check=False, capture_output=True)
     assert done.returncode == status
     assert len(fakes.calls(tmp_path)) == ends.index(str(status)) + 1
 
 
-def test_a_run_here_that_lost_a_process_begins_again_three_times_while_checkpoints_become_newer(tmp_path):
+def test_a_local_run_that_lost_a_process_restarts_three_times_while_checkpoints_become_newer(tmp_path):
     def ends_after(*ends: str, option: str = "--workdir={}") -> tuple[int, int]:
         folder = tmp_path / str(len(os.listdir(tmp_path)))
         folder.mkdir()
@@ -287,7 +287,7 @@ def test_a_run_here_that_lost_a_process_begins_again_three_times_while_checkpoin
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_here_that_is_told_to_end_saves_and_does_not_begin_again(tmp_path, number):
+def test_a_local_run_that_gets_a_signal_to_end_saves_and_does_not_restart(tmp_path, number):
     env = fakes.make(tmp_path, "python", python=["until_term"])
     # As a terminal starts it: tests in the background ignore SIGINT, and a shell would keep ignoring it.
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
@@ -325,7 +325,7 @@ def test_a_table_stops_at_a_row_that_fails(tmp_path):
     assert len(fakes.calls(tmp_path)) == 1
 
 
-def test_a_table_that_is_told_to_end_tells_the_row_that_runs_and_begins_no_other(tmp_path):
+def test_a_table_that_gets_a_signal_to_end_passes_it_to_its_run_and_starts_no_other(tmp_path):
     env = fakes.make(tmp_path, "python", python=["until_term"])
     run = subprocess.Popen(["bash", LAUNCH / "table.sh", "configs/demo.py"], env=env, cwd=ROOT, start_new_session=True)
     try:
@@ -371,7 +371,7 @@ def test_a_slice_is_made_waited_for_and_run_on(tmp_path):
     assert called == ["describe", "create", "describe", "describe", "describe", "ssh", "describe"]
 
 
-def test_a_slice_that_is_preempted_is_made_anew_and_the_run_goes_on(tmp_path):
+def test_a_preempted_slice_is_created_again_and_the_run_resumed(tmp_path):
     states = ["0 ACTIVE", "0 ACTIVE", "0 SUSPENDING", "0 SUSPENDING", "0 SUSPENDED", "1 NOT_FOUND", "0 ACTIVE"]
     status, called = run_tpu_vm(tmp_path, gcloud__describe=states, gcloud__ssh=["255", "0"])
     assert status == 0
@@ -381,7 +381,7 @@ def test_a_slice_that_is_preempted_is_made_anew_and_the_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("ends", "runs"), [(["75", "0"], 2), (["1", "0"], 1), (["76", "0"], 1), (["137", "0"], 1), (["255"], 1)]
 )
-def test_a_run_on_a_slice_that_is_still_there_begins_again_after_status_75_alone(tmp_path, ends, runs):
+def test_a_run_on_a_slice_that_still_exists_restarts_only_after_status_75(tmp_path, ends, runs):
     status, called = run_tpu_vm(tmp_path, gcloud__describe=["0 ACTIVE"], gcloud__ssh=ends)
     assert status == int(ends[runs - 1])
     assert [word for word in called if word != "describe"] == ["ssh"] * runs
@@ -396,7 +396,7 @@ def test_a_slice_that_cannot_be_made_ends_it(tmp_path):
     assert (status, called) == (1, ["describe", "create"])
 
 
-def test_a_gcloud_that_does_not_answer_is_asked_again_and_taken_for_no_preemption(tmp_path):
+def test_a_gcloud_that_does_not_answer_is_called_again_and_not_taken_for_a_preemption(tmp_path):
     states = ["1 UNAVAILABLE", "0 ACTIVE", "1 UNAVAILABLE", "0 ACTIVE"]
     status, called = run_tpu_vm(tmp_path, gcloud__describe=states, gcloud__ssh=["1"])
     assert (status, called) == (1, ["describe", "describe", "ssh", "describe", "describe"])
@@ -408,7 +408,7 @@ def test_a_gcloud_that_does_not_answer_is_asked_again_and_taken_for_no_preemptio
 # --- Kubernetes and SkyPilot
 
 
-def test_the_jobset_is_one():
+def test_the_jobset_is_valid():
     jobset = yaml.safe_load(rendered("gke_jobset.sh", TRAIN, TOPOLOGY="4x8", HOSTS="8"))
     jsonschema.validate(jobset, schemas.JOBSET)
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -433,7 +433,7 @@ def test_the_jobset_is_one():
         (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "command"), "python"),
     ],
 )
-def test_what_is_no_jobset_is_seen(at, value):
+def test_an_invalid_jobset_is_found(at, value):
     jobset = yaml.safe_load(rendered("gke_jobset.sh", TRAIN))
     parent = jobset
     for key in at[:-1]:
@@ -462,7 +462,7 @@ def restarts(jobset: dict, *, status: int | None = None, condition: str = "") ->
     return "RestartJobSet"
 
 
-def test_a_jobset_begins_again_when_preempted_and_not_after_failures():
+def test_a_jobset_restarts_when_preempted_and_not_after_failures():
     jobset = yaml.safe_load(rendered("gke_jobset.sh", TRAIN))
     assert restarts(jobset, status=75) == "RestartJobSetAndIgnoreMaxRestarts"
     assert restarts(jobset, condition="DisruptionTarget") == "RestartJobSetAndIgnoreMaxRestarts"
@@ -478,7 +478,7 @@ def test_hosts_and_chips_that_make_no_topology_are_refused(wrong):
     assert "is not TOPOLOGY=" in done.stderr
 
 
-def test_the_skypilot_task_is_one_and_recovers_from_preemption_alone():
+def test_the_skypilot_task_is_valid_and_recovers_only_from_preemption():
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     jsonschema.validate(task, schemas.SKYPILOT)
     assert task["resources"]["job_recovery"] == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]}

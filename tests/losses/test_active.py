@@ -18,7 +18,7 @@ def logsumexp(x):
     return top + np.log(np.exp(x - top[:, None]).sum(1))
 
 
-def test_momentum_moves_the_average_by_what_is_left_of_one():
+def test_momentum_makes_an_exponential_moving_average():
     average, new = {"a": normal(0, 3, 2), "b": {"c": normal(1, 5)}}, {"a": normal(2, 3, 2), "b": {"c": normal(3, 5)}}
     found = average
     for _ in range(4):
@@ -87,7 +87,7 @@ def run(steps, batch_size=4, pool_size=8, dictionary_size=12, pairs=("av",)):
     return seen
 
 
-def test_the_loss_is_info_nce_against_the_batch_and_what_of_the_dictionary_is_filled():
+def test_the_loss_is_info_nce_against_the_batch_and_the_filled_part_of_the_dictionary():
     for number, (loss, per_pair, memory, x, keys) in enumerate(run(5)):
         filled, expected = min(4 * number, 12), 0.0
         for asking, answering in (("audio", "video"), ("video", "audio")):
@@ -114,7 +114,7 @@ def test_pools_keep_the_newest_and_dictionaries_what_was_chosen_of_them():
         assert memory["steps"] == number + 1
 
 
-def test_three_modalities_ask_each_other_and_a_step_has_the_same_negatives_again():
+def test_three_modalities_are_contrasted_pairwise_and_a_step_has_the_same_negatives_again():
     once, again = run(3, pairs=("av", "al", "vl")), run(3, pairs=("av", "al", "vl"))
     for (loss, per_pair, memory, *_), (_, _, other, *_) in zip(once, again, strict=True):
         np.testing.assert_allclose(loss, sum(per_pair.values()), rtol=1e-6)

@@ -91,7 +91,7 @@ def test_gradient_of_the_consensus_loss_is_its_finite_difference(inverse, stop_g
         np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-6, atol=1e-8)
 
 
-def test_the_bottleneck_pays_nothing_and_feels_no_gradient():
+def test_the_bottleneck_has_no_loss_and_no_gradient():
     x = with_scores(video=[0.8, 0.2], text=[0.1, 0.9])
     loss, aux = consensus_loss(x, anchor="audio", alphas={"video": 1.0, "text": 1.0})
     np.testing.assert_allclose(loss, np.mean([0.7, 0.7]), atol=1e-6)
@@ -105,7 +105,7 @@ def test_the_bottleneck_pays_nothing_and_feels_no_gradient():
     assert np.any(grads["text"][1])
 
 
-def test_alphas_decide_who_the_bottleneck_is():
+def test_alphas_decide_which_modality_is_the_bottleneck():
     # The exponent 0.5 raises video's (s + 1) / 2 from 0.4 to 0.63, above text's 0.5.
     x = with_scores(video=[-0.2], text=[0.0])
     _, aux = consensus_loss(x, anchor="audio", alphas={"video": 1.0, "text": 1.0})
@@ -191,7 +191,7 @@ def test_bfloat16_embeddings_agree_in_float32():
     assert (float(found), described["consensus_score"]) == (float(expected), wanted["consensus_score"])
 
 
-def test_other_samples_do_not_matter():
+def test_the_loss_of_a_sample_does_not_depend_on_the_others():
     x = to_jax(embeddings(num=4))
     whole, _ = consensus_loss(x, anchor="audio", alphas=ALPHAS)
     rows = [{name: e[i : i + 1] for name, e in x.items()} for i in range(4)]
@@ -208,6 +208,6 @@ def test_other_samples_do_not_matter():
         ({"alphas": {"smell": 1.0}}, "smell"),
     ],
 )
-def test_arguments_that_mean_nothing_are_refused(change, message):
+def test_invalid_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         consensus_loss(to_jax(embeddings()), **({"anchor": "audio", "alphas": ALPHAS} | change))

@@ -45,7 +45,7 @@ def test_infonce_is_the_mean_negative_log_probability_of_the_own_row(temperature
     np.testing.assert_allclose(value, reference(x["audio"], x["video"], temperature), rtol=1e-6)
 
 
-def test_infonce_asks_in_one_direction_only():
+def test_infonce_has_one_direction_only():
     x = to_jax(embeddings())
     assert abs(float(info_nce(x["audio"], x["text"], 0.05) - info_nce(x["text"], x["audio"], 0.05))) > 1e-3
 
@@ -100,7 +100,7 @@ def test_rows_of_a_group_are_no_negatives_of_each_other():
     assert abs(contrastive_loss(to_jax(x), 0.05, groups=jnp.zeros(6, int))[0]) < 1e-5  # no negative is left
 
 
-def test_rows_of_tokens_are_numbered_by_what_stands_in_them():
+def test_rows_of_tokens_have_the_same_group_if_and_only_if_they_are_equal():
     ids = jnp.asarray([[5, 2, 0], [5, 1, 0], [5, 2, 0], [1, 1, 1], [5, 2, 1], [5, 1, 0]])
     groups = np.asarray(jax.jit(same_rows)(ids))
     same = (ids[:, None] == ids).all(axis=2)

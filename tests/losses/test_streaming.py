@@ -81,7 +81,7 @@ def test_bfloat16_is_summed_in_float32_and_gets_its_own_gradients_back():
     np.testing.assert_allclose(value, whole[0], rtol=1e-5)
 
 
-def test_no_matrix_is_held():
+def test_the_whole_matrix_is_never_in_memory():
     num, rows = 4096, 64
     shapes = {name: jax.ShapeDtypeStruct((num, 16), jnp.float32) for name in TOWERS}
 
@@ -115,7 +115,7 @@ def test_a_phase_takes_the_configs_blocks_and_a_mesh_changes_nothing():
 
 
 @pytest.mark.parametrize("block_rows", [0, 5])
-def test_the_train_step_has_the_runs_blocks(block_rows):
+def test_the_train_step_has_the_blocks_of_the_config(block_rows):
     config = demo.get_config()
     config.loss_block_rows, config.data.batch_size = block_rows, 24
     for tower in (config.model.audio, config.model.video, config.model.text):
@@ -130,7 +130,7 @@ def test_the_train_step_has_the_runs_blocks(block_rows):
 
 
 @pytest.mark.parametrize("chunk_size", [0, 8])
-def test_a_phase_leaves_the_same_narrations_out_however_its_rows_are_embedded(chunk_size):
+def test_equal_narrations_are_masked_in_training_and_validation_with_and_without_chunks(chunk_size):
     config = demo.get_config()
     config.data.batch_size, config.data.chunk_size, config.phases[0].mask_same_text = 24, chunk_size, True
     for tower in (config.model.audio, config.model.video, config.model.text):

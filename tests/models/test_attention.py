@@ -40,18 +40,18 @@ def assert_same(one, other, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
-def test_few_frames_as_sums_are_the_products():
+def test_attention_over_few_frames_as_sums_equals_matrix_products():
     inputs = grid_and_class()
     assert_same(value_and_gradients(attention.attend_few, inputs), value_and_gradients(video._within_places, inputs))
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 7])
-def test_any_number_of_frames_will_do(num_frames):
+def test_attention_as_sums_takes_any_number_of_frames(num_frames):
     inputs = draw(*[(B, num_frames, P, H, D)] * 3, *[(B, H, D)] * 2)
     assert_same(value_and_gradients(attention.attend_few, inputs), value_and_gradients(video._within_places, inputs))
 
 
-def test_one_query_as_sums_is_the_product():
+def test_attention_of_one_query_as_sums_equals_matrix_products():
     _, *rest = grid_and_class()
     inputs = [draw((B, H, D))[0], *rest]
     assert_same(value_and_gradients(attention.attend_once, inputs), value_and_gradients(video._class_to_all, inputs))
@@ -65,7 +65,7 @@ def test_large_logits_do_not_overflow(attend):
 
 
 @pytest.mark.parametrize("attend", [attention.attend_few, attention.attend_once])
-def test_in_bfloat16_sums_are_at_least_as_near_as_products(attend):
+def test_in_bfloat16_sums_are_at_least_as_accurate_as_matrix_products(attend):
     plain = video._within_places if attend is attention.attend_few else video._class_to_all
     narrow = grid_and_class(dtype=jnp.bfloat16)
     narrow[0] = narrow[0] if attend is attention.attend_few else narrow[0][:, 0, 0]
@@ -169,7 +169,7 @@ def test_a_whole_encoder_is_the_same_in_both_forms(name, scan_layers, remat, on_
     assert_same(found, wanted, tolerance=1e-4)
 
 
-def test_cudnn_where_it_can_not_be_had_is_einsum_but_for_training():
+def test_where_cudnn_is_not_available_einsum_takes_its_place_except_in_training():
     assert attention.choose_form("auto", "bfloat16", 64) == attention.choose_form("cudnn", "bfloat16", 64) == "einsum"
     attention.check_form("auto", "bfloat16", 64)
     with pytest.raises(ValueError, match=r"model\.attention = 'cudnn', but this is bfloat16 .* 64 wide on cpu: .*set auto"):
@@ -208,7 +208,7 @@ def test_what_a_form_can_not_do_is_refused_by_the_config():
 
 
 @pytest.mark.parametrize("num_keys", [6, 7])
-def test_cudnn_is_given_whole_heads_of_a_devices_rows_where_parameters_are_spread(flash_on_a_cpu, num_keys):
+def test_cudnn_is_given_whole_heads_of_a_devices_rows_where_parameters_are_sharded(flash_on_a_cpu, num_keys):
     mesh = mesh_lib.make_mesh(8, jax.devices()[:8])
     heads = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))  # as XLA shards them behind a split kernel
     inputs = draw(*[(16, num_keys, 8, D)] * 3)

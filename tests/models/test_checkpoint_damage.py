@@ -199,7 +199,7 @@ def test_an_archive_that_cannot_be_right_is_refused(tmp_path, entries, compressi
         checkpoint_files.read_tensors(path)
 
 
-def test_an_entry_twice_is_refused(tmp_path):
+def test_two_entries_of_one_name_are_refused(tmp_path):
     path = torch_files.write_zip(tmp_path / "x.pth", ONE, VALUES)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("archive/data.pkl", ONE)

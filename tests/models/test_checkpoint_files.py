@@ -160,7 +160,7 @@ Pair = collections.namedtuple("Pair", "a b")
     assert_same(checkpoint_files.read_tensors(path), {"w": torch.ones(2)})
 
 
-def test_views_of_storages_as_old_files_have_them(tmp_path):
+def test_views_of_storages_in_old_files_are_read(tmp_path):
     values = torch.arange(10.0)
     view = torch_files.floats("7", 10, ("8", 3, 4))
     code = torch_files.dump(

@@ -79,7 +79,7 @@ def test_the_golden_files_are_recognised_by_their_names(file, towers):
     assert {tower: (source.encoder, source.head) for tower, source in found.items()} == towers
 
 
-def test_a_tower_given_back_is_the_tower_taken_bit_for_bit():
+def test_an_exported_tower_is_the_imported_one_bit_for_bit():
     for file in ("egovlp_tiny.pth", "ast_tiny_148.pth"):
         for tower, source in layouts.recognize(checkpoint_files.read_tensors(GOLDEN / file), file).items():
             back = layouts.to_theirs(layouts.to_ours(source, tower, file), tower, source.encoder, source.head)
@@ -90,7 +90,7 @@ def test_a_tower_given_back_is_the_tower_taken_bit_for_bit():
 
 
 @pytest.mark.parametrize("model", [distilbert, ast])
-def test_hugging_face_weights_given_back_are_those_taken_bit_for_bit(model, tmp_path):
+def test_exported_hugging_face_weights_are_the_imported_ones_bit_for_bit(model, tmp_path):
     model().save_pretrained(tmp_path)
     tensors = checkpoint_files.read_tensors(tmp_path)
     ((tower, source),) = layouts.recognize(tensors, "x").items()
@@ -246,7 +246,7 @@ def test_half_precision_weights_are_summed_and_fitted_in_float32(dtype, monkeypa
         np.testing.assert_array_equal(value, found[1][name], err_msg=name)
 
 
-def test_names_of_nobody_and_towers_that_are_not_there_are_refused():
+def test_unknown_names_and_missing_towers_are_refused():
     with pytest.raises(ValueError, match="x: not a checkpoint of EgoVLP.*it holds layer1.weight"):
         layouts.recognize({"layer1.weight": np.zeros(2)}, "x")
     with pytest.raises(ValueError, match="EgoVLP's layout, but surprise belong"):

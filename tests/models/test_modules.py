@@ -119,7 +119,7 @@ def test_the_class_token_alone_is_what_the_whole_block_gives():
     np.testing.assert_allclose(alone[0], whole[0], atol=1e-5, rtol=0)
 
 
-def test_time_attention_starts_as_nothing_or_at_random():
+def test_time_attention_starts_at_zero_or_at_random():
     tokens = to_jax(random_tokens())
     for time_init, zero in (("zeros", True), ("random", False)):
         params = SpaceTimeBlock(num_heads=2, time_init=time_init).init(jax.random.key(0), tokens)["params"]
@@ -129,7 +129,7 @@ def test_time_attention_starts_as_nothing_or_at_random():
         assert np.all(params["time_attention"]["out"]["kernel"] == 1) == zero
 
 
-def test_the_time_branch_has_no_gradient_at_its_zero_start_from_scratch_but_at_random_has():
+def test_the_time_branch_has_a_gradient_if_it_starts_at_random_but_none_if_it_starts_at_zero():
     tokens = to_jax(random_tokens())
 
     def gradient(time_init):
@@ -147,7 +147,7 @@ def test_the_time_branch_has_no_gradient_at_its_zero_start_from_scratch_but_at_r
 
 
 @pytest.mark.parametrize("num_outputs", [1, 2, None])
-def test_asking_for_the_first_tokens_gives_those_of_all(num_outputs):
+def test_attention_for_the_first_tokens_alone_equals_that_for_all(num_outputs):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 8)), jnp.float32)
     mask = jnp.asarray([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
     module = layers.SelfAttention(num_heads=2)
@@ -219,7 +219,7 @@ def test_the_gradient_of_gelu_is_pytorchs(dtype):
     np.testing.assert_allclose(ours.astype(jnp.float32), expected, atol=1e-6, rtol=0 if dtype == "float32" else 2**-7)
 
 
-def test_a_gelu_keeps_its_input_alone_for_the_backward_pass():
+def test_a_gelu_keeps_only_its_input_for_the_backward_pass():
     def naive(x):
         return (0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))).astype(x.dtype)
 

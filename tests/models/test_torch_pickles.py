@@ -183,7 +183,7 @@ def test_what_would_change_an_object_of_this_process_is_refused(tmp_path, named,
     assert not changed()
 
 
-def test_nothing_of_ours_can_be_poisoned_for_the_next_file(tmp_path):
+def test_a_file_can_not_change_how_the_next_one_is_read(tmp_path):
     """Real unpickling would let a file change the functions that it may call, and so the reading of the next file."""
     golden = pathlib.Path(__file__).parents[1] / "golden" / "egovlp_config.pth"
     before = checkpoint_files.read_tensors(golden)
@@ -205,7 +205,7 @@ def test_a_mere_mention_is_no_call():
     assert described["none"] is None
 
 
-def test_a_class_of_a_module_that_is_here_is_refused_and_that_of_one_nobody_has_is_not(tmp_path, monkeypatch):
+def test_a_class_of_an_importable_module_is_refused_and_one_of_an_unknown_module_is_not(tmp_path, monkeypatch):
     (tmp_path / "somebodys.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
     code = b"\x80\x02}" + literal("c") + call(name("somebodys", "Config")) + b"s" + literal("w") + literal(1) + b"s."
     assert torch_pickles.Pickle().load(io.BytesIO(code))["w"] == 1

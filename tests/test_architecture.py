@@ -1,4 +1,4 @@
-"""Imports go one way; see CONTRIBUTING.md. A module that is in nobody's rule fails, so that rules grow with the tree."""
+"""Which module may import which; see CONTRIBUTING.md. A new module fails until it has a rule here."""
 
 import ast
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = {"checkpoint", "config", "data", "mesh", "model", "models", "validation", "vocabulary", "weights", "whole_file"}
 ENTRY = LIBRARY | {"cli", "evals", "job", "metric_writer", "phases", "workdir"}
-# Module or package under mc3_jax → what of mc3_jax it may import.
+# Module or package of mc3_jax → the modules and packages of mc3_jax that it may import.
 ALLOWED = {
     "train": {"checkpoint", "cli", "config", "data", "job", "mesh", "metric_writer", "phases", "weights", "workdir"}
     | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance", "run", "stopwatch", "train_step", "watchdog"},
@@ -58,7 +58,7 @@ ALLOWED = {
     "__init__": {"embedder"},
 }
 NEVER = {"tensorflow", "pickle", "cloudpickle", "dill", "torch"}
-EXCEPT = {("mc3_jax/convert.py", "torch")}  # writes PyTorch's own format
+EXCEPT = {("mc3_jax/convert.py", "torch")}  # it writes PyTorch's own format
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -74,7 +74,7 @@ def imports(path: pathlib.Path) -> set[str]:
 
 
 def violations(root: pathlib.Path) -> list[str]:
-    """Returns every import under `root` that goes the wrong way."""
+    """Returns a line for every forbidden import under `root`, and for every module without a rule."""
     wrong = []
     for path in sorted(root.glob("mc3_jax/**/*.py")):
         owner = path.relative_to(root / "mc3_jax").with_suffix("").parts[0]

@@ -1,4 +1,4 @@
-"""The benchmarks that run the commands: what is chosen, what is skipped, and what their tables say."""
+"""The benchmarks that run the project's commands: what they choose, what they skip, and what their tables say."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def values(flags: list[str]) -> dict[str, str]:
 
 @pytest.fixture
 def fake_runs(monkeypatch):
-    """Runs that are scored by their settings alone; returns every (workdir, flags) in order."""
+    """Replaces runs by a score that is computed from their flags; returns (workdir, flags) of every run, in order."""
     done = []
 
     def run(suite, config, workdir, flags, *, trains=True):
@@ -74,8 +74,8 @@ def test_every_row_runs_once_per_seed_on_the_test_split_with_the_chosen_settings
         assert f"--config.seed={workdir.name.removeprefix('seed-')}" in flags
     rows = {workdir.parent.name: values(flags) for workdir, flags in final}
     assert rows["mc3"]["phases[0].temperature"] == rows["mc3"]["phases[1].temperature"] == "0.1"
-    assert "phases[1].temperature" not in rows["image_bind"]  # its scale of 20 is the method's
-    assert not any("temperature" in name for name in rows["clap"])  # learned
+    assert "phases[1].temperature" not in rows["image_bind"]  # its scale of 20 is part of the method
+    assert not any("temperature" in name for name in rows["clap"])  # it is learned
 
 
 @pytest.mark.parametrize("row", tables.ROWS, ids=lambda row: row.file)
@@ -127,7 +127,7 @@ def test_a_run_that_is_done_is_skipped_and_one_with_other_flags_is_refused(tmp_p
     monkeypatch.setattr(runs, "call", call)
     suite = runs.Suite("soundworld", tmp_path, (f"--config.data.dir={tmp_path}/clips",))
     workers = "--config.data.num_workers=16"
-    for reading in ((workers,), ()):  # by which no run is known
+    for reading in ((workers,), ()):  # how clips are read does not identify a run
         with_workers = dataclasses.replace(suite, reading=reading)
         results = runs.run(with_workers, "configs/tables/mc3.py", tmp_path / "run", ["--config.seed=1"])
         assert results["split"] == "test"
@@ -197,7 +197,7 @@ def test_other_clips_than_the_worlds_need_their_tokenizer(tmp_path, capsys):
 
 
 def make_clips(folder, **labels: tuple[int, int]) -> None:
-    """Writes what `clips.json` says of a data set whose splits have so many (positive, labelled) clips."""
+    """Writes the `clips.json` of a data set; `labels`: split → (number of positive clips, number of labelled clips)."""
     splits = {}
     for name in records.SPLITS:
         positive, labelled = labels.get(name, (0, 0))
@@ -210,7 +210,7 @@ def make_clips(folder, **labels: tuple[int, int]) -> None:
 
 
 def ended(command, capsys, *words: str) -> str:
-    """Returns the one line that a command ends with before anything is run."""
+    """Returns the line with which a command ends on standard error, with status 2."""
     with pytest.raises(SystemExit, match="2"):
         command.main(list(words))
     (line,) = capsys.readouterr().err.splitlines()
@@ -236,7 +236,7 @@ def test_clips_without_labels_of_both_kinds_are_refused_before_anything_is_train
         assert line.endswith(f"convert with --labels, of both kinds for {others}")
     assert "no data folder /nowhere" in ended(tables, capsys, "--suite=ego4d", f"--out={tmp_path}/out", "--clips=/nowhere")
     assert "gs://b/c is in a bucket" in ended(tables, capsys, "--suite=ego4d", f"--out={tmp_path}/out", "--clips=gs://b/c")
-    monkeypatch.setattr(runs, "ROOT", tmp_path)  # where commands run
+    monkeypatch.setattr(runs, "ROOT", tmp_path)  # the folder in which commands run
     assert f"no data folder {tmp_path}/data/ego4d_clips" in ended(tables, capsys, "--suite=ego4d", f"--out={tmp_path}/out")
     assert not fake_runs
     tables.main(["--suite=ego4d", f"--out={tmp_path}/out", "--clips=both", "--rows=clap", "--seeds=0"])
@@ -269,7 +269,7 @@ def test_copies_that_slurm_has_started_are_refused_and_one_process_of_a_larger_j
     command, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(runs, "make_world", lambda out: ())
-    monkeypatch.setenv("SLURM_NTASKS", "8")  # the job's
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # of the whole job
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     line = ended(command, capsys, f"--out={tmp_path}/out")
     assert line.startswith("error: SLURM_STEP_NUM_TASKS is 8: that many copies would make the same runs in one folder;")
@@ -301,7 +301,7 @@ def discovered(scores: np.ndarray, labels: np.ndarray) -> dict:
 
 @pytest.fixture
 def suite_folder(tmp_path):
-    """A suite whose MC3 hears better than its CMC, two seeds of each, and one CLAP."""
+    """A suite with two seeds of MC3 and of CMC and one of CLAP; MC3 tells sounding clips from silent ones better than CMC."""
     n, out = 400, tmp_path / "suite"
     labels = RNG.integers(0, 2, n)
     known = {"index": np.arange(n), "label": labels, "verb_id": RNG.integers(0, 9, n), "noun_id": RNG.integers(0, 9, n),
@@ -333,7 +333,7 @@ ROWS = [("clap", "CLAP", ("al",)), ("cmc", "CMC", ("av", "al")), ("mc3", "MC3", 
 def test_tables_hold_means_deviations_the_papers_numbers_and_the_lead(suite_folder):
     text = table_pages.write(suite_folder, ROWS, [0, 1])
     content = json.loads((suite_folder / "tables.json").read_text())
-    assert set(content["rows"]) == {"CLAP", "CMC", "MC3"}  # Random has not run
+    assert set(content["rows"]) == {"CLAP", "CMC", "MC3"}  # Random was not run
     two = [json.loads((suite_folder / f"runs/mc3/seed-{i}/results.json").read_text()) for i in (0, 1)]
     areas = [run["discovery"]["av"]["roc_auc"] for run in two]
     assert content["rows"]["MC3"]["av_roc_auc"] == pytest.approx([np.mean(areas), np.std(areas, ddof=1)])
@@ -388,7 +388,7 @@ def test_the_lead_in_a_region_is_that_over_its_own_negatives():
     found = comparison.leads(scores, "ours", labels, one_verb, videos, inside, num_bootstrap=200, seed=0)["theirs"]
     assert found["roc_auc_region_II"]["lead"] > 0.3
     assert found["roc_auc_region_III"]["lead"] < -0.3
-    assert "roc_auc_region_IV" not in found  # no clip is there
+    assert "roc_auc_region_IV" not in found  # it has no clip
 
 
 def test_a_weight_within_groups_counts_as_that_many_copies():
@@ -417,7 +417,7 @@ def test_damaged_embeddings_are_one_line(tmp_path, damage):
     with pytest.raises(ValueError, match="embeddings.npz can't be read.*evaluate the run again"):
         embeddings_lib.load(path)
     with path.open("wb") as file:
-        np.savez(file, **embeddings, **known)  # as earlier versions did
+        np.savez(file, **embeddings, **known)  # as earlier versions did: without names
     assert set(embeddings_lib.load(path)[1]) == set(embeddings_lib.NUMBERS)
     with path.open("wb") as file:
         np.savez(file, **embeddings, **known | {"label": np.arange(4)})
@@ -494,7 +494,8 @@ def test_steps_are_timed_with_the_memory_settings_of_the_makefile():
 
 
 def test_a_text_is_compared_with_sound_pictures_and_both_and_its_own_clip_is_no_hit():
-    # Clips 0 to 3 sound with one verb and noun, 4 with another; 5 shows the first pair in silence; 6 to 11 are unknown.
+    # Clips 0 to 3 sound and have the same verb and noun, clip 4 sounds and has another verb. Clip 5 has the first verb and
+    # noun but is silent; clips 6 to 11 have no label.
     known = {
         "label": np.array([1, 1, 1, 1, 1, 0] + [-1] * 6),
         "verb_id": np.array([0, 0, 0, 0, 1, 0] + [-1] * 6),
@@ -504,8 +505,8 @@ def test_a_text_is_compared_with_sound_pictures_and_both_and_its_own_clip_is_no_
     pictures = np.eye(12)[[1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]]
     embeddings = {"audio": sounds, "video": pictures, "text": np.tile(np.eye(12)[0], (12, 1))}
     found, num_queries = search_by.precision(embeddings, known)
-    assert num_queries == 4  # 0 to 3
-    assert found["audio"] == pytest.approx(3 / 5)  # the three others come first
+    assert num_queries == 4  # clips 0 to 3
+    assert found["audio"] == pytest.approx(3 / 5)  # each query finds the three others first
     assert found["video"] == 0
     assert found["chance"] == pytest.approx(3 / 11)
     with pytest.raises(ValueError, match="no clip that sounds has 2 others"):

@@ -1,4 +1,4 @@
-"""Checkpoints are whole and verified, or they aren't there: injured files, full disks, other meshes."""
+"""A checkpoint is complete and verified, or it doesn't exist: damaged files, full disks, other meshes."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from mc3_jax import checkpoint, cli, integrity, job as job_lib, mesh as mesh_lib
 
 
 def make_state(mesh, seed):
-    """Returns arrays of several kinds and their abstract state on a mesh."""
+    """Returns (state with arrays of several shapes and dtypes, its abstract state), both on `mesh`."""
     rng = np.random.default_rng(seed)
     arrays = {
         "params": {
@@ -32,7 +32,7 @@ def make_mesh(shape):
 
 
 def save(workdir, *steps, keep=9, keep_steps=()):
-    """Writes a checkpoint of each step, the state being a function of it."""
+    """Writes a checkpoint of each step; the step is the seed of its state."""
     with checkpoint.Checkpoints(str(workdir), every_steps=1, keep=keep, keep_steps=list(keep_steps)) as checkpoints:
         for step in steps:
             assert checkpoints.is_due(step)
@@ -53,7 +53,7 @@ def saved(tmp_path_factory):
 
 
 def injure(folder: pathlib.Path, path: pathlib.Path, rng) -> str:
-    """Flips a bit of a file, cuts it, lengthens it or deletes it; returns what was done."""
+    """Flips a bit of a file, or truncates, lengthens or deletes it; returns a description of the damage."""
     content = path.read_bytes()
     kind = rng.choice(["flip", "cut", "delete"] if content else ["lengthen", "delete"])
     if kind == "flip":
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_no_damage_and_the_newes
     def meanwhile(*args):
         found = real(*args)
         if not gone:
-            gone.append((folder / "2").rename(folder / "2.deleting"))  # as `Checkpoints` does first
+            gone.append((folder / "2").rename(folder / "2.deleting"))  # as `Checkpoints` does before it deletes
         return found
 
     monkeypatch.setattr(checkpoint, where, meanwhile)

@@ -48,12 +48,12 @@ def test_the_report_of_a_small_step():
     assert report.aliased >= 3 * 4 * num_parameters  # parameters and both moments are updated in place
     assert report.counts.payload("all-gather") == 3 * 16 * config.model.embed_dim * 4
     assert report.counts.unknown_loops == []
-    # Each chip does its rows' share of the model's FLOPs, and the front end's beside.
+    # Each chip does the share of the model's FLOPs that falls to its rows, and those of the front end in addition.
     assert report.counts.flops > report.model_flops / 8
     text = "\n".join(report.lines())
     assert "cpu:8: 8 chips, mesh data 8 x fsdp 1, batch 16, phase 'refine'" in text
     assert re.search(r"all-gather +0\.002 MB of f32 per chip in 3", text)
-    assert "MFU" not in text  # no peaks of a CPU are known
+    assert "MFU" not in text  # the peak of a CPU is not known
 
 
 @pytest.mark.slow  # the paper's sizes
@@ -64,10 +64,11 @@ def test_model_flops_of_the_papers_video_tower_are_those_counted_by_hand():
     tokens = 1 + patches
     qkv, out, transform = 3 * width**2, width**2, 2 * width * mlp
     products = patches * 16 * 16 * 3 * width + width * 256  # patch embedding, projection
-    products += depth * tokens * (qkv + out) + depth * tokens * qkv  # over time, and space's queries, keys and values
-    products -= patches * width**2  # but in the last block the class token alone asks
-    products += ((depth - 1) * tokens + 1) * (out + transform)  # the last block goes on with the class token alone
-    over_time = patches * (frames + 1) + tokens  # scores: a place over time with the class token, the class token over all
+    products += depth * tokens * (qkv + out) + depth * tokens * qkv  # time attention, and qkv of space attention
+    products -= patches * width**2  # in the last block only the class token has a query
+    products += ((depth - 1) * tokens + 1) * (out + transform)  # the last block continues with the class token alone
+    # Scores: a patch attends to its position in all frames and to the class token, the class token attends to all tokens.
+    over_time = patches * (frames + 1) + tokens
     over_space = patches * (places + 1)
     products += 2 * width * (depth * over_time + (depth - 1) * over_space + depth * tokens)
     phase = config.phases[0]
@@ -85,7 +86,7 @@ def test_the_data_a_step_is_compiled_for_are_those_that_are_trained_on(data):
     assert compile_lib._data_shapes(config) == wanted
     for phase in config.phases:
         phase.pairs, phase.consensus_weight = ("al",), 0.0
-    config.model.video.num_frames = 5  # none of which are wanted
+    config.model.video.num_frames = 5  # no phase looks at video
     assert compile_lib._data_shapes(config) == wanted
 
 
@@ -258,7 +259,7 @@ needs_cuda = pytest.mark.skipif("CUDA_PLUGIN_PATH" not in os.environ, reason="ma
 
 
 def run_for_gpus(*flags: str, patch: str = "") -> str:
-    """Returns what the command prints for the paper's widths, with some Python run before it."""
+    """Returns what the command prints for the paper's widths and few layers; the Python code `patch` runs before it."""
     path = os.pathsep.join([os.environ["CUDA_PLUGIN_PATH"], os.environ.get("PYTHONPATH", "")])
     program = f"{patch}\nimport runpy\nrunpy.run_module('mc3_jax.compile', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", program, "--config=configs/mc3_ego4d.py", *DEPTHS, *flags]
@@ -269,7 +270,7 @@ def run_for_gpus(*flags: str, patch: str = "") -> str:
 
 
 def memory_and_traffic(report: str) -> tuple[float, float]:
-    """Returns GiB and GB of a chip."""
+    """Returns (memory in GiB, memory traffic in GB) of one chip, as reported."""
     memory = re.search(r"memory per chip +([\d.]+) GiB", report)[1]
     return float(memory), float(re.search(r"memory traffic +([\d.]+) GB", report)[1])
 
@@ -303,4 +304,4 @@ def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
         assert flops == pytest.approx(model / 8, rel=0.05)
         found[form] = memory_and_traffic(report)
     assert found["auto"][0] < found["einsum"][0]
-    assert found["auto"][1] < 0.6 * found["einsum"][1]  # scores never leave the chip
+    assert found["auto"][1] < 0.6 * found["einsum"][1]  # cuDNN's scores never reach the memory

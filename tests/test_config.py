@@ -1,4 +1,4 @@
-"""Configs: every file builds and validates; bad values and bad flags give one line that names value and fix."""
+"""Configs: every file builds and validates; bad values and bad flags end with one line that names the value and the fix."""
 
 import dataclasses
 import importlib.util
@@ -53,7 +53,7 @@ def test_rows_of_the_table_differ_in_their_phases_alone_and_have_one_budget():
     assert terms["cmc"] == [(1, 0)]
 
 
-# Trains by command lines read from standard input, with variables of their own. A fork for each saves the imports.
+# Trains by each command line on standard input, with its environment variables. Forking for each saves the imports.
 FORKS = """
 import json, os, sys
 from absl import flags
@@ -75,9 +75,9 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def train_by(tmp_path_factory):
-    """A function that trains by a command line and returns (status, what stands in standard error)."""
+    """A function that trains by a command line and returns (exit status, standard error)."""
     log = tmp_path_factory.mktemp("forks") / "log"
-    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # no thread that a fork would lack
+    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # without threads, which a fork would lack
     with subprocess.Popen(
         [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=alone, text=True
     ) as parent:
@@ -212,7 +212,7 @@ def test_egovlps_rates_are_the_papers_run_with_another_rate_after_the_first_epoc
         same = dataclasses.replace(phase, name="", epochs=5, optimizer=config_lib.OptimizerConfig(3e-5))
         assert same == dataclasses.replace(paper.phases[i // 2], name="")
     steps = [p.stop for p in phases_lib.plan_phases(other.phases, 250_000, 256)]
-    assert abs(steps[-1] - phases_lib.plan_phases(paper.phases, 250_000, 256)[-1].stop) <= 2  # but for rounding
+    assert abs(steps[-1] - phases_lib.plan_phases(paper.phases, 250_000, 256)[-1].stop) <= 2  # apart from rounding
     with pytest.raises(ValueError, match="'nope' is neither paper nor egovlp_rates"):
         mc3_ego4d.get_config("nope")
 
@@ -279,7 +279,7 @@ def test_a_phase_that_would_train_nothing_is_refused(change, used):
     config = config_lib.Config(phases=[config_lib.PhaseConfig(**change)])
     with pytest.raises(ValueError, match=rf"phases\[0\].trainable = .*: nothing would be trained, .* looks at {used}:"):
         validation.validate(config)
-    config.phases[0].consensus_weight = 1.0  # which looks at all
+    config.phases[0].consensus_weight = 1.0  # the consensus looks at all modalities
     validation.validate(config)
 
 
@@ -329,12 +329,12 @@ def test_bad_command_lines_end_with_one_line_and_status_2(words, message, train_
     assert "Traceback" not in said
 
 
-@pytest.mark.slow  # its towers are drawn
+@pytest.mark.slow  # initialises the towers
 def test_a_damaged_shard_ends_training_with_one_line_and_status_2(train_by, data, tmp_path):
     shutil.copytree(data / "clips", tmp_path / "clips")
     for shard in tmp_path.glob("clips/*-train.*"):
         content = bytearray(shard.read_bytes())
-        content[110] ^= 0xFF  # of the first record
+        content[110] ^= 0xFF  # in the first record
         shard.write_bytes(content)
     words = [f"--config.data.dir={tmp_path}/clips", f"--config.data.tokenizer={data}/vocabulary"]
     sizes = ("width=16", "depth=1", "num_heads=2")

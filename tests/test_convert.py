@@ -1,4 +1,4 @@
-"""`python -m mc3_jax.convert`: in by one command, out to the sources' own modules, bit for bit both ways."""
+"""`python -m mc3_jax.convert`: imports checkpoints, exports to the sources' own modules, bit for bit both ways."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder of ours made from EgoVLP's video and text and an AST, by the command."""
+    """A folder of this project that the command made from the video and text towers of EgoVLP and an AST."""
     root = tmp_path_factory.mktemp("convert")
     (root / "tiny.py").write_text(CONFIG_FILE)
     done = world.run(
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 
 def assert_equal_bits(found, expected):
-    """Every parameter of `found` is that of `expected`, bit for bit."""
+    """Asserts that every parameter of `found` equals that of `expected`, bit for bit."""
     for name, value in found.items():
         assert value.tobytes() == expected[name].tobytes(), name
 
@@ -67,7 +67,7 @@ def test_what_is_imported_computes_what_the_originals_computed(folder):
 
 
 def torch_model():
-    """Returns EgoVLP's model with action2sound's audio model, sized as the golden checkpoints, at other weights."""
+    """Returns EgoVLP's model with action2sound's audio model, in the sizes of the golden checkpoints, with random weights."""
     video, text = golden_models.EGOVLP["video"], golden_models.EGOVLP["text"]
     return torch_models.FrozenInTime(
         torch_models.VideoModel(48, 2, 4, 16, num_frames=video["num_frames"]),
@@ -116,7 +116,7 @@ def test_an_exported_pth_has_the_names_and_shapes_of_the_originals_files(folder,
     }
     audio = {n: s for n, s in shapes.items() if ".audio_model." in n}
     assert set(audio) == set(ast)
-    # The golden AST has 7 labels and 10 classes of its image model; ours have the joint space and ImageNet's 1,000.
+    # The golden AST's heads have 7 labels and 10 image classes, ours the joint space's width and ImageNet's 1,000 classes.
     sized_otherwise = ("head.", "head_dist.", "mlp_head.1.")
     for name, shape in ast.items():
         assert any(part in name for part in sized_otherwise) or audio[name] == shape, name
@@ -193,7 +193,7 @@ def test_a_folder_of_ours_that_is_the_only_source_brings_its_sizes_along(folder,
     assert weights.read_model_config(str(tmp_path / "copy")) == golden_models.model_config()
     assert_equal_bits(flat(folder), flat(tmp_path / "copy"))
     described = json.loads((folder / "config.json").read_text())
-    described["model"]["num_classes"] = 3  # as of a run that classifies; towers alone are imported
+    described["model"]["num_classes"] = 3  # as in a run that classifies; only towers are imported
     (tmp_path / "copy" / "config.json").write_text(json.dumps(described))
     assert convert._read_sizes("", [str(tmp_path / "copy")])[0] == golden_models.model_config()
     capsys.readouterr()
@@ -211,7 +211,7 @@ def test_a_text_tower_is_imported_with_the_tokenizer_in_its_folder_unless_told_o
     (tmp_path / "tiny.py").write_text(CONFIG_FILE)
     convert.main(["export", str(folder), "--to", "hf_text", "--out", str(plain)])
     assert f"no tokenizer is enclosed: {folder} has none, --tokenizer FOLDER names one" in capsys.readouterr().out
-    # As of distilbert-base-uncased: what kind it is says the model's config.json alone.
+    # As in distilbert-base-uncased: only the model's config.json says which kind of tokenizer it is.
     (plain / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cut", "onion"]))
     text = ["import", "--checkpoint", str(folder), "--config", str(tmp_path / "tiny.py"), "--text"]
     convert.main([*text, str(plain), "--out", str(ours)])
@@ -228,7 +228,7 @@ def test_a_text_tower_is_imported_with_the_tokenizer_in_its_folder_unless_told_o
     assert convert._find_tokenizer(str(plain), "", golden_models.model_config()) == ""
     assert f"no tokenizer is enclosed: the one in {plain} is left out\n" in capsys.readouterr().out
     before = (again / "model.safetensors").read_bytes()
-    with pytest.raises(SystemExit):  # that of another would be taken for this model's
+    with pytest.raises(SystemExit):  # the tokenizer in --out would pass for this model's
         convert.main([*text, str(plain), "--tokenizer", "", "--out", str(again)])
     assert f"--out {again} holds a tokenizer, which would be taken" in capsys.readouterr().err
     assert (again / "model.safetensors").read_bytes() == before
@@ -311,7 +311,7 @@ def test_weights_of_another_kind_are_never_written_over(folder, tmp_path, capsys
         told = capsys.readouterr().err
         assert re.search(r"error: --out \S+ (holds a config.json of|is a folder, --to pth|is a file, --to)", told)
         assert {path: path.read_bytes() for path in tmp_path.glob("**/*") if path.is_file()} == before
-    for kind, out in (("hf_text", text), ("folder", own)):  # again, from itself
+    for kind, out in (("hf_text", text), ("folder", own)):  # over weights of the same kind
         convert.main(["export", str(own), "--to", kind, "--out", str(out)])
     assert_equal_bits(flat(own), flat(folder))
 
@@ -322,7 +322,7 @@ def test_a_config_file_that_fails_is_one_line_with_its_name(tmp_path):
         convert._read_config(str(tmp_path / "broken.py"))
 
 
-# One by the command and the others in this process, which saves the imports.
+# One case runs the command, the others run in this process, which saves the imports.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -356,7 +356,7 @@ def test_bad_input_ends_with_one_line_and_status_2(arguments, message, tmp_path,
 
 @pytest.mark.large
 def test_base_size_checkpoints_are_imported_within_a_minute_and_4_gb(tmp_path):
-    """EgoVLP (16 temporal positions), AST and their optimizer-less sizes, random weights; needs 3 GB of disk."""
+    """At the real sizes of EgoVLP (16 temporal positions) and AST, random weights without optimizer; needs 3 GB of disk."""
     model = torch_models.FrozenInTime(
         torch_models.VideoModel(768, 12, 12, 196, num_frames=16),
         transformers.DistilBertModel(transformers.DistilBertConfig()),
@@ -365,7 +365,7 @@ def test_base_size_checkpoints_are_imported_within_a_minute_and_4_gb(tmp_path):
     )
     torch.save({"state_dict": {f"module.{n}": v for n, v in model.state_dict().items()}}, tmp_path / "base.pth")
     del model
-    # VmHWM and not ru_maxrss, which a process takes over from the one that started it.
+    # VmHWM and not ru_maxrss, which a process inherits from the one that started it.
     code = (
         "import sys, time; from mc3_jax import convert; begin = time.monotonic(); convert.main(sys.argv[1:]); "
         "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')); "

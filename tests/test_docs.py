@@ -1,4 +1,4 @@
-"""What the pages tell people to type exists, and their links lead somewhere."""
+"""Modules, options, fields and files that the documentation's commands name exist, and its links lead somewhere."""
 
 import dataclasses
 import functools
@@ -37,18 +37,18 @@ def commands(page: pathlib.Path) -> list[list[str]]:
 
 
 def modules(words: list[str]) -> list[str]:
-    """Returns the modules of ours that a command runs, by itself or through a launch file."""
+    """Returns the modules of this project that a command runs, directly or through a launch file."""
     return [word for word in words if re.fullmatch(r"(mc3_jax|data_prep|benchmarks)(\.\w+)+", word)]
 
 
 @functools.cache
 def options(package: str) -> str:
-    """Returns the text of all files in which a package's commands define their options."""
+    """Returns the source of a whole package, in which its commands define their options."""
     return "\n".join(path.read_text() for path in sorted((ROOT / package).glob("**/*.py")))
 
 
 def field_of(words: str) -> object:
-    """Returns the type of a field of the config; its name may hold indices."""
+    """Returns the type of a config field such as `phases[0].epochs`; fails if there is no such field."""
     kind = Config
     for name in re.sub(r"\[\d+\]", "", words).split("."):
         kind = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
@@ -108,4 +108,4 @@ def test_the_steps_of_the_readme_are_those_of_make_demo():
     told = {words[2]: set(words[2:]) for words in commands(ROOT / "README.md") if any("runs/steps" in word for word in words)}
     assert len(told) == 5
     for module, words in told.items():
-        assert words == made[module] - {"--config.seed=0"}, module  # which is the config's
+        assert words == made[module] - {"--config.seed=0"}, module  # the config's default

@@ -1,4 +1,4 @@
-"""`mc3_jax.load`: a run, a folder or a checkpoint becomes a model; what it embeds is what evaluation embeds."""
+"""`mc3_jax.load` makes a model of a run, a folder or a checkpoint; its embeddings are those of evaluation."""
 
 import copy
 import inspect
@@ -73,14 +73,14 @@ def test_embeddings_are_of_length_1_and_do_not_depend_on_the_batch(model, clips)
 
 def test_a_shape_is_compiled_once_per_power_of_two_up_to_the_batch_size(model, clips):
     audio = np.stack([clip.audio for clip in clips[0]])
-    for num in (1, 2, 3, 4, 6):  # batches of 1, 2 and 4 rows
+    for num in (1, 2, 3, 4, 6):  # compiles batches of 1, 2 and 4 rows
         model.embed_audio(audio[:num], 16_000)
     compiled = model._audio._cache_size()
     for num in (1, 2, 3, 4, 5, 6):
         model.embed_audio(audio[:num], 16_000)
     assert model._audio._cache_size() == compiled
     model.embed_audio(audio[:, :16_000], 16_000)
-    assert model._audio._cache_size() == compiled  # short sounds are filled up
+    assert model._audio._cache_size() == compiled  # short sounds are padded
 
 
 def test_a_short_sound_is_padded_as_the_loader_pads_it(model, clips):
@@ -114,7 +114,7 @@ def test_a_folder_exported_from_a_run_is_that_run_tokenizer_included(finished, m
 
 @pytest.fixture(scope="module")
 def other_tokenizer(finished, tmp_path_factory):
-    """A tokenizer with the tokens of the run's, each with another's id."""
+    """Folder of a tokenizer with the run's tokens, but with their ids in reverse order after the first five."""
     folder = tmp_path_factory.mktemp("other") / "vocabulary"
     shutil.copytree(finished[0].data.tokenizer, folder)
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -132,7 +132,7 @@ def test_a_text_tower_starts_with_the_tokenizer_it_has_learned_or_not_at_all(fin
     place = shutil.copytree(finished[1], tmp_path / "run")
     shutil.rmtree(place / "tokenizer")
     values = json.loads((place / "config.json").read_text())
-    values["data"]["tokenizer"] = other_tokenizer  # overwritten since
+    values["data"]["tokenizer"] = other_tokenizer  # as if it were overwritten since
     (place / "config.json").write_text(json.dumps(values))
     config.init.text, config.phases = str(place), []
     with pytest.raises(ValueError, match=r"^config.data.tokenizer: .* not the tokenizer .* name that one"):
@@ -145,7 +145,7 @@ def test_a_run_whose_tokenizer_is_gone_uses_its_copy_and_without_one_embeds_all_
 ):
     place = shutil.copytree(finished[1], tmp_path / "run")
     config = json.loads((place / "config.json").read_text())
-    config["data"]["tokenizer"] = other_tokenizer  # overwritten since
+    config["data"]["tokenizer"] = other_tokenizer  # as if it were overwritten since
     (place / "config.json").write_text(json.dumps(config))
     assert vocabulary.find(str(place)) == f"{place}/tokenizer"
     with pytest.raises(ValueError, match=f"{other_tokenizer} is not the tokenizer .* learned: that is in {place}/tokenizer"):
@@ -184,7 +184,7 @@ def test_a_folder_is_used_with_the_tokenizer_that_was_enclosed_and_no_other(fini
         mc3_jax.load(folder)
     assert vocabulary.find(str(folder), finished[0].data.tokenizer) == finished[0].data.tokenizer
     described = json.loads((folder / "config.json").read_text())
-    described.pop("tokenizer_sha256")  # of an earlier version
+    described.pop("tokenizer_sha256")  # as in a folder of an earlier version
     (folder / "config.json").write_text(json.dumps(described))
     assert vocabulary.find(str(folder)) == str(folder)
     assert vocabulary.find(str(folder), other_tokenizer) == other_tokenizer
@@ -209,7 +209,7 @@ def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model(tmp
 
 
 def embed_unchecked(model, *args, tower="audio"):
-    """Embeds without the check of arguments' types, which tests alone have."""
+    """Embeds without the run-time check of argument types, which only exists in tests."""
     return inspect.unwrap(getattr(type(model), f"embed_{tower}"))(model, *args)
 
 

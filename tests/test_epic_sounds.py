@@ -1,4 +1,4 @@
-"""EPIC-Sounds from its annotations to Table 4's numbers: public rows, converted, trained by the recipe, evaluated."""
+"""EPIC-Sounds from public annotations to the metrics of Table 4: conversion, training by the recipe, evaluation."""
 
 import collections
 import csv
@@ -25,7 +25,7 @@ VALIDATION = ("P28_22", "P31_12", "P04_27")
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Public rows of thirteen short videos whose sound is a tone of its own for every class, converted."""
+    """Clips converted from the public annotations of thirteen short videos, with made-up sound: one tone for each class."""
     if not PUBLIC.is_file():
         pytest.skip("needs ../shared/data/epic_sounds")
     folder, rng = tmp_path_factory.mktemp("epic"), np.random.default_rng(0)
@@ -55,7 +55,7 @@ def clips(tmp_path_factory):
 
 
 def small_config(clips, mode: str):
-    """Returns the recipe with a small tower, few epochs and a rate that suits them."""
+    """Returns the recipe with small towers, twice the epochs, and a learning rate and warm-up that suit them."""
     config = epic_sounds.get_config(mode)
     config.data.dir, config.data.batch_size, config.eval.batch_size, config.init.audio = str(clips), 16, 16, ""
     for tower in (config.model.audio, config.model.video, config.model.text):
@@ -90,7 +90,7 @@ def test_public_rows_are_trained_on_by_the_recipe_and_measured_as_the_data_set_d
     assert steps[-1] == int(state.step)
     assert [epoch["phase"] for epoch in results["epochs"]][-1] == "third"
     assert results["best"]["top1"] == max(epoch["top1"] for epoch in results["epochs"])
-    # The commonest class of training, answered throughout, is the mark: the sounds were heard.
+    # Clearly better than always predicting the commonest class of training, so the model has heard the sounds.
     common = trained.most_common(1)[0][0]
     assert results["last"]["top1"] > 100 * wanted[common] / wanted.total() + 15
     assert json.loads((tmp_path / "finetune" / "results.json").read_text()) == results

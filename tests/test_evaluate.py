@@ -1,4 +1,4 @@
-"""What evaluation measures, says and refuses: of a run, of towers that had none, of clips with labels and without."""
+"""What evaluation measures, reports and refuses: for runs, for towers without a run, for clips with and without labels."""
 
 import copy
 import csv
@@ -43,7 +43,7 @@ def test_all_that_evaluation_writes_is_documented(evaluated):
     results = json.loads(pathlib.Path(f"{evaluated}/results.json").read_text())
     keys = set(world.keys_of(results))
     assert {"within_verb_roc_auc", "margin_interval", "sounding", "earlier"} <= keys
-    if not results["retrieval"]:  # the little world has no group of three
+    if not results["retrieval"]:  # in the small world no verb and noun has three clips
         same = dict.fromkeys(("audio", "video", "text"), np.eye(6))
         keys |= set(world.keys_of(retrieval.retrieve(same, np.arange(6) // 3, 0)))
     assert "hit@5" in keys
@@ -85,10 +85,10 @@ def test_phases_end_as_for_the_data_of_training_and_texts_get_the_runs_own_token
     config.data.tokenizer = str(other)
     assert evaluate._find_tokenizer(config, str(place)) == f"{place}/tokenizer"
     assert f"{other} is not the tokenizer that the text tower of {place} has learned: that is in" in capsys.readouterr().err
-    shutil.rmtree(place / "tokenizer")  # of a run of before
+    shutil.rmtree(place / "tokenizer")  # as in a run of an earlier version
     assert evaluate._find_tokenizer(config, str(place)) == finished[0].data.tokenizer
     there = json.loads((place / "config.json").read_text())
-    there["data"]["tokenizer"] = str(other)  # what was there once
+    there["data"]["tokenizer"] = str(other)  # as if it were overwritten since
     (place / "config.json").write_text(json.dumps(there))
     for named in (str(other), str(tmp_path / "absent")):
         config.data.tokenizer = named
@@ -135,7 +135,7 @@ def test_evaluation_says_how_many_clips_the_run_was_trained_on_and_that_it_never
     assert f"warning: the run was trained on {num} of these clips" in told
     page = (place / "report" / "index.html").read_text()
     assert f"{num} of them were trained on; no phase looks at text, whose pairs say nothing" in page
-    # The run's weights evaluated elsewhere are the run's; clips without a label are not measured, and so not counted.
+    # In another workdir the run's weights still count as the run's. Clips without a label are not measured, so not counted.
     config.checkpoint, config.eval.split, config.data.split = str(place), "train+test", "train"
     digest = loader.open_split(config.data.dir, "train+test", 0).digest
     (place / "data.json").write_text(json.dumps({"data.dir": digest}))
@@ -218,7 +218,7 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     assert results["num_seen"] == pool == len(source)
     rows, trained = np.arange(pool), dataclasses.replace(config.data, folds=(1, 2))
     elsewhere = dataclasses.replace(config, checkpoint="run")
-    assert evaluate_sounds.num_seen(elsewhere, source, rows, trained, {}) == 0  # folds that these data do not have
+    assert evaluate_sounds.num_seen(elsewhere, source, rows, trained, {}) == 0  # these data have no folds
     with pytest.raises(ValueError, match="has no clip of the fold"):
         evaluate_sounds.num_seen(config, source, rows, trained, {})
     assert evaluate_sounds.num_seen(config, source, rows, config.data, {"data.dir": ""}) == 0

@@ -1,4 +1,4 @@
-"""Evaluation on any number of devices, processes and workers: the same embeddings, every clip once, one report."""
+"""Evaluation gives the same embeddings, every clip once and one report with any number of devices, processes, workers."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # several processes
 
 
 def evaluate_in(arguments, folder, num_processes: int, num_devices: int) -> list[str]:
-    """Evaluates by the command line on so many processes with so many devices each; returns their logs."""
+    """Evaluates by the command line in one or two processes with `num_devices` devices each; returns their logs."""
     if num_processes == 2:
         job = test_survival.run_together(arguments, folder, num_devices=num_devices)
         assert [status for status, _ in job] == [0, 0], job
@@ -31,17 +31,17 @@ def evaluate_in(arguments, folder, num_processes: int, num_devices: int) -> list
 def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_path):
     config, workdir = copy.deepcopy(finished[0]), finished[1]
     config.eval.batch_size = 40
-    config.phases[0].epochs = 9  # evaluation takes the run's own
+    config.phases[0].epochs = 9  # has no effect: evaluation takes the run's
     config_file = test_survival.write_config(tmp_path, config)
     found = []
-    for num_processes, num_devices, num_workers in ((1, 1, 0), (2, 4, 1)):  # 0 is threads
+    for num_processes, num_devices, num_workers in ((1, 1, 0), (2, 4, 1)):  # 0 workers: threads
         place = tmp_path / f"{num_processes}-{num_devices}"
         shutil.copytree(workdir, place)
         shutil.rmtree(place / "report", ignore_errors=True)
         words = ["-m", "mc3_jax.evaluate", f"--config={config_file}", f"--workdir={place}",
                  f"--config.data.num_workers={num_workers}"]  # fmt: skip
         logs = evaluate_in(words, tmp_path, num_processes, num_devices)
-        assert sum("results.json" in log for log in logs) == 1  # one process writes and prints
+        assert sum("results.json" in log for log in logs) == 1  # only one process writes and prints
         assert f"{place} was trained with --config.phases[0].epochs=1.0, and is evaluated so\n" in logs[0]
         assert (place / "report" / "index.html").is_file()
         found.append((embeddings_lib.load(place / embeddings_lib.FILE), json.loads((place / "results.json").read_text())))
@@ -57,7 +57,7 @@ def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_pa
         for pair in ("av", "al"):
             ours, theirs = results["discovery"][pair], result["discovery"][pair]
             assert theirs["num_clips"] == ours["num_clips"] == len(known["index"])
-            assert theirs["roc_auc"] == pytest.approx(ours["roc_auc"], abs=1e-3)  # of a pair of clips that change places
+            assert theirs["roc_auc"] == pytest.approx(ours["roc_auc"], abs=1e-3)  # two clips may swap ranks
         assert result["taxonomy"] == results["taxonomy"]
 
 

@@ -1,4 +1,7 @@
-"""What makes a run fit: layers as a loop, rematerialisation, gradient caching, sharded state, bf16. All are exact."""
+"""What makes a run fit into memory: scanned layers, rematerialisation, gradient caching, sharded state; also bfloat16.
+
+All but bfloat16 leave gradients as they are, up to rounding.
+"""
 
 import copy
 import dataclasses
@@ -44,7 +47,7 @@ def small_config(**model) -> config_lib.Config:
 
 @functools.cache
 def batch() -> dict[str, np.ndarray]:
-    """Returns 16 random clips; heights, widths and lengths of texts vary."""
+    """Returns a batch of 16 random clips; their heights, widths and text lengths vary."""
     rng, rows = np.random.default_rng(0), 16
     return {
         "audio": rng.integers(-9000, 9000, (rows, 3000)).astype(np.int16),
@@ -60,10 +63,10 @@ def gradients(config: config_lib.Config, shape: tuple[int, int] = (1, 1), *, mes
     """Returns (gradients, loss) of the refine phase at step 3 with the parameters of seed 0, on the host.
 
     Args:
-      config: Of the run.
-      shape: Of a mesh of this process's devices.
-      mesh: Instead, of all processes.
-      rows: This process's part of `batch()`; None is all of it.
+      config: Config of the run.
+      shape: Shape (data, fsdp) of a mesh of this process's devices.
+      mesh: Mesh to use instead of one of that shape, for instance one over all processes.
+      rows: Rows of the batch that this process holds; None for all of `batch()`.
     """
     if mesh is None:
         devices = jax.devices()[: shape[0] * shape[1]]
@@ -86,7 +89,7 @@ def initial():
 
 
 def weighted_sum(**model):
-    """Returns a weighted sum of the embeddings of four clips, dropout included, as a function of the parameters."""
+    """Returns a function from parameters to a weighted sum of the embeddings of four clips, with dropout."""
     config = small_config(**model).model
     rng, module = np.random.default_rng(1), model_lib.make_model(config)
     inputs = {
@@ -113,7 +116,7 @@ def model_gradients(**model):
 
 
 def assert_equal(left, right):
-    """Compares (gradients, loss): 1e-6 of the loss, 1e-5 of each leaf's largest gradient."""
+    """Asserts that two (gradients, loss) agree: within 1e-6 of the loss, and 1e-5 of each leaf's largest gradient."""
     assert abs(left[1] - right[1]) <= 1e-6 * abs(right[1])
     ours, theirs = checkpoint.flatten(left[0]), checkpoint.flatten(right[0])
     assert ours.keys() == theirs.keys()
@@ -206,7 +209,7 @@ def test_bfloat16_computes_with_float32_parameters_gradients_and_moments():
     phase = phases_lib.plan_phases(config.phases, 1000, 16)[1]
     state = jax.eval_shape(lambda: step_lib.init_state(model_lib.make_model(config.model), config, phase))
     assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.opt_state))} <= {"float32", "int32"}
-    # A kernel's gradient keeps the digits that bfloat16, of 8 bits, would cut.
+    # A kernel's gradient keeps the digits that bfloat16, with a significand of 8 bits, would cut off.
     for name, gradient in checkpoint.flatten(grads).items():
         if name.endswith("kernel"):
             cut = np.asarray(jnp.asarray(gradient, jnp.bfloat16), np.float32)

@@ -1,4 +1,4 @@
-"""Programs small enough to count by hand, compiled for eight CPU devices; lines of TPU programs as libtpu writes them."""
+"""Counts are right for programs small enough to count by hand: compiled for eight CPU devices, or as on TPUs and GPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_convolutions_count_neither_padding_nor_holes(stride, padding, hole, ker
     }  # fmt: skip
     batch, length, size, into, out = 3, 11, 4, 6, 8
     shapes = (batch, length, into), (size, into // groups, out)
-    products = 0  # of the definition: an output place sees the kernel's places that lie on a value of the input
+    products = 0  # by definition: an output position meets the kernel's positions that lie on a value of the input
     dilated = (length - 1) * hole + 1
     reach = (size - 1) * kernel_hole + 1
     for place in range((dilated + sum(padding) - reach) // stride + 1):
@@ -75,7 +75,7 @@ def test_trip_counts_are_read_from_the_condition_where_the_compiler_has_not_note
 
     text = jax.jit(loop).lower(jax.ShapeDtypeStruct((4, 4), jnp.float32)).compiler_ir("hlo").as_hlo_text()
     assert "known_trip_count" not in text
-    assert hlo.count(text).flops == 6 * 2 * 4**3  # 2, 5, 8, 11, 14, 17
+    assert hlo.count(text).flops == 6 * 2 * 4**3  # the counter is 2, 5, 8, 11, 14, 17
 
 
 def test_a_loop_of_unknown_length_is_named_and_counts_once():
@@ -136,7 +136,7 @@ def test_memory_traffic_is_what_instructions_read_and_write_and_only_the_slice_o
         return jax.lax.fori_loop(0, steps, lambda i, s: s + jax.lax.dynamic_index_in_dim(x, i, keepdims=False), x[0])
 
     counts = compiled(total, (steps, 1000))
-    # Each round reads a row and the sum and writes the sum; whole arrays each round would be 50 times as much.
+    # Each iteration reads a row and the sum and writes the sum. To read the whole array each time is 50 times as much.
     assert 3 * steps * row <= counts.memory_bytes <= 6 * steps * row
 
 
@@ -176,7 +176,7 @@ ENTRY %main (a: bf16[24,785,64], b: bf16[24,785,64], g: f32[64,768]) -> (f32[64,
 
 def test_a_tpus_program_is_read():
     counts = hlo.count(TPU)
-    # 24 products of matrices, written as a convolution whose window meets one matrix at a time.
+    # 24 matrix products, written as a convolution whose window meets one matrix at a time.
     assert counts.flops == 2 * 24 * 785 * 785 * 64
     assert {(e.kind, e.group_size, e.num_bytes) for e in counts.exchanges} == {
         ("all-gather", 8, 64 * 768 * 4), ("reduce-scatter", 8, 64 * 768 * 4),
@@ -207,7 +207,7 @@ def test_what_a_gpus_program_leaves_to_libraries_is_counted():
     assert counts.flops == 2 * 96 * 64 * 32 + 2 * (2 + 5) * scores
     patches, stats = 2 * 10 * 3 * 8 * 2, 2 * 3 * 10 * 4
     attention = (3 + 1) * patches + stats + (5 + 3) * patches + stats
-    product = 2 * (96 * 64 + 64 * 32 + 96 * 32)  # and not what cuBLAS may use besides
+    product = 2 * (96 * 64 + 64 * 32 + 96 * 32)  # without the workspace that cuBLAS may use
     assert counts.memory_bytes == attention + product + 2 * 96 * 64 + 64
 
 

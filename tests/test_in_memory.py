@@ -1,4 +1,4 @@
-"""The world rendered in memory is the one that is converted; rows at the accelerator's size are the suite's."""
+"""The world rendered in memory equals the converted one; rows at the accelerator's sizes are those of the suite."""
 
 import argparse
 import copy
@@ -19,7 +19,7 @@ def test_rendered_clips_are_those_of_the_conversion(data):
         source = loader.ClipSource(data / "clips", split)
         converted = [source[i] for i in range(len(source))]
         clips = world[split]
-        # The conversion leaves out a row or two: of one moment and text, or at the very end of a video.
+        # The conversion skips a row or two: repetitions of a moment and text, or clips at the very end of a video.
         by_text = {(clip.narration, clip.label): clip for clip in converted}
         common = [i for i in range(len(clips)) if (clips.texts[i], clips.label[i]) in by_text]
         assert len(common) >= 0.9 * len(converted)
@@ -35,7 +35,7 @@ def test_rendered_clips_are_those_of_the_conversion(data):
             ours = clips.video[i, transforms.choose_frames(4, rendered_world.NUM_CANDIDATES, None)]
             ours = ours[:, : clips.video_size[i, 0], : clips.video_size[i, 1]].mean(axis=(1, 2))
             differences.append(np.abs(ours - decoded[:, : size[0], : size[1]].mean(axis=(1, 2))).max())
-        # Texts return, so a clip may meet another of the same words; most meet themselves.
+        # Texts are repeated, so a clip may be compared with another one of the same text; most are compared with themselves.
         assert np.median(alike) > 0.95
         assert np.median(differences) < 4
     labelled = world["test"].label
@@ -84,7 +84,7 @@ def test_rows_are_trained_and_evaluated_and_their_tables_are_made_of_json_alone(
     table = table_pages.write(tmp_path, [("random", "Random", ("av",)), ("mc3", "MC3", ("av", "al"))], [0])
     assert "| MC3 |" in table
     assert "Regions of Fig. 2" in table
-    monkeypatch.setattr(rendered_world, "render", None)  # nothing is rendered where nothing is missing
+    monkeypatch.setattr(rendered_world, "render", None)  # nothing is rendered if no row is missing
     tables_in_memory.run(args, small_model(), 3, 16)
     with pytest.raises(ValueError, match="was run with epochs = 3, not 4: remove it, or name another --out"):
         tables_in_memory.run(args, small_model(), 4, 16)

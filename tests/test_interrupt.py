@@ -1,4 +1,4 @@
-"""Ctrl-C saves as SIGTERM does, and a second ends at once, also while Python itself can't run."""
+"""Ctrl-C saves as SIGTERM does, and a second one ends at once, even while no Python code can run."""
 
 import signal
 import subprocess

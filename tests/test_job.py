@@ -1,4 +1,4 @@
-"""Processes as Slurm starts them: which devices each takes, and that a wait for the others is told of."""
+"""Processes started by Slurm: which devices each takes, and that a wait for the others is reported."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from tests import world
 
-# Joins as each line of standard input has the environment, all at once. A fork for each saves the imports.
+# Joins a job with the environment of each line of standard input, all at once. Forking for each saves the imports.
 JOIN = """
 import json, os, sys, time, jax
 from jax._src import distributed
@@ -41,7 +41,7 @@ STEP = {
 
 @pytest.mark.slow
 def test_a_process_that_slurm_starts_alone_on_its_node_takes_all_devices_and_waits_for_nobody():
-    """Of several on one node each takes one device; who waits for others says so, and where."""
+    """Of several processes on one node each takes one device. A process that waits for others says so, and where."""
     two = {"SLURM_NTASKS": "2"}
     cases = [
         {"CASE": "an interactive session"},

@@ -1,4 +1,4 @@
-"""The benchmark of kernels: what a trace's events are taken for."""
+"""The benchmark of kernels assigns a trace's events to the right parts of the model."""
 
 import jax
 import jax.numpy as jnp
@@ -68,5 +68,5 @@ def test_a_trace_of_this_machine_is_read_and_a_loop_counts_by_its_body(tmp_path)
     milliseconds, launches, num_bytes = parts[kernels.XLA_PRODUCTS]
     assert launches == 3 * 5
     assert milliseconds > 0
-    assert 1 <= num_bytes / (3 * 5 * 2 * 4 * 256**2) < 2  # read and written
+    assert 1 <= num_bytes / (3 * 5 * 2 * 4 * 256**2) < 2  # a matrix is read and written
     assert "not in the program" not in parts

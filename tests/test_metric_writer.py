@@ -1,4 +1,4 @@
-"""Where numbers go: rows survive a crash and a resume, and a terminal shows a bar with terms and time left."""
+"""Metrics: rows survive a crash and a resume, and a terminal shows a bar with loss terms and the time left."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
 
 
 def test_a_terminal_that_does_not_know_its_size_shows_the_bar_with_terms_rate_and_time_left(tmp_path):
-    ours, theirs = pty.openpty()  # born 0 columns wide
+    ours, theirs = pty.openpty()  # a new one is 0 columns wide
     code = BAR.format(folder=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -134,7 +134,7 @@ def test_a_full_disk_names_the_file_and_costs_no_row(small_disk):
     assert done > 200
     assert [row["step"] for row in known] == list(range(1, done + 1))
     assert all(row["clips"] == kept.tolist() for row, kept in zip(known, rows, strict=False))
-    with pytest.raises(OSError, match="No space left on device"):  # begun again while it is full
+    with pytest.raises(OSError, match="No space left on device"):  # started again while the disk is full
         metric_writer.ClipWriter(str(small_disk), start_step=done, active=True)
     assert metric_writer.read_clips(str(small_disk)) == known
 
@@ -155,7 +155,7 @@ def test_a_log_line_has_the_time_the_progress_the_rate_and_the_time_left(tmp_pat
 
 
 class Wandb(types.ModuleType):
-    """Stands in for W&B: notes what it is asked for, fails where it is to."""
+    """Stands in for the package `wandb`: records all calls; calls of the function named `fails` fail."""
 
     def __init__(self, fails: str = ""):
         super().__init__("wandb")

@@ -1,4 +1,4 @@
-"""What the model takes of a batch is what its config says."""
+"""A batch is masked, flipped and cropped for the model as its config says."""
 
 import copy
 
@@ -16,7 +16,7 @@ SIZE_PX = 24
 def small_config() -> config_lib.ModelConfig:
     config = config_lib.ModelConfig()
     config.video.image_size_px = config.video.resize_px = SIZE_PX
-    config.video.crop_scale = (1.0, 1.0)  # of a square frame all there is
+    config.video.crop_scale = (1.0, 1.0)  # the whole of a square frame
     return config
 
 
@@ -36,7 +36,7 @@ def batch():
 def test_a_mask_covers_the_axis_it_is_named_after(batch, masked, across):
     config = small_config()
     setattr(config.audio, masked, 60)
-    plain = model_lib.prepare(batch, config, None)["audio"][:, :148]  # the last frame is padding
+    plain = model_lib.prepare(batch, config, None)["audio"][:, :148]  # without the last frame: padding
     changed = np.asarray(plain != model_lib.prepare(batch, config, jax.random.key(0))["audio"][:, :148])
     assert changed.any()
     np.testing.assert_array_equal(changed.any(across), changed.all(across))

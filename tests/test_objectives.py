@@ -1,4 +1,4 @@
-"""The losses that MC3 is compared with, as phases: what they look at, keep and learn, on a mesh, in chunks and resumed."""
+"""The losses that MC3 is compared with, as phases: what they train and keep, on a mesh, in chunks and resumed."""
 
 import copy
 import functools
@@ -44,7 +44,7 @@ ROWS = {"CLAP": clap, "CM-ACC": cm_acc, "ImageBind": image_bind}
 
 
 def two_steps(row):
-    """Returns the state before and after two steps of a row's phase on eight devices, and the metrics of each."""
+    """Returns (state before, state after, metrics of each step) of two steps of a row's phase on eight devices."""
     config = test_fits.small_config()
     ROWS[row](config.phases[1])
     validation.validate(config)
@@ -54,7 +54,7 @@ def two_steps(row):
     abstract = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
     with jax.set_mesh(mesh):
         state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
-        before = jax.tree.map(np.array, state)  # a copy: the first step takes the memory
+        before = jax.tree.map(np.array, state)  # a copy, as the first step donates the state
         batch, seen = mesh_lib.put_batch(mesh, test_fits.batch()), []
         step = step_lib.jit_train_step(model, config, phase, state)
         for number in range(2):
@@ -105,9 +105,9 @@ def test_the_encoders_of_a_memory_start_with_the_weights_that_are_read(tmp_path)
         tower.depth = 1
     cm_acc(config.phases[0])
     phases = [phases_lib.Phase(config.phases[0], 0, 100)]
-    read = weights.complete({}, config.model, config.seed + 1)  # another draw stands for the files of config.init
+    read = weights.complete({}, config.model, config.seed + 1)  # other random values stand for the files of config.init
     mesh, model = mesh_lib.make_mesh(devices=jax.devices()[:1]), model_lib.make_model(config.model)
-    source = object.__new__(loader.ClipSource)  # no clip is asked for
+    source = object.__new__(loader.ClipSource)  # no clip is read from it
     run = run_lib.Run(config, str(tmp_path), mesh, model, phases, source, tokenizer.blank(6), None, read)
     with jax.set_mesh(mesh):
         step, state = train._first_state(run)
@@ -156,7 +156,7 @@ def test_a_state_without_memory_is_saved_without_an_entry_for_it():
 
 
 def gradients(row, *, fsdp=1, chunk_size=0):
-    """Returns (gradients, loss) of a row's phase on eight devices, and its memory after the step."""
+    """Returns ((gradients, loss), memory after the step) of a row's phase on eight devices."""
     config = test_fits.small_config(scan_layers=chunk_size > 0)
     ROWS[row](config.phases[1])
     config.phases = config.phases[1:]

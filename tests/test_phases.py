@@ -1,4 +1,4 @@
-"""Phases: where they lie, what they freeze, what they carry over, how the learning rate runs."""
+"""Phases: at which steps they start and stop, what they freeze, what they carry over, how the learning rate changes."""
 
 import importlib
 
@@ -64,7 +64,7 @@ def test_the_cosine_begins_after_hold_share():
 
 @pytest.mark.parametrize("suite", ["soundworld", "ego4d"])
 def test_every_row_of_a_suite_has_the_same_rate_at_every_step(suite):
-    """But ImageBind, which learns one tower after the other: it has the schedule twice, in half the steps."""
+    """Except ImageBind, which trains one tower after the other: it has the schedule twice, each in half the steps."""
     rates = {}
     for name in ("mc3", "cmc", "clap", "cm_acc", "without_align", "without_consensus", "without_contrastive", "image_bind"):
         config = importlib.import_module(f"configs.tables.{name}").get_config(suite)
@@ -93,7 +93,7 @@ def test_frozen_towers_get_no_update_and_no_moments():
 
 
 def test_a_tower_that_the_loss_does_not_look_at_stays_where_it_is():
-    """Neither decay nor what is left of the moments may move it."""
+    """Neither weight decay nor moments of earlier steps may change it."""
     phase = PhaseConfig(pairs=("av",), optimizer=OptimizerConfig(weight_decay=0.1))
     tx = phases_lib.make_optimizer(phase, PARAMS)
     updates, state = tx.update(GRADS | {"text": jax.tree.map(jnp.zeros_like, GRADS["text"])}, tx.init(PARAMS), PARAMS)
@@ -103,7 +103,7 @@ def test_a_tower_that_the_loss_does_not_look_at_stays_where_it_is():
 
 
 def test_only_kernels_decay():
-    table = {"position_embedding": jnp.ones((3, 4)), "stacked": {"bias": jnp.ones((2, 4))}}  # a bias of blocks in one loop
+    table = {"position_embedding": jnp.ones((3, 4)), "stacked": {"bias": jnp.ones((2, 4))}}  # biases of scanned blocks
     params = PARAMS | {"audio": PARAMS["audio"] | table}
     grads = jax.tree.map(jnp.ones_like, params)
     decayed = phases_lib.make_optimizer(PhaseConfig(optimizer=OptimizerConfig(weight_decay=0.5)), params)

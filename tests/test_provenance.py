@@ -1,4 +1,4 @@
-"""What a start was made of is written down, and nothing of it can keep a run from starting."""
+"""The code that a run is started with is recorded, and a failure to find it never keeps a run from starting."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def checkout(tmp_path):
 
 def test_the_revision_of_a_checkout_says_whether_files_differ(checkout, monkeypatch):
     commit = git(checkout, "rev-parse", "HEAD")
-    monkeypatch.setenv("GIT_DIR", "/nowhere")  # of a hook that trains
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a Git hook that trains
     assert provenance._revision(checkout) == commit
     (checkout / "benchmarks" / "RESULTS.md").write_text("a table\n")
     (checkout / "new.py").write_text("1\n")
@@ -38,7 +38,7 @@ def test_the_revision_of_a_checkout_says_whether_files_differ(checkout, monkeypa
 
 def test_without_a_checkout_or_git_there_is_no_revision(checkout, monkeypatch):
     (checkout / "inner").mkdir()
-    assert provenance._revision(checkout / "inner") == ""  # an installed package within somebody's project
+    assert provenance._revision(checkout / "inner") == ""  # a package installed inside another project
     monkeypatch.setattr(provenance, "ROOT", checkout)
     assert len(provenance.facts()["revision"]) == 40
     monkeypatch.setitem(os.environ, "PATH", "/nowhere")

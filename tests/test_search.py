@@ -1,4 +1,4 @@
-"""`python -m mc3_jax.search`: what it finds is what the model's own embeddings say, and what it can't use it names."""
+"""`python -m mc3_jax.search` ranks clips by the model's own embeddings, and names the argument that it can't use."""
 
 import copy
 import csv
@@ -23,7 +23,7 @@ def run(finished, out, *args) -> None:
 
 @pytest.fixture(scope="module")
 def found(finished, tmp_path_factory):
-    """A folder in which one text was asked for."""
+    """Folder with the results of a search for one text."""
     out = tmp_path_factory.mktemp("search") / "found"
     run(finished, out, "--text", TEXT, "--top", 5)
     return out

@@ -43,7 +43,7 @@ CLASSES = ("tone", "noise", "clicks")
 
 
 def sound(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Returns two seconds of a class, int16."""
+    """Returns two seconds of a random sound of a class, int16."""
     n = 2 * RATE_HZ
     if kind == "tone":
         wave_ = np.sin(2 * np.pi * rng.uniform(300, 3000) * np.arange(n) / RATE_HZ)
@@ -57,7 +57,7 @@ def sound(kind: str, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """ESC's layout with three classes in three folds, eight sounds of each, converted."""
+    """Converted clips from made-up sounds in ESC's layout: three folds with eight sounds of each of three classes."""
     root, rng = tmp_path_factory.mktemp("esc"), np.random.default_rng(0)
     (root / "audio").mkdir()
     (root / "meta").mkdir()
@@ -85,7 +85,7 @@ def small_config(clips, mode: str):
     config.model.num_classes = 3
     for tower in (config.model.audio, config.model.video, config.model.text):
         tower.width, tower.depth, tower.num_heads = 16, 1, 2
-    # Smaller ones learn the three classes on some seeds and not on others.
+    # With a smaller audio tower the three classes are learned with some seeds and not with others.
     config.model.audio.width, config.model.audio.num_heads = 48, 4
     config.model.text.mlp_width, config.model.embed_dim = 32, 8
     config.model.audio.max_time_mask = config.model.audio.max_mel_mask = 0
@@ -193,7 +193,7 @@ def test_the_benchmark_takes_a_towers_sizes_from_its_run(scratch, tmp_path):
         path, value = flag.removeprefix("--config.model.audio.").split("=")
         setattr(config.model.audio, path, int(value))
     own = scratch[0].model.audio
-    masks = {"max_time_mask": own.max_time_mask, "max_mel_mask": own.max_mel_mask}  # no sizes
+    masks = {"max_time_mask": own.max_time_mask, "max_mel_mask": own.max_mel_mask}  # these are not sizes
     assert dataclasses.replace(config.model.audio, **masks) == own
     assert sounds.tower_flags(str(tmp_path / "tower.safetensors")) == []
 
@@ -280,7 +280,7 @@ def test_a_phase_can_not_train_a_classifier_that_the_model_lacks():
 def test_cross_entropy_and_mixup_are_those_of_float64():
     rng = np.random.default_rng(0)
     logits, classes = rng.standard_normal((6, 4)), np.array([0, 3, -1, 2, 2, 1])
-    targets = np.eye(5)[classes][:, :4]  # the row of -1 is all zeros
+    targets = np.eye(5)[classes][:, :4]  # all zeros for -1, a row without a class
     value, aux = classification_loss.cross_entropy(jnp.float32(logits), jnp.float32(targets))
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     known = classes >= 0
@@ -292,7 +292,7 @@ def test_cross_entropy_and_mixup_are_those_of_float64():
     waves = audio / 32768 - (audio / 32768).mean(1, keepdims=True)
     for row in range(6):
         other = 5 - row
-        # Of both the share of the row's own sound, by least squares.
+        # The share of the row's own sound in the mixture, by least squares.
         apart = waves[row] - waves[other]
         share = ((mixed[row] - waves[other]) @ apart) / (apart @ apart)
         assert 0 <= share <= 1
@@ -331,7 +331,7 @@ def test_the_recipe_of_epic_sounds_is_three_phases_at_falling_rates(mode):
     learns = (CLASSIFIER,) if mode == "probe" else ("audio", CLASSIFIER)
     assert all(phase.trainable == learns for phase in config.phases)
     assert config.model == ModelConfig(audio=AudioConfig(max_time_mask=12, max_mel_mask=26), num_classes=44)
-    # Of the public list's 60,055 segments every epoch's state stays, or the best one could be one that is gone.
+    # With the public list's 60,055 segments the state of every epoch is kept, or the best one could have been deleted.
     ends = [phase.stop for phase in phases_lib.plan_phases(config.phases, 60_055, config.data.batch_size)]
     saved = {*range(0, ends[-1] + 1, config.save.every_steps), *ends} - {0}
     assert 30 <= len(saved) <= config.save.keep

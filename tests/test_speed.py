@@ -1,4 +1,4 @@
-"""Every benchmark of speed runs and leaves its table, whatever becomes of the others."""
+"""Every benchmark of speed runs and writes its table, even if others fail."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ SECTIONS = (
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # which asks for eight devices
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # it asks for eight devices
     return subprocess.run(
         command, cwd=world.ROOT, env=inherited | environment, capture_output=True, text=True, check=False
     )
@@ -36,7 +36,7 @@ def test_the_benchmarks_for_a_gpu_run_at_sizes_for_a_cpu(tmp_path):
     assert "ended with status" not in done.stdout + results.read_text()
     assert "was ended" not in done.stdout
     assert "was killed" not in done.stdout
-    # Speed may be missed beside other work; what is computed may not.
+    # A busy machine may miss a goal of speed, but what is computed must agree.
     assert "devices_agree: " not in done.stdout
 
 
@@ -60,7 +60,7 @@ def test_a_benchmark_can_measure_one_part_alone(tmp_path, benchmark, flags, row)
 
 
 def write_command(path: pathlib.Path, text: str) -> str:
-    """Writes a command of bash's and returns its path."""
+    """Writes an executable Bash script with these commands and returns its path."""
     path.write_text(f"#!/usr/bin/env bash\n{text}\n")
     path.chmod(0o755)
     return str(path)
@@ -70,10 +70,10 @@ def parts_for_a_gpu(tmp_path: pathlib.Path, *, memory_mib: int, status: str = "e
     """Runs `run_gpu.sh` and returns (arguments of each benchmark that it started, in order; lines printed at the end).
 
     Args:
-      tmp_path: Folder.
-      memory_mib: Of the GPU.
-      status: What stands for a benchmark, in bash; $2 is its name.
-      **environment: Of the script.
+      tmp_path: Folder for stand-ins and results.
+      memory_mib: Memory of the GPU.
+      status: Bash commands that stand for every benchmark, whose module is $2.
+      **environment: Environment variables of the script.
     """
     write_command(tmp_path / "nvidia-smi", f"echo {memory_mib}")
     python = write_command(tmp_path / "python", f'echo "$*" >> {tmp_path}/parts\n{status}')
@@ -89,7 +89,7 @@ def test_on_a_gpu_what_matters_most_comes_first_and_batches_are_those_its_memory
     for memory_mib, beside_torch, alone in ((143_771, 64, 256), (81_559, 24, 128)):
         parts, told = parts_for_a_gpu(tmp_path, memory_mib=memory_mib)
         assert told == ["all goals are met"]
-        assert sum("benchmarks.devices_agree" in part for part in parts) == 1  # beside the first
+        assert sum("benchmarks.devices_agree" in part for part in parts) == 1  # beside the first benchmark
         parts = [part.removeprefix("-m benchmarks.") for part in parts if "devices_agree" not in part]
         names = ["train_step", "train_step", "end_to_end", "input_pipeline", "contrastive", "scaling"]
         assert [part.split()[0] for part in parts] == names
@@ -107,11 +107,11 @@ def test_a_benchmark_that_fails_or_has_no_time_left_keeps_no_other_from_running(
         "contrastive: took too long and was ended",
     ]  # fmt: skip
     parts, told = parts_for_a_gpu(tmp_path, memory_mib=143_771, LIMIT_S="40")
-    assert [part.split()[1] for part in parts] == ["benchmarks.scaling"]  # the others' limits are more than twice that
+    assert [part.split()[1] for part in parts] == ["benchmarks.scaling"]  # others have limits of over twice 40 s
     assert told[0] == "train_step: left out, of 40 s too few are left"
 
 
-# What stands for the systems: one ends after its first step, one never comes to it, ours answers.
+# Stand-ins for the systems: one ends after its first step, one never gets to it, ours answers.
 SYSTEMS = """
 case "$*" in
   *serve=eager*) echo '{"platform": "cpu", "ready": 0, "note": ""}'; exit 0;;

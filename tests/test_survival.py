@@ -1,4 +1,4 @@
-"""A run that is killed, preempted, injured and started again ends with the bits of one that never was."""
+"""A run that is killed, preempted, damaged and started again ends with the same bits as an undisturbed one."""
 
 import dataclasses
 import json
@@ -29,18 +29,18 @@ from mc3_jax import (
 from tests import test_fits, world
 from tests.test_train import assert_equal_bits
 
-pytestmark = pytest.mark.slow  # every start of a run compiles it
+pytestmark = pytest.mark.slow  # every start of a run compiles its steps
 CONFIG = """
 import json, pathlib
 from mc3_jax import config
 def get_config():
     return config.from_dict(config.Config, json.loads(pathlib.Path({path!r}).read_text()))
 """
-LIMIT_S = 240  # for a process that has to end by itself, on a busy machine
+LIMIT_S = 240  # for a process to end by itself, on a busy machine
 
 
 def write_config(folder: pathlib.Path, config) -> pathlib.Path:
-    """Writes a config file for the command line, and returns it."""
+    """Writes a config file for the command line and returns its path."""
     values = folder / "values.json"
     values.write_text(json.dumps(config_lib.to_dict(config)))
     path = folder / "config.py"
@@ -49,24 +49,25 @@ def write_config(folder: pathlib.Path, config) -> pathlib.Path:
 
 
 def start(config_file, workdir, *, process=None, cache=None) -> tuple[subprocess.Popen, pathlib.Path]:
-    """Starts a training process with one device, returns it and its log.
+    """Starts a training process with one device and returns (process, path of its log).
 
     Args:
-      config_file, workdir: Of the run.
-      process: (index, count, port) in a job of several.
-      cache: Folder where the steps are kept compiled. For one process alone: jaxlib 0.10's collectives on CPUs abort or
-        hang in programs that were read from one.
+      config_file: Config file of the run.
+      workdir: Folder of the run.
+      process: (index, count, port) of the process in a job of several; None for a single process.
+      cache: Folder of compiled steps, for a single process only: jaxlib 0.10's collectives on CPUs abort or hang in
+        programs that were read from a cache.
     """
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     arguments = ["-m", "mc3_jax.train", f"--config={config_file}", f"--workdir={workdir}"]
     job = job_of(*process) if process else {}
-    # What compiles in less than a second is not kept: a process that is killed may leave half of what it keeps.
+    # What compiles in less than a second is not cached: a process that is killed may leave a half-written entry.
     kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"} if cache else {}
     return launch(arguments, config_file.parent, {"XLA_FLAGS": flags} | job | kept)
 
 
 def launch(arguments, folder, environment) -> tuple[subprocess.Popen, pathlib.Path]:
-    """Starts Python, returns the process and its log, a new file in a folder."""
+    """Starts Python and returns (process, path of its log), a new file in `folder`."""
     path = folder / f"log-{time.monotonic_ns()}"
     with path.open("w") as log:
         process = subprocess.Popen(
@@ -82,13 +83,13 @@ def free_port() -> int:
 
 
 def job_of(index: int, count: int, port: int) -> dict[str, str]:
-    """Returns the environment of a process in a job on this machine."""
+    """Returns the environment variables of process `index` in a job of `count` processes on this machine."""
     job = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": index}
     return {name: str(value) for name, value in job.items()}
 
 
 def run_together(arguments, folder, *, num_devices=1) -> list[tuple[int, str]]:
-    """Runs Python in two processes of a job, returns the status and the log of each."""
+    """Runs Python in the two processes of a job and returns (status, log) of each."""
     port = free_port()
     flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={num_devices}")}
     job = [launch(arguments, folder, flags | job_of(i, 2, port)) for i in (0, 1)]
@@ -101,7 +102,7 @@ def run_together(arguments, folder, *, num_devices=1) -> list[tuple[int, str]]:
 
 
 def wait_for(condition, process, log) -> bool:
-    """Waits until a condition holds; returns False where the process ended before."""
+    """Waits until a condition holds; returns False if the process ends before that."""
     deadline = time.monotonic() + LIMIT_S
     while not condition():
         if process.poll() is not None:
@@ -121,14 +122,14 @@ def is_saving(workdir) -> bool:
 
 
 def rows_of(workdir, num_processes=1):
-    """Returns each step's numbers but those of time, and each step's clips by process."""
+    """Returns (each step's metrics except those of time, the clips of each step by process)."""
     rows = metric_writer.read_metrics(str(workdir))
     rows = [{k: v for k, v in row.items() if k not in metric_writer.TIMES} for row in rows]
     return rows, [metric_writer.read_clips(str(workdir), i) for i in range(num_processes)]
 
 
 def newest_state(config, workdir):
-    """Returns the state of the newest checkpoint as (step, state)."""
+    """Returns (step, state) of the newest checkpoint."""
     run = run_lib.set_up(config, str(workdir))
     return checkpoint.restore_newest(str(workdir), lambda step: step_lib.to_tree(train._plan_state(run, step)[1]))
 
@@ -142,7 +143,7 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
     last, state = newest_state(config, undisturbed)
     rng = random.Random(0)
     told = {1: (signal.SIGTERM, cli.PREEMPTED), 2: (signal.SIGINT, cli.INTERRUPTED)}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # where the tests run in the background
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in tests that run in the background
         told[2] = told[1]
     kills = rounds = 0
     while kills < num_kills:
@@ -150,7 +151,8 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
         for life in range(100):
             process, log = start(config_file, workdir, cache=cache)
             done = num_rows(workdir)
-            # The first life of a round dies inside a save, two are told to go while they compile, the others die anywhere.
+            # The first start of a round is killed inside a save, the next two get a signal while they compile, the others are
+            # killed anywhere.
             goal = done + rng.randint(1, 3)
             compiles = {life: lambda: "device(s)" in log.read_text() for life in (1, 2)}  # noqa: B023
             moments = {0: lambda: is_saving(workdir)} | compiles  # noqa: B023
@@ -163,7 +165,7 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
                 assert process.wait(LIMIT_S) == told[life][1], log.read_text()
                 assert time.monotonic() - begin < 30
                 step = checkpoint.steps_of(str(workdir))[-1]
-                assert step == max(before, default=0) + 1  # heeded after the first step, of a resumed run too
+                assert step == max(before, default=0) + 1  # it stops after its first step, also if resumed
                 assert f"stopped after step {step}, " in log.read_text()
                 assert num_rows(workdir) == step
                 if life == 2:
@@ -187,7 +189,7 @@ def test_a_run_killed_preempted_and_injured_ends_with_the_bits_of_an_undisturbed
 
 
 def _injure_newest(workdir, rng) -> None:
-    """Flips a bit in the largest file of the newest checkpoint: Orbax alone would hardly notice."""
+    """Flips a bit in the largest file of the newest checkpoint, which Orbax alone would hardly notice."""
     folder = checkpoint.checkpoint_dir(str(workdir)) / str(checkpoint.steps_of(str(workdir))[-1])
     path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
@@ -318,7 +320,7 @@ def test_a_job_in_which_a_process_hangs_ends_and_names_it_with_its_place(data, t
 
 
 def run_job(config_file, workdir, seed=None) -> bool:
-    """Runs a job of two processes, one of which is killed where there is a seed; returns whether it came to its end."""
+    """Runs a job of two processes, one of which is killed if there is a seed; returns whether the job was completed."""
     port = free_port()
     rng = random.Random(seed)
     job = [start(config_file, workdir, process=(i, 2, port)) for i in (0, 1)]
@@ -357,7 +359,7 @@ def test_two_processes_with_four_devices_each_have_the_gradient_of_one_device_on
     job = run_together(["-c", EXACT, str(tmp_path)], tmp_path, num_devices=4)
     assert [status for status, _ in job] == [0, 0], job
     expected = test_fits.gradients(test_fits.small_config())
-    for fsdp in (1, 8):  # of the processes each has half of the data, or half of the parameters
+    for fsdp in (1, 8):  # each process has half of the data, or half of the parameters
         found = dict(np.load(tmp_path / f"{fsdp}.npz"))
         loss = float(found.pop("loss"))
         test_fits.assert_equal((checkpoint.unflatten(found), loss), expected)

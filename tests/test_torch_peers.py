@@ -15,7 +15,7 @@ from mc3_jax.losses import contrastive
 from mc3_jax.models import checkpoint_files, layouts
 from tests import golden_models
 
-# Of a block of ours → of EgoVLP's.
+# Name of a module in a block of the peer → in a block of EgoVLP.
 NAMES = {
     "norm_time": "norm3", "norm_space": "norm1", "norm_mlp": "norm2", "time.qkv": "timeattn.qkv",
     "time.out": "timeattn.proj", "space.qkv": "attn.qkv", "space.out": "attn.proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2",
@@ -24,7 +24,7 @@ TOP = {"class_token": "cls_token", "position": "pos_embed", "temporal": "tempora
 
 
 def egovlp_name(name: str) -> str:
-    """Returns what EgoVLP calls a parameter of the peer."""
+    """Returns EgoVLP's name of a parameter of the peer's video encoder."""
     if name in TOP:
         return TOP[name]
     if name.startswith("blocks."):
@@ -47,7 +47,7 @@ def test_the_video_peer_computes_what_egovlp_did(fused):
     np.testing.assert_allclose(found, golden["video_features"], atol=2e-5)
 
 
-# Of a head of the peer → of the checkpoints whose layout its tower has.
+# Tower → (layer of the peer's head → its name in the checkpoints whose layout the tower has).
 HEADS = {
     "audio": {"0": "mlp_head.0", "1": "mlp_head.1"}, "video": {"": "vid_proj.0"}, "text": {"1": "txt_proj.1"},
 }  # fmt: skip
@@ -78,7 +78,7 @@ def test_towers_heads_and_loss_are_ours(fused, tmp_path):
     config = golden_models.model_config()
     torch.manual_seed(0)
     peer = torch_peers.ThreeTowers(config, fused=fused).eval()
-    with torch.no_grad():  # what begins as zeros or ones would hide a mistake
+    with torch.no_grad():  # parameters that start as zeros or ones would hide a mistake
         for parameter in peer.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Training of the demo, shrunk: resumed equals uninterrupted, one device equals eight, bad set-ups are told."""
+"""Training of the shrunk demo: resumed equals uninterrupted, one device equals eight, bad set-ups are refused."""
 
 import copy
 import dataclasses
@@ -51,7 +51,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     assert step in kept
     for later in (s for s in kept if s > step):
         shutil.rmtree(checkpoint.checkpoint_dir(str(tmp_path / "run")) / str(later))
-    config = copy.deepcopy(config)  # looking at other clips meanwhile changes nothing
+    config = copy.deepcopy(config)  # measuring the validation loss changes nothing
     config.validation = config_lib.ValidationConfig(every_steps=4, split="validation+test", num_batches=1)
     resumed = train.train(run_lib.set_up(config, str(tmp_path / "run")))
     assert int(resumed.step) == stops[-1]
@@ -62,7 +62,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     assert all("validation_consensus" in row for row in rows if row["step"] in measured and row["phase"] == "refine")
     assert len(set(measured.values())) == len(measured)
     assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
-    times = [row["elapsed_s"] for row in rows]  # go on where the first start's ended, or later
+    times = [row["elapsed_s"] for row in rows]  # the second start continues the time of the first
     assert times == sorted(times)
     starts = (tmp_path / "run" / metric_writer.STARTS_FILE).read_text().splitlines()
     starts = [json.loads(line) for line in starts]
@@ -80,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
         assert re.fullmatch(r"refine  compiled in [0-9.]+ s", log[1])
 
 
-@pytest.mark.large  # of a small model, test_survival and test_fits compare such meshes with one device
+@pytest.mark.large  # test_survival and test_fits compare such meshes with one device for a small model
 def test_one_device_equals_eight(data):
     config = world.small_config(data)
     source = loader.open_split(config.data.dir, "train", 4)
@@ -117,7 +117,7 @@ def test_a_preempted_run_saves_without_measuring_the_validation_loss_first(finis
     assert int(state.step) == checkpoint.steps_of(str(tmp_path))[-1] == 2
     rows = metric_writer.read_metrics(str(tmp_path))
     assert [(row["step"], "validation_loss" in row) for row in rows] == [(1, True), (2, False)]
-    # After the last step no start comes that would measure.
+    # It is measured after the last step, since no later start would do it.
     run = run_lib.set_up(config, str(tmp_path))
     monkeypatch.setattr(job_lib, "preempted", lambda asked: asked == run.phases[-1].stop - 2)
     assert int(train.train(run).step) == run.phases[-1].stop
@@ -156,7 +156,7 @@ def test_the_validation_loss_is_that_of_the_objective_on_fixed_clips_whatever_th
         for chunk_size in (0, 8):
             config.data.chunk_size = chunk_size
             measure = validation_loss.ValidationLoss(config, mesh, model, tokenize, 4, trained_on)
-            for _ in range(2):  # always the same clips
+            for _ in range(2):  # the same clips each time
                 found = measure.measure(phase, state.params)
                 assert found["validation_loss"] == pytest.approx(float(expected), rel=1e-4)
                 assert found["validation_consensus"] == pytest.approx(float(terms["consensus"]), rel=1e-3)
@@ -201,8 +201,8 @@ def test_a_run_keeps_a_copy_of_its_tokenizer_and_is_resumed_with_it_if_the_origi
     config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
     learned = tokenizer.tokenizer_digest(config.data.tokenizer)
     assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
-    shutil.rmtree(place / "tokenizer")  # of a run begun before there was one
-    (place / "tokenizer.tmp").mkdir()  # of a start that was killed
+    shutil.rmtree(place / "tokenizer")  # as in a run of an earlier version
+    (place / "tokenizer.tmp").mkdir()  # left by a start that was killed
     (place / "tokenizer.tmp" / "tokenizer.json").write_text("half")
     run_lib.set_up(config, str(place))
     assert tokenizer.tokenizer_digest(place / "tokenizer") == learned
@@ -288,12 +288,12 @@ def test_every_clip_epoch_and_seed_has_frames_chosen_of_its_own(data, monkeypatc
         )
         chosen.clear()
         order = np.argsort(next(batches)["index"])
-        return np.stack([chosen, np.array(chosen)[order]])  # place by place, and clip by clip
+        return np.stack([chosen, np.array(chosen)[order]])  # in the order of the batch, and of the clips
 
     first, second, other = epoch(0, seed=1), epoch(1, seed=1), epoch(0, seed=2)
     np.testing.assert_array_equal(epoch(0, seed=1), first)
     for choices in (second, other, np.roll(first, 1, axis=1)):
-        assert (first == choices).all(axis=2).mean(axis=1).max() < 0.05  # of 256 choices one
+        assert (first == choices).all(axis=2).mean(axis=1).max() < 0.05  # 1 of 256 choices agrees by chance
     assert np.bincount(first[0].ravel(), minlength=16).min() > len(source) / 8
 
 
@@ -365,12 +365,12 @@ def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_ar
 
     told = warning(num_clips // 2 + 1)
     assert re.match(r"warning: \d+ of \d+ steps go over .* hold clips twice, .*\(\d+ rows in all\)", told)
-    assert not warning(num_clips // 10)  # too few to be told
-    assert not warning(num_clips)  # an epoch a batch
+    assert not warning(num_clips // 10)  # too few to be reported
+    assert not warning(num_clips)  # one batch per epoch
     assert not warning(num_clips // 2 + 1, contrastive_weight=0.0)
     assert not warning(num_clips // 2 + 1, mask_same_text=True)
     assert told.endswith("makes it rarer and the phase's mask_same_text leaves them out\n")
-    blind = warning(num_clips // 2 + 1, pairs=("av",), consensus_weight=0.0)  # may not compare what it does not look at
+    blind = warning(num_clips // 2 + 1, pairs=("av",), consensus_weight=0.0)  # no texts that it could compare
     assert blind.endswith("makes it rarer\n")
 
 

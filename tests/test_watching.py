@@ -1,4 +1,4 @@
-"""A run watches itself: steps that are not finite don't count, time is accounted for, hangs are named, steps are traced."""
+"""A run watches itself: steps that are not finite don't count, time is accounted for, hangs are reported, steps traced."""
 
 import contextlib
 import copy
@@ -42,7 +42,7 @@ from tests.test_train import assert_equal_bits
 
 @pytest.fixture(scope="module")
 def stepping():
-    """A refine step on a mesh of 2 x 4: (function that makes its state, of which it takes the memory; step; batch)."""
+    """A refine step on a mesh of 2 x 4: (function that makes a new state, as the step donates it; compiled step; batch)."""
     config = test_fits.small_config()
     mesh, model = mesh_lib.make_mesh(fsdp=4), model_lib.make_model(config.model)
     phase = phases_lib.Phase(config.phases[1], 0, 100)
@@ -146,8 +146,8 @@ def test_a_step_that_does_not_count_leaves_every_bit_of_the_state(stepping, spoi
 def test_a_run_that_diverges_stops_before_the_update_and_says_all_about_it(finished, tmp_path):
     config, workdir = copy.deepcopy(finished[0]), str(tmp_path / "run")
     config.phases[0].optimizer.learning_rate, config.phases[0].optimizer.warmup_steps = 1e20, 0
-    config.save.every_steps = 1  # the state before the step is still being written when that is found out
-    for _ in range(2):  # started again, it comes to the same step
+    config.save.every_steps = 1  # the state before the step is still being written when it diverges
+    for _ in range(2):  # started again, it diverges at the same step
         with pytest.raises(divergence.DivergedError, match="step 2 of phase 'align': loss nan, gradient norm nan. .*-2.json"):
             train.train(run_lib.set_up(config, workdir), profile=range(1))
     assert [row["step"] for row in metric_writer.read_metrics(workdir)] == [1]
@@ -190,12 +190,12 @@ def test_rows_say_what_a_run_does(finished):
         assert row["input_wait_s"] >= 0
     times = [row["elapsed_s"] for row in rows]
     assert times == sorted(times)
-    # Without compilation and saves a clip takes no longer than the run took.
+    # The times of the steps are without compilation and saves, so their sum is at most the time of the run.
     assert sum(row["step_s"] for row in rows) <= times[-1]
 
 
 class Result:
-    """Of a step, there once `at` says when."""
+    """Stands for the result of a step, which the devices have computed once `is_there` is set."""
 
     def __init__(self):
         self.is_there = threading.Event()
@@ -230,7 +230,7 @@ def test_the_stopwatch_counts_as_lost_only_what_the_devices_waited_for():
     finish(0, 110)
     watch.done(called[0])
     finish(1, 120)
-    wait_for_input(112, 125)  # five seconds longer than the second takes
+    wait_for_input(112, 125)  # five seconds longer than the second step takes
     watch.done(called[1])
     called.append(call(125))
     finish(2, 130)
@@ -260,9 +260,9 @@ def test_a_process_that_may_take_long_is_waited_for_and_those_that_waited_are_no
     at = lambda count, factor: {"count": count, "factor": factor}  # noqa: E731
     waits, compiles = at(7, 1), at(6, watchdog.LONG)
     assert not any(judge.hangs({0: waits, 1: compiles}, now) for now in range(0, 60, 5))
-    # Process 1 has come, both do the step; 0 has waited a minute and has ten seconds of its own.
+    # Process 1 has arrived and both do the step; process 0 waited a minute, and has ten seconds of its own from now.
     assert not judge.hangs({0: waits, 1: at(7, 1)}, 61)
-    assert not judge.hangs({0: waits, 1: at(8, 6)}, 70)  # what 0 has told is old
+    assert not judge.hangs({0: waits, 1: at(8, 6)}, 70)  # the last report of process 0 is old
     assert not judge.hangs({0: at(8, 1), 1: at(9, 1)}, 72)
     assert judge.hangs({0: at(8, 1), 1: at(9, 1)}, 83)
     assert watchdog.Judge(10).hangs({0: waits}, 11) is False  # seen for the first time
@@ -353,11 +353,11 @@ while time.monotonic() < end:
 
 
 def status_after_a_stop(code: str, stop_s: float) -> int:
-    """Runs Python that says "here", stops it a second later for some time, lets it go on and returns its exit status."""
+    """Runs Python code, stops it for `stop_s` a second after it has printed "here", and returns its exit status."""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=world.ROOT)
     with process:
         assert process.stdout.readline() == "here\n"
-        time.sleep(1)  # it has been looked at
+        time.sleep(1)  # so that it has been checked once
         process.send_signal(signal.SIGSTOP)
         time.sleep(stop_s)
         process.send_signal(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Towers from files in training and evaluation: what is read is what starts, and what is evaluated."""
+"""Towers from files: training starts from exactly what is read, and evaluation evaluates it."""
 
 import copy
 import dataclasses
@@ -25,14 +25,14 @@ from tests import world
 
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory):
-    """The finished run as somebody else's `.pth`."""
+    """Path of the finished run as a foreign `.pth`."""
     path = tmp_path_factory.mktemp("exported") / "theirs.pth"
     convert.main(["export", finished[1], "--to", "pth", "--out", str(path)])
     return str(path)
 
 
 def first_params(config, workdir):
-    """Returns the flat parameters a run starts from."""
+    """Returns the flat parameters that a run starts from."""
     run = run_lib.set_up(config, str(workdir))
     with jax.set_mesh(run.mesh):
         return {n: np.asarray(v) for n, v in checkpoint.flatten(train._first_state(run)[1].params).items()}
@@ -44,7 +44,7 @@ def test_a_run_starts_from_the_files_its_config_names_and_at_random_elsewhere(fi
     trained = {name: np.asarray(value) for name, value in checkpoint.flatten(state.params).items()}
     fresh = first_params(config, tmp_path / "fresh")
     started = copy.deepcopy(config)
-    started.init.audio, started.init.video = exported, workdir  # somebody's file, and a run of ours
+    started.init.audio, started.init.video = exported, workdir  # a foreign file, and a run
     params = first_params(started, tmp_path / "started")
     for name, value in params.items():
         expected = fresh if name.startswith("text/") else trained
@@ -134,7 +134,7 @@ def test_towers_of_a_run_are_fitted_to_other_sizes_like_foreign_ones(finished):
     said = " ".join(notes)
     for words in ("from 4 to 6", "4x4 interpolated to 5x5", "4x9 cut or stretched to 4x12", "head of 8 outputs is left out"):
         assert words in said
-    # A grid of 36 could have three rows or six as well: a run says how many.
+    # A grid of 36 positions has four rows here, but could have three or six: the run's config says how many.
     wider = copy.deepcopy(config.model)
     wider.audio.stride_px = 20
     rows, columns = model_lib.make_model(wider).audio_tower.grid

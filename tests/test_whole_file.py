@@ -38,7 +38,7 @@ def test_the_old_file_stays_where_writing_fails(tmp_path, error):
 
 
 def test_an_error_names_the_file(tmp_path):
-    full = OSError(errno.ENOSPC, "No space left on device")  # Python leaves out on which
+    full = OSError(errno.ENOSPC, "No space left on device")  # without the file's name
     with pytest.raises(OSError, match="No space left on device: .*/results.json'$"):
         write(tmp_path / "results.json", "half", full)
     with pytest.raises(FileNotFoundError, match="/missing/results.json'$"):

@@ -1,4 +1,4 @@
-"""One run in one workdir: locks, read-only folders."""
+"""A workdir holds one run: locks, read-only folders, other data, evaluation as it was trained."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_a_second_run_is_kept_out_until_the_first_has_ended_or_was_killed(tmp_pa
         assert os.listdir(tmp_path) == [workdir_lib.LOCK_FILE]
         holder.send_signal(signal.SIGKILL)
     claim(tmp_path)
-    claim(tmp_path)  # freed at a normal end too
+    claim(tmp_path)  # the lock is released at a normal end too
 
 
 def test_a_read_only_folder_is_one_line(tmp_path):
@@ -72,7 +72,7 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caps
 def test_other_data_than_the_runs_are_refused_and_the_field_is_named(tmp_path):
     claim(tmp_path)
     workdir_lib.check_data(str(tmp_path), DIGESTS)
-    (tmp_path / workdir_lib.DATA_FILE).unlink()  # of a run begun before there was one
+    (tmp_path / workdir_lib.DATA_FILE).unlink()  # as in a run of an earlier version
     claim(tmp_path)
     workdir_lib.check_data(str(tmp_path), DIGESTS)
     with pytest.raises(workdir_lib.WorkdirError, match="data.tokenizer names other data than the run in .* is trained on"):
@@ -84,7 +84,7 @@ def test_other_data_than_the_runs_are_refused_and_the_field_is_named(tmp_path):
 
 def test_a_start_that_died_before_its_run_began_leaves_the_folder_free(tmp_path, monkeypatch):
     claim(tmp_path)
-    (tmp_path / workdir_lib.CONFIG_FILE).unlink()  # it died between the two files
+    (tmp_path / workdir_lib.CONFIG_FILE).unlink()  # it died between writing the two files
     (tmp_path / workdir_lib.DATA_FILE).write_text('{"data.dir": "beef", "data.tokenizer": "89"}')
     claim(tmp_path)
     workdir_lib.check_data(str(tmp_path), DIGESTS)
@@ -122,7 +122,7 @@ HOLDERS = {
 
 @pytest.mark.parametrize("case", HOLDERS)
 def test_a_machine_is_known_by_its_boot_and_its_pod_and_not_by_its_name_alone(tmp_path, monkeypatch, case):
-    """Pods of a job keep their name and number of process: a lock of one that is gone would seem to be held here."""
+    """Pods of a job have the same names and process ids when restarted: the lock of one that is gone would seem held here."""
     pid, machine, waits = HOLDERS[case]
     (tmp_path / workdir_lib.LOCK_FILE).write_text(f"process {pid} on {socket.gethostname()}\n{machine}".strip())
     slept = []
@@ -139,7 +139,7 @@ def test_a_machine_is_known_by_its_boot_and_its_pod_and_not_by_its_name_alone(tm
         with pytest.raises(workdir_lib.WorkdirError, match=f"in use by process {pid} on [^ ]+: wait until .* --workdir$"):
             claim(tmp_path)
     assert slept == ([5] if waits else [])
-    monkeypatch.setenv("POD_UID", "9c20")  # as launch/gke_jobset.yaml has it
+    monkeypatch.setenv("POD_UID", "9c20")  # as launch/gke_jobset.yaml sets it
     assert workdir_lib._machine() == f"{MACHINE} 9c20"
 
 
@@ -168,14 +168,14 @@ def test_a_run_is_evaluated_as_it_was_trained_without_its_overrides_and_never_ot
     trained.phases[0].epochs, trained.phases[1].trainable, trained.data.folds = 2.5, ("audio",), (1, 4)
     trained.eval.split = "validation"
     workdir_lib.claim_workdir(str(tmp_path), trained, DIGESTS)
-    config.eval.num_clusters, config.data.num_threads = 3, 2  # evaluation's own
+    config.eval.num_clusters, config.data.num_threads = 3, 2  # which evaluation may choose
     made, own = workdir_lib.as_trained(str(tmp_path), config, ["eval.num_clusters"])
     workdir_lib.check_workdir(str(tmp_path), made, must_exist=True)
     assert (made.eval, made.data.num_threads, made.phases) == (config.eval, 2, trained.phases)
     options = ["--config.data.folds='(1,4)'", "--config.phases[0].epochs=2.5", "--config.phases[1].trainable='(\"audio\",)'"]
     assert own == options
     config.phases[0].epochs = 7.0
-    made, own = workdir_lib.as_trained(str(tmp_path), config, ["phases[0].epochs"])  # somebody wants it so
+    made, own = workdir_lib.as_trained(str(tmp_path), config, ["phases[0].epochs"])  # as if given on the command line
     assert own == [options[0], options[2]]
     for given, told in ((made, [options[1]]), (config, options)):
         with pytest.raises(workdir_lib.WorkdirError, match="different run: ") as raised:
@@ -199,7 +199,7 @@ def test_a_run_is_evaluated_as_it_was_trained_without_its_overrides_and_never_ot
 def test_options_of_a_run_are_read_by_the_command_line_as_they_were(monkeypatch):
     values = {"data.folds": (1, 4), "phases[1].trainable": ("audio",), "phases[0].epochs": 2.5, "model.dtype": "float32"}
     values["phases[0].reset_optimizer"] = True
-    plain = json.loads(json.dumps(values))  # as a run keeps it
+    plain = json.loads(json.dumps(values))  # as a run stores them
     options = [f"--config.{name}={workdir_lib._literal(value)}" for name, value in plain.items()]
     monkeypatch.setattr(sys, "argv", ["train", f"--config={world.ROOT}/configs/demo.py", *options])
     parsed = flags.FlagValues()

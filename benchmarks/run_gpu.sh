@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Every benchmark of speed on one GPU, in some nine minutes and without a network: `bash benchmarks/run_gpu.sh [RESULTS]`.
+# Runs the benchmarks of speed on one GPU, in some nine minutes and without a network: `bash benchmarks/run_gpu.sh [RESULTS]`.
 #
-# What they find is appended to RESULTS, or to benchmarks/RESULTS.md, by each as it ends, what matters most first. A benchmark
-# that fails, takes too long or misses a goal is told at the end, with status 1, and does not keep the others from running.
+# The most important ones run first. Each appends its result to RESULTS, by default benchmarks/RESULTS.md, when it ends. If a
+# benchmark fails, takes too long or misses a goal, the others still run; it is reported at the end, with status 1.
 # Environment:
 #   PYTHON       interpreter; python3 if unset
 #   WHEELS       folder of wheels to install first, for a machine that lacks some of the packages
-#   LIMIT_S      seconds for all of it, 570 if unset: what would run longer is ended, or left out if most of its time is gone
-#   SMALL=1      sizes a CPU can do, to try this script where there is no GPU; for this LIMIT_S is an hour if unset
+#   LIMIT_S      seconds for all of it, 570 if unset: a benchmark that would run longer is ended, or left out if less than half
+#                of its time is left
+#   SMALL=1      sizes for a CPU, to try this script without a GPU; LIMIT_S is then an hour if unset
 set -u
 if [[ ${SMALL:-} == 1 ]]; then limit_s=${LIMIT_S:-3600}; else limit_s=${LIMIT_S:-570}; fi
 python=${PYTHON:-python3} results=$(realpath "${1:-"$(dirname "$0")/RESULTS.md"}") missed=()
@@ -22,7 +23,7 @@ export JAX_COMPILATION_CACHE_DIR=$work/cache
 mkdir "$JAX_COMPILATION_CACHE_DIR"
 trap '[[ -z ${beside:-} ]] || kill "$beside" 2>/dev/null; rm -rf "$work"' EXIT
 
-# start SECONDS BENCHMARK ARGUMENTS...; its status is 100 where less than half of the time is left.
+# start SECONDS BENCHMARK ARGUMENTS...; status 100 if less than half of SECONDS is left.
 start() {
   local limit=$1 name=$2 left=$((limit_s - SECONDS))
   shift 2
@@ -58,8 +59,8 @@ if [[ ${SMALL:-} == 1 ]]; then
   run 100 contrastive --batches 512,1024 --block_rows 256
   run 300 scaling --batches 1,2 --depth 2 --topologies ''
 else
-  # Clips at once: with PyTorch, whose two systems keep all activations (of 256 clips each would take some 190 GiB), and of
-  # ours alone (99 GiB). Cards of 80 GB take fewer.
+  # Batch sizes. Beside PyTorch the batch is small, since its two systems keep all activations: 256 clips would take some
+  # 190 GiB in each. Alone, ours takes 99 GiB for 256. Cards of 80 GB get smaller batches.
   beside_torch=64 alone=256
   memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1)
   if [[ $memory =~ ^[0-9]+$ ]] && ((memory < 120000)); then
@@ -67,7 +68,7 @@ else
     echo "the GPU has $memory MiB: batches of $beside_torch and $alone instead of 64 and 256"
   fi
   paper=(--dtype bfloat16)
-  # What is computed is looked at while PyTorch compiles, two minutes in which the GPU has nothing to do; it takes one.
+  # devices_agree takes a minute. It runs while PyTorch compiles: for these two minutes the GPU has nothing else to do.
   XLA_PYTHON_CLIENT_PREALLOCATE=false start 140 devices_agree > "$agree" 2>&1 &
   beside=$!
   turns=(--rounds 3 --steps 5 --systems)
@@ -76,17 +77,18 @@ else
   judge devices_agree $?
   unset beside
   cat "$agree"
-  # The first step is to be cold: nothing of what has been compiled so far is in the cache.
+  # This measures a cold first step, so the cache must hold nothing that has been compiled so far.
   mv "$JAX_COMPILATION_CACHE_DIR" "$work/earlier"
   mkdir "$JAX_COMPILATION_CACHE_DIR"
   run 190 train_step --batch "$alone" "${paper[@]}" "${turns[@]}" ours,again --alone --first_step_s 130
-  # This step is in the cache by now. With what reading takes it needs more than the share of the GPU that JAX takes.
+  # This step is in the cache by now. Together with reading it needs more of the GPU's memory than JAX takes by default.
   read=(--rounds 1 --clips 1024 --num_threads 4)
   XLA_PYTHON_CLIENT_MEM_FRACTION=0.94 run 150 end_to_end --batch "$alone" --depth 12 "${paper[@]}" "${read[@]}"
-  # Four streams, each for a second behind two of running in, three times: 36 s, and 20 to make clips and start processes.
+  # Four ways to read, each timed for a second after two seconds of warm-up, three times: 36 s. Making clips and starting
+  # processes takes another 20 s.
   run 90 input_pipeline --rounds 3 --seconds 1
   run 90 contrastive --batches 16384,65536
-  # Both steps are known, again at the same path, which is part of what the cache goes by.
+  # Both steps were compiled before. Their results go back to the same path, because the path is part of the cache's key.
   cp -r "$work/earlier/." "$JAX_COMPILATION_CACHE_DIR"
   few=(--rounds 1 --steps 3 --topologies '')
   XLA_PYTHON_CLIENT_PREALLOCATE=false run 70 scaling --batches "$beside_torch,$alone" "${paper[@]}" "${few[@]}"

@@ -6,8 +6,8 @@
 # Environment:
 #   PYTHON       interpreter; python3 if unset
 #   WHEELS       folder of wheels to install first, for a machine that lacks some of the packages
-#   LIMIT_S      seconds for all of it, 570 if unset: a benchmark that would run longer is ended, or left out if less than half
-#                of its time is left
+#   LIMIT_S      seconds for all of it, 570 if unset: a benchmark that would run longer is ended, or left out if less than
+#                half of its time is left
 #   SMALL=1      sizes for a CPU, to try this script without a GPU; LIMIT_S is then an hour if unset
 set -u
 if [[ ${SMALL:-} == 1 ]]; then limit_s=${LIMIT_S:-3600}; else limit_s=${LIMIT_S:-570}; fi

@@ -4,8 +4,9 @@
 #   PROJECT=MINE BUCKET=gs://MINE IMAGE=us-docker.pkg.dev/MINE/mc3/dataflow \
 #     launch/dataflow_data_prep.sh [--dry_run] data_prep.ego4d --root gs://MINE/ego4d --out gs://MINE/ego4d_clips
 #
-# IMAGE is `docker build --target dataflow -f launch/Dockerfile .`, pushed. The machine that runs this needs pip install
-# '.[prep,gcs]' with the image's version of Beam. REGION is us-central1 by default. Started again it goes on.
+# IMAGE is the pushed result of `docker build --target dataflow -f launch/Dockerfile .`. The machine that runs this
+# script needs `pip install '.[prep,gcs]'` with the image's version of Beam. REGION is us-central1 by default. If it
+# was interrupted, start it again and it continues.
 set -euo pipefail
 
 dry_run=

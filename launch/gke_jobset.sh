@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Submits launch/gke_jobset.yaml: a run on a TPU slice of GKE's, with JobSet 0.10 or later installed in the cluster.
+# Submits launch/gke_jobset.yaml: a run on a TPU slice of GKE. JobSet 0.10 or later must be installed in the cluster.
 #
 #   IMAGE=us-docker.pkg.dev/MINE/mc3/tpu CLAIM=mc3 NAME=mc3-ego4d \
 #   ACCELERATOR=tpu-v5-lite-podslice TOPOLOGY=4x4 HOSTS=4 CHIPS=4 \
 #     launch/gke_jobset.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d \
 #     --config.model.scan_layers=True
 #
-# IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed. CLAIM is a ReadWriteMany volume (Filestore),
-# mounted at /mnt/mc3: its data/, weights/ and runs/ are the image's. HOSTS times CHIPS (of a host) is the TOPOLOGY.
+# IMAGE is the pushed result of `docker build --target tpu -f launch/Dockerfile .`. CLAIM is the claim of a
+# ReadWriteMany volume (Filestore), which is mounted at /mnt/mc3; the image links data/, weights/ and runs/ to its
+# folders. HOSTS times CHIPS (per host) must be the number of chips in TOPOLOGY.
 set -euo pipefail
 
 dry_run=
@@ -22,7 +23,7 @@ if ! [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ && $HOSTS$CHIPS =~ ^[0-9]+$ ]] || ((HOST
   exit 2
 fi
 
-# The command as a JSON list, which is YAML.
+# The command as a JSON list, which is also YAML.
 COMMAND='"python", "-m"'
 for word in "$@"; do
   word=${word//\\/\\\\}

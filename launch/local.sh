@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Runs a command of ours on this machine, and again as often as it ends with 75: told to go, its state is saved. Where it
-# ends with 76, a process was lost or hangs, it begins again three times, as long as each time has left a newer checkpoint.
+# Runs one of the project's commands on this machine and restarts it when it should go on. Status 75 (preempted, state saved):
+# always. Status 76 (a process was lost or hangs): up to three times, as long as each time has left a newer checkpoint.
 #
 #   launch/local.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=runs/mc3_ego4d
 #
-# One process drives all devices of the machine and uses all its cores. SIGTERM or Ctrl-C here saves and ends for good.
+# One process drives all devices of the machine and uses all its cores. SIGTERM or Ctrl-C to this script saves the run's state
+# and ends it for good.
 set -euo pipefail
 
 dry_run=
 if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 [[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
 
-# Collectives overlap with computation; one that is stuck for ten minutes ends the process (XLA's default is never).
+# Collectives overlap with computation. One that is stuck for ten minutes ends the process; by default XLA waits forever.
 gpu_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_nccl_termination_timeout_seconds=600"
 export XLA_FLAGS="$gpu_flags ${XLA_FLAGS:-}"
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-# Within a step of Slurm's JAX would look for the other tasks, and take one GPU for each.
+# Within a Slurm step JAX would look for the other tasks and take only one GPU per task: without this variable it does not.
 command=(env -u SLURM_STEP_NODELIST python -m "$@")
 
 if [[ $dry_run ]]; then
@@ -32,7 +33,7 @@ for word in "$@"; do
   previous=$word
 done
 
-# Prints the step of the run's newest checkpoint, 0 where there is none.
+# Prints the step of the run's newest checkpoint, or 0 if there is none.
 newest_step() {
   local path step newest=0
   for path in "$workdir"/checkpoints/*; do
@@ -57,12 +58,12 @@ while true; do
   before=$(newest_step)
   "${command[@]}" &
   child=$!
-  [[ ! $told ]] || kill -TERM "$child"  # told between two starts
+  [[ ! $told ]] || kill -TERM "$child"  # signalled between two starts
   while true; do
     signalled=''
     status=0
     wait "$child" || status=$?
-    [[ $signalled ]] || break  # else the signal has ended the wait, not the process
+    [[ $signalled ]] || break  # otherwise the signal ended the wait, not the process
   done
   if ((status == 76 && lost < 3 && $(newest_step) > before)); then
     ((lost += 1))

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Submits launch/skypilot.yaml as a managed job, which SkyPilot recovers when it is preempted.
+# Submits launch/skypilot.yaml as a managed job, which SkyPilot restarts when it is preempted.
 #
 #   IMAGE=us-docker.pkg.dev/MINE/mc3/gpu BUCKET=gs://MINE [GPUS=A100-80GB:8] \
 #     launch/skypilot.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d
 #
-# IMAGE is `docker build --target gpu -f launch/Dockerfile .`, pushed. BUCKET is mounted at /mnt/mc3: its
-# data/, weights/ and runs/ are the image's.
+# IMAGE is the pushed result of `docker build --target gpu -f launch/Dockerfile .`. BUCKET is mounted at /mnt/mc3; the
+# image links data/, weights/ and runs/ to its folders.
 set -euo pipefail
 
 dry_run=

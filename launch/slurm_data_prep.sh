@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Prepares data on Slurm: an array of TASKS jobs with CPUS cores each writes the shards, then one job makes the data set
-# of all.
+# Prepares data on Slurm. An array of TASKS jobs with CPUS cores each writes the shards; then one more job makes the data set
+# from all of them.
 #
 #   launch/slurm_data_prep.sh [--dry_run] data_prep.ego4d --root ego4d --out data/ego4d_clips
 #   TASKS=64 CPUS=16 launch/slurm_data_prep.sh data_prep.epic_sounds ...
 #
-# Any module of data_prep that takes --part; on a folder that all nodes share. SBATCH_PARTITION, SBATCH_ACCOUNT and the
-# like choose the partition. A task that is preempted queues again and goes on where it was; a failure ends the last
-# job, too.
+# Takes any module of data_prep that has --part. --out must be on a file system that all nodes share. SBATCH_PARTITION,
+# SBATCH_ACCOUNT and similar variables choose the partition. A task that is preempted queues again and continues. If a task
+# fails, the last job is cancelled.
 set -euo pipefail
 
 dry_run=
@@ -16,9 +16,9 @@ if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 tasks=${TASKS:-32}
 cpus=${CPUS:-8}
 
-# --wrap is a script in one string.
+# --wrap takes a whole script as one string.
 printf -v convert '%q ' exec python -m "$@" --num_workers "$cpus"
-# shellcheck disable=SC2016  # the task's own shell knows its number
+# shellcheck disable=SC2016  # only the task's own shell knows the number
 part='--part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"'
 
 submit() {

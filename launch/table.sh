@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# A table of runs: every config is trained, then evaluated, in RUNS/<its name> (RUNS is runs by default).
+# A table of runs: trains every config, then evaluates it, in RUNS/<name of the config>. RUNS is `runs` by default.
 #
 #   launch/table.sh [--dry_run] CONFIG... [-- FLAGS...]     # here, one after the other
 #   HOW="sbatch launch/slurm_8gpu.sbatch" launch/table.sh CONFIG... [-- FLAGS...]     # all at once
 #
-# FLAGS go to every row, e.g. --config.data.dir=data/ego4d_clips. Started again, rows that are done are evaluated again
-# only. An evaluation that is submitted waits for its training, also where that is preempted and queues again. SIGTERM or
-# Ctrl-C here reaches the row that runs, which saves and ends. configs/tables/random.py has nothing to train: evaluate it by
-# itself. `python -m benchmarks.tables` runs all rows and writes the tables, on one machine.
+# FLAGS go to every row, e.g. --config.data.dir=data/ego4d_clips. When started again, rows that are already trained
+# are only evaluated again. A submitted evaluation waits for its training, even if that is preempted and queues again.
+# SIGTERM or Ctrl-C to this script reaches the row that runs, which saves and ends. configs/tables/random.py has
+# nothing to train: evaluate it by itself. `python -m benchmarks.tables` runs all rows on one machine and writes the
+# tables.
 set -euo pipefail
 
 dry_run=
@@ -39,18 +40,18 @@ forward() {
 }
 trap forward TERM INT
 
-# here COMMAND...; ends with it if it fails or was told to end
+# here COMMAND...: runs a command, and ends this script if the command fails or a signal came
 here() {
   local status
   [[ ! $told ]] || exit 75
   "$@" &
   child=$!
-  [[ ! $told ]] || kill -TERM "$child"  # told meanwhile
+  [[ ! $told ]] || kill -TERM "$child"  # signalled meanwhile
   while true; do
     signalled=''
     status=0
     wait "$child" || status=$?
-    [[ $signalled ]] || break  # else the signal has ended the wait, not the process
+    [[ $signalled ]] || break  # otherwise the signal ended the wait, not the process
   done
   child=
   ((status == 0)) || exit "$status"
@@ -59,11 +60,11 @@ here() {
 
 for config in "${configs[@]}"; do
   name=$(basename "$config")
-  name=${name/.py/}  # of mc3.py:ego4d too
+  name=${name/.py/}  # also in mc3.py:ego4d
   flags=("--config=$config" "--workdir=${RUNS:-runs}/${name/:/-}" "$@")
   if [[ ${how[0]} == sbatch ]]; then
     job=$(run sbatch --parsable "${how[@]:1}" mc3_jax.train "${flags[@]}")
-    job=${job%%;*}  # a federation's --parsable names the cluster behind it
+    job=${job%%;*}  # in a federation, --parsable appends the cluster's name
     after=("--dependency=afterok:$job" --kill-on-invalid-dep=yes)
     then=$(run sbatch --parsable "${after[@]}" "${how[@]:1}" mc3_jax.evaluate "${flags[@]}")
     echo "$config: trained by job $job, evaluated by job ${then%%;*}"

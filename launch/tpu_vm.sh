@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice of spot VMs: makes the slice, runs on all its workers, and begins again when it was
-# preempted.
+# A run on a Cloud TPU slice of spot VMs: creates the slice, runs on all its workers, and starts again after
+# preemption.
 #
 #   TPU=mc3 ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite IMAGE=us-docker.pkg.dev/MINE/mc3/tpu \
 #   MOUNT=/mnt/mc3 SETUP="sudo mkdir -p /mnt/mc3; mountpoint -q /mnt/mc3 || sudo mount 10.0.0.2:/mc3 /mnt/mc3" \
 #     launch/tpu_vm.sh [--dry_run] mc3_jax.train --config=configs/mc3_ego4d.py --workdir=/mnt/mc3/runs/mc3_ego4d \
 #     --config.model.scan_layers=True
 #
-# One process per worker (host) drives its chips. IMAGE is `docker build --target tpu -f launch/Dockerfile .`, pushed.
-# MOUNT is a file system that all workers share and that outlives them (Filestore); as /mnt/mc3 its
-# data/, weights/ and runs/ are the image's. SETUP, run on every worker first, mounts it. The slice is left when the run is over; the last line says how
-# it is deleted.
+# One process per worker (host) drives its chips. IMAGE is the pushed result of `docker build --target tpu -f
+# launch/Dockerfile .`. MOUNT is a file system that all workers share and that outlives them (Filestore). If it is
+# /mnt/mc3, the image links data/, weights/ and runs/ to its folders. SETUP is a command that mounts it; it runs on
+# every worker first. The slice is not deleted when the run is over: the last line says how to delete it.
 set -euo pipefail
 
 dry_run=
@@ -29,8 +29,9 @@ create=(
 describe=("${slices[@]}" describe "$TPU" "--zone=$ZONE" "--format=value(state.state)")
 delete=("${slices[@]}" delete "$TPU" "--zone=$ZONE" --force --quiet)
 
-# libtpu's own defaults: no XLA flags. What an earlier connection has left running is told to save first. When a worker
-# is preempted or its container is stopped, the process has a minute to save.
+# No XLA flags: libtpu's own defaults apply. If an earlier connection has left a container running, it is stopped
+# first, and its process saves. When a worker is preempted or its container is stopped, the process has a minute to
+# save.
 printf -v program ' %q' python -m "$@"
 printf -v volume '%q' "$MOUNT:$MOUNT"
 printf -v setup '%q' "${SETUP:-true}"
@@ -49,7 +50,7 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-# Prints the slice's state, NONE where there is none; fails where gcloud has failed ten times.
+# Prints the slice's state, or NONE if there is no slice; fails if gcloud has failed ten times.
 state() {
   local text
   for ((i = 0; i < 10; i++)); do
@@ -77,7 +78,8 @@ while true; do
   done
   status=0
   "${run[@]}" || status=$?
-  # When a machine goes, its ssh ends with 255 and its peers with 76, minutes before the slice's state says so.
+  # When a machine is taken away, its ssh ends with 255 and the other processes with 76, minutes before the slice's
+  # state shows it.
   for ((i = 0; i < 10; i++)); do
     now=$(state)
     if [[ $now != ACTIVE ]] || ((status != 76 && status <= 128)); then break; fi

@@ -51,7 +51,7 @@ setup(
     ],
     extras_require={
         "bench": ["imageio-ffmpeg>=0.6"],
-        "compile": ["jax[tpu]"],  # libtpu of the version that goes with JAX; mc3_jax.compile needs it, and no TPU
+        "compile": ["jax[tpu]"],  # libtpu in the version that fits JAX; mc3_jax.compile needs it, but no TPU
         "compile_gpu": ["jax[cuda12-local]"],  # JAX's CUDA plug-in alone: mc3_jax.compile needs no GPU, driver or CUDA
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

@@ -23,6 +23,7 @@ _ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX reads it by itself, but not the two 
 _JOB = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 _HANDLERS: list = []  # called from C: this reference keeps Python from freeing them
 _ALONE_S = 10**6  # heartbeat timeout of a single process: JAX would end it if it was stopped (SIGSTOP) for longer
+_DONE_S = 10**6  # limit for processes that are done to wait for one that still writes; lost ones are found out
 _ARRIVAL_S = 900  # limit until all processes have started; pulling images and replacing nodes takes time
 _SILENT_S = 5  # a shorter wait for the other processes prints nothing
 
@@ -142,9 +143,14 @@ def ending_together(heartbeat_timeout_s: int) -> Iterator[None]:
 
     When one process ends, the collectives of the others fail or hang. A process whose collective fails waits until JAX has
     had time to find out that another process was lost: then it ends with status `LOST`, not with a traceback.
+
+    Without an error the block ends when all processes have come to its end. Otherwise JAX would end all of them as lost if
+    one, such as the one that writes a report, needs five minutes longer than another.
     """
     try:
         yield
+        if jax.process_count() > 1:
+            wait_for_others("mc3_jax is done", _DONE_S)
     except BaseException as error:
         if jax.process_count() == 1:
             raise
@@ -205,6 +211,15 @@ def preempted(asked: int) -> bool:
 def from_process_0(value: int) -> int:
     """Returns the `value` of process 0, on every process; called by every process."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
+
+
+def list_from_process_0(values: list[int]) -> list[int]:
+    """Returns the values that process 0 has; the other processes may have another number of them."""
+    if jax.process_count() == 1:
+        return values
+    row = np.zeros(from_process_0(len(values)), np.int32)
+    row[:] = values if jax.process_index() == 0 else 0
+    return multihost_utils.broadcast_one_to_all(row).tolist() if len(row) else []
 
 
 def first_message(message: str) -> str:

@@ -266,6 +266,11 @@ with job.ending_together(100), Watchdog(3) as dog:
     with dog.at("waiting for the devices to do step 1"):
         multihost_utils.process_allgather(np.ones(3))
         time.sleep(2)  # of its own, after a wait that was longer than the limit
+    begin = time.monotonic()
+    assert job.list_from_process_0([7, 9][jax.process_index() :]) == [7, 9]  # whose file server is late
+    assert job.list_from_process_0([7][: jax.process_index()]) == []
+    time.sleep(0 if jax.process_index() else 3)  # at the report
+assert time.monotonic() - begin >= 3  # the other process, too: at five minutes JAX would end both
 """
 
 

@@ -49,6 +49,11 @@ def steps_of(workdir: str) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
 
 
+def agreed_steps(workdir: str) -> list[int]:
+    """Returns the steps that a run has checkpoints of according to process 0, in order. Called by every process."""
+    return job_lib.list_from_process_0(steps_of(workdir))
+
+
 def newest_step(workdir: str) -> int:
     """Returns the newest step that a run has a checkpoint of, as process 0 sees it; 0 if none. Called by every process."""
     return job_lib.from_process_0(max(steps_of(workdir), default=0))
@@ -255,6 +260,8 @@ def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
 def restore_params(workdir: str, step: int, abstract_params):
     """Returns only the parameters of the state saved after `step` steps, verified; the optimizer state is not read.
 
+    Called by every process.
+
     Args:
       workdir: Folder of the run.
       step: Step of an existing checkpoint.
@@ -266,7 +273,7 @@ def restore_params(workdir: str, step: int, abstract_params):
       OSError: It can't be read.
     """
     path = checkpoint_dir(workdir) / str(step)
-    if not path.is_dir():
+    if job_lib.from_process_0(not path.is_dir()):
         raise PrunedError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
     try:
         return _restore_params(path, step, abstract_params)
@@ -304,7 +311,18 @@ def restore_newest_params(workdir: str, abstract_params) -> tuple[int, Any]:
 
 
 def _restore_params(path: pathlib.Path, step: int, abstract_params):
-    manifest = _verify(path, step)
+    manifest, params, failure = _verify(path, step), None, None
+    try:
+        params = _load_params(path, abstract_params)
+    except Exception as error:  # of one process alone, perhaps, if it is deleted meanwhile
+        failure = error
+    if problem := job_lib.first_message(repr(failure) if failure else ""):
+        raise failure or ValueError(problem)
+    _check_arrays(path, {"params": params}, manifest)
+    return params
+
+
+def _load_params(path: pathlib.Path, abstract_params):
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     # A partial load silently skips arrays that the checkpoint lacks, so names and shapes are compared first.
@@ -313,12 +331,10 @@ def _restore_params(path: pathlib.Path, step: int, abstract_params):
     check_shapes(flatten(saved), flatten(abstract_params), f"checkpoint {path}")
     try:
         with context:
-            params = ocp.load(path, {"params": abstract_params})["params"]
+            return ocp.load(path, {"params": abstract_params})["params"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:600]
         raise ValueError(f"checkpoint {path} can't be restored: {reason}") from error
-    _check_arrays(path, {"params": params}, manifest)
-    return params
 
 
 def _verify(path: pathlib.Path, step: int) -> dict:

@@ -123,7 +123,7 @@ def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[
     if num_clips is None:
         num_clips = len(loader.open_split(config.data.dir, config.data.split, 0, config.data.folds))
     phases = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
-    steps, stops = checkpoint.steps_of(workdir), [phase.stop for phase in phases]
+    steps, stops = checkpoint.agreed_steps(workdir), [phase.stop for phase in phases]
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
     newest, params = checkpoint.restore_newest_params(workdir, abstract)
     loaded = {}
@@ -208,7 +208,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     if config.model.num_classes:
         return evaluate_sounds.evaluate(config, workdir)
     has_run = not config.checkpoint and len(config.phases) > 0
-    if not has_run and checkpoint.steps_of(workdir):
+    if not has_run and checkpoint.newest_step(workdir):
         raise ValueError(f"{workdir} holds a run: name another --workdir for what has none")
     if has_run:
         workdir_lib.check_workdir(workdir, config, must_exist=True)
@@ -338,11 +338,11 @@ def main(config: config_lib.Config, workdir: str) -> None:
     """Evaluates the command line's run with the settings it was trained with; see `workdir.as_trained`."""
     with cli.user_errors():
         job_lib.initialize(config.heartbeat_timeout_s)
+    with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
         if not config.checkpoint and config.phases:
             config, own = workdir_lib.as_trained(workdir, config, cli.overridden())
             if own and jax.process_index() == 0:
                 print(f"{workdir} was trained with {' '.join(own)}, and is evaluated so", flush=True)
-    with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
         evaluate(config, workdir)
 
 

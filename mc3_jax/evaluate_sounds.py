@@ -110,7 +110,7 @@ def _scores(
     embed = model_lib.make_embed_fn(model, config.model)
     classify = jax.jit(lambda params, batch: jax.nn.softmax(embed(params, batch)["logits"]))
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
-    steps = checkpoint.steps_of(workdir)
+    steps = checkpoint.agreed_steps(workdir)
     if not steps:
         raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
     for step in steps:

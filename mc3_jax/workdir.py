@@ -48,20 +48,26 @@ def _flatten_config(value, prefix: str = "") -> dict:
 
 
 def _read_config(workdir: str) -> config_lib.Config | None:
-    """Returns the config of the run in a workdir, None if there is no run. Fields newer than the run get their defaults."""
+    """Returns the config of the run in a workdir, None if process 0 sees no run. Called by every process.
+
+    Fields newer than the run get their defaults.
+    """
     path = pathlib.Path(workdir) / CONFIG_FILE
-    if not path.is_file():
+    if not job_lib.from_process_0(path.is_file()):
         return None
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(_read_of_process_0(path))
+    except OSError as error:
+        raise WorkdirError(_unseen(path, error)) from error
     except ValueError as error:
         raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
     return config_lib.from_dict(config_lib.Config, saved, str(path))
 
 
 def _free(workdir: str) -> tuple[str, ...]:
+    """Returns the fields that may differ at this start. Called by every process."""
     # Once there is a checkpoint, the files that the towers started from are not read again.
-    return (*_FREE, "init") if checkpoint.steps_of(workdir) else _FREE
+    return (*_FREE, "init") if checkpoint.newest_step(workdir) else _FREE
 
 
 def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) -> tuple[config_lib.Config, list[str]]:
@@ -69,7 +75,7 @@ def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) ->
 
     Fields that evaluation can't choose are taken from the run, so that its overrides need not be given again. Fields that are
     overridden on the command line stay as they are; `check_workdir` refuses them if the run was trained with other values. A
-    config with another name or number of phases belongs to another run and is returned unchanged.
+    config with another name or number of phases belongs to another run and is returned unchanged. Called by every process.
 
     Args:
       workdir: Folder of the run; if it holds no run, `config` is returned unchanged.
@@ -110,7 +116,9 @@ def _literal(value) -> str:
 
 
 def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool = False) -> None:
-    """Checks that a workdir holds no run or this one. Fields newer than the run count as having their defaults.
+    """Checks that a workdir holds no run or this one. Called by every process.
+
+    Fields newer than the run count as having their defaults.
 
     Args:
       workdir: Folder of the run.
@@ -119,20 +127,31 @@ def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool =
 
     Raises:
       WorkdirError: It holds a run with another config (the message names the first field that differs, and the options that
-        the run was trained with), no run although one must exist, or checkpoints of an unknown run.
+        the run was trained with), no run although one must exist, or checkpoints of an unknown run. All
+        processes raise it.
     """
-    saved = _read_config(workdir)
+    free, problem = _free(workdir), ""
+    try:
+        _compare(workdir, _read_config(workdir), config, free, must_exist=must_exist)
+    except ValueError as error:
+        problem = str(error)
+    if problem := job_lib.first_message(problem):
+        raise WorkdirError(problem)
+
+
+def _compare(
+    workdir: str, saved: config_lib.Config | None, config: config_lib.Config, free: tuple[str, ...], *, must_exist: bool
+) -> None:
     if saved is None:
         if must_exist:
             raise WorkdirError(
                 f"{workdir} holds no run: train it first with `python -m mc3_jax.train --workdir={workdir}`, or name weights "
                 "by --config.checkpoint"
             )
-        if checkpoint.checkpoint_dir(workdir).is_dir():
+        if jax.process_index() == 0 and checkpoint.checkpoint_dir(workdir).is_dir():
             raise WorkdirError(f"{workdir} holds checkpoints but no {CONFIG_FILE}: choose another workdir")
         return
     there, here = (_flatten_config(config_lib.to_dict(each)) for each in (saved, config))
-    free = _free(workdir)
     for name in dict.fromkeys([*here, *there]):
         if name.startswith(free) or there.get(name) == here.get(name):
             continue
@@ -207,14 +226,16 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
                 f"{jax.process_index()} sees them: name those, or choose another workdir"
             )
     except OSError as error:
-        problem = (
-            f"process {jax.process_index()} on {socket.gethostname()} can't read {path} ({error.strerror}): see that every "
-            "process sees the workdir"
-        )
+        problem = _unseen(path, error)
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{path} is damaged ({error}): choose another workdir"
     if problem := job_lib.first_message(problem):
         raise WorkdirError(problem)
+
+
+def _unseen(path: pathlib.Path, error: OSError) -> str:
+    who = f"process {jax.process_index()} on {socket.gethostname()}"
+    return f"{who} can't read {path} ({error.strerror}): see that every process sees the workdir"
 
 
 def _read_of_process_0(path: pathlib.Path) -> str:

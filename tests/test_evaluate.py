@@ -11,7 +11,16 @@ import shutil
 import numpy as np
 import pytest
 
-from mc3_jax import config as config_lib, evaluate, evaluate_sounds, mesh as mesh_lib, run as run_lib
+from mc3_jax import (
+    checkpoint,
+    config as config_lib,
+    evaluate,
+    evaluate_sounds,
+    job as job_lib,
+    mesh as mesh_lib,
+    run as run_lib,
+    workdir as workdir_lib,
+)
 from mc3_jax.data import loader, records
 from mc3_jax.evals import embeddings as embeddings_lib, retrieval
 from tests import world
@@ -97,6 +106,16 @@ def test_phases_end_as_for_the_data_of_training_and_texts_get_the_runs_own_token
     config.checkpoint = str(place)
     with pytest.raises(ValueError, match="config.data.tokenizer: .*absent .*is not the tokenizer that the text tower of"):
         evaluate.evaluate(config, str(tmp_path / "elsewhere"))
+
+
+def test_the_checkpoints_that_process_0_sees_are_evaluated_by_every_process(tmp_path, monkeypatch):
+    config = world.small_config(tmp_path)
+    monkeypatch.setattr(workdir_lib, "trained_on", lambda workdir: {"num_clips": 64})  # phases end at steps 4 and 8
+    monkeypatch.setattr(job_lib, "list_from_process_0", lambda steps: [4, 8])  # this process sees none
+    monkeypatch.setattr(checkpoint, "restore_newest_params", lambda *_: (8, {}))
+    monkeypatch.setattr(checkpoint, "restore_params", lambda *_: {})
+    loaded = evaluate._load_run(config, str(tmp_path), mesh_lib.make_mesh())
+    assert [(name, step) for name, (step, _) in loaded.items()] == [("align", 4), ("refine", 8)]
 
 
 def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(finished, data, tmp_path, capsys):

@@ -104,9 +104,26 @@ def test_a_process_waits_until_its_file_server_shows_what_process_0_has_written(
         claim(tmp_path)
 
     monkeypatch.setattr(workdir_lib.time, "sleep", sleep)
-    monkeypatch.setattr(workdir_lib.jax, "process_index", lambda: len(slept) == 0)
+    monkeypatch.setattr(workdir_lib.jax, "process_index", lambda: int(len(slept) == 0))
     workdir_lib.check_data(str(tmp_path), DIGESTS)
     assert slept == [1]
+    (tmp_path / workdir_lib.CONFIG_FILE).unlink()
+    slept.clear()
+    config = demo.get_config()
+    workdir_lib.check_workdir(str(tmp_path), config, must_exist=False)  # process 0 sees none either
+    assert not slept
+    monkeypatch.setattr(workdir_lib.job_lib, "from_process_0", lambda value: value or 5)  # it sees the config and step 5
+    config.init.audio = "gone by now"  # so it is read no more
+    workdir_lib.check_workdir(str(tmp_path), config, must_exist=True)
+    assert slept == [1]
+    monkeypatch.setattr(workdir_lib.job_lib, "first_message", lambda message: message or "process 1 has another config")
+    with pytest.raises(workdir_lib.WorkdirError, match="^process 1 has another config$"):
+        workdir_lib.check_workdir(str(tmp_path), config, must_exist=True)
+    (tmp_path / workdir_lib.CONFIG_FILE).unlink()
+    monkeypatch.setattr(workdir_lib, "_UNSEEN_S", 0)
+    slept.clear()
+    with pytest.raises(workdir_lib.WorkdirError, match=r"process 1 on .* can't read .*config.json \(No such file"):
+        workdir_lib.check_workdir(str(tmp_path), config, must_exist=True)
 
 
 MACHINE = workdir_lib._machine()

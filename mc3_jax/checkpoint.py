@@ -22,6 +22,7 @@ from mc3_jax import integrity, job as job_lib
 
 DamagedError = integrity.DamagedError
 _NUM_TRIES = 5  # at reading the newest checkpoint of a run that is being trained and may delete it meanwhile
+_FAULTS = "mc3_jax/checkpoint/faults"  # key under which processes tell each other that they can't write
 _PASSING = (".saving", ".saving.orbax-checkpoint-tmp", ".deleting")
 
 
@@ -151,7 +152,8 @@ class Checkpoints:
         """
         if self._thread is None:
             return
-        self._thread.join()
+        while self._thread.is_alive() and not _has_failed_elsewhere():
+            self._thread.join(1)
         self._thread = None
         if message := job_lib.first_message(str(self._fault or "")):
             raise CheckpointError(message) from self._fault
@@ -168,6 +170,8 @@ class Checkpoints:
                 self._prune()
         except Exception as error:  # raised by the next `save` or `wait`
             self._fault = self._error(step, error)
+            if jax.process_count() > 1:
+                job_lib.publish(f"{_FAULTS}/{jax.process_index()}", str(self._fault))
 
     def _error(self, step: int, error: Exception) -> CheckpointError:
         reason = " ".join(str(error).split())[:600]
@@ -191,6 +195,11 @@ class Checkpoints:
         for path in self._folder.iterdir():
             if path.name.split(".")[0].isdecimal() and path.name.endswith(_PASSING):
                 _delete(path)
+
+
+def _has_failed_elsewhere() -> bool:
+    """Returns whether one of several processes can't write. Orbax would let the others wait for it for 20 minutes."""
+    return jax.process_count() > 1 and bool(job_lib.published(_FAULTS))
 
 
 def _delete(path: pathlib.Path) -> None:
@@ -268,21 +277,31 @@ def restore_params(workdir: str, step: int, abstract_params):
       abstract_params: The parameters as `jax.ShapeDtypeStruct`s, with shardings on any mesh.
 
     Raises:
-      PrunedError: There is no checkpoint of that step, or it was deleted while it was read.
-      ValueError: The checkpoint has other names or shapes, or it is damaged.
+      PrunedError: There is no checkpoint of that step, or it was deleted while it was read; on every process.
+      ValueError: The checkpoint has other names or shapes, or it is damaged. Or one of several processes found it deleted
+        while it read the arrays.
       OSError: It can't be read.
     """
     path = checkpoint_dir(workdir) / str(step)
     if job_lib.from_process_0(not path.is_dir()):
         raise PrunedError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
+    gone = f"checkpoint {path} was deleted while it was read, as training goes on: only"
     try:
-        return _restore_params(path, step, abstract_params)
-    except Exception as error:  # of any kind: Orbax may find it half deleted
+        manifest = _verify(path, step)
+    except (ValueError, OSError) as error:
         if job_lib.from_process_0(path.is_dir()):
             raise
-        raise PrunedError(
-            f"checkpoint {path} was deleted while it was read, as training goes on: only {steps_of(workdir)} are left"
-        ) from error
+        raise PrunedError(f"{gone} {steps_of(workdir)} are left") from error
+    try:
+        params = _load_params(path, abstract_params)
+    except Exception as error:  # of any kind: Orbax may find it half deleted
+        if path.is_dir():
+            raise
+        if jax.process_count() > 1:  # no collective: the other processes may still be reading
+            raise ValueError(f"{gone} {steps_of(workdir)} are left; start again") from error
+        raise PrunedError(f"{gone} {steps_of(workdir)} are left") from error
+    _check_arrays(path, {"params": params}, manifest)
+    return params
 
 
 def restore_newest_params(workdir: str, abstract_params) -> tuple[int, Any]:
@@ -308,18 +327,6 @@ def restore_newest_params(workdir: str, abstract_params) -> tuple[int, Any]:
             if tries == _NUM_TRIES - 1:
                 raise
     raise ValueError(f"{workdir} holds no checkpoint yet: train it first")
-
-
-def _restore_params(path: pathlib.Path, step: int, abstract_params):
-    manifest, params, failure = _verify(path, step), None, None
-    try:
-        params = _load_params(path, abstract_params)
-    except Exception as error:  # of one process alone, perhaps, if it is deleted meanwhile
-        failure = error
-    if problem := job_lib.first_message(repr(failure) if failure else ""):
-        raise failure or ValueError(problem)
-    _check_arrays(path, {"params": params}, manifest)
-    return params
 
 
 def _load_params(path: pathlib.Path, abstract_params):

@@ -207,6 +207,27 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_no_damage_and_the_newes
         checkpoint.restore_params(workdir, 2, abstract["params"])
 
 
+def test_a_process_that_alone_finds_a_checkpoint_deleted_ends_without_a_collective(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, tmp_path / "run")
+    workdir, (_, abstract) = str(tmp_path / "run"), make_state(make_mesh((1, 1)), 1)
+    told = []
+
+    def meanwhile(path, _):
+        path.rename(path.with_name("2.deleting"))
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(job_lib, "from_process_0", told.append)  # the others do not take part: they still read
+        raise KeyError("params")
+
+    with monkeypatch.context() as alone:
+        alone.setattr(job_lib, "from_process_0", lambda value: True)  # process 0 finds it deleted
+        with pytest.raises(checkpoint.PrunedError, match="has no checkpoint of step 2"):
+            checkpoint.restore_params(workdir, 2, abstract["params"])
+    monkeypatch.setattr(checkpoint, "_load_params", meanwhile)
+    with pytest.raises(ValueError, match=r"2 was deleted while it was read, .* only \[1\] are left; start again$"):
+        checkpoint.restore_newest_params(workdir, abstract["params"])
+    assert not told
+
+
 def test_checkpoints_deleted_while_they_are_read_are_reported_as_that_and_not_as_damaged(saved, tmp_path, monkeypatch):
     shutil.copytree(saved, tmp_path / "run")
     workdir, (_, abstract) = str(tmp_path / "run"), make_state(make_mesh((1, 1)), 1)

@@ -252,6 +252,32 @@ def test_a_process_that_is_done_while_another_fails_ends_as_lost_and_does_not_ha
     assert log.splitlines()[-1].startswith("error: process 1 of 2 ends because another one has ended"), log
 
 
+UNWRITTEN = """
+import resource, sys
+import jax, numpy as np
+from mc3_jax import checkpoint, cli, job, mesh as mesh_lib
+job.initialize(100)
+with job.ending_together(100), cli.user_errors((checkpoint.CheckpointError,)):
+    abstract = mesh_lib.abstract_state(mesh_lib.make_mesh(2), {"kernel": jax.ShapeDtypeStruct((512, 512), np.float32)})
+    values = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
+    state = {"kernel": jax.make_array_from_callback(values.shape, abstract["kernel"].sharding, lambda index: values[index])}
+    with checkpoint.Checkpoints(sys.argv[1], every_steps=1, keep=2, keep_steps=[]) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        if jax.process_index() == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        checkpoints.save(2, state)
+"""
+
+
+def test_a_process_that_alone_cant_write_its_part_of_a_checkpoint_ends_all_of_them_with_one_line(tmp_path):
+    job = run_together(["-c", UNWRITTEN, str(tmp_path / "run")], tmp_path)
+    for status, log in job:
+        assert status == cli.USER_ERROR, log
+        assert "error: the checkpoint of step 2 can't be written to " in log.splitlines()[-1]
+    assert checkpoint.steps_of(str(tmp_path / "run")) == [1]
+
+
 SLOW = """
 import time
 import jax, numpy as np

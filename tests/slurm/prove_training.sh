@@ -2,11 +2,13 @@
 # Proves launch/slurm_8gpu.sbatch, slurm_multinode.sbatch and table.sh on a real Slurm (`start_cluster.sh`): a small run
 # of two processes on CPU, joined by JAX over jax.distributed, is trained and evaluated
 #   1. undisturbed;
-#   2. preempted twice, by `scontrol requeue` and by SIGTERM to its processes, while its evaluation waits for it.
+#   2. preempted twice, by `scontrol requeue` and by SIGTERM to its processes, while its evaluation waits for it;
+#   3. with a process killed by SIGKILL and then the other one by SIGSEGV, while its evaluation waits for it.
 # Every number of every step and of the evaluation must be the same. A run that fails must not be queued again, nor one
-# that is cancelled, which must save first.
+# that is cancelled, which must save first, nor one that loses a process before it has saved. One that loses a process at
+# every start must be queued again three times.
 #
-#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]  # a quarter of an hour on two cores; WORK stays
+#   PATH=$PWD/.venv/bin:$PATH tests/slurm/prove_training.sh [WORK]  # twenty minutes on two cores; WORK stays
 #
 # Exits with 1 and one line if anything else happens.
 set -euo pipefail
@@ -33,6 +35,32 @@ beyond() {
   ((${step:-0} > $2))
 }
 
+# saved RUN STEP; true if the run has a newer checkpoint than that of STEP
+saved() {
+  local path
+  for path in "$1"/checkpoints/*; do
+    path=${path##*/}
+    [[ $path == *[!0-9]* ]] || ((path <= $2)) || return 0
+  done
+  return 1
+}
+
+# end_process JOB NUMBER SIGNAL; sends the signal to that process of the job's training
+end_process() {
+  local pid
+  pid=$(scontrol listpids "$1" | awk -v number="$2" '$3 ~ /^[0-9]+$/ && $5 == number { print $1 }')
+  [[ $pid ]] || fail "no process $2 of job $1"
+  kill -s "$3" "$pid"
+}
+
+# resumed_twice JOB; fails if its run was not resumed twice
+resumed_twice() {
+  local resumed
+  resumed=$(grep --count "resuming after step" "slurm-$1.out")
+  [[ $resumed == 2 ]] || fail "the run of job $1 was resumed $resumed times, not 2"
+  grep "resuming after step" "slurm-$1.out"
+}
+
 # submit HOW CONFIG; sets train and evaluate to the ids of the two jobs
 submit() {
   local told
@@ -47,7 +75,7 @@ cd "$work"
 python -m data_prep.soundworld --out world --videos 8 --video_seconds 30
 python -m data_prep.ego4d --root world --out clips --short_side 72 --num_workers 1
 python -m data_prep.vocabulary --clips clips --out vocabulary
-for name in undisturbed preempted cancelled; do
+for name in undisturbed preempted killed unsaved cancelled; do
   cat >"$name.py" <<END
 import pathlib
 from tests import world
@@ -56,7 +84,9 @@ def get_config():
     config = world.small_config(pathlib.Path("$work"))
     config.name = "small"
     config.data.num_threads = config.log.every_steps = 1
-    config.save.every_steps = 1000  # so that the run is resumed from what a preemption has saved
+    # A preempted run must be resumed from what the preemption has saved.
+    config.save.every_steps = 20 if "$name" == "killed" else 1000
+    config.heartbeat_timeout_s = 20
     for phase in config.phases:
         phase.epochs = 40
     return config
@@ -87,9 +117,23 @@ state_is "$evaluate" PENDING || fail "the evaluation did not wait"
 await 900 "the preempted run" state_is "$train" COMPLETED
 restarted "$train" 2 || fail "the preempted run was restarted $(field "$train" Restarts) times"
 await 600 "its evaluation" state_is "$evaluate" COMPLETED
-resumed=$(grep --count "resuming after step" "slurm-$train.out")
-[[ $resumed == 2 ]] || fail "the preempted run was resumed $resumed times, not 2"
-grep "resuming after step" "slurm-$train.out"
+resumed_twice "$train"
+
+submit "$one_node" killed.py
+await 600 "the first checkpoint" saved runs/killed $((num_steps / 6))
+end_process "$train" 1 KILL
+await 300 "the restart after SIGKILL" restarted "$train" 1
+await 600 "a checkpoint after it" saved runs/killed $((num_steps / 2))
+end_process "$train" 0 SEGV
+await 300 "the restart after SIGSEGV" restarted "$train" 2
+state_is "$evaluate" PENDING || fail "the evaluation did not wait"
+await 900 "the killed run" state_is "$train" COMPLETED
+restarted "$train" 2 || fail "the killed run was restarted $(field "$train" Restarts) times"
+await 600 "its evaluation" state_is "$evaluate" COMPLETED
+resumed_twice "$train"
+for signal in Killed "Segmentation fault"; do
+  grep "srun: error: .*: $signal" "slurm-$train.out" || fail "srun did not tell of a process that was ended: $signal"
+done
 
 python - <<'END'
 import json, pathlib
@@ -103,16 +147,38 @@ def results(run):
     return json.loads(pathlib.Path(f"runs/{run}/results.json").read_text())
 
 assert [row["step"] for row in rows("undisturbed")] == list(range(1, len(rows("undisturbed")) + 1))
-for one, other in zip(rows("undisturbed"), rows("preempted"), strict=True):
-    assert one == other, f"{one} undisturbed, {other} preempted"
-assert results("undisturbed") == results("preempted"), "the evaluations differ"
-print(f"equal to the last bit: {rows('preempted')[-1]}")
+for run in ("preempted", "killed"):
+    for one, other in zip(rows("undisturbed"), rows(run), strict=True):
+        assert one == other, f"{one} undisturbed, {other} {run}"
+    assert results("undisturbed") == results(run), f"the evaluations of undisturbed and {run} differ"
+    print(f"{run}, equal to the last bit: {rows(run)[-1]}")
 END
 
 told=$($one_node mc3_jax.train --config=undisturbed.py --workdir=runs/failed --config.data.dir=nowhere)
 job=${told##* }
 await 300 "the end of a run without data" state_is "$job" FAILED
 restarted "$job" 0 || fail "a run that failed was queued again"
+
+told=$($one_node mc3_jax.train --config=unsaved.py --workdir=runs/unsaved)
+job=${told##* }
+await 600 "the first steps" beyond runs/unsaved 3
+end_process "$job" 1 KILL
+await 300 "the end of a run that lost a process before it had saved" state_is "$job" FAILED
+restarted "$job" 0 || fail "a run that lost a process before it had saved was queued again"
+
+mkdir lost
+cat >lost/always.py <<'END'
+import os, pathlib, signal, sys
+folder = pathlib.Path(sys.argv[1].partition("=")[2]) / "checkpoints"
+if os.environ["SLURM_PROCID"] == "0":
+    (folder / str(len(list(folder.glob("*"))) + 1)).mkdir(parents=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(76)
+END
+told=$($one_node lost.always --workdir=runs/lost)
+job=${told##* }
+await 300 "the end of a run that loses a process at every start" state_is "$job" FAILED
+restarted "$job" 3 || fail "a run that loses a process at every start was restarted $(field "$job" Restarts) times, not 3"
 
 told=$($one_node mc3_jax.train --config=cancelled.py --workdir=runs/cancelled)
 job=${told##* }
@@ -122,4 +188,4 @@ await 300 "the end of a cancelled run" state_is "$job" CANCELLED
 restarted "$job" 0 || fail "a run that was cancelled was queued again"
 compgen -G "runs/cancelled/checkpoints/[1-9]*" >/dev/null || fail "the cancelled run did not save"
 
-echo "proven: two preemptions change nothing; failed and cancelled runs are not queued again"
+echo "proven: two preemptions change nothing, nor do two killed processes; failed and cancelled runs are not queued again"

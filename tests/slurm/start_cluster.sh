@@ -101,7 +101,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,bf_interval=5,batch_sched_delay=0
 JobRequeue=1
-KillWait=10
+KillWait=30
 ReturnToService=2
 # There are as many CPUs as is written here, whatever the machine has.
 SlurmdParameters=config_overrides

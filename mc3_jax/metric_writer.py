@@ -53,7 +53,9 @@ def note_start(workdir: str, step: int, facts: dict, ago_s: float) -> float:
     first = next((row["time"] for row in _read_rows(path) if isinstance(row.get("time"), float)), began)
     with path.open("ab", buffering=0) as file:
         _append(file, {"time": began, "step": step, **facts})
-    return max(began - first, 0.0) + ago_s
+    # Not less than the rows say: the clock may have been set back since the first start, or be that of another machine.
+    told = [row["elapsed_s"] for row in read_metrics(workdir) if isinstance(row.get("elapsed_s"), float)]
+    return max([began - first, 0.0, *told]) + ago_s
 
 
 def _clips_path(workdir: str, process_index: int) -> pathlib.Path:

@@ -44,6 +44,14 @@ def test_rows_of_repeated_steps_are_replaced_and_an_incomplete_line_is_dropped(t
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
 
 
+def test_a_clock_that_was_set_back_since_the_first_start_does_not_shorten_the_run(tmp_path):
+    metric_writer.note_start(str(tmp_path), 0, {}, -3600.0)  # an hour from now
+    assert metric_writer.note_start(str(tmp_path), 0, {}, 5.0) == 5.0
+    row = {"step": 2, "elapsed_s": 70.0, "goodput": 0.9}
+    (tmp_path / metric_writer.METRICS_FILE).write_text(json.dumps(row) + "\n")
+    assert metric_writer.note_start(str(tmp_path), 2, {}, 5.0) == 75.0
+
+
 @pytest.mark.parametrize("spoilt", [b"\xff\xfe{", b'{"stes": 2}', b"7", b"null", b"[" * 100_000, b'{"step": "9"}'])
 def test_a_damaged_line_costs_only_that_line(tmp_path, spoilt):
     write(tmp_path, 0, [2, 4])

@@ -34,6 +34,8 @@ def _define_flags(among: flags.FlagValues = flags.FLAGS) -> tuple[flags.FlagHold
     load = parser.parse
     parser.parse = lambda path: _read_config(load, path)
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, results.", among)
+    for name in ("config", "workdir"):  # --help shows what the main module defines
+        among.register_key_flag_for_module(sys.argv[0], among[name])
     return config, workdir
 
 
@@ -84,6 +86,8 @@ def _parse(argv: list[str]) -> list[str]:
     config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # of --help, which absl ends with 1: a fault
+        sys.exit(0)
     except (flags.Error, LookupError, ValueError, TypeError, OSError) as error:
         text = str(error)
         if isinstance(error, LookupError) or text.startswith("list indices must be"):

@@ -129,6 +129,14 @@ def test_an_override_of_a_phase_changes_no_other_phase_though_they_share_an_opti
     assert same == other
 
 
+def test_help_names_config_and_workdir_and_is_no_fault(train_by, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train"])
+    parsed = flags.FlagValues()
+    cli._define_flags(parsed)
+    assert re.search("--config: .*--workdir: ", parsed.main_module_help(), re.DOTALL)
+    assert train_by("--help") == (0, "")
+
+
 FILE = """
 from configs import demo
 def get_config():

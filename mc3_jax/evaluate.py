@@ -152,6 +152,17 @@ def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
         )
 
 
+def _check_window(config: config_lib.Config, source: loader.ClipSource) -> None:
+    """Refuses clips that last longer than what the model hears, and warns of those that last shorter."""
+    clip_s = (config.data.num_samples or source.info.num_samples) / records.SAMPLE_RATE_HZ
+    heard_s = model_lib.heard_s(config.model)
+    told = f"the clips of {config.data.dir} last {clip_s:g} s, and the model hears {heard_s:g} s"
+    if clip_s > heard_s + 0.01:
+        raise ValueError(f"{told}: convert them anew with --window")
+    if clip_s < heard_s - 0.05 and jax.process_index() == 0:
+        print(f"warning: {told}: they end in silence, cut them anew with --window", file=sys.stderr)
+
+
 def _find_tokenizer(config: config_lib.Config, path: str) -> str:
     """Returns the folder of the tokenizer that the text tower was trained with: any other gives meaningless embeddings.
 
@@ -219,6 +230,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         config.data.dir, config.eval.split, num_frames, config.eval.folds, option="--config.eval.split"
     )
     _check_labels(config, source.info)
+    _check_window(config, source)
     text = config.model.text
     weights_path = workdir if has_run else config.checkpoint or config.init.text
     tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer

@@ -29,6 +29,11 @@ def check_attention(config: config_lib.ModelConfig, device: jax.Device | None = 
         attention.check_form(config.attention, config.dtype, tower.width // tower.num_heads, device)
 
 
+def heard_s(config: config_lib.ModelConfig) -> float:
+    """Returns how long a sound the audio tower hears whole, seconds: 1.5 of 149 frames, one every 10 ms, the last padded."""
+    return (config.audio.num_time_frames + 1) / 100
+
+
 def make_model(config: config_lib.ModelConfig, device: jax.Device | None = None) -> MC3:
     """Returns the three towers with their projections, in the config's sizes.
 

@@ -21,7 +21,7 @@ from mc3_jax import (
     weights,
     workdir as workdir_lib,
 )
-from mc3_jax.data import loader, tokenizer as tokenizer_lib
+from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
 from mc3_jax.models.mc3 import MC3
 
 
@@ -93,6 +93,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
     shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
+    if "audio" in looked_at:
+        _tell_of_padding(config, num_samples)
     validation = None
     if config.validation.every_steps:
         validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames, source)
@@ -141,6 +143,19 @@ def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None
         raise ValueError(
             f"config.model.num_classes = {config.model.num_classes}: {config.data.dir} has {found} classes"
             + (f", set it to {found}" if found else ", it can't be classified")
+        )
+
+
+def _tell_of_padding(config: config_lib.Config, num_samples: int) -> None:
+    """Warns of clips that last shorter than what the audio tower hears."""
+    clip_s, heard_s = num_samples / records.SAMPLE_RATE_HZ, model_lib.heard_s(config.model)
+    if clip_s < heard_s - 0.05:
+        frames = config.model.audio.num_time_frames
+        progress.notice(
+            f"warning: the clips of {config.data.dir} last {clip_s:g} s, and config.model.audio.num_time_frames = {frames} "
+            f"is for {heard_s:g} s: the rest is padding; set it to {round(100 * clip_s) - 1}, or cut clips with a longer "
+            "--window",
+            sys.stderr,
         )
 
 

@@ -40,10 +40,8 @@ def embed_queries(
         the loudest window is taken, and its times are printed.
 
     Raises:
-      ValueError: An empty text, texts without a tokenizer, a file that can't be read, or a sound that the model doesn't take.
+      ValueError: Texts without a tokenizer, a file that can't be read, or a sound that the model doesn't take.
     """
-    if empty := [text for text in texts if not text.strip()]:
-        raise ValueError(f"--text {empty[0]!r} is empty: write what is to be found")
     try:
         found = dict(zip(texts, model.embed_text(list(texts)), strict=True)) if texts else {}
     except ValueError as error:
@@ -58,6 +56,26 @@ def embed_queries(
         except (ValueError, OSError, soundfile.SoundFileError) as error:
             raise ValueError(f"--sound {path}: {error}") from error
     return found or {moments_lib.AGREEMENT: None}
+
+
+def _check_questions(texts: Sequence[str], sounds: Sequence[str]) -> None:
+    """Checks what needs no model, whose loading takes a while.
+
+    Raises:
+      ValueError: An empty text, or a file that is missing or no sound that libsndfile reads.
+    """
+    if empty := [text for text in texts if not text.strip()]:
+        raise ValueError(f"--text {empty[0]!r} is empty: write what is to be found")
+    for path in sounds:
+        if not pathlib.Path(path).is_file():
+            kind = "a folder" if pathlib.Path(path).is_dir() else "no file"
+            raise ValueError(f"--sound {path} is {kind}: name a sound file")
+        try:
+            soundfile.info(path)
+        except soundfile.SoundFileError as error:
+            raise ValueError(
+                f"--sound {path}: {error} Give WAV, FLAC, Ogg or MP3; of a video, `ffmpeg -i VIDEO -vn sound.wav` makes one"
+            ) from error
 
 
 def _read_sound(path: str) -> tuple[np.ndarray, int]:
@@ -140,11 +158,13 @@ def _open(folder: str, split: str, num_frames: int) -> loader.ClipSource:
 
 
 def _check_window(model: embedder.Embedder, source: loader.ClipSource, folder: str) -> None:
-    """Warns if the clips are longer or shorter than the model's audio window."""
-    clip_s, heard_s = sum(source.info.window_s), model.window_samples / records.SAMPLE_RATE_HZ
-    if abs(clip_s - heard_s) > 0.05:
+    """Warns if any of the clips is longer or shorter than the model's audio window."""
+    heard_s = model_lib.heard_s(model.config)
+    least_s, most_s = (float(end(source.clip_samples)) / records.SAMPLE_RATE_HZ for end in (np.min, np.max))
+    if max(heard_s - least_s, most_s - heard_s) > 0.05:
+        last = f"{least_s:g} s" if least_s == most_s else f"{least_s:g} to {most_s:g} s"
         print(
-            f"warning: the clips of {folder} last {clip_s:g} s, and the model hears {heard_s:g} s: of longer ones the middle "
+            f"warning: the clips of {folder} last {last}, and the model hears {heard_s:g} s: of longer ones the middle "
             "is heard beside pictures of the whole, shorter ones end in silence; cut them anew with --window",
             file=sys.stderr,
         )
@@ -159,6 +179,7 @@ def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
     for name in ("top", "batch_size", "num_threads"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    _check_questions(args.text, args.sound)
     model = embedder.load(args.model, tokenizer=args.tokenizer)
     source = _open(args.clips, args.split, model.config.video.num_frames)
     _check_window(model, source, args.clips)

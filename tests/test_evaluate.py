@@ -258,7 +258,7 @@ def test_results_without_a_run_are_not_written_into_a_runs_workdir(finished):
         evaluate.evaluate(config, finished[1])
 
 
-def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, tmp_path, monkeypatch):
+def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, tmp_path, monkeypatch, capsys):
     config, clips = copy.deepcopy(finished[0]), finished[0].data.dir
     monkeypatch.setattr(evaluate, "_load_run", lambda *_: pytest.fail("the parameters are read"))
     counts = {name: split.num_clips for name, split in records.ClipsInfo.load(clips).splits.items()}
@@ -275,6 +275,15 @@ def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, 
     source = loader.open_split(config.data.dir, "train+validation+test", 4)
     assert len(source) == counts["train"] + counts["test"]
     assert source[len(source) - 1].clip_id == loader.open_split(clips, "test", 4)[counts["test"] - 1].clip_id
+    config.model.audio.num_time_frames = 99
+    with pytest.raises(ValueError, match="last 1.5 s, and the model hears 1 s: convert them anew with --window"):
+        evaluate._check_window(config, source)
+    config.model.audio.num_time_frames = 199
+    evaluate._check_window(config, source)
+    assert "last 1.5 s, and the model hears 2 s: they end in silence" in capsys.readouterr().err
+    config.model.audio.num_time_frames = 149
+    evaluate._check_window(config, source)
+    assert capsys.readouterr().err == ""
     config.eval.split = "validation"
     with pytest.raises(ValueError, match="has no clips in 'validation'") as raised:
         evaluate.evaluate(config, finished[1])

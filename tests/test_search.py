@@ -77,6 +77,9 @@ def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished,
     search._check_window(model, source, "here")
     assert "the clips of here last 1.5 s, and the model hears 1 s" in capsys.readouterr().err
     np.testing.assert_allclose(found.audio[:3], model.embed_audio(middles, 16_000), atol=1e-5)
+    source.clip_samples[0] = 8_000  # as in a data set of sounds, whose length is each its own
+    search._check_window(model, source, "here")
+    assert "the clips of here last 0.5 to 1.5 s, and the model hears 1 s" in capsys.readouterr().err
 
 
 def test_a_second_query_embeds_no_clip_again_but_another_model_does(finished, found, monkeypatch, capsys, tmp_path):
@@ -112,8 +115,9 @@ def test_a_model_without_a_tokenizer_answers_sounds_and_says_what_texts_need(fin
     ("args", "words"),
     [
         (["--text", " "], "--text ' ' is empty"),
-        (["--sound", "nothing.wav"], "--sound nothing.wav: "),
-        (["--sound", __file__], "Format not recognised"),
+        (["--model", "nowhere", "--sound", "nothing.wav"], "--sound nothing.wav is no file"),  # before the model is read
+        (["--sound", "/"], "--sound / is a folder: name a sound file"),
+        (["--sound", __file__], "Format not recognised. Give WAV, FLAC, Ogg or MP3; of a video, `ffmpeg -i"),
         (["--top", "0"], "--top must be at least 1, got 0"),
         (["--split", "tests"], "has no split 'tests'"),
         (["--model", "nowhere"], "nowhere"),

@@ -197,6 +197,16 @@ def test_a_run_is_resumed_on_moved_data_but_not_on_other_data(finished, tmp_path
         run_lib.set_up(config, workdir)
 
 
+def test_clips_shorter_than_what_the_audio_tower_hears_are_told(finished, capsys):
+    config = copy.deepcopy(finished[0])
+    run_lib._tell_of_padding(config, 24_000)
+    assert not capsys.readouterr().err
+    run_lib._tell_of_padding(config, 16_000)
+    assert "last 1 s, and config.model.audio.num_time_frames = 149 is for 1.5 s: the rest is padding; set it to 99, or" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_run_keeps_a_copy_of_its_tokenizer_and_is_resumed_with_it_if_the_original_is_gone(finished, tmp_path):
     config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "run")
     learned = tokenizer.tokenizer_digest(config.data.tokenizer)

@@ -11,6 +11,7 @@ own format. Weights are float32 and are written bit for bit.
 
 import argparse
 import dataclasses
+import errno
 import importlib.util
 import os
 import pathlib
@@ -19,7 +20,6 @@ from collections.abc import Sequence
 
 import jinja2
 import numpy as np
-import safetensors.numpy
 import transformers
 
 import mc3_jax
@@ -61,7 +61,7 @@ def _tower(flat: weights.Flat, tower: str) -> weights.Flat:
 
 def write_safetensors(flat: weights.Flat, path: pathlib.Path) -> None:
     """Writes `to_torch_layout` as safetensors; the names have no prefix such as "module."."""
-    safetensors.numpy.save_file(to_torch_layout(flat), path, metadata={"format": "pt"})
+    weights.save_tensors(to_torch_layout(flat), path, "pt")
 
 
 def write_pth(flat: weights.Flat, path: pathlib.Path) -> None:
@@ -69,13 +69,18 @@ def write_pth(flat: weights.Flat, path: pathlib.Path) -> None:
 
     Raises:
       ValueError: PyTorch isn't installed.
+      OSError: The file can't be written.
     """
     try:
         import torch  # only here: nothing else needs it
     except ImportError as error:
         raise ValueError("--to pth needs PyTorch: `pip install torch`, or take --to safetensors") from error
     tensors = {f"module.{name}": torch.from_numpy(value.copy()) for name, value in to_torch_layout(flat).items()}
-    torch.save({"arch": "FrozenInTime", "state_dict": tensors}, path)
+    try:
+        torch.save({"arch": "FrozenInTime", "state_dict": tensors}, path)
+    except RuntimeError as error:  # that is how it tells of a full disk, by positions in its archive
+        said = str(error).splitlines()[0]
+        raise OSError(errno.EIO, f"can't be written, its disk may be full ({said})", str(path)) from error
 
 
 def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower: str, folder: pathlib.Path) -> None:
@@ -109,11 +114,11 @@ def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower
     described.save_pretrained(folder)
     tensors = layouts.to_theirs(own, tower, "hf")
     with whole_file.writing(folder / weights.WEIGHTS_FILE) as aside:
-        safetensors.numpy.save_file(tensors, aside, metadata={"format": "pt"})
+        weights.save_tensors(tensors, aside, "pt")
     named = layouts.to_theirs(own, tower, "hf", "head")
     heads = {name: value for name, value in named.items() if name not in tensors}
     with whole_file.writing(folder / weights.PROJECTION_FILE) as aside:
-        safetensors.numpy.save_file(heads, aside, metadata={"format": "pt"})
+        weights.save_tensors(heads, aside, "pt")
 
 
 def write_own_folder(

@@ -9,12 +9,16 @@ Parameters are flat here: {"video/encoder/norm/scale": float32 array}.
 """
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from mc3_jax import checkpoint, config as config_lib, mesh as mesh_lib, model as model_lib, validation, whole_file
@@ -47,6 +51,25 @@ def is_run(path: str) -> bool:
     return bool(checkpoint.steps_of(path))
 
 
+def _check_no_part_of_a_run(path: str) -> None:
+    """Checks that what is no run is neither one without weights so far nor a folder of its checkpoints.
+
+    Raises:
+      ValueError: It is; says what to name in its place.
+    """
+    folder = pathlib.Path(path).absolute()
+    if not folder.is_dir():
+        return
+    if (folder / CONFIG_FILE).is_file() and "phases" in checkpoint_files.read_config(folder):
+        raise ValueError(f"{path} is the workdir of a run that has saved no checkpoint so far: train it, or name another")
+    for step in (folder, folder.parent):  # the folder of all checkpoints, or of one
+        if step == checkpoint.checkpoint_dir(str(step.parent)).absolute() and is_run(str(step.parent)):
+            raise ValueError(
+                f"{path} lies in the workdir of a run: name {step.parent}; an earlier step of it is written by `python -m "
+                f"mc3_jax.convert export {step.parent} --step STEP --to folder --out FOLDER`"
+            )
+
+
 def read_model_config(path: str) -> config_lib.ModelConfig:
     """Returns the sizes of the model in a folder of our own format or in a run.
 
@@ -59,6 +82,7 @@ def read_model_config(path: str) -> config_lib.ModelConfig:
         values = checkpoint_files.read_config(pathlib.Path(path)).get("model")
         model = config_lib.from_dict(config_lib.ModelConfig, values, f"{path}/{CONFIG_FILE}: model")
     else:
+        _check_no_part_of_a_run(path)
         raise ValueError(f"{path} is neither a folder of `python -m mc3_jax.convert` nor the workdir of a run")
     try:
         validation.validate_model(model)
@@ -104,6 +128,7 @@ def read_sources(path: str) -> dict[str, layouts.Source]:
     """
     if is_run(path):
         return layouts.recognize(read_run(path)[1], path)
+    _check_no_part_of_a_run(path)
     tensors = checkpoint_files.read_tensors(pathlib.Path(path))
     beside = pathlib.Path(path) / PROJECTION_FILE
     if beside.is_file():
@@ -177,7 +202,10 @@ def _take_tower(
     """Returns the parameters of one tower of a file, fitted to the model's sizes, and notes on what was changed."""
     source = found.get(tower) or found.get("image")
     if source is None:
-        raise ValueError(f"{path} holds {' and '.join(found)}, no {tower} tower")
+        raise ValueError(
+            f"{path} holds {' and '.join(found)}, no {tower} tower: towers of several files are put together by "
+            "`python -m mc3_jax.convert import --audio FILE --video FILE --text FILE --out FOLDER`"
+        )
     wanted = {name.removeprefix(f"{tower}/"): shape for name, shape in shapes.items() if name.startswith(f"{tower}/")}
     params, where = layouts.to_ours(source, tower, path), f"{path}, {tower} tower,"
     tables = [name for name in wanted if name.endswith("_embedding") and source.encoder == layouts.OURS]
@@ -316,6 +344,20 @@ def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
     return flat | ({name: np.asarray(value) for name, value in jax.jit(fresh)().items()} if missing else {})
 
 
+def save_tensors(tensors: Mapping[str, np.ndarray], path: pathlib.Path, kind: str) -> None:
+    """Writes a safetensors file whose metadata say "format": `kind`.
+
+    Raises:
+      OSError: It can't be written.
+    """
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, metadata={"format": kind})
+    except safetensors.SafetensorError as error:  # is no OSError, whatever the system said
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
+
+
 def write_folder(folder: str, flat: Flat, config: config_lib.ModelConfig, facts: dict | None = None) -> None:
     """Writes `model.safetensors` and then `config.json`, each atomically: a folder with a config has complete weights.
 
@@ -330,7 +372,7 @@ def write_folder(folder: str, flat: Flat, config: config_lib.ModelConfig, facts:
     (path / CONFIG_FILE).unlink(missing_ok=True)
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
     with whole_file.writing(path / WEIGHTS_FILE) as aside:
-        safetensors.numpy.save_file(tensors, aside, metadata={"format": FORMAT})
+        save_tensors(tensors, aside, FORMAT)
     content = {"format": FORMAT, "model": dataclasses.asdict(config), **(facts or {})}
     with whole_file.writing(path / CONFIG_FILE) as aside:
         aside.write_text(json.dumps(content, indent=1) + "\n")

@@ -299,6 +299,15 @@ def test_the_workdir_of_a_run_is_never_written_over(folder, tmp_path, capsys):
     assert (tmp_path / "config.json").read_text() == "its own"
 
 
+@pytest.mark.parametrize(("kind", "name"), [("pth", "x"), ("safetensors", "x"), ("folder", "x/m"), ("hf_audio", "x/m")])
+def test_a_full_disk_is_one_line_that_names_the_file(kind, name, folder, small_disk, capsys):
+    with pytest.raises(SystemExit) as ended:
+        convert.main(["export", str(folder), "--to", kind, "--out", str(small_disk / "x")])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(f"No space left on device: '{small_disk}/{name}|can't be written, .*full .*: '{small_disk}/x'", line)
+
+
 def test_weights_of_another_kind_are_never_written_over(folder, tmp_path, capsys):
     own = shutil.copytree(folder, tmp_path / "own")
     text = tmp_path / "text"

@@ -199,7 +199,7 @@ def test_an_earlier_step_of_a_run_can_be_exported(finished, tmp_path):
 
 def test_a_foreign_checkpoint_that_lacks_a_tower_or_a_projection_is_no_model(tmp_path):
     sizes = golden_models.model_config()
-    with pytest.raises(ValueError, match="holds video and text, no audio tower"):
+    with pytest.raises(ValueError, match="holds video and text, no audio tower: .* import --audio FILE"):
         mc3_jax.load(golden_models.GOLDEN / "egovlp_tiny.pth", model=sizes)
     tensors = convert.to_torch_layout(weights.complete({}, sizes, seed=0))
     headless = {name: value for name, value in tensors.items() if not name.startswith("txt_proj.")}
@@ -251,6 +251,17 @@ def test_the_length_of_a_sound_of_another_rate_is_checked_before_it_is_resampled
 def test_bad_input_is_refused_with_the_value_and_the_fix(call, message, model):
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+def test_what_lies_in_a_run_or_is_one_without_weights_is_refused_with_what_to_name(finished, tmp_path):
+    workdir = pathlib.Path(finished[1])
+    for inside in (workdir / "checkpoints", workdir / "checkpoints" / str(checkpoint.steps_of(finished[1])[0])):
+        with pytest.raises(ValueError, match=f"{inside} lies in the workdir of a run: name {workdir}; .* export {workdir} "):
+            mc3_jax.load(str(inside))
+    shutil.copy(workdir / "config.json", tmp_path)
+    for read in (mc3_jax.load, weights.read_model_config):
+        with pytest.raises(ValueError, match=f"{tmp_path} is the workdir of a run that has saved no checkpoint so far"):
+            read(str(tmp_path))
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 
 import grain.python as grain
@@ -171,7 +172,8 @@ def describe(split: str, found: Statistics) -> str:
         share = found.num_positive / found.num_labelled
         lines.append(f"  labelled: {found.num_labelled:,}, {share:.1%} of them positive")
         rates = [f"{_short(name)} {rate:.2f} of {n}" for name, (rate, n) in found.sounding_rates.items()]
-        lines.append("  sounding rates: " + "; ".join(rates if len(rates) <= 10 else [*rates[:5], "...", *rates[-5:]]))
+        if rates:
+            lines.append("  sounding rates: " + "; ".join(rates if len(rates) <= 10 else [*rates[:5], "...", *rates[-5:]]))
     return "\n".join(lines)
 
 
@@ -317,7 +319,8 @@ def _show_drawn(args: argparse.Namespace) -> str:
 
 
 def _save(folder: pathlib.Path, **figures: figure.Figure) -> None:
-    with matplotlib.rc_context({"axes.unicode_minus": False}):
+    with matplotlib.rc_context({"axes.unicode_minus": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of a name in Chinese, drawn as a box
         for name, drawn in figures.items():
             drawn.savefig(folder / f"{name}.png", dpi=110)
 

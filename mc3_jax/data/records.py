@@ -279,6 +279,8 @@ class ClipsInfo:
         if "://" in os.fspath(folder):
             raise ValueError(f"{folder} is in a bucket: clips are read from a local folder, so copy or mount it")
         path = pathlib.Path(folder) / CLIPS_FILE
+        if path.parent.is_file():
+            raise ValueError(f"no data folder {path.parent}: it is a file, name the folder of the data set")
         if not path.parent.is_dir():
             raise ValueError(f"no data folder {path.parent}: make it with `python -m data_prep.ego4d --out {folder}`")
         if not path.is_file():

@@ -153,6 +153,8 @@ def test_what_is_wrong_with_a_data_folder_is_one_line(tmp_path):
     (tmp_path / "clips.json").write_text("{")
     with pytest.raises(ValueError, match="can't be read"):
         records.ClipsInfo.load(tmp_path)
+    with pytest.raises(ValueError, match="clips.json: it is a file, name the folder of the data set"):
+        records.ClipsInfo.load(tmp_path / "clips.json")
     make_info(schema_version=99).dump(tmp_path)
     with pytest.raises(ValueError, match="schema version 99, this code reads 3"):
         records.ClipsInfo.load(tmp_path)

@@ -30,7 +30,7 @@ def make_clips(item: dict, settings: dict):
         colour[..., 0] = 120 + 20 * number  # red, unlike text and axes
         verb, noun = (0, 0) if number < 5 else (1, 1) if number == 5 else (-1, -1)
         yield records.Clip(
-            clip_id=f"{item['uid']}_{number}", video_uid=item["uid"], narration="#C C taps $x_ the <b>cup</b> \u2603",
+            clip_id=f"{item['uid']}_{number}", video_uid=item["uid"], narration="#C C taps $x_ the <b>cup</b> \u2603\u65e5",
             source="mine", time_us=500_000, start_us=0, stop_us=1_500_000,
             frames=[simplejpeg.encode_jpeg(colour)] * 4, frame_times_us=np.arange(4), frame_height=16, frame_width=24,
             audio=np.zeros(24_000, np.int16), verb_id=verb, noun_id=noun,
@@ -61,6 +61,9 @@ def test_counts_are_those_of_the_clips(folder):
     train = inspect.count(inspect.open_split(folder, info, "train"), info)
     assert (train.num_clips, train.num_videos, train.verbs["tap_(taps)"]) == (14, 2, 10)
     assert "tap 5, cut 1" in inspect.describe("test", found)
+    assert "sounding rates: tap 0.40 of 5" in inspect.describe("test", found)
+    found.sounding_rates = {}
+    assert "sounding rates" not in inspect.describe("test", found)
 
 
 def test_the_command_writes_pictures_and_numbers(folder, tmp_path):

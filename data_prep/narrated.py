@@ -8,9 +8,10 @@ import collections
 import itertools
 import math
 import re
+import sys
 from collections.abc import Collection, Iterator
 
-from data_prep import command, guard, media, narrations, shards, storage, video_files
+from data_prep import command, guard, media, narrations, shards, storage, terminal, video_files
 from mc3_jax.data import records
 
 _MAX_WINDOW_S = 60.0  # pieces of shards and batches would become too large long before
@@ -260,6 +261,17 @@ def plan_tasks(
     return tasks
 
 
+def _tell_if_all_miss(tasks: list[shards.ShardTask], video_dir: storage.Path) -> None:
+    """Warns where no video is there: to reject millions of narrations one by one takes an hour."""
+    items = [item for task in tasks for item in task.items]
+    if items and all(item["video_bytes"] is None for item in items):
+        first = terminal.printable(items[0]["video_uid"])
+        print(
+            f"warning: none of {len(items)} videos is in {video_dir}, the first is {first}: is it the right folder?",
+            file=sys.stderr,
+        )
+
+
 def write_clips(
     args: argparse.Namespace,
     beam_args: list[str],
@@ -289,6 +301,7 @@ def write_clips(
     rejects = rejects + [shards.Reject(n.clip_id, n.video_uid, "not sampled") for n in others]
     num_shards = command.num_shards(args, sum(map(len, chosen.values())))
     tasks = plan_tasks(chosen, verbs, nouns, num_shards, video_dir, clean_text=args.clean_text)
+    _tell_if_all_miss(tasks, video_dir)
     settings = {
         "cutting": media.VERSION, "video_dir": str(video_dir), "window_s": list(args.window),
         "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side,

@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 import soxr
 
-from data_prep import ego4d, media, narrations, pipeline
+from data_prep import ego4d, media, narrated, narrations, pipeline, shards
 from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
 from data_prep.sources import narration_json
 from mc3_jax.data import records
@@ -477,6 +477,15 @@ def test_a_missing_video_folder_is_reported_with_those_that_hold_videos(buckets,
         with pytest.raises(SystemExit):
             ego4d.main(["--root", f"{prefix}mine/ego4d", "--out", "out"])
         assert_one_line(capsys.readouterr().err, words.format(f"{prefix}mine/ego4d"))
+
+
+def test_a_folder_of_other_videos_is_told_before_all_narrations_are_rejected(capsys, tmp_path):
+    items = [{"video_uid": uid, "video_bytes": None} for uid in ("a", "b")]
+    narrated._tell_if_all_miss([shards.ShardTask("train", 0, 1, tuple(items))], tmp_path)
+    assert f"warning: none of 2 videos is in {tmp_path}, the first is a: is it the right folder?" in capsys.readouterr().err
+    items[1]["video_bytes"] = 7
+    narrated._tell_if_all_miss([shards.ShardTask("train", 0, 1, tuple(items))], tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 def test_without_docker_beams_own_job_server_asks_for_another_environment(root, tmp_path, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from mc3_jax import config as config_lib, validation
 USER_ERROR = 2  # exit status for bad input, as in argparse
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 77  # differs from SIGTERM's: after Ctrl-C no launch file should start the run again
+_HELP = ("help", "helpshort", "helpfull", "helpxml", "?")
 
 
 def _define_flags(among: flags.FlagValues = flags.FLAGS) -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -86,8 +87,9 @@ def _parse(argv: list[str]) -> list[str]:
     config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # of --help, which absl ends with 1: a fault
-        sys.exit(0)
+    except SystemExit as error:
+        asks_for_help = any(a.lstrip("-") in _HELP for a in argv[1:])
+        sys.exit(0 if asks_for_help else error.code)  # absl ends --help with status 1, as if it had failed
     except (flags.Error, LookupError, ValueError, TypeError, OSError) as error:
         text = str(error)
         if isinstance(error, LookupError) or text.startswith("list indices must be"):

@@ -89,7 +89,7 @@ class Embedder:
         For 149 spectrogram frames it is 24,000. Otherwise the spectrogram would be padded with AudioSet's mean, which in
         training is found in the last frame only.
         """
-        return (self.config.audio.num_time_frames + 1) * SAMPLE_RATE_HZ // 100
+        return round(model_lib.heard_s(self.config) * SAMPLE_RATE_HZ)
 
     def embed_audio(self, waveform: Num[np.ndarray, "*batch n"], sample_rate: float) -> Float[np.ndarray, "*batch d"]:
         """Returns L2-normalised embeddings of mono sounds.

@@ -30,7 +30,7 @@ def check_attention(config: config_lib.ModelConfig, device: jax.Device | None = 
 
 
 def heard_s(config: config_lib.ModelConfig) -> float:
-    """Returns how long a sound the audio tower hears whole, seconds: 1.5 of 149 frames, one every 10 ms, the last padded."""
+    """Returns the longest sound, in seconds, that the audio tower hears whole: 1.5 for 149 frames, the last of them padded."""
     return (config.audio.num_time_frames + 1) / 100
 
 

@@ -137,6 +137,12 @@ def test_help_names_config_and_workdir_and_is_no_fault(train_by, monkeypatch):
     assert train_by("--help") == (0, "")
 
 
+def test_a_config_file_that_exits_is_not_taken_for_a_request_for_help(train_by, tmp_path):
+    path = tmp_path / "exits.py"
+    path.write_text("import sys\nsys.exit(3)\n")
+    assert train_by(f"--config={path}", "--workdir=unused")[0] == 3
+
+
 FILE = """
 from configs import demo
 def get_config():

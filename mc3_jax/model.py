@@ -30,7 +30,7 @@ def check_attention(config: config_lib.ModelConfig, device: jax.Device | None = 
 
 
 def heard_s(config: config_lib.ModelConfig) -> float:
-    """Returns the longest sound, in seconds, that the audio tower hears whole: 1.5 for 149 frames, the last of them padded."""
+    """Returns the longest sound, in s, that the audio tower hears whole: 1.5 for 149 frames, of which the last is padded."""
     return (config.audio.num_time_frames + 1) / 100
 
 

@@ -52,9 +52,10 @@ class Limits:
     """Limits of CPU time and memory for decoding a video.
 
     Attributes:
-      video_cpu_s, clip_cpu_s: CPU seconds for a video and, on top, for each of its clips. A core decodes 50 frames of 10-bit
-        4K HEVC per second, so a clip that needs the 250 frames since the last keyframe takes 6 s. The parent waits three
-        times as many seconds in total, and for each answer three times the seconds of a video with one clip.
+      video_cpu_s, clip_cpu_s: CPU seconds for a video and, on top, for each of its clips. Cores have been measured to
+        decode 30 to 50 frames of 10-bit 4K HEVC per second, so a clip that needs the 250 frames since the last keyframe takes
+        5 to 9 s. The parent waits three times as many seconds in total, and for each answer three times the seconds of a
+        video with one clip.
       memory_mb: Resident memory of the child, MiB. A child needs 60 MiB for itself, 180 MiB with 4K H.264 and 300 MiB with
         10-bit 4K HEVC.
     """

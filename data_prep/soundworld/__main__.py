@@ -23,12 +23,12 @@ _RECORDINGS = (".wav", ".ogg", ".flac", ".mp3")
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data_prep.soundworld", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write the data set to")
     parser.add_argument("--videos", type=int, default=160, help="number of videos")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world")
     parser.add_argument("--video_seconds", type=float, default=60.0, help="mean length of a video, seconds")
-    parser.add_argument("--short_side", type=int, default=112, help="height of the picture in px, even")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes; 0 means one per core")
+    parser.add_argument("--short_side", type=int, default=112, help="height of the pictures, px; even")
+    parser.add_argument("--num_workers", type=int, default=0, help="number of processes; 0 means one per core")
     parser.add_argument("--ambience", type=pathlib.Path, help="folder of real recordings to mix in quietly")
     args = parser.parse_args(argv)
     if args.videos < 1:
@@ -40,7 +40,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.num_workers < 0 or args.seed < 0:
         parser.error(f"--num_workers and --seed must not be negative, got {args.num_workers} and {args.seed}")
     if args.ambience is not None and not args.ambience.is_dir():
-        parser.error(f"--ambience: no folder {args.ambience}")
+        parser.error(f"--ambience: no folder {args.ambience}: choose another")
     return args
 
 

@@ -103,9 +103,9 @@ def check_same_world(out: pathlib.Path, videos: list[plan.Video], seed: int, amb
         there = {entry["video_uid"]: entry for entry in found["videos"]}
         same = (found["seed"], found.get("ambience", [])) == (seed, ambience)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not of a SoundWorld: choose another folder") from error
+        raise ValueError(f"{path} does not belong to a SoundWorld: choose another folder") from error
     if not same or any(there.get(v.uid, _video_metadata(v)) != _video_metadata(v) for v in videos):
-        raise ValueError(f"{out} holds a world of another seed, length, size or ambience: choose another folder")
+        raise ValueError(f"{out} holds a world with another seed, length, size or ambience: choose another folder")
 
 
 def write_annotations(

@@ -299,10 +299,10 @@ def test_what_the_command_cannot_do_is_one_line_and_status_2(tmp_path, capsys):
     for out, args, words in (
         ("x", ["--ambience", str(tmp_path / "none")], "--ambience: no .wav, .ogg, .flac, .mp3 files in"),
         ("y", ["--ambience", str(tmp_path / "bad")], "a.wav can't be read as a recording"),
-        ("foreign", [], "ego4d.json is not of a SoundWorld: choose another folder"),
-        ("world", ["--seed", "1"], "holds a world of another seed, length, size or ambience"),
-        ("world", ["--video_seconds", "9"], "holds a world of another seed, length, size or ambience"),
-        ("world", ["--short_side", "66"], "holds a world of another seed, length, size or ambience"),
+        ("foreign", [], "ego4d.json does not belong to a SoundWorld: choose another folder"),
+        ("world", ["--seed", "1"], "holds a world with another seed, length, size or ambience"),
+        ("world", ["--video_seconds", "9"], "holds a world with another seed, length, size or ambience"),
+        ("world", ["--short_side", "66"], "holds a world with another seed, length, size or ambience"),
     ):
         with pytest.raises(SystemExit) as ended:
             make_world(tmp_path / out, *args)

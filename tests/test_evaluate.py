@@ -238,7 +238,7 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     rows, trained = np.arange(pool), dataclasses.replace(config.data, folds=(1, 2))
     elsewhere = dataclasses.replace(config, checkpoint="run")
     assert evaluate_sounds.num_seen(elsewhere, source, rows, trained, {}) == 0  # these data have no folds
-    with pytest.raises(ValueError, match="has no clip of the fold"):
+    with pytest.raises(ValueError, match="has no clips of the fold"):
         evaluate_sounds.num_seen(config, source, rows, trained, {})
     assert evaluate_sounds.num_seen(config, source, rows, config.data, {"data.dir": ""}) == 0
     uids = [source[i].video_uid for i in range(pool)]

@@ -38,5 +38,5 @@ def blaming(place: Place) -> Iterator[None]:
         record = f", record {place.record}" if place.record >= 0 else ""
         raise DataError(
             f"{path}{record} can't be read: {error}: run `python -m data_prep.verify {path.parent}`, delete the shards that "
-            "it names and give the conversion's command again, which makes the same files"
+            "it names and run the conversion again, which makes the same files"
         ) from error

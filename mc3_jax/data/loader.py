@@ -66,8 +66,8 @@ class ClipSource:
         expected = sum(self.info.splits[name].num_clips for name in names)
         if sum(counts) != expected or self._ends[-1] != expected:
             raise ValueError(
-                f"{folder}: by {records.CLIPS_FILE} the videos of split {split!r} have {sum(counts)} clips, its "
-                f"shards {expected}: convert again"
+                f"{folder}: {records.CLIPS_FILE} counts {expected} clips in split {split!r}, but {sum(counts)} in its videos "
+                f"and {self._ends[-1]} in its shards: convert again"
             )
         self._places = np.arange(expected)
         if folds:
@@ -75,7 +75,7 @@ class ClipSource:
             self._places = np.flatnonzero(np.isin(found, folds))
             if len(self._places) == 0:
                 told = sorted({int(fold) for fold in found})
-                raise ValueError(f"{folder}: split {split!r} has no clip of the fold(s) {list(folds)}, only {told}")
+                raise ValueError(f"{folder}: split {split!r} has no clips of the fold(s) {list(folds)}, only of {told}")
             video = np.repeat(np.arange(len(counts)), counts)[self._places]
             counts = [int(count) for count in np.bincount(video) if count]
         self.video_clips = counts
@@ -171,7 +171,7 @@ def _open_shards(paths: list[str], shards: list[records.Shard]) -> grain.ArrayRe
             found = len(grain.ArrayRecordDataSource([path]))
             if found != shard.num_clips:
                 raise ValueError(f"it holds {found} clips, {records.CLIPS_FILE} says {shard.num_clips}")
-    raise ValueError(f"the {len(paths)} shards of which {paths[0]} is the first can't be opened together: {problem}")
+    raise ValueError(f"the {len(paths)} shards beginning with {paths[0]} can't be opened together: {problem}")
 
 
 def open_split(
@@ -193,10 +193,10 @@ def open_split(
         the model needs them, or they were built for another number of frames.
     """
     if not folder:
-        raise ValueError("config.data.dir is empty: name the folder made by `python -m data_prep.ego4d`")
+        raise ValueError("config.data.dir is empty: set it to the folder made by `python -m data_prep.ego4d`")
     source = ClipSource(folder, split, folds, pictures=num_frames > 0, option=option)
     if num_frames and source.info.num_intervals == 0:
-        raise ValueError(f"{folder} holds sounds without pictures, but the model takes {num_frames} frames per clip")
+        raise ValueError(f"{folder} holds sounds without video, but the model takes {num_frames} frames per clip")
     if num_frames and source.info.num_intervals != num_frames:
         raise ValueError(
             f"{folder} was built with {source.info.num_intervals} frame intervals per clip but "

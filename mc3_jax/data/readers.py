@@ -154,14 +154,14 @@ def _take_over(
         if worker.exitcode is not None:
             raise _died(worker.exitcode) from None
         raise ChildProcessError(
-            f"the memory of a worker that reads clips can't be opened ({error}): take fewer --config.data.num_workers, 0 for "
-            "threads"
+            f"the memory of a worker that reads clips can't be opened ({error}): use fewer --config.data.num_workers, or 0 "
+            "for threads"
         ) from None
 
 
 def _died(status: int | None) -> ChildProcessError:
-    how = "how is not known" if status is None else f"signal {-status}" if status < 0 else f"status {status}"
-    fix = ": if there is too little memory, take fewer --config.data.num_workers" if status in (None, -signal.SIGKILL) else ""
+    how = "exit status unknown" if status is None else f"signal {-status}" if status < 0 else f"status {status}"
+    fix = ": if there is too little memory, use fewer --config.data.num_workers" if status in (None, -signal.SIGKILL) else ""
     return ChildProcessError(f"a worker that reads clips died ({how}){fix}")
 
 

@@ -149,7 +149,7 @@ def decode(record: bytes) -> Clip:
     try:
         example = _Example.FromString(record)
     except message.DecodeError as error:
-        raise ValueError(f"record of {len(record)} bytes is no tf.train.Example: {error}") from error
+        raise ValueError(f"record of {len(record)} bytes is not a tf.train.Example: {error}") from error
     feature = example.features.feature
 
     def values(name: str, kind: str, num: int | None = None):
@@ -296,7 +296,7 @@ class ClipsInfo:
             raise ValueError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}: convert again")
         stated = values.pop(_DIGEST, None)
         if stated != _digest(values):
-            raise ValueError(f"{path} is damaged: its content is not what its SHA-256 {stated!r:.80} says: convert again")
+            raise ValueError(f"{path} is damaged: its content does not match its SHA-256 {stated!r:.80}: convert again")
         try:
             values["window_s"], values["canvas_px"] = tuple(values["window_s"]), tuple(values["canvas_px"])
             values["splits"] = {
@@ -387,8 +387,8 @@ def check(clip: Clip, info: ClipsInfo) -> None:
     num_frames = info.num_intervals * info.num_candidates
     if len(clip.frames) != num_frames:
         raise ValueError(
-            f"clip {clip.clip_id} holds {len(clip.frames)} frames, {CLIPS_FILE} says {info.num_intervals} intervals of "
-            f"{info.num_candidates} = {num_frames}"
+            f"clip {clip.clip_id} holds {len(clip.frames)} frames, {CLIPS_FILE} says {info.num_intervals} intervals x "
+            f"{info.num_candidates} candidates = {num_frames}"
         )
     least, most = (1, info.max_samples) if info.max_samples else (info.num_samples, info.num_samples)
     if not least <= len(clip.audio) <= most:

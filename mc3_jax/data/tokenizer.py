@@ -29,7 +29,7 @@ def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) ->
         tokens than `vocab_size` or has no padding token.
     """
     if not path:
-        raise ValueError("config.data.tokenizer is empty: name the folder of a tokenizer")
+        raise ValueError("config.data.tokenizer is empty: set it to the folder of a tokenizer")
     if not pathlib.Path(path).is_dir():
         raise ValueError(
             f"no tokenizer folder {path}: copy distilbert-base-uncased there or run `python -m data_prep.vocabulary`"

@@ -133,8 +133,8 @@ def test_batches_before_one_that_can_not_be_made_are_not_lost():
 @pytest.mark.parametrize(
     ("is_known", "message"),
     [
-        (True, r"opened \(.*Permission denied\): take fewer .*num_workers, 0 for threads$"),
-        (False, r"died \(how is not known\): if there is too little memory, take fewer"),
+        (True, r"opened \(.*Permission denied\): use fewer .*num_workers, or 0 for threads$"),
+        (False, r"died \(exit status unknown\): if there is too little memory, use fewer"),
     ],
 )
 def test_memory_that_can_not_be_opened_is_reported(monkeypatch, is_known, message):
@@ -209,7 +209,7 @@ def take(folder, read):
 
 DAMAGE = {
     "flipped": "00000-of-00001, record 0 can't be read: Corrupted Riegeli/records file: chunk data hash mismatch",
-    "record": "00000-of-00001, record 3 can't be read: record of 12 bytes is no tf.train.Example",
+    "record": "00000-of-00001, record 3 can't be read: record of 12 bytes is not a tf.train.Example",
     "picture": "00000-of-00001, record 3 can't be read: clip c03: frame 1 can't be decoded",
     "truncated": "00000-of-00001 can't be read: Invalid Riegeli/records file",
     "short": "00000-of-00001 can't be read: it holds 4 clips, clips.json says 8",
@@ -225,7 +225,7 @@ def test_damage_is_one_error_that_names_shard_and_record_and_what_mends_it(tmp_p
             take(folder, functools.partial(read, num_workers=num_workers, **more))
         said = str(raised.value)
         assert said.startswith(f"{folder}/s-train.array_record-{DAMAGE[kind]}"), said
-        assert f"run `python -m data_prep.verify {folder}`, delete the shards that it names and give the conv" in said
+        assert f"run `python -m data_prep.verify {folder}`, delete the shards that it names and run the conv" in said
     assert not find_workers()
 
 
@@ -243,7 +243,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_its_signal(tmp_path):
     next(batches)
     first, _ = find_workers()
     os.kill(first.pid, signal.SIGKILL)
-    with pytest.raises(ChildProcessError, match=r"died \(signal 9\): if there is too little memory, take fewer"):
+    with pytest.raises(ChildProcessError, match=r"died \(signal 9\): if there is too little memory, use fewer"):
         list(itertools.islice(batches, 50))
     assert not find_workers()
 

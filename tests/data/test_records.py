@@ -120,7 +120,7 @@ def test_a_broken_record_is_named(edit, words):
 
 
 def test_bytes_that_are_no_example_are_refused():
-    with pytest.raises(ValueError, match="9 bytes is no tf.train.Example"):
+    with pytest.raises(ValueError, match="9 bytes is not a tf.train.Example"):
         records.decode(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff")
 
 
@@ -175,7 +175,7 @@ def test_clips_json_of_another_content_than_was_written_is_refused(tmp_path):
     for changed in (whole.replace('"tape"', '"cape"'), whole.replace("0.5", "0.4"), whole.replace('"sha256"', '"sha512"')):
         assert changed != whole
         (tmp_path / "clips.json").write_text(changed)
-        with pytest.raises(ValueError, match=r"clips.json is damaged: its content is not what its SHA-256 .* convert again"):
+        with pytest.raises(ValueError, match=r"clips.json is damaged: its content does not match its SHA-256 .*: convert"):
             records.ClipsInfo.load(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_an_empty_shard_list_a_missing_shard_and_an_unknown_split_are_named(tmp_
 
 def test_a_clip_of_another_frame_count_length_or_size_is_refused():
     records.check(make_clip(), make_info())
-    with pytest.raises(ValueError, match="3 frames, clips.json says 4 intervals of 1"):
+    with pytest.raises(ValueError, match="3 frames, clips.json says 4 intervals x 1 candidates"):
         records.check(make_clip(), make_info(num_intervals=4))
     with pytest.raises(ValueError, match="4 samples, clips.json says 24000"):
         records.check(make_clip(), make_info(num_samples=24_000))

@@ -245,12 +245,12 @@ def test_folds_are_read_alone_whole_and_from_any_split(folder):
     assert [two[i].clip_id for i in range(len(two))] == sorted(found[0] + found[2])
     rows = rows_of(loader.eval_batches(two, tokenize, batch_size=4, hop_samples=100))
     assert {int(row["fold"]) for row in rows} == {1, 3}
-    with pytest.raises(ValueError, match="no clip of the fold\\(s\\) \\[7\\], only \\[1, 2, 3\\]"):
+    with pytest.raises(ValueError, match="no clips of the fold\\(s\\) \\[7\\], only of \\[1, 2, 3\\]"):
         loader.open_split(folder, "train", 0, folds=[7])
 
 
 def test_sounds_are_refused_where_frames_are_wanted(folder):
-    with pytest.raises(ValueError, match="holds sounds without pictures, but the model takes 4 frames per clip"):
+    with pytest.raises(ValueError, match="holds sounds without video, but the model takes 4 frames per clip"):
         loader.open_split(folder, "train", 4)
 
 

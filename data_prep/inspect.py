@@ -84,9 +84,15 @@ def count(source: grain.ArrayRecordDataSource, info: records.ClipsInfo) -> Stati
     for i in range(len(source)):
         clip = records.decode(source[i])
         if clip.verb_id >= len(info.verbs) or clip.noun_id >= len(info.nouns):
-            raise ValueError(f"clip {clip.clip_id} has verb {clip.verb_id} and noun {clip.noun_id}: run data_prep.verify")
+            raise ValueError(
+                f"clip {clip.clip_id} has verb {clip.verb_id} and noun {clip.noun_id}, but there are {len(info.verbs)} verbs "
+                f"and {len(info.nouns)} nouns: run data_prep.verify"
+            )
         if clip.class_id >= len(info.classes):
-            raise ValueError(f"clip {clip.clip_id} has class {clip.class_id}: run data_prep.verify")
+            raise ValueError(
+                f"clip {clip.clip_id} has class {clip.class_id}, but there are {len(info.classes)} classes: run "
+                "data_prep.verify"
+            )
         if clip.class_id >= 0:
             classes[info.classes[clip.class_id]] += 1
         if clip.fold != records.UNKNOWN:
@@ -142,8 +148,8 @@ def find(sources: Mapping[str, grain.ArrayRecordDataSource], clip_ids: Sequence[
     if missing:
         wanted = ", ".join(map(repr, sorted(missing)))
         raise ValueError(
-            f"no clip {wanted} in {', '.join(sources)}: ids stand in a run's embeddings.npz and clips.jsonl; narrations that "
-            f"gave no clip are in {records.REJECTED_FILE}"
+            f"no clip {wanted} in {', '.join(sources)}: clip ids are in a run's embeddings.npz and clips.jsonl, rejected "
+            f"narrations in {records.REJECTED_FILE}"
         )
     return {clip_id: found[clip_id] for clip_id in dict.fromkeys(clip_ids)}
 
@@ -160,18 +166,19 @@ def describe(split: str, found: Statistics) -> str:
         what = f"{len(found.classes)} classes"
     lines = [f"{split}: {found.num_clips:,} clips of {found.num_videos:,} videos, {found.hours:.2f} h; {what}"]
     if found.durations_s:
-        lines.append("  seconds: " + ", ".join(f"{value:.3g} at {q} %" for q, value in found.durations_s.items()))
+        percentiles = ", ".join(f"{value:.3g} ({q} %)" for q, value in found.durations_s.items())
+        lines.append(f"  percentiles of seconds: {percentiles}")
     if found.folds:
-        lines.append("  folds: " + ", ".join(f"{n} of {fold}" for fold, n in found.folds.items()))
+        lines.append("  clips by fold: " + ", ".join(f"{n} in {fold}" for fold, n in found.folds.items()))
     for kind, counts in (("verbs", found.verbs), ("nouns", found.nouns), ("classes", found.classes)):
         if counts:
             common = ", ".join(f"{_short(name)} {n}" for name, n in list(counts.items())[:8])
             fifth = sum(list(counts.values())[: max(len(counts) // 5, 1)]) / sum(counts.values())
-            lines.append(f"  {kind}: {common}, ...; the commonest fifth is {fifth:.0%} of all")
+            lines.append(f"  {kind}: {common}, ...; the most frequent fifth makes up {fifth:.0%} of all")
     if found.num_labelled:
         share = found.num_positive / found.num_labelled
         lines.append(f"  labelled: {found.num_labelled:,}, {share:.1%} of them positive")
-        rates = [f"{_short(name)} {rate:.2f} of {n}" for name, (rate, n) in found.sounding_rates.items()]
+        rates = [f"{_short(name)} {rate:.2f} (n = {n})" for name, (rate, n) in found.sounding_rates.items()]
         if rates:
             lines.append("  sounding rates: " + "; ".join(rates if len(rates) <= 10 else [*rates[:5], "...", *rates[-5:]]))
     return "\n".join(lines)
@@ -223,9 +230,9 @@ def _picture(clip: records.Clip, index: int) -> UInt8[np.ndarray, "h w 3"]:
         size, said = simplejpeg.decode_jpeg_header(clip.frames[index])[:2], (clip.frame_height, clip.frame_width)
         # Checked before decoding, since a forged size would take gigabytes.
         if size != said:
-            raise ValueError(f"it is {size}, the record says {said}")
+            raise ValueError(f"it has {size} px, the record says {said}")
         if size[0] * size[1] > _MAX_FRAME_PX:
-            raise ValueError(f"{size} is more than {_MAX_FRAME_PX:,} px")
+            raise ValueError(f"it has {size} px, more than {_MAX_FRAME_PX:,} in all")
         return simplejpeg.decode_jpeg(clip.frames[index], "RGB")
     except ValueError as error:
         raise ValueError(f"clip {clip.clip_id}: frame {index} can't be decoded: {error}") from error
@@ -283,7 +290,7 @@ def _open(args: argparse.Namespace) -> tuple[records.ClipsInfo, dict[str, grain.
     """
     info = records.ClipsInfo.load(args.clips)
     if not any(split.num_clips for split in info.splits.values()):
-        raise ValueError(f"{args.clips} holds no clips at all")
+        raise ValueError(f"{args.clips} holds no clips")
     sources = {name: open_split(args.clips, info, name) for name, split in info.splits.items() if split.num_clips}
     if args.split and args.split not in sources:
         raise ValueError(f"{args.clips} has no clips in the split {args.split!r}, only in {', '.join(sources)}")
@@ -331,14 +338,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("inspect"), help="folder for the pictures")
     parser.add_argument(
-        "--split", choices=records.SPLITS, help="split to draw clips from; default the largest labelled, for --clip_id all"
+        "--split", choices=records.SPLITS,
+        help="split to draw clips from; default: the one with the most labels, or all with --clip_id",
     )
     parser.add_argument(
         "--clip_id", action="append", default=[],
         help="show only this clip; may be given more than once",
     )  # fmt: skip
-    parser.add_argument("--num_clips", type=int, default=12, help="clips on the contact sheet")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the clips drawn for the contact sheet")
+    parser.add_argument("--num_clips", type=int, default=12, help="number of clips on the contact sheet")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of clips for the contact sheet")
     args = parser.parse_args(argv)
     if not 1 <= args.num_clips <= 100:
         parser.error(f"--num_clips must be from 1 to 100, got {args.num_clips}")

@@ -60,7 +60,7 @@ def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.Clips
     try:
         size = path.stat().st_size
         if size != shard.bytes:
-            report.problems.append(f"{shard.file}: {size} bytes, {records.CLIPS_FILE} says {shard.bytes}")
+            report.problems.append(f"{shard.file}: has {size} bytes, {records.CLIPS_FILE} says {shard.bytes}")
         else:
             with path.open("rb") as f:
                 digest = hashlib.file_digest(f, "sha256").hexdigest()
@@ -72,15 +72,15 @@ def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.Clips
     except (RuntimeError, ValueError, OSError) as error:
         report.problems.append(f"{shard.file}: can't be read: {_short(error)}")
     if found != shard.num_clips:
-        report.problems.append(f"{shard.file}: {found} records, {records.CLIPS_FILE} says {shard.num_clips}")
+        report.problems.append(f"{shard.file}: has {found} records, {records.CLIPS_FILE} says {shard.num_clips}")
     report.problems += [f"{shard.file}: {problem}" for problem in wrong[:_MAX_TOLD]]
     if len(wrong) > _MAX_TOLD:
         report.problems.append(f"{shard.file}: {len(wrong) - _MAX_TOLD} more records are wrong")
     counts = [len(list(group)) for _, group in itertools.groupby(report.video_uids)]
     if not wrong and found == shard.num_clips and counts != shard.video_clips:
-        report.problems.append(f"{shard.file}: the clips of its videos are not those that {records.CLIPS_FILE} counts")
+        report.problems.append(f"{shard.file}: its numbers of clips per video differ from {records.CLIPS_FILE}")
     if not wrong and found == shard.num_clips and info.max_samples and report.clip_samples != shard.clip_samples:
-        report.problems.append(f"{shard.file}: the samples of its clips are not those that {records.CLIPS_FILE} counts")
+        report.problems.append(f"{shard.file}: its numbers of samples per clip differ from {records.CLIPS_FILE}")
     return report
 
 
@@ -124,17 +124,17 @@ def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
         except ValueError as error:
             raise ValueError(f"{name}: frame {i} can't be decoded: {error}") from error
         if size != (clip.frame_height, clip.frame_width):
-            raise ValueError(f"{name}: frame {i} is {size}, the record says {(clip.frame_height, clip.frame_width)}")
+            raise ValueError(f"{name}: frame {i} has {size} px, the record says {(clip.frame_height, clip.frame_width)}")
     if not clip.frames and (clip.frame_height, clip.frame_width) != (0, 0):
-        raise ValueError(f"{name}: holds no frames but says they are {(clip.frame_height, clip.frame_width)}")
+        raise ValueError(f"{name}: has no frames but a frame size of {(clip.frame_height, clip.frame_width)}")
     for field, value, num in (
         ("verb_id", clip.verb_id, len(info.verbs)), ("noun_id", clip.noun_id, len(info.nouns)), ("label", clip.label, 2),
         ("class_id", clip.class_id, len(info.classes)), ("fold", clip.fold, 1 << 31),
     ):  # fmt: skip
         if not records.UNKNOWN <= value < num:
-            raise ValueError(f"{name}: {field} is {value}, must be from {records.UNKNOWN} to {num - 1}")
+            raise ValueError(f"{name}: {field} is {value} but must be from {records.UNKNOWN} to {num - 1}")
     if not clip.start_us <= clip.time_us <= clip.stop_us:
-        raise ValueError(f"{name}: its moment {clip.time_us} µs is not in [{clip.start_us}, {clip.stop_us}]")
+        raise ValueError(f"{name}: its time {clip.time_us} µs is not in [{clip.start_us}, {clip.stop_us}]")
 
 
 def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str, int]]:
@@ -202,7 +202,7 @@ def _find_strays(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
     """Returns a line for every shard file that `clips.json` does not name."""
     known = {shard.file for split in info.splits.values() for shard in split.shards}
     names = sorted(path.name for path in folder.glob("*.array_record-*") if not path.name.startswith("."))
-    return [f"{name}: {records.CLIPS_FILE} does not name it" for name in names if name not in known]
+    return [f"{name}: is not listed in {records.CLIPS_FILE}" for name in names if name not in known]
 
 
 def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
@@ -219,7 +219,7 @@ def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
     written = sum(split.num_clips for split in info.splits.values())
     if written + info.num_rejected != info.num_annotations:
         problems.append(
-            f"{records.CLIPS_FILE}: {info.num_annotations} annotations are not {written} clips and "
+            f"{records.CLIPS_FILE}: {info.num_annotations} annotations, but {written} clips and "
             f"{info.num_rejected} rejects"
         )
     try:
@@ -227,7 +227,7 @@ def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
         lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in content["splits"]}
         expected = {name: [s.num_clips for s in split.shards] for name, split in info.splits.items() if split.shards}
         if lengths != expected:
-            problems.append(f"dataset_info.json counts {lengths}, {records.CLIPS_FILE} {expected}")
+            problems.append(f"dataset_info.json counts {lengths}, {records.CLIPS_FILE} says {expected}")
     except _DAMAGE as error:
         problems.append(f"dataset_info.json can't be read: {type(error).__name__}: {_short(error)}")
     try:
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     """Verifies the data set of the command line and ends the process with status 0, 1 or 2."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes; 0 means one per core")
+    parser.add_argument("--num_workers", type=int, default=0, help="number of processes; 0 means one per core")
     args = parser.parse_args(argv)
     if args.num_workers < 0:
         parser.error(f"--num_workers must not be negative, got {args.num_workers}")
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     for problem in problems:
         print(terminal.printable(problem))  # ids from the file may hold any characters
     told = ", ".join(f"{value:,} {name}" for name, value in counts.items())
-    print(f"{args.clips}: {told or 'not read'}; " + (f"{len(problems)} problem(s)" if problems else "sound"))
+    print(f"{args.clips}: {told or 'not read'}; " + (f"{len(problems)} problem(s)" if problems else "intact"))
     sys.exit(1 if problems else 0)
 
 

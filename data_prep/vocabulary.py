@@ -34,7 +34,7 @@ def learn_pieces(words: collections.Counter[str], size: int) -> list[str]:
     parts = {word: [word[0], *(f"##{c}" for c in word[1:])] for word in words}
     pieces = sorted({c for word in words for c in word} | {piece for split in parts.values() for piece in split})
     if len(pieces) > size:
-        raise ValueError(f"{size} tokens are too few for the {len(pieces)} characters of the narrations")
+        raise ValueError(f"{size} tokens are too few: the narrations' characters alone need {len(pieces)}, raise --size")
     pairs: collections.Counter[tuple[str, str]] = collections.Counter()
     where = collections.defaultdict(set)
     for word, split in parts.items():
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.vocabulary", description=__doc__.split("\n")[0])
     parser.add_argument("--clips", required=True, type=pathlib.Path, help="folder of a data set with narrations")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the tokenizer")
-    parser.add_argument("--size", type=int, default=600, help="largest number of tokens, special ones included")
+    parser.add_argument("--size", type=int, default=600, help="maximum number of tokens, including special ones")
     args = parser.parse_args(argv)
     try:
         if args.size < 64:

@@ -61,7 +61,7 @@ def test_counts_are_those_of_the_clips(folder):
     train = inspect.count(inspect.open_split(folder, info, "train"), info)
     assert (train.num_clips, train.num_videos, train.verbs["tap_(taps)"]) == (14, 2, 10)
     assert "tap 5, cut 1" in inspect.describe("test", found)
-    assert "sounding rates: tap 0.40 of 5" in inspect.describe("test", found)
+    assert "sounding rates: tap 0.40 (n = 5)" in inspect.describe("test", found)
     found.sounding_rates = {}
     assert "sounding rates" not in inspect.describe("test", found)
 
@@ -116,8 +116,8 @@ def test_a_split_without_clips_is_left_out_and_the_folder_for_pictures_is_made_f
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clip_id", "c_1", "--clip_id", "c\x1b_9"], r"error: no clip 'c\\x1b_9' in train, test: ids .*embeddings.npz"),
-        (["--clip_id", "c_1", "--split", "train"], "error: no clip 'c_1' in train: ids"),
+        (["--clip_id", "c_1", "--clip_id", "c\x1b_9"], r"error: no clip 'c\\x1b_9' in train, test: clip ids .*embeddings"),
+        (["--clip_id", "c_1", "--split", "train"], "error: no clip 'c_1' in train: clip ids"),
         (["--clip_id", "c_1"] * 101, "--clip_id must be given at most 100 times, got 101"),
         (["--split", "validation"], "has no clips in the split 'validation'"), (["--num_clips", "0"], "--num_clips must be"),
         (["--seed", "-1"], "--seed must not be negative"),
@@ -133,9 +133,9 @@ def test_bad_options_are_one_line(folder, tmp_path, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("size", "canvas", "words"),
     [
-        ((60_000, 60_000), (16, 24), r"it is \(60000, 60000\), the record says \(16, 24\)"),
-        ((24, 16), (16, 24), r"it is \(24, 16\), the record says \(16, 24\)"),
-        ((60_000, 60_000), (60_000, 60_000), r"\(60000, 60000\) is more than"),
+        ((60_000, 60_000), (16, 24), r"it has \(60000, 60000\) px, the record says \(16, 24\)"),
+        ((24, 16), (16, 24), r"it has \(24, 16\) px, the record says \(16, 24\)"),
+        ((60_000, 60_000), (60_000, 60_000), r"it has \(60000, 60000\) px, more than"),
         (None, (16, 24), ""),
     ],
 )

@@ -123,8 +123,8 @@ def test_missing_stray_and_miscounted_files_are_found(folder):
     (folder / "dataset_info.json").unlink()
     found = "\n".join(problems(folder))
     for line in (
-        "mine-test.array_record-00000-of-00001: is missing", "00000-of-00007: clips.json does not name it",
-        "clips of its videos", "rejected.jsonl, row 1", "dataset_info.json can't be read",
+        "mine-test.array_record-00000-of-00001: is missing", "00000-of-00007: is not listed in clips.json",
+        "its numbers of clips per video", "rejected.jsonl, row 1", "dataset_info.json can't be read",
     ):  # fmt: skip
         assert line in found
 
@@ -134,7 +134,7 @@ def test_missing_stray_and_miscounted_files_are_found(folder):
     [
         ("label", 7, "label is 7"), ("verb_id", 1, "verb_id is 1"), ("frames", [JPEG], "holds 1 frames"),
         ("frames", [JPEG, JPEG[:200]], "frame 1 can't be decoded"), ("frame_height", 15, "the record says (15, 24)"),
-        ("audio", np.zeros(99, np.int16), "holds 99 samples"), ("time_us", 10, "its moment 10"),
+        ("audio", np.zeros(99, np.int16), "holds 99 samples"), ("time_us", 10, "its time 10"),
         ("clip_id", "c_0", "clip c_0 occurs 2 times"), ("video_uid", "c", "video c is in 2 shards"),
     ],
 )  # fmt: skip
@@ -168,7 +168,7 @@ def test_the_command_says_so_by_its_status(folder):
 
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"12 clips, 4 videos.*; sound$", done.stdout)
+    assert re.search(r"12 clips, 4 videos.*; intact$", done.stdout)
     (folder / "mine-test.array_record-00000-of-00001").unlink()
     done = run()
     assert done.returncode == 1
@@ -198,7 +198,7 @@ def test_a_row_that_is_gone_from_the_rejects_is_found_though_its_digest_is_right
     change_info(folder, lambda info: info["files"].update({"rejected.jsonl": shards.sha256(folder / "rejected.jsonl")}))
     assert problems(folder) == ["rejected.jsonl: 3 rows, clips.json says 4"]
     change_info(folder, lambda info: info.update(num_rejected=3))
-    assert problems(folder) == ["clips.json: 16 annotations are not 12 clips and 3 rejects"]
+    assert problems(folder) == ["clips.json: 16 annotations, but 12 clips and 3 rejects"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "other schema"])

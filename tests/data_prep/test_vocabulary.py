@@ -51,7 +51,7 @@ def test_pieces_are_the_commonest_neighbours_and_the_alphabet_breaks_ties():
     assert vocabulary.learn_pieces(collections.Counter({"ab": 1}), 10) == ["##b", "a", "b"]  # once is too rare
     repeated = vocabulary.learn_pieces(collections.Counter({"aaaa": 2}), 10)
     assert repeated == ["##a", "a", "##aa", "##aaa", "aaaa"]  # a##a##a##a, a##aa##a, a##aaa
-    with pytest.raises(ValueError, match="8 tokens are too few for the 9 characters"):
+    with pytest.raises(ValueError, match="8 tokens are too few: the narrations' characters alone need 9, raise"):
         vocabulary.learn_pieces(words, 8)
 
 

@@ -30,28 +30,28 @@ def parser_of(module: str, description: str) -> argparse.ArgumentParser:
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Adds the options that all commands share; `name` is the data set's default name."""
     add = parser.add_argument
-    add("--out", required=True, type=storage.parse, help="folder of the data set to write; gs:// and s3:// too")
-    add("--name", default=name, help="name of the data set; shard files begin with it")
+    add("--out", required=True, type=storage.parse, help="folder to write the data set to; may be gs:// or s3://")
+    add("--name", default=name, help="name of the data set; the names of shard files begin with it")
     add(
         "--num_shards", type=int, default=0,
-        help=f"shards of all splits together; 0 means one per {_SHARD_CLIPS} clips, at least {_MIN_SHARDS}",
+        help=f"number of shards, all splits together; 0 means one per {_SHARD_CLIPS} clips, but at least {_MIN_SHARDS}",
     )  # fmt: skip
-    add("--num_workers", type=int, default=0, help="local processes; 0 means one per core")
+    add("--num_workers", type=int, default=0, help="number of local processes; 0 means one per core")
     limits = guard.Limits()
     add(
         "--cpu_limit", nargs=2, type=float, default=(limits.video_cpu_s, limits.clip_cpu_s), metavar=("VIDEO", "CLIP"),
-        help="CPU seconds that decoding a video may take: VIDEO, and CLIP more for each of its clips (default %(default)s); "
-        "three times as many by the wall clock",
+        help="limit of CPU seconds for decoding a video: VIDEO plus CLIP for each of its clips (default %(default)s); "
+        "the limit of wall-clock time is three times as long",
     )  # fmt: skip
-    add("--memory_limit", type=int, default=limits.memory_mb, help="memory of a decoder, MiB (default %(default)s)")
-    add("--dry_run", action="store_true", help="say what would be done; decode and write nothing")
+    add("--memory_limit", type=int, default=limits.memory_mb, help="memory limit of a decoder, MiB (default %(default)s)")
+    add("--dry_run", action="store_true", help="print what would be done, without decoding or writing anything")
     add(
         "--part", metavar="I/N",
-        help="write only shards I, I + N, I + 2 N, ...; the same command without --part then assembles the data set",
+        help="write only shards I, I + N, I + 2 N, ...; afterwards the same command without --part assembles the data set",
     )  # fmt: skip
     add(
         "--scratch", type=_folder,
-        help="local folder for copies of files from and to buckets; default the system's temporary folder",
+        help="local folder for temporary copies of files in buckets; default: the system's temporary folder",
     )  # fmt: skip
 
 
@@ -62,10 +62,10 @@ def _folder(text: str) -> pathlib.Path:
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options for video frames, of commands whose clips hold some."""
     add = parser.add_argument
-    add("--num_intervals", type=int, default=4, help="T: equal intervals of a clip; a model sees one frame of each")
-    add("--num_candidates", type=int, default=4, help="C: frames stored per interval; training draws one of them")
+    add("--num_intervals", type=int, default=4, help="number T of equal intervals per clip; a model sees one frame of each")
+    add("--num_candidates", type=int, default=4, help="number C of frames stored per interval; training draws one of them")
     add("--short_side", type=int, default=256, help="short side of the stored frames, px")
-    add("--jpeg_quality", type=int, default=90, help="1 to 100 (default %(default)s)")
+    add("--jpeg_quality", type=int, default=90, help="JPEG quality of the stored frames, 1 to 100 (default %(default)s)")
 
 
 def check_picture_options(args: argparse.Namespace) -> None:
@@ -96,7 +96,8 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
             raise ValueError(f"--{name} must be at least 0, got {getattr(args, name)}")
     if not (0 < args.cpu_limit[0] <= _MAX_LIMIT_S and 0 <= args.cpu_limit[1] <= _MAX_LIMIT_S):
         raise ValueError(
-            f"--cpu_limit must be seconds above 0 and at least 0, each at most {_MAX_LIMIT_S}, got {tuple(args.cpu_limit)}"
+            f"--cpu_limit must be two numbers of seconds, the first above 0, the second at least 0, both at most "
+            f"{_MAX_LIMIT_S}, got {tuple(args.cpu_limit)}"
         )
     if not guard.MIN_MEMORY_MB <= args.memory_limit <= 1 << 20:
         raise ValueError(f"--memory_limit must be from {guard.MIN_MEMORY_MB} to {1 << 20} MiB, got {args.memory_limit}")
@@ -104,7 +105,7 @@ def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
     if args.scratch and not args.scratch.is_dir():
         raise ValueError(f"no folder {args.scratch}: make it or choose another --scratch")
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", args.name):
-        raise ValueError(f"--name must be letters, digits and _, got {args.name!r}")
+        raise ValueError(f"--name must be a letter followed by letters, digits and _, got {args.name!r}")
 
 
 def _check_names(parser: argparse.ArgumentParser, others: list[str]) -> None:
@@ -117,7 +118,7 @@ def _check_names(parser: argparse.ArgumentParser, others: list[str]) -> None:
     if others and not any(arg.split("=")[0] == "--runner" for arg in others):
         close = difflib.get_close_matches(others[0].split("=")[0], ours, 1)
         raise ValueError(
-            f"unknown option(s) {' '.join(others)}; Beam's own are taken together with --runner only"
+            f"unknown option(s) {' '.join(others)}; Beam's own are accepted only together with --runner"
             + (f"; did you mean {close[0]}?" if close else "")
         )
     if others:
@@ -146,7 +147,7 @@ def write(
     left_out = collections.Counter(r.reason for r in rejects)
     if not tasks:
         folder = settings.get("video_dir", settings.get("media_dir"))
-        first = f"; the first is of {rejects[0].video_uid!r} in {folder}" if rejects else ""
+        first = f"; the first belongs to {rejects[0].video_uid!r} in {folder}" if rejects else ""
         raise ValueError(f"none of {num_in} annotations can become a clip: {_told(left_out)}{first}")
     out = storage.absolute(args.out)
     first, step = part_of(args)
@@ -162,13 +163,14 @@ def write(
     settings = settings | {"scratch": str(args.scratch or "")}
     reports = pipeline.run(mine, str(out), args.name, make_clips, settings, num_workers(args), beam_args)
     if args.part:
-        print(f"part {args.part}: {sum(1 for _ in reports)} of {len(tasks)} shards are there; finish without --part")
+        written = sum(1 for _ in reports)
+        print(f"part {args.part}: {written} of {len(tasks)} shards written; after all parts, run the command without --part")
         return info
     info = shards.finish(_counted(reports, left_out), out, info, rejects, num_in)
     print(f"{num_in} annotations: " + ", ".join(f"{s.num_clips} {name}" for name, s in info.splits.items()))
-    print(f"left out {left_out.total()} ({records.REJECTED_FILE}): {_told(left_out)}")
+    print(f"rejected {left_out.total()} ({records.REJECTED_FILE}): {_told(left_out)}")
     if left_out[streams.UNREADABLE]:
-        print("files that could not be read are tried again when the same command is started again")
+        print("run the same command again to retry the files that could not be read")
     for name, split in info.splits.items():
         if split.num_labelled:
             print(f"{name}: {split.num_labelled} labelled, {split.num_positive / split.num_labelled:.1%} of them positive")
@@ -228,5 +230,5 @@ def run(
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last finished video", file=sys.stderr)
+        print("interrupted: run the same command again to resume after the last finished video", file=sys.stderr)
         sys.exit(130)

@@ -42,15 +42,15 @@ def check_answer(line: bytes, windows: list[media.Window]) -> dict:
     for key, most in (("jpegs", _MAX_JPEG_BYTES), ("times_us", 1 << 62)):
         numbers = answer.get(key)
         if not isinstance(numbers, list) or len(numbers) != len(window.frame_times_s):
-            raise ValueError(f"{key} are not {len(window.frame_times_s)} numbers")
+            raise ValueError(f"{key} is not a list of {len(window.frame_times_s)} numbers")
         lists[key] = [_number({key: n}, key, 1 if key == "jpegs" else -most, most) for n in numbers]
     if sum(lists["jpegs"]) > _MAX_CLIP_BYTES:
-        raise ValueError(f"{sum(lists['jpegs'])} bytes of jpegs")
+        raise ValueError(f"{sum(lists['jpegs'])} bytes of jpegs, more than {_MAX_CLIP_BYTES}")
     least, most = (1, _MAX_SIDE_PX) if window.frame_times_s else (0, 0)
     sides = {key: _number(answer, key, least, most) for key in ("height", "width")}
     size = _number(answer, "audio", 2 if window.open_end else 2 * samples, 2 * samples)
     if size % 2:
-        raise ValueError(f"audio is {size} bytes of int16")
+        raise ValueError(f"audio has {size} bytes, not a multiple of 2")
     return {"index": index, **lists, **sides, "audio": size}
 
 
@@ -65,7 +65,7 @@ def check_length(line: bytes) -> float | str | None:
     if reason is not None:
         return _reason(reason)
     if not (length is None or (type(length) is float and math.isfinite(length))):
-        raise ValueError(f"a length of {length!r:.40}")
+        raise ValueError(f"length_s is {length!r:.40}, not a finite number")
     return length
 
 
@@ -77,7 +77,7 @@ def printable(words: str) -> str:
 def _reason(told) -> str:
     reason = printable(str(told))
     if not reason:
-        raise ValueError("an empty reason")
+        raise ValueError("the reason is empty")
     return reason
 
 
@@ -85,14 +85,14 @@ def _object(line: bytes) -> dict:
     try:
         answer = json.loads(line)
     except RecursionError:
-        raise ValueError("a line of brackets") from None
+        raise ValueError("a line of nested brackets") from None
     if not isinstance(answer, dict):
-        raise ValueError("no object")
+        raise ValueError("not a JSON object")
     return answer
 
 
 def _number(answer: dict, key: str, least: int, most: int) -> int:
     number = answer.get(key)
     if type(number) is not int or not least <= number <= most:
-        raise ValueError(f"{key} is {str(number)[:40]!r}, not from {least} to {most}")
+        raise ValueError(f"{key} is {str(number)[:40]!r}, not a whole number from {least} to {most}")
     return number

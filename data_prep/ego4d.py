@@ -29,7 +29,7 @@ _UID = re.compile(r"[\w-]+", re.ASCII)
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("ego4d", __doc__.split("\n")[0])
     add = parser.add_argument
-    add("--root", required=True, type=storage.parse, help="folder that Ego4D's CLI filled; holds ego4d.json and v2/")
+    add("--root", required=True, type=storage.parse, help="folder made by Ego4D's CLI; holds ego4d.json and v2/")
     narrated.add_options(parser, "ego4d_clips")
     add("--video_dir", default=f"{_DOWNLOADS}/video_540ss", help="folder of mp4 files under --root, such as v2/full_scale")
     add(
@@ -40,20 +40,20 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--labels",
         type=storage.parse,
-        help=f"sounding-action labels or an Ego4DSounds list; default {_ANNOTATIONS}/sounding_labels.csv if there",
+        help=f"label list: sounding-action labels or Ego4DSounds; default {_ANNOTATIONS}/sounding_labels.csv if it exists",
     )
-    add("--labels_only", action="store_true", help="make clips of the label list alone")
+    add("--labels_only", action="store_true", help="make clips only of the label list")
     add(
         "--labels_split",
         choices=(*records.SPLITS, _HELD_OUT),
-        help="split of those of the label list's videos that --splits does not name; "
-        f"default {_HELD_OUT}, one in eleven in validation",
+        help="split for the label list's videos that --splits does not name; "
+        f"default {_HELD_OUT}, with one video in eleven in validation",
     )
     add(
         "--splits",
         type=storage.parse,
-        help=f"CSV with columns video_uid, split; default {_ANNOTATIONS}/splits.csv if there; videos it does not name are "
-        "held out if they are in the label list and trained on otherwise; without a label list all are split by hash",
+        help=f"CSV with columns video_uid, split; default {_ANNOTATIONS}/splits.csv if it exists; videos it does not name "
+        "go to validation and test if they are in the label list, else to train; without a label list a hash decides",
     )
     return parser
 
@@ -64,10 +64,10 @@ def _check(args: argparse.Namespace, beam_args: list[str]) -> None:
     if not storage.is_folder(folder):
         for above in (args.root, args.root / _DOWNLOADS):
             if not storage.is_folder(above):
-                raise ValueError(f"no folder {above}: point --root at what Ego4D's CLI filled")
+                raise ValueError(f"no folder {above}: point --root at the folder made by Ego4D's CLI")
         there = {path.parent.name for path in (args.root / _DOWNLOADS).glob("*/*.mp4")} - {_CUT}
         names = " or ".join(f"--video_dir {_DOWNLOADS}/{name}" for name in sorted(there))
-        fix = f"mp4 files are elsewhere, say {names}" if there else "download videos, or name their folder by --video_dir"
+        fix = f"mp4 files are elsewhere, use {names}" if there else "download videos, or name their folder by --video_dir"
         raise ValueError(f"no folder {folder}: {fix}")
     # In a bucket the files are searched for. In a local folder `glob` would hide that the folder can't be listed.
     names = [path.name for path in folder.glob("*.mp4")] if storage.is_remote(folder) else os.listdir(folder)
@@ -94,12 +94,14 @@ def read_annotations(
         else:
             labelled = sounding_labels.read(labels_path)
     elif args.labels_only or args.labels_split:
-        raise ValueError(f"--labels_only and --labels_split want a label list: name one by --labels, no file {labels_path}")
+        raise ValueError(
+            f"--labels_only and --labels_split need a label list: name one by --labels (there is no file {labels_path})"
+        )
     found = []
     narrations_path = args.narrations or folder / "narration.json"
     if args.labels_only:
         if args.narrations:
-            raise ValueError("--labels_only reads no narrations: leave one of --labels_only and --narrations")
+            raise ValueError("--labels_only reads no narrations: drop one of --labels_only and --narrations")
     elif narrations_path.suffix == ".json":
         found = narration_json.read(narrations_path)
     else:
@@ -110,8 +112,8 @@ def read_annotations(
         splits = {n.video_uid: args.labels_split for n in labelled} | splits
     found, labelled = _with_known_uids(found), _with_known_uids(labelled)
     if (args.labels or storage.is_file(labels_path)) and all(n.problem for n in labelled):
-        first = f"of {labelled[0].video_uid!r}, which stands first: {labelled[0].problem}" if labelled else "it has no rows"
-        raise ValueError(f"no row of {labels_path} can be used: {first}; mend it, or convert without a label list")
+        first = f"{labelled[0].problem} (first row, video {labelled[0].video_uid!r})" if labelled else "it has no rows"
+        raise ValueError(f"no row of {labels_path} can be used: {first}; correct it, or convert without a label list")
     if named is not None:
         narrated.check_splits(splits_path, named, splits, found + labelled)
     return found, labelled, splits
@@ -126,7 +128,7 @@ def _with_known_uids(found: list[narrations.Narration]) -> list[narrations.Narra
     def problem_of(n: narrations.Narration) -> str:
         if re.fullmatch(_UID, n.video_uid):
             return n.problem
-        return n.problem or video_files.problem_of(n.video_uid) or "video name is no Ego4D uid"
+        return n.problem or video_files.problem_of(n.video_uid) or "video name is not an Ego4D uid"
 
     return [n if n.problem == (problem := problem_of(n)) else dataclasses.replace(n, problem=problem) for n in found]
 

@@ -20,9 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("epic_sounds", __doc__.split("\n")[0])
     add = parser.add_argument
     add("--annotations", required=True, nargs="+", type=storage.parse,
-        help=f"folder of annotation files, or the files: {', '.join(epic_sounds.FILES)}")  # fmt: skip
+        help=f"folder with the annotation files, or the files themselves: {', '.join(epic_sounds.FILES)}")  # fmt: skip
     add("--audio", required=True, type=storage.parse, help="EPIC_audio.hdf5, or a folder of sound files or videos")
-    add("--frames", action="store_true", help="also store pictures over each segment; needs videos")
+    add("--frames", action="store_true", help="also store video frames of each segment; needs videos")
     sounds.add_options(parser, "epic_sounds")
     command.add_picture_options(parser)
     return parser
@@ -38,7 +38,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     command.check_picture_options(args)
     hdf5 = _is_hdf5(args.audio)
     if hdf5 and args.frames:
-        raise ValueError(f"--frames needs videos, and {args.audio} holds sound alone")
+        raise ValueError(f"--frames needs videos, but {args.audio} holds only sound")
     found, classes = epic_sounds.read(epic_sounds.find_files(args.annotations))
     media_dir = args.audio.parent if hdf5 else args.audio
     if hdf5:
@@ -70,7 +70,7 @@ def _is_hdf5(path: storage.Path) -> bool:
             return False
         raise ValueError(f"no file or folder {path}: point --audio at EPIC_audio.hdf5 or a folder of sound files or videos")
     if storage.head(path, len(_HDF5)) != _HDF5:
-        raise ValueError(f"{path} is no HDF5 file: point --audio at EPIC_audio.hdf5 or at a folder")
+        raise ValueError(f"{path} is not an HDF5 file: point --audio at EPIC_audio.hdf5 or at a folder")
     return True
 
 
@@ -83,7 +83,7 @@ def _find(find: Callable[[str], tuple[str, str]], video: str) -> tuple[str, str]
         if problem != video_files.MISSING:
             break
     if problem.startswith(video_files.SEVERAL):  # the usual advice doesn't fit: the annotations have no suffixes
-        problem = f"{video_files.SEVERAL}: leave one"
+        problem = f"{video_files.SEVERAL}: keep only one"
     return (file if not problem else video), problem
 
 

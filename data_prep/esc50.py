@@ -15,7 +15,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("esc50", __doc__.split("\n")[0])
     add = parser.add_argument
     add("--root", required=True, type=storage.parse, help="folder with meta/esc50.csv or meta/esc10.csv and audio/")
-    add("--esc10", action="store_true", help="take only the rows of ESC-10 and renumber its classes")
+    add("--esc10", action="store_true", help="use only the rows of ESC-10 and renumber its classes")
     add("--test_fold", type=int, default=5, help="fold that becomes the test split; 0 for none")
     add("--validation_fold", type=int, default=4, help="fold that becomes the validation split; 0 for none")
     sounds.add_options(parser, "esc50")
@@ -31,7 +31,8 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     sounds.check_options(args, beam_args)
     if min(args.test_fold, args.validation_fold) < 0 or args.test_fold == args.validation_fold != 0:
         raise ValueError(
-            f"--test_fold and --validation_fold must be two folds or 0, got {args.test_fold} and {args.validation_fold}"
+            f"--test_fold and --validation_fold must be different folds, or 0 for none, got {args.test_fold} and "
+            f"{args.validation_fold}"
         )
     if not storage.is_folder(args.root):
         raise ValueError(f"no folder {args.root}: point --root at the folder of ESC-50 or ESC-10")

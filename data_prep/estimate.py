@@ -66,8 +66,8 @@ def tell(tasks: list[shards.ShardTask], info: records.ClipsInfo, rejects: list[s
     lines = [
         f"clips: {clips.total():,} ({_by_split(clips)})" + labelled_line,
         f"{work.sources}, {_size(work.read_bytes)} to read, in {len(tasks):,} shards",
-        f"missing files: {len(missing):,}" + (f", first {first}" if missing else ""),
-        f"left out so far: {reasons.total():,}"
+        f"missing files: {len(missing):,}" + (f", e.g. {first}" if missing else ""),
+        f"rejected so far: {reasons.total():,}"
         + "".join(f"\n  {count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1])),
         f"data set: about {_size(work.written_bytes)}",
         f"time: about {_span(work.cpu_s / num_workers + _START_S)} on {num_workers} core{'s' * (num_workers != 1)}",
@@ -95,7 +95,7 @@ def _of_sounds(items: list[dict], info: records.ClipsInfo) -> Work:
     written = total_s * _SOUND_BYTES_PER_S + num_clips * _picture_bytes(info)
     if items[0]["hdf5_name"]:
         # Only the file itself tells which recordings it lacks, and only the decoder may open it.
-        sources = f"recordings: {len(recordings):,} of {files[0]} (whether it holds them is not looked at)"
+        sources = f"recordings: {len(recordings):,} of {files[0]} (whether it holds them is not checked)"
         read, cpu_s = total_s * _HDF5_BYTES_PER_S, num_clips * _HDF5_CLIP_CPU_S + total_s * _HDF5_CPU_PER_S
     else:
         sources = f"recordings: {len(recordings):,} in {len(files):,} file(s)"

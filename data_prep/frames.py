@@ -18,7 +18,7 @@ from data_prep import full_decode, streams
 from data_prep.full_decode import NOT_COVERED
 from data_prep.packets import Packets, UnclearError
 
-_AVI = "container does not tell when pictures are shown: B-frames in AVI"
+_AVI = "container does not say when pictures are shown: B-frames in AVI"
 # Decoders that can skip single pictures: `skip_frame` is set before each packet. VP9's ignores it, dav1d reads it only once.
 _CAN_SKIP = ("h264", "hevc")
 _MAX_FED = 64  # packets that are kept track of although their pictures have come out of the decoder

@@ -234,10 +234,10 @@ class Decoder:
         self._left_s = self._wall_s = self._answer_left_s = self._answer_wall_s = _START_S
         try:
             if self._line() != b'{"ready": true}':
-                raise DecoderError("it says something else than that it is ready")
+                raise DecoderError("it does not report that it is ready")
         except (DecoderError, ChildProcessError) as error:
             self.kill()
-            raise ChildProcessError(f"the decoder's process does not start: {error}") from error
+            raise ChildProcessError(f"the decoder process can't be started: {error}") from error
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -272,12 +272,12 @@ class Decoder:
                 part = decoder_answers.check_question(line, remote.num_bytes) if remote else None
                 answer = decoder_answers.check_answer(line, windows) if part is None else {}
             except ValueError as error:
-                raise DecoderError(f"decoder's answer makes no sense: {error}") from None
+                raise DecoderError(f"decoder's answer is invalid: {error}") from None
             if part is not None:
                 self._write(base64.b64encode(remote.read(*part)) + b"\n")
                 continue
             if answer["index"] not in open_windows:
-                raise DecoderError(f"decoder's answer makes no sense: window {answer['index']} twice")
+                raise DecoderError(f"decoder's answer is invalid: window {answer['index']} was answered twice")
             open_windows.remove(answer["index"])
             self._answer_left_s = self._answer_wall_s
             if "reason" in answer:
@@ -300,7 +300,7 @@ class Decoder:
         try:
             return decoder_answers.check_length(self._line())
         except ValueError as error:
-            raise DecoderError(f"decoder's answer makes no sense: {error}") from None
+            raise DecoderError(f"decoder's answer is invalid: {error}") from None
 
     def _send(self, request: dict, limits: Limits, num_clips: int) -> None:
         """Sends a request, whose limits hold from now on."""
@@ -314,7 +314,7 @@ class Decoder:
         at = -1
         while at < 0:
             if len(self._buffer) > _MAX_LINE_BYTES:
-                raise DecoderError("decoder's answer makes no sense: a line without end")
+                raise DecoderError(f"decoder's answer is invalid: a line of more than {_MAX_LINE_BYTES} bytes")
             at = self._buffer.find(b"\n") if self._buffer else -1
             if at < 0:
                 self._fill()
@@ -377,7 +377,7 @@ class Decoder:
         except subprocess.TimeoutExpired:
             return DecoderError("decoder crashed: it closed its pipe")
         if status == -signal.SIGXCPU:
-            return DecoderTimeoutError(f"{TOOK_TOO_LONG}: more than {self._cpu_s:g} s of CPU")
+            return DecoderTimeoutError(f"{TOOK_TOO_LONG}: more than {self._cpu_s:g} s of CPU time")
         if status == decoder_child.OUT_OF_MEMORY:
             return self._memory_error()
         if status < 0:
@@ -385,9 +385,9 @@ class Decoder:
             name = names.get(-status, -status)
             if -status in _CRASHES:
                 return DecoderError(f"decoder crashed: signal {name}")
-            how = f"got {name} from outside"
+            how = f"was ended from outside by {name}"
             if status == -signal.SIGKILL:
-                how = "was killed, perhaps because memory ran out: take fewer --num_workers or a smaller --memory_limit"
+                how = "was killed, perhaps because memory ran out: use fewer --num_workers or a smaller --memory_limit"
             raise ChildProcessError(f"the decoder{self._path and f' of {self._path}'} {how}")
         return DecoderError(f"decoder crashed: {self._last_words() or f'exit status {status}'}")
 

@@ -53,7 +53,7 @@ class Parts(io.RawIOBase):
         """
         size = len(buffer)
         if not 0 <= self._at <= self._num_bytes - size:
-            raise OSError(f"{size} bytes from {self._at} on, in a file of {self._num_bytes}")
+            raise OSError(f"{size} bytes requested at byte {self._at} of a file of {self._num_bytes} bytes")
         stop = self._at + size
         while self._at < stop:
             part = self._read(self._at, stop)
@@ -99,9 +99,9 @@ def _problem(file: h5py.File, name: str) -> str | None:
         return "audio in the HDF5 file is a link"
     data = file[name]
     if not isinstance(data, h5py.Dataset):
-        return "audio in the HDF5 file is no data set"
+        return "audio in the HDF5 file is not a data set"
     if data.is_virtual or data.external:
-        return "audio of the HDF5 file lies in other files"
+        return "audio of the HDF5 file is stored in other files"
     if data.ndim != 1 or data.dtype.kind not in "fi":
         return f"audio in the HDF5 file is not mono samples: {data.dtype} of shape {data.shape}"
     return None

@@ -25,7 +25,7 @@ _WORKER_THREAD = "run_worker"
 _READ_THREADS = ("beam_control_read", "read_grpc_client_inputs")
 _END_S = 10.0
 _MODULE = "data_prep.worker"
-GOES_ON = "Started again, the same command goes on from the last finished video"
+GOES_ON = "Run the same command again to resume after the last finished video"
 
 
 class WorkerError(ChildProcessError):
@@ -108,9 +108,9 @@ def _failure(told: str) -> str:
     found = re.search(r"-?\d+$", told)
     status = int(found[0]) if found else 1
     if status == -signal.SIGKILL:
-        how = "was killed, perhaps because memory ran out: take fewer --num_workers or a smaller --memory_limit"
+        how = "was killed, perhaps because memory ran out: use fewer --num_workers or a smaller --memory_limit"
     elif status < 0:
         how = f"crashed ({signal.Signals(-status).name})"
     else:
-        how = f"ended with status {status}; what it said stands above"
+        how = f"ended with status {status}; see its output above"
     return f"a worker {how}. {GOES_ON}"

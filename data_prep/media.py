@@ -163,7 +163,7 @@ def _encode(
     if frame.is_corrupt:
         return streams.DAMAGED
     if orientation is None:
-        return "display matrix is no turn by right angles"
+        return "display matrix is not a right-angle rotation or mirroring"
     shown = (frame.height, max(round(frame.width * aspect), 1))
     scale = min(short_side_px / min(shown), 1.0)
     # 4:2:0 needs even sides, and they must not become larger than they were.

@@ -22,16 +22,16 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     command.add_options(parser, name)
     command.add_picture_options(parser)
     add = parser.add_argument
-    add("--clean_text", action="store_true", help="store narrations without tags (#C C, #unsure) and spare white space")
+    add("--clean_text", action="store_true", help="store narrations without tags (#C C, #unsure) and superfluous white space")
     add(
         "--window", nargs=2, type=float, default=(0.5, 1.0), metavar=("BEFORE", "AFTER"),
         help="seconds of a clip before and after its narration's time (default 0.5 1.0)",
     )  # fmt: skip
     add(
         "--max_train_clips", type=int, default=0,
-        help="sample this many of the narrations that may become training clips (the paper: 250000); 0 takes all",
+        help="sample this many of the narrations for training (the paper: 250000); 0 takes all",
     )  # fmt: skip
-    add("--sample_seed", type=int, default=0, help="seed of the sample of --max_train_clips")
+    add("--sample_seed", type=int, default=0, help="seed of the random sample of --max_train_clips")
 
 
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
@@ -144,7 +144,7 @@ def choose(
             elif whole and narration.label == records.UNKNOWN and labels[name]:
                 reason = "same narration twice"  # the row with the label is chosen, wherever it stands
             elif name in taken:
-                reason = "stands in the label list too" if taken[name] and not whole else "same narration twice"
+                reason = "is also in the label list" if taken[name] and not whole else "same narration twice"
             elif not whole:
                 reason = _not_wanted(narration, split if labelled else "train")
             elif split == "train" and not own_table:
@@ -177,12 +177,13 @@ def check_splits(
     uids = {n.video_uid for n in rows if not n.problem}
     others = uids - splits.keys()
     if others and uids.isdisjoint(named):
-        first = f"{next(iter(named))!r} stands there first" if named else "it is empty"
+        first = f"it begins with {next(iter(named))!r}" if named else "it is empty"
         raise ValueError(
-            f"{path} names none of the narrations' videos: {first}, {min(uids)!r} in the narrations: write their names alike"
+            f"{path} names none of the narrations' videos: {first}, the narrations name {min(uids)!r}: write the names "
+            "the same way in both files"
         )
     if others:
-        print(f"{len(others)} of {len(uids)} videos are not in {path}: they are split as without it")
+        print(f"{len(others)} of {len(uids)} videos are not in {path}: they are split as if there were no such file")
 
 
 def _split_of(uid: str, listed: set[str]) -> str:
@@ -205,7 +206,7 @@ def _problem(narration: narrations.Narration, clean_text: bool) -> str | None:
     if not (narrations.clean(narration.text) if clean_text else narration.words):
         return "narration has no text"
     if re.search("[\ud800-\udfff]", narration.annotation_uid + narration.source + narration.text):
-        return "narration is no valid Unicode"  # lone surrogates: JSON can escape them, but UTF-8 files can't hold them
+        return "narration is not valid Unicode"  # lone surrogates: JSON can escape them, but UTF-8 files can't hold them
     return None if math.isfinite(narration.time_s) else "narration has no time"
 
 
@@ -213,8 +214,8 @@ def _not_wanted(narration: narrations.Narration, split: str) -> str | None:
     """Returns the reason why a narration is not taken into a split, or None. It must have no label, except for "train"."""
     speaker = narrations.who(narration.text)
     if speaker != "wearer":
-        return {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "nobody's tag")
-    return None if split == "train" else f"no label, though in the {split} split"
+        return {"other": "somebody else's action", "unsure": "narrator is unsure"}.get(speaker, "no tag says who acts")
+    return None if split == "train" else f"no label, but in the {split} split"
 
 
 def plan_tasks(

@@ -153,7 +153,7 @@ def read_taxonomy(path: storage.Path) -> Taxonomy:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             group = None
         if not isinstance(group, list) or not all(isinstance(form, str) for form in group):
-            raise ValueError(f"{path}, row {number}: group {row['group'][:60]!r} is no list of forms")
+            raise ValueError(f"{path}, row {number}: group {row['group'][:60]!r} is not a list of forms")
         for form in group:
             words = tuple(form.replace("_", " ").lower().split())
             if words:
@@ -200,7 +200,7 @@ def read_splits(path: storage.Path) -> dict[str, str]:
         where = f"{path}, row {number}"
         uid, split = row["video_uid"], row["split"]
         if split not in SPLITS:
-            raise ValueError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+            raise ValueError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
         if splits.setdefault(uid, split) != split:
             raise ValueError(f"{where}: video {uid} is in {split!r}, but was in {splits[uid]!r} before")
     return splits

@@ -20,19 +20,19 @@ _MIN_EVERY_S, _MAX_EVERY_S = 0.05, 3600.0
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser_of("own_videos", __doc__.split("\n")[0])
     add = parser.add_argument
-    add("--videos", required=True, type=storage.parse, help="folder of video files, of any kind that FFmpeg knows")
+    add("--videos", required=True, type=storage.parse, help="folder of video files, in any format that FFmpeg reads")
     moments = parser.add_mutually_exclusive_group(required=True)
     moments.add_argument("--narrations", type=storage.parse, help="CSV with columns video, time_s, text and optionally label")
-    moments.add_argument("--every_s", type=float, help="without narrations: cut windows, this many seconds apart")
+    moments.add_argument("--every_s", type=float, help="without narrations: cut a window every EVERY_S seconds")
     narrated.add_options(parser, "")
     parser.set_defaults(num_candidates=None)
     add(
         "--splits",
         type=storage.parse,
-        help="CSV with columns video_uid, split, videos named as in --narrations; videos it does not name are held out if "
-        "they have labels and trained on otherwise; without any labels all are split by hash",
+        help="CSV with columns video_uid, split, videos named as in --narrations; videos it does not name go to validation "
+        "and test if they have labels, else to train; without any labels a hash decides",
     )
-    add("--verbs", type=storage.parse, help="taxonomy of verbs, a CSV with columns label, group like Ego4D's; default none")
+    add("--verbs", type=storage.parse, help="taxonomy of verbs, a CSV with columns label, group like Ego4D's; default: none")
     add("--nouns", type=storage.parse, help="the same for nouns")
     return parser
 
@@ -80,9 +80,9 @@ def _read_grid(args: argparse.Namespace) -> tuple[list[narrations.Narration], li
     if not _MIN_EVERY_S <= args.every_s <= _MAX_EVERY_S:
         raise ValueError(f"--every_s must be from {_MIN_EVERY_S:g} to {_MAX_EVERY_S:g} seconds, got {args.every_s:g}")
     if args.splits:
-        raise ValueError("--splits is for --narrations: windows of --every_s are all of the test split")
+        raise ValueError("--splits is only for --narrations: windows of --every_s all go to the test split")
     if storage.is_remote(args.videos):
-        raise ValueError(f"--every_s reads a local folder, {args.videos} is in a bucket: copy or mount it")
+        raise ValueError(f"--every_s needs a local folder, but {args.videos} is in a bucket: copy or mount it")
     limits = guard.Limits(*args.cpu_limit, args.memory_limit)
     moments, rejects = grid.read(args.videos, args.every_s, tuple(args.window), limits)
     if not moments and not rejects:

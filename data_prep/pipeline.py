@@ -30,7 +30,7 @@ class _BeamParser(argparse.ArgumentParser):
     add_value_provider_argument = argparse.ArgumentParser.add_argument
 
     def error(self, message: str):
-        raise ValueError(f"of Beam's options: {message}")
+        raise ValueError(f"Beam's options: {message}")
 
 
 def check_names(beam_args: list[str], ours: list[str]) -> None:
@@ -51,14 +51,13 @@ def check_names(beam_args: list[str], ours: list[str]) -> None:
     for i, word in enumerate(left):
         if not word.startswith("-"):
             if i == 0:
-                raise ValueError(f"{word!r} stands behind no option")
+                raise ValueError(f"{word!r} does not belong to an option")
             continue
         name = word.split("=")[0]
         close = difflib.get_close_matches(name, [*ours, *parser._option_string_actions], 1, 0.75)
         if close or not elsewhere:
-            raise ValueError(
-                f"unknown option {name}: " + (f"did you mean {close[0]}?" if close else "neither this command's nor Beam's")
-            )
+            hint = f"did you mean {close[0]}?" if close else "neither this command nor Beam has it"
+            raise ValueError(f"unknown option {name}: {hint}")
 
 
 def check_place(beam_args: list[str]) -> None:
@@ -72,7 +71,8 @@ def check_place(beam_args: list[str]) -> None:
     if endpoint == "embed":
         if (options.environment_type or "DOCKER").upper() == "DOCKER" and not _docker_answers():
             raise ValueError(
-                "--job_endpoint=embed runs workers by docker, which does not answer: add --environment_type=LOOPBACK"
+                "--job_endpoint=embed runs workers in Docker, which does not answer: start it or add "
+                "--environment_type=LOOPBACK"
             )
     elif endpoint:
         given = any(re.match("--job[_-]server[_-]timeout", arg) for arg in beam_args)
@@ -182,7 +182,7 @@ def _all_reports(home: storage.Path, planned: list[tuple[str, str]]) -> Iterator
     planned = sorted(planned)
     for (file, _), report in zip(planned, _reports(home, planned), strict=True):
         if report is None:
-            raise ValueError(f"shard {file} was not written though the pipeline says it is done")
+            raise ValueError(f"shard {file} was not written though Beam reports success: run the same command again")
         yield report
 
 
@@ -198,9 +198,9 @@ def _stale(home: storage.Path, planned: list[tuple[str, str]], settings: dict) -
     changed = sum(f"{file}.json" in known for file in missing)
     there = len(planned) - len(missing) - len(again)
     if there or changed or again:
-        told = [f"{there} of {len(planned)} shards are there"]
+        told = [f"{there} of {len(planned)} shards exist"]
         told += [f"{changed} to redo (settings, videos or files changed)"] * bool(changed)
-        told += [f"{len(again)} to try again (videos could not be read, or limits were raised)"] * bool(again)
+        told += [f"{len(again)} to retry (videos could not be read, or limits were raised)"] * bool(again)
         print(", ".join(told), flush=True)
     return missing + again
 
@@ -210,7 +210,7 @@ def _write(planned: tuple[str, str], folder: str, name: str, make_clips: shards.
     file, fingerprint = planned
     plan = storage.read(storage.as_path(folder) / shards.PLANS / f"{file}.json").decode()
     if shards.fingerprint(plan) != fingerprint:
-        raise ValueError(f"the plan of {file} is another one: does a conversion with other options run in {folder}?")
+        raise ValueError(f"the plan of {file} has changed: is a conversion with other options running in {folder}?")
     task, settings = shards.read_plan(plan)
     report = shards.write_shard(task, folder, name, make_clips, settings | passing)
     counts = {"clips": report["num_clips"], "rejects": len(report["rejects"]), "videos": len(task.items), "shards": 1}
@@ -232,7 +232,7 @@ def _unwrap(error: Exception) -> BaseException:
     if found[1] == "KeyboardInterrupt":
         return KeyboardInterrupt()
     if found[1].endswith("MemoryError"):  # numpy has one of its own, _ArrayMemoryError
-        return ValueError(f"a worker had too little memory ({found[2] or found[1]}): take fewer --num_workers")
+        return ValueError(f"a worker had too little memory ({found[2] or found[1]}): use fewer --num_workers")
     kind = getattr(builtins, found[1], None)
     if isinstance(kind, type) and issubclass(kind, ValueError | OSError) and found[2]:
         outside = kind is ChildProcessError or any(os.strerror(number) in found[2] for number in storage.FULL)

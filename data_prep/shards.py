@@ -193,7 +193,8 @@ def _summary(task: ShardTask, file: str, made: list[pieces.Piece]) -> dict:
         raise ValueError(f"two clips have the id {twice[0]}: ids must differ")
     if task.num_annotations not in (0, len(clips) + len(rejects)):
         raise ValueError(
-            f"{file}: {task.num_annotations} annotations came in, {len(clips)} clips and {len(rejects)} rejects came out"
+            f"{file}: {task.num_annotations} annotations gave {len(clips)} clips and {len(rejects)} rejects, which do not "
+            "add up"
         )
     in_order = sorted(clips, key=_place)
     return {
@@ -252,7 +253,7 @@ def prepare(folder: storage.Path, name: str) -> None:
     names = [re.fullmatch(_SHARD_FILE, file) for file in storage.files(folder)]
     others = {found["name"] for found in names if found} - {name}
     if others:
-        raise ValueError(f"{folder} holds the data set {min(others)!r}: choose another folder or name than {name!r}")
+        raise ValueError(f"{folder} already holds the data set {min(others)!r}: choose another folder for {name!r}")
 
 
 def feature_spec(info: records.ClipsInfo) -> tfds.features.FeaturesDict:
@@ -347,7 +348,7 @@ def _write_rejects(
         written, left_out = sum(report["num_clips"] for report in slim), reasons.total()
         if written + left_out != num_in:
             raise ValueError(
-                f"{num_in} annotations came in, {written} clips and {left_out} rejects came out: some are lost"
+                f"{num_in} annotations gave {written} clips and {left_out} rejects, which do not add up"
             )
     if not written:
         told = ", ".join(

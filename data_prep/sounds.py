@@ -53,8 +53,8 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """Adds the options of sounds and those that all commands share; `name` is the data set's default name."""
     command.add_options(parser, name)
     add = parser.add_argument
-    add("--max_audio_s", type=float, default=60.0, help="store at most the first MAX_AUDIO_S seconds (default %(default)s)")
-    add("--window_s", type=float, default=1.5, help="seconds of a sound that readers hand out by default (%(default)s)")
+    add("--max_audio_s", type=float, default=60.0, help="store at most so many seconds of a sound (default %(default)s)")
+    add("--window_s", type=float, default=1.5, help="seconds of a sound that the reader returns (default %(default)s)")
 
 
 def check_options(args: argparse.Namespace, beam_args: list[str]) -> None:
@@ -86,7 +86,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         stop_s = window.start_s + len(cut.audio) / records.SAMPLE_RATE_HZ
         missing_s = window.stop_s - stop_s
         if sound.stop_s is not None and missing_s > _MISSING_S:
-            detail = f"its last {missing_s:.3f} of {window.stop_s - window.start_s:.3f} s are missing"
+            detail = f"the last {missing_s:.3f} of {window.stop_s - window.start_s:.3f} s are missing"
             yield shards.Reject(sound.clip_id, sound.recording, "audio does not cover the clip", detail)
             continue
         start_us = round(window.start_s * 1e6)
@@ -147,7 +147,7 @@ def choose(found: list[Sound]) -> tuple[list[Sound], list[shards.Reject]]:
         if home != (sound.split, sound.fold):
             raise ValueError(
                 f"recording {sound.recording} has sounds in {home[0]} (fold {home[1]}) and in {sound.split} (fold "
-                f"{sound.fold}): what was recorded together belongs together"
+                f"{sound.fold}): put all sounds of a recording into one split and fold"
             )
         reason = "same annotation twice" if sound.clip_id in seen else sound.problem
         seen.add(sound.clip_id)
@@ -211,7 +211,7 @@ def write_clips(
     chosen, rejects = choose(found)
     if rejects and all(reject.reason == video_files.MISSING for reject in rejects) and not chosen:
         first = rejects[0].detail or rejects[0].video_uid
-        raise ValueError(f"of {len(found)} sounds none has its file in {media_dir}, which lacks {first}: name another folder")
+        raise ValueError(f"{media_dir} has no file for any of {len(found)} sounds, such as {first}: name another folder")
     tasks = plan_tasks(chosen, command.num_shards(args, len(chosen)), media_dir)
     numbers = {
         name: getattr(args, name) if pictures else 0 for name in ("num_intervals", "num_candidates", "short_side")
@@ -230,9 +230,9 @@ def write_clips(
     )  # fmt: skip
     long = sum(sound.stop_s is not None and sound.stop_s - sound.start_s > args.max_audio_s for sound in chosen)
     if long:
-        print(f"{long} of {len(chosen)} sounds are longer than --max_audio_s {args.max_audio_s:g}: their rest is left out")
+        print(f"{long} of {len(chosen)} sounds are longer than --max_audio_s {args.max_audio_s:g}: their rest is cut off")
     info = command.write(args, beam_args, tasks, make_clips, settings, info, rejects, len(found))
     full = sum(int((info.clip_samples(split) == most).sum()) for split in info.splits)
     if full > long:  # the length of a whole file is known only once it was read
-        print(f"{full - long} more sounds fill all of --max_audio_s {args.max_audio_s:g}: longer ones end there")
+        print(f"{full - long} more sounds have the full length of --max_audio_s {args.max_audio_s:g}: any rest is cut off")
     return info

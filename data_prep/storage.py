@@ -45,7 +45,7 @@ def parse(text: str) -> Path:
       argparse.ArgumentTypeError: The text is empty or another kind of address, or the package for it is not installed.
     """
     if not text:
-        raise argparse.ArgumentTypeError("an empty path: is a variable of the shell's not set?")
+        raise argparse.ArgumentTypeError("an empty path: is a shell variable not set?")
     scheme, is_address, _ = text.partition("://")
     if is_address and scheme not in _PACKAGES:
         raise argparse.ArgumentTypeError(f"{text!r} must be a local path, gs:// or s3://")
@@ -175,7 +175,7 @@ def reader(path: Path, num_bytes: int) -> Callable[[int, int], bytes]:
         stop = min(start + _BLOCK_BYTES, num_bytes)
         found = _try(lambda: files.cat_file(name, start=start, end=stop), path)
         if len(found) != stop - start:
-            raise OSError(f"{path}: {len(found)} bytes of {stop - start} arrived")
+            raise OSError(f"{path}: {len(found)} of {stop - start} bytes arrived")
         return found
 
     def read(start: int, stop: int) -> bytes:
@@ -287,7 +287,7 @@ def publish(local: pathlib.Path, path: Path) -> None:
         _try(lambda: _copy(local, path), path)
         expected, found = local.stat().st_size, size(path)
         if found != expected:
-            raise OSError(f"{path}: {found} bytes of {expected} arrived")
+            raise OSError(f"{path}: {found} of {expected} bytes arrived")
         return
     with local.open("rb") as f:
         os.fsync(f.fileno())

@@ -23,10 +23,10 @@ SEVERAL = "several files have this video name"
 def problem_of(name: str) -> str | None:
     """Returns why a name can't be the path of a file inside a folder, or None if it can."""
     if re.search("[\0\ud800-\udfff]", name):
-        return "video name is none that a file can have"
+        return "video name can't be a file name"
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        return "video name leads out of the folder"
+        return "video name points outside the folder"
     return None if path.parts else "narration names no video"
 
 
@@ -175,14 +175,14 @@ def _find(
         return name, MISSING
     inside = [match for match in real if os.path.commonpath([root, match]) == root]
     if not inside:
-        return name, "video file is a link that leads out of the folder"
+        return name, "video file is a link that points outside the folder"
     videos = [match for match in inside if not _is_playlist(match)]
     if not videos:
         return name, _PLAYLIST
     if len(videos) > 1:
         videos = [match for match in videos if guard.probe(match, kinds) is None]
         if len(videos) != 1:
-            return name, f"{SEVERAL}: write its suffix"
+            return name, f"{SEVERAL}: give the name with its suffix"
     uid = pathlib.Path(videos[0]).relative_to(root).as_posix()
     problem = problem_of(uid)
     return (name, problem) if problem else (uid, "")
@@ -197,7 +197,7 @@ def _find_remote(folder: storage.Path, name: str) -> tuple[str, str]:
     found = named.get(uid, ())
     if not found:
         return name, MISSING
-    return (found[0], "") if len(found) == 1 else (name, f"{SEVERAL}: write its suffix")
+    return (found[0], "") if len(found) == 1 else (name, f"{SEVERAL}: give the name with its suffix")
 
 
 def _is_playlist(path: str) -> bool:

@@ -33,7 +33,8 @@ def read(path: storage.Path, verbs: Taxonomy, nouns: Taxonomy) -> list[Narration
     found = []
     for number, row in files.read_csv(path, COLUMNS, delimiter="\t", skip_ragged=True):
         if row is None:
-            found.append(Narration("", f"row_{number}", "egoclip", float("nan"), "", problem="row is not one value a column"))
+            problem = "row does not have one value per column"
+            found.append(Narration("", f"row_{number}", "egoclip", float("nan"), "", problem=problem))
         else:
             found.append(narration_of(row, f"{path}, row {number}", verbs, nouns))
     return found
@@ -59,7 +60,7 @@ def narration_of(row: dict[str, str], where: str, verbs: Taxonomy, nouns: Taxono
             raise ValueError(f"{where}: {column} must be a list of ids such as [93], got {row[column]!r:.60}")
         if max(ids, default=-1) >= len(taxonomy.labels):
             raise ValueError(
-                f"{where}: {column} has the id {max(ids)}, but the taxonomy only {len(taxonomy.labels)} labels: take the "
+                f"{where}: {column} has the id {max(ids)}, but the taxonomy has only {len(taxonomy.labels)} labels: use the "
                 "taxonomy files that the tags were made with"
             )
         tags.append(ids)

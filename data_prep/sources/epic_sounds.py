@@ -43,11 +43,11 @@ def find_files(paths: list[storage.Path]) -> list[storage.Path]:
                 raise ValueError(f"no file or folder {path}: point --annotations at {', '.join(FILES)} or their folder")
             inside = [path / name for name in FILES if storage.is_file(path / name)]
         if not inside:
-            raise ValueError(f"{path} holds none of {', '.join(FILES)}")
+            raise ValueError(f"{path} holds none of {', '.join(FILES)}: point --annotations at their folder")
         found += inside
     for path in found:
         if path.name not in FILES:
-            raise ValueError(f"{path}: the name tells the split and must be one of {', '.join(FILES)}")
+            raise ValueError(f"{path}: the file name determines the split and must be one of {', '.join(FILES)}")
     return found
 
 
@@ -74,10 +74,10 @@ def read(paths: list[storage.Path]) -> tuple[list[Sound], list[str]]:
             if row.get("class_id"):
                 class_id = files.whole_number(row["class_id"], f"{where}: class_id", most=_MAX_CLASS)
                 if names.setdefault(class_id, row["class"]) != row["class"]:
-                    raise ValueError(f"{where}: class {class_id} is {row['class']!r} here and {names[class_id]!r} before")
+                    raise ValueError(f"{where}: class {class_id} is {row['class']!r} here but {names[class_id]!r} before")
             start_s, stop_s, problem = _segment(row, where)
             if not re.fullmatch(_VIDEO, row["video_id"]):
-                problem = f"video name is none of EPIC-Kitchens: {row['video_id']!r:.40}"
+                problem = f"video name is not one of EPIC-Kitchens: {row['video_id']!r:.40}"
             elif class_id == UNKNOWN and split != "test":
                 problem = "annotation has no class"
             found.append(
@@ -88,7 +88,7 @@ def read(paths: list[storage.Path]) -> tuple[list[Sound], list[str]]:
             )  # fmt: skip
     doubles = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if doubles:
-        raise ValueError(f"class {doubles[0]!r} has several numbers: {sorted(i for i in names if names[i] == doubles[0])}")
+        raise ValueError(f"class {doubles[0]!r} has several ids: {sorted(i for i in names if names[i] == doubles[0])}")
     return found, [names.get(i, f"class {i}") for i in range(max(names, default=-1) + 1)]
 
 

@@ -48,14 +48,14 @@ def read(root: storage.Path, *, esc10: bool, test_fold: int, validation_fold: in
                 continue
         target = files.whole_number(row["target"], f"{where}: target", most=_MAX_NUMBER)
         if names.setdefault(target, row["category"]) != row["category"]:
-            raise ValueError(f"{where}: class {target} is {row['category']!r} here and {names[target]!r} before")
+            raise ValueError(f"{where}: class {target} is {row['category']!r} here but {names[target]!r} before")
         rows.append((row, target, files.whole_number(row["fold"], f"{where}: fold", least=1, most=_MAX_NUMBER)))
     if not rows:
         raise ValueError(f"{own if whole else path} has no rows" + (" of ESC-10" if esc10 else ""))
     splits = {test_fold: "test", validation_fold: "validation"}
     folds = {fold for _, _, fold in rows}
     for fold in sorted(set(splits) - folds - {0}):
-        raise ValueError(f"no row is of the {splits[fold]} fold {fold}, only of {sorted(folds)}")
+        raise ValueError(f"no row is in the {splits[fold]} fold {fold}: the folds are {sorted(folds)}")
     class_id = {target: i for i, target in enumerate(sorted(names))}
     found, find = [], video_files.finder(root / "audio")
     for row, target, fold in rows:

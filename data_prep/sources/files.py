@@ -25,7 +25,7 @@ def read_json(path: storage.Path):
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             double = next(name for name in names if names.count(name) > 1)
-            raise _DoubleError(f"{path} names {double!r:.60} twice in one object: join or remove one")
+            raise _DoubleError(f"{path} names {double!r:.60} twice in one object: merge or remove one")
         return found
 
     if not storage.is_file(path):
@@ -35,7 +35,7 @@ def read_json(path: storage.Path):
     except _DoubleError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 class _DoubleError(ValueError):
@@ -78,7 +78,7 @@ def read_csv(
                     raise ValueError(f"{where}: a value runs over several rows: a quotation mark before it is not closed")
                 ragged = len(values) < len(row)
                 if ragged and not skip_ragged:
-                    raise ValueError(f"{where}: its values are not one a column: {list(row.values())!r:.100}")
+                    raise ValueError(f"{where}: it does not have one value per column: {list(row.values())!r:.100}")
                 yield reader.line_num, None if ragged else row
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, {_undecodable(path)}") from error
@@ -92,8 +92,8 @@ def _undecodable(path: storage.Path) -> str:
         for number, line in enumerate(f, start=1):
             found = re.search("[\udc80-\udcff]", line)
             if found:
-                return f"row {number} can't be read: byte {ord(found[0]) - 0xDC00:#x} is no UTF-8"
-    return "some row can't be read: the file changes while it is read"
+                return f"row {number} can't be read: byte {ord(found[0]) - 0xDC00:#x} is not UTF-8"
+    return "some row can't be read: the file changed while it was read"
 
 
 def is_tab_separated(path: storage.Path) -> bool:

@@ -51,7 +51,7 @@ def read(
             found = "container does not say how long the video is"
         elif not isinstance(found, str) and not length_s - _EPSILON_S <= found <= _MAX_LENGTH_S:
             short = found < length_s
-            found = f"video is {'shorter than a window' if short else 'too long to be true'}: {found:.3f} s"
+            found = f"video is {'shorter than a window' if short else 'implausibly long'}: {found:.3f} s"
         if isinstance(found, str):
             reason, _, detail = found.partition(": ")
             rejects.append(shards.Reject(uid, uid, reason, detail))

@@ -33,7 +33,9 @@ def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
         where = f"{path}, row {number}"
         unknown = sorted(set(row) - _COLUMNS - {"label"})
         if unknown:  # it may be a misspelt label
-            raise ValueError(f"{path} has the column {unknown[0]!r}: video, time_s, text and label are read, remove others")
+            raise ValueError(
+                f"{path} has the unknown column {unknown[0]!r}: only video, time_s, text and label are read, remove it"
+            )
         text = row["text"]
         uid, problem = find(row["video"])
         time_s = files.seconds(row["time_s"].strip() or None, f"{where}: time_s")

@@ -27,7 +27,7 @@ from tests.data_prep.converted import Converted
 SEED, NUM_VIDEOS = 438, 8
 VIDEOS = [plan.plan_video(SEED, i, 20.0, 64) for i in range(NUM_VIDEOS)]
 MUTE, LATE = VIDEOS[4], VIDEOS[2]
-DOUBLE = "stands in the label list too"
+DOUBLE = "is also in the label list"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def converted(root, tmp_path_factory) -> Converted:
     result = Converted(root, folder)
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in result.splits.items())
     total = len(result.clips) + len(result.rejected)
-    assert done.stdout.startswith(f"{total} annotations: {counts}\nleft out {len(result.rejected)} (rejected.jsonl): ")
+    assert done.stdout.startswith(f"{total} annotations: {counts}\nrejected {len(result.rejected)} (rejected.jsonl): ")
     assert "positive" in done.stdout
     return result
 
@@ -240,7 +240,7 @@ def test_parts_that_run_at_once_make_the_same_files_and_are_not_redone(converted
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert content(folder) == content(converted.folder)
     convert(converted.root, folder, "--part", "999/1000")
-    assert f"part 999/1000: 0 of {len(before)} shards are there" in capsys.readouterr().out
+    assert f"part 999/1000: 0 of {len(before)} shards written" in capsys.readouterr().out
     assert content(folder) == content(converted.folder)
 
 
@@ -249,14 +249,14 @@ def test_a_dry_run_tells_what_is_to_be_done_and_writes_nothing(converted, copy, 
     ego4d.main(["--root", str(copy), "--out", str(tmp_path / "out"), "--num_workers", "2", "--dry_run"])
     told = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    early = {"somebody else's action", "narrator is unsure", "no label, though in the validation split",
-             "no label, though in the test split", DOUBLE}  # fmt: skip
+    early = {"somebody else's action", "narrator is unsure", "no label, but in the validation split",
+             "no label, but in the test split", DOUBLE}  # fmt: skip
     late = [row for row in converted.rejected if row["reason"] not in early]
     assert f"clips: {len(converted.clips) + len(late)} (" in told
     num_bytes = sum(path.stat().st_size for path in (copy / "v2" / "video_540ss").iterdir())
     assert f"videos: {NUM_VIDEOS}, {num_bytes / 1e6:,.1f} MB to read, in {NUM_VIDEOS} shards" in told
-    assert f"missing files: 1, first {VIDEOS[5].uid}\n" in told
-    assert f"left out so far: {len(converted.rejected) - len(late)}\n" in told
+    assert f"missing files: 1, e.g. {VIDEOS[5].uid}\n" in told
+    assert f"rejected so far: {len(converted.rejected) - len(late)}\n" in told
     for reason, count in converted.reasons().items():
         assert (f"  {count} {reason}\n" in told) == (reason in early)
     assert re.search(r"\ndata set: about [\d.]+ MB\ntime: about [\d.]+ (s|min) on 2 cores\n$", told)
@@ -353,13 +353,13 @@ def test_odd_narrations_are_left_out_with_their_reasons_and_the_sums_still_hold(
     odd = {
         "narration has no time": {"timestamp_sec": None, "narration_text": "#C C stirs", "annotation_uid": "x1"},
         "narration has no text": {"timestamp_sec": 5.0, "narration_text": None, "annotation_uid": "x2"},
-        "narration is no valid Unicode": {
+        "narration is not valid Unicode": {
             "timestamp_sec": 5.0,
             "narration_text": "#C C \ud83d",
             "annotation_uid": "x3",
         },
         "narrator is unsure": {"timestamp_sec": 5.0, "narration_text": "#unsure", "annotation_uid": "x4"},
-        "nobody's tag": {"timestamp_sec": 5.0, "narration_text": "stirs", "annotation_uid": "x5"},
+        "no tag says who acts": {"timestamp_sec": 5.0, "narration_text": "stirs", "annotation_uid": "x5"},
         "same narration twice": next(line for line in lines if narrations.who(line["narration_text"]) == "wearer"),
         "audio does not cover the clip": {"timestamp_sec": -3.0, "narration_text": "#C C", "annotation_uid": "x6"},
     }
@@ -370,12 +370,12 @@ def test_odd_narrations_are_left_out_with_their_reasons_and_the_sums_still_hold(
     splits = write_splits(tmp_path, content["videos"])
     names = {
         "no-such-video": "video file is missing",
-        "half a \ud83d": "video name is none that a file can have",
-        "no/such/video": "video name is no Ego4D uid",
+        "half a \ud83d": "video name can't be a file name",
+        "no/such/video": "video name is not an Ego4D uid",
         # If a file had several names, one video could be in several splits.
-        f"{video.uid}.mp4": "video name is no Ego4D uid",
-        f"./{video.uid}": "video name is no Ego4D uid",
-        f"../video_540ss/{video.uid}": "video name leads out of the folder",
+        f"{video.uid}.mp4": "video name is not an Ego4D uid",
+        f"./{video.uid}": "video name is not an Ego4D uid",
+        f"../video_540ss/{video.uid}": "video name points outside the folder",
     }
     for name in names:
         content["videos"][name] = {"narration_pass_1": {"narrations": [lines[0]]}}
@@ -383,7 +383,7 @@ def test_odd_narrations_are_left_out_with_their_reasons_and_the_sums_still_hold(
     made = convert(copy, tmp_path / "out", "--splits", splits)
     reasons = made.reasons(video.uid)
     assert all(reasons[reason] >= 1 for reason in odd), reasons
-    assert reasons["narration is no valid Unicode"] == 2
+    assert reasons["narration is not valid Unicode"] == 2
     assert {name: made.reasons(name) for name in names} == {name: {reason: 1} for name, reason in names.items()}
     num_rows = sum(len(part["narrations"]) for v in content["videos"].values() for part in v.values())
     assert len(made.clips) + len(made.rejected) == num_rows + len(labels_by_id(copy))
@@ -418,8 +418,8 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--short_side", "4322"], "--short_side must be even and from 16 to 4320, got 4322"),
         (["--short_side", "70000"], "--short_side must be even and from 16 to 4320, got 70000"),
         (["--jpeg_quality", "0"], "--jpeg_quality must be from 1 to 100, got 0"),
-        (["--cpu_limit", "0", "1"], "--cpu_limit must be seconds above 0"),
-        (["--cpu_limit", "60", "-1"], "--cpu_limit must be seconds above 0 and at least 0"),
+        (["--cpu_limit", "0", "1"], "--cpu_limit must be two numbers of seconds, the first above 0"),
+        (["--cpu_limit", "60", "-1"], "the first above 0, the second at least 0, both at most 86400, got .60.0, -1.0.$"),
         (["--part", "3"], "--part must be I/N with I from 0 to N - 1, got '3'"),
         (["--part", "2/2"], "--part must be I/N with I from 0 to N - 1, got '2/2'"),
         (["--part=-1/2"], "--part must be I/N"),
@@ -433,22 +433,22 @@ def test_without_labels_and_splits_files_videos_are_split_by_hash_and_the_wearer
         (["--window", "inf", "1"], "--window must not be negative, empty or longer than 60 s"),
         (["--window", "1e9", "1"], "--window must not be negative, empty or longer than 60 s"),
         (["--max_train_clips", "-1"], "--max_train_clips must be at least 1, or 0 for all, got -1"),
-        (["--name", ""], "--name must be letters, digits and _, got ''"),
-        (["--name", "a-b"], "--name must be letters, digits and _, got 'a-b'"),
+        (["--name", ""], "--name must be a letter followed by letters, digits and _, got ''"),
+        (["--name", "a-b"], "--name must be a letter followed by letters, digits and _, got 'a-b'"),
         (["--name", "../up"], "--name must be"),
         (["--name", "é"], "--name must be"),
-        (["--video_dir", "v2/clips"], "no folder .*v2/clips: mp4 files are elsewhere, say --video_dir v2/video_540ss$"),
+        (["--video_dir", "v2/clips"], "no folder .*v2/clips: mp4 files are elsewhere, use --video_dir v2/video_540ss$"),
         (["--video_dir", "v2/annotations"], "no mp4 files in .*v2/annotations: choose another --video_dir"),
         (["--labels", "absent.csv"], "no file absent.csv"),
         (["--splits", "absent.csv"], "no file absent.csv"),
-        (["--short_sied", "72"], "unknown option.s. --short_sied 72; Beam's own are taken together with --runner only"),
+        (["--short_sied", "72"], "unknown option.s. --short_sied 72; Beam's own are accepted only together with --runner"),
         (["--short_sied", "72"], r"; did you mean --short_side\?$"),
         (["--short", "72"], "unknown option.s. --short 72"),
         (["--runner=DataflowRunner", "--num_interval", "3"], r"option --num_interval: did you mean --num_intervals\?"),
         (["--runner=DataflowRunner", "--temp_locaton=x"], r"unknown option --temp_locaton: did you mean --temp_location\?"),
-        (["--runner=DataflowRunner", "--xyz"], "unknown option --xyz: neither this command's nor Beam's"),
-        (["--runner=DataflowRunner", "xyz"], "'xyz' stands behind no option"),
-        (["--runner=DataflowRunner", "--max_num_workers=x"], "of Beam's options: argument --max_num_workers: invalid int"),
+        (["--runner=DataflowRunner", "--xyz"], "unknown option --xyz: neither this command nor Beam has it"),
+        (["--runner=DataflowRunner", "xyz"], "'xyz' does not belong to an option"),
+        (["--runner=DataflowRunner", "--max_num_workers=x"], "Beam's options: argument --max_num_workers: invalid int"),
         (["--runner=PortableRunner", "--job_endpoint=localhost:1", "--job_server_timeout=1", "--an_option_of_flinks=3"],
          "no job server answers at localhost:1: start it or name another --job_endpoint"),
     ],
@@ -465,12 +465,12 @@ def test_a_wrong_option_is_one_line_and_status_2(root, tmp_path, capsys, args, w
 def test_a_missing_video_folder_is_reported_with_those_that_hold_videos(buckets, monkeypatch, capsys, prefix):
     monkeypatch.chdir(buckets)
     for folder, name, words in (
-        ("elsewhere", "a.mp4", "no folder {0}: point --root at what Ego4D's CLI filled$"),
-        ("ego4d", "ego4d.json", "no folder {0}/v2: point --root at what Ego4D's CLI filled$"),
+        ("elsewhere", "a.mp4", "no folder {0}: point --root at the folder made by Ego4D's CLI$"),
+        ("ego4d", "ego4d.json", "no folder {0}/v2: point --root at the folder made by Ego4D's CLI$"),
         ("ego4d/v2/clips", "a.mp4", "no folder {0}/v2/video_540ss: download videos, or name their folder by --video_dir$"),
-        ("ego4d/v2/full_scale", "a.mp4", "no folder {0}/v2/video_540ss: .*, say --video_dir v2/full_scale$"),
-        ("ego4d/v2/annotations", "narration.json", "say --video_dir v2/full_scale$"),
-        ("ego4d/v2/mine", "a.mp4", "say --video_dir v2/full_scale or --video_dir v2/mine$"),
+        ("ego4d/v2/full_scale", "a.mp4", "no folder {0}/v2/video_540ss: .*, use --video_dir v2/full_scale$"),
+        ("ego4d/v2/annotations", "narration.json", "use --video_dir v2/full_scale$"),
+        ("ego4d/v2/mine", "a.mp4", "use --video_dir v2/full_scale or --video_dir v2/mine$"),
     ):
         (buckets / "mine" / folder).mkdir(parents=True, exist_ok=True)
         (buckets / "mine" / folder / name).touch()
@@ -492,7 +492,7 @@ def test_without_docker_beams_own_job_server_asks_for_another_environment(root, 
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit):
         ego4d.main(["--root", str(root), "--out", str(tmp_path / "out"), "--runner=PortableRunner", "--job_endpoint=embed"])
-    assert_one_line(capsys.readouterr().err, "docker, which does not answer: add --environment_type=LOOPBACK")
+    assert_one_line(capsys.readouterr().err, "Docker, which does not answer: start it or add --environment_type=LOOPBACK")
 
 
 def assert_one_line(err: str, words: str):
@@ -508,15 +508,15 @@ LABELS = "video_uid,annotation_uid,narration_pass,timestamp_sec,narration_text,p
     ("name", "content", "words"),
     [
         ("narration.json", None, "no file .*narration.json"),
-        ("narration.json", "{", "narration.json is no JSON"),
+        ("narration.json", "{", "narration.json is not JSON"),
         ("narration.json", '{"v": 3}', "video v must be an object, got 3"),
         ("narration.json", "{}", "none of .* annotations can become a clip"),
         ("narration_verb_taxonomy.csv", None, "no file .*narration_verb_taxonomy.csv"),
         ("narration_noun_taxonomy.csv", "label,group\ncup,3\n", "narration_noun_taxonomy.csv, row 2: group '3'"),
         ("sounding_labels.csv", "video_uid\nv\n", "sounding_labels.csv lacks the column"),
         ("sounding_labels.csv", f"{LABELS}\n", "no row of .*sounding_labels.csv can be used: it has no rows"),
-        ("sounding_labels.csv", f"{LABELS}\nv.mp4,a,p,1,#C C cuts,1\n", "of 'v.mp4', which .*: video name is no Ego4D uid"),
-        ("splits.csv", "video_uid,split\nv,dev\n", "splits.csv, row 2: split 'dev' is none of"),
+        ("sounding_labels.csv", f"{LABELS}\nv.mp4,a,p,1,#C C cuts,1\n", "is not an Ego4D uid .first row, video 'v.mp4'"),
+        ("splits.csv", "video_uid,split\nv,dev\n", "splits.csv, row 2: split 'dev' is not one of"),
     ],
 )
 def test_a_wrong_annotation_file_is_one_line_and_status_2(copy, tmp_path, capsys, name, content, words):

@@ -155,9 +155,9 @@ def test_rows_that_give_no_clip_are_listed_with_their_reason_and_cost_the_others
         assert told == {
             ("a", "same annotation twice"), ("b", "time stamps and samples differ"), ("c", "segment is empty"),
             ("d", "audio does not cover the clip"), ("e", "audio does not cover the clip"), ("f", missing),
-            ("g", "video name is none of EPIC-Kitchens"), ("h", "annotation has no class"),
+            ("g", "video name is not one of EPIC-Kitchens"), ("h", "annotation has no class"),
         }  # fmt: skip
-        assert "its last 1.000 of 3.000 s are missing" in {line["detail"] for line in made.rejected}
+        assert "the last 1.000 of 3.000 s are missing" in {line["detail"] for line in made.rejected}
 
 
 def test_of_several_files_of_a_name_the_one_with_sound_is_meant_and_two_are_left_out(places, tmp_path):
@@ -168,7 +168,7 @@ def test_of_several_files_of_a_name_the_one_with_sound_is_meant_and_two_are_left
     made = convert(tmp_path / "ann", folder, tmp_path / "out")
     assert set(made.clips) == {"P01_01_a"}
     [line] = made.rejected
-    assert (line["reason"], line["detail"]) == ("several files have this video name", "leave one")
+    assert (line["reason"], line["detail"]) == ("several files have this video name", "keep only one")
 
 
 def test_hdf5_that_would_lead_out_or_is_no_sound_is_left_out_with_its_reason(tmp_path):
@@ -191,8 +191,9 @@ def test_hdf5_that_would_lead_out_or_is_no_sound_is_left_out_with_its_reason(tmp
         file["loud"] = wave() * 32768
     expected = {
         "good": None, "external_link": "audio in the HDF5 file is a link", "soft_link": "audio in the HDF5 file is a link",
-        "external": "audio of the HDF5 file lies in other files", "virtual": "audio of the HDF5 file lies in other files",
-        "group": "audio in the HDF5 file is no data set", "group/good": "no audio of this video in the HDF5 file",
+        "external": "audio of the HDF5 file is stored in other files",
+        "virtual": "audio of the HDF5 file is stored in other files",
+        "group": "audio in the HDF5 file is not a data set", "group/good": "no audio of this video in the HDF5 file",
         "stereo": "audio in the HDF5 file is not mono samples: float64 of shape (2, 96000)",
         "words": "audio in the HDF5 file is not mono samples: |S8 of shape (1000,)",
         "nan": "decoding failed: audio is not finite", "loud": "decoding failed: float samples up to",
@@ -245,8 +246,8 @@ def test_a_damaged_chunk_costs_the_segments_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row("a", "P01_01", 0, 1), row("b", "P01_01", 0, 1, "knock")], "row 3: class 1 is 'knock' here and 'water' before"),
-        ([row("a", "P01_01", 0, 1), row("b", "P01_01", 0, 1, "water", 2)], "class 'water' has several numbers: \\[1, 2\\]"),
+        ([row("a", "P01_01", 0, 1), row("b", "P01_01", 0, 1, "knock")], "row 3: class 1 is 'knock' here but 'water' before"),
+        ([row("a", "P01_01", 0, 1), row("b", "P01_01", 0, 1, "water", 2)], "class 'water' has several ids: \\[1, 2\\]"),
         ([row("a", "P01_01", 0, 1, class_id="1.5")], "row 2: class_id must be a whole number"),
         ([row("a", "P01_01", 0, 1, class_id="9" * 20)], "row 2: class_id must be a whole number from 0 to 9999"),
         ([row("a", "P01_01", 0, 1, start="1.5")], "row 2: start_timestamp must be HH:MM:SS.sss, got '1.5'"),
@@ -262,7 +263,7 @@ def test_the_name_of_a_file_tells_its_split_and_others_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds none of EPIC_Sounds_train.csv"):
         source.find_files([tmp_path])
     (tmp_path / "sound_events_not_categorised.csv").touch()
-    with pytest.raises(ValueError, match="the name tells the split and must be one of"):
+    with pytest.raises(ValueError, match="the file name determines the split and must be one of"):
         source.find_files([tmp_path / "sound_events_not_categorised.csv"])
 
 
@@ -271,7 +272,7 @@ def test_the_name_of_a_file_tells_its_split_and_others_are_refused(tmp_path):
     [
         ("hdf5", ["--frames"], "--frames needs videos"),
         ("absent", [], "no file or folder"),
-        ("text", [], "is no HDF5 file"),
+        ("text", [], "is not an HDF5 file"),
         ("sounds", ["--max_audio_s", "0"], "--max_audio_s must be from 0.01 to 600 s, got 0"),
     ],
 )

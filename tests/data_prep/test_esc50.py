@@ -108,7 +108,7 @@ def test_the_data_set_is_sound_and_a_wrong_count_of_samples_is_found(made, tmp_p
     info["splits"]["validation"]["shards"][0]["clip_samples"] = [23_999]
     (folder / "clips.json").write_text(records.manifest(info))
     [line] = verify.verify(folder, 1)[0]
-    assert "the samples of its clips are not those that clips.json counts" in line
+    assert "its numbers of samples per clip differ from clips.json" in line
     info["splits"]["validation"]["shards"][0]["clip_samples"] = [24_000]
     (folder / "clips.json").write_text(records.manifest(info | {"classes": info["classes"][:2]}))
     assert [("class_id is 2" in line) for line in verify.verify(folder, 1)[0]] == [True, True]
@@ -118,9 +118,9 @@ def test_inspection_counts_classes_folds_and_durations_and_draws_sounds(made, tm
     inspect.main([str(made.folder), "--out", str(tmp_path), "--num_clips", "3", "--split", "train"])
     said = capsys.readouterr().out
     assert "train: 4 clips of 3 videos" in said
-    assert "folds: 2 of 1, 1 of 2, 1 of 3" in said
-    assert "0.31 at 0 %" in said
-    assert "7.25 at 100 %" in said
+    assert "clips by fold: 2 in 1, 1 in 2, 1 in 3" in said
+    assert "seconds: 0.31 (0 %), " in said
+    assert ", 7.25 (100 %)" in said
     assert "dog 2" in said
     for name in ("contact_sheet.png", "statistics.png"):
         assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 10
@@ -152,18 +152,18 @@ def test_esc10_is_its_rows_alone_its_classes_numbered_among_themselves(root, tmp
     assert made.clips["4-400-A-12"].class_id == 1
     # Longer files are cut, and that is reported.
     assert max(len(clip.audio) for clip in made.clips.values()) == 24_000 == made.info.max_samples
-    assert "3 more sounds fill all of --max_audio_s 1.5" in capsys.readouterr().out
+    assert "3 more sounds have the full length of --max_audio_s 1.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["a.wav,1,0,dog,True,1,A", "b.wav,1,0,cat,True,2,A"], "row 3: class 0 is 'cat' here and 'dog' before"),
+        (["a.wav,1,0,dog,True,1,A", "b.wav,1,0,cat,True,2,A"], "row 3: class 0 is 'cat' here but 'dog' before"),
         (["a.wav,x,0,dog,True,1,A"], "row 2: fold must be a whole number from 1 to 9999, got 'x'"),
         (["a.wav,1,-1,dog,True,1,A"], "row 2: target must be"),
         (["a.wav,1,0,dog,yes,1,A"], "row 2: esc10 must be True or False, got 'yes'"),
         (["a.wav,1,0,dog,False,1,A"], "has no rows of ESC-10"),
-        (["a.wav,1,0,dog,True,1,A"], "no row is of the validation fold 4, only of \\[1\\]"),
+        (["a.wav,1,0,dog,True,1,A"], "no row is in the validation fold 4: the folds are \\[1\\]"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_one_line(tmp_path, rows, message):
@@ -175,7 +175,7 @@ def test_a_recording_in_two_folds_is_refused_and_so_is_one_fold_for_two_splits(r
     for rows, options, message in (
         (["1-100-A-0.wav,1,0,dog,True,100,A", "1-100-B-0.wav,5,0,dog,True,100,B", "x.wav,4,0,dog,True,1,A"], [],
          "recording 100 has sounds in train \\(fold 1\\) and in test \\(fold 5\\)"),
-        (ROWS, ["--test_fold", "4"], "must be two folds or 0, got 4 and 4"),
+        (ROWS, ["--test_fold", "4"], "must be different folds, or 0 for none, got 4 and 4"),
         (ROWS, ["--max_audio_s", "nan"], "--max_audio_s must be from"),
     ):  # fmt: skip
         shutil.copytree(root / "audio", table(tmp_path, rows) / "audio", dirs_exist_ok=True)
@@ -191,7 +191,7 @@ def test_names_lead_nowhere_else(tmp_path):
     (tmp_path / "esc" / "audio").mkdir(parents=True)
     rows = ["../../secret.wav,1,0,dog,True,1,A", "/etc/passwd,1,0,dog,True,2,A"]
     found, _ = source.read(table(tmp_path / "esc", rows), esc10=False, test_fold=0, validation_fold=0)
-    assert [sound.problem for sound in found] == ["video name leads out of the folder"] * 2
+    assert [sound.problem for sound in found] == ["video name points outside the folder"] * 2
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/esc10")

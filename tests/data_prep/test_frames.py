@@ -114,7 +114,7 @@ def test_a_clip_is_in_time_and_the_same_cut_alone_and_among_others(folder, name)
 
 
 def test_b_frames_in_avi_which_does_not_tell_when_pictures_are_shown_are_refused(tmp_path):
-    reason = "container does not tell when pictures are shown: B-frames in AVI"
+    reason = "container does not say when pictures are shown: B-frames in AVI"
     for name, (codec, options), expected in (
         ("a.avi", ("libx264", B_FRAMES), [reason] * 2),
         ("b.avi", ("mpeg4", {"g": "50", "bf": "2"}), [reason] * 2),

@@ -111,8 +111,8 @@ def test_when_the_child_crashes_the_clips_before_and_after_are_kept(folder):
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(signal.SIGKILL, "was killed, perhaps because memory ran out: take fewer --num_workers or a smaller --memory_limit"),
-     (signal.SIGTERM, "got SIGTERM from outside"), (signal.SIGINT, "got SIGINT from outside")],
+    [(signal.SIGKILL, "was killed, perhaps because memory ran out: use fewer --num_workers or a smaller --memory_limit"),
+     (signal.SIGTERM, "was ended from outside by SIGTERM"), (signal.SIGINT, "was ended from outside by SIGINT")],
 )  # fmt: skip
 def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_video(folder, number, words):
     cut(folder / "short.mp4", (1.0,))
@@ -214,7 +214,7 @@ QUICK = guard.Limits(video_cpu_s=1.0, clip_cpu_s=0.0)  # three seconds of wall c
         ("crash", LIMITS, "decoder crashed: signal SIGSEGV"),
         ("raise", LIMITS, "decoder crashed: KeyError: 'a bug'"),
         ("hang", QUICK, "decoder took too long: more than 3 s"),
-        ("spin", QUICK, "decoder took too long: more than 1 s of CPU"),
+        ("spin", QUICK, "decoder took too long: more than 1 s of CPU time"),
         ("eat", guard.Limits(memory_mb=300), "decoder ran out of memory: limit 300 MiB"),
         ("ask", guard.Limits(memory_mb=300), "decoder ran out of memory: limit 300 MiB"),
     ],
@@ -340,7 +340,7 @@ def liar(*words: str) -> tuple[str, ...]:
 
 
 KINDS = ("video", "audio")
-NONSENSE = "decoder's answer makes no sense: "
+NONSENSE = "decoder's answer is invalid: "
 
 
 @pytest.mark.parametrize(
@@ -348,11 +348,11 @@ NONSENSE = "decoder's answer makes no sense: "
     [
         (["b'\\xff\\xd8 no JSON\\n'"], NONSENSE),
         (["b'[' * 500_000 + b'\\n'"], NONSENSE),
-        (["b'7\\n'"], NONSENSE + "no object"),
-        (["bytes(300_000)"] * 7, NONSENSE + "a line without end"),
-        (['b\'{"index": 9, "reason": "x"}\\n\''], NONSENSE + "index is '9', not from 0 to 1"),
-        (['b\'{"index": 1, "reason": "\\\\u001b"}\\n\''], NONSENSE + "an empty reason"),
-        (['b\'{"index": 1, "reason": "x"}\\n\''] * 2, NONSENSE + "window 1 twice"),
+        (["b'7\\n'"], NONSENSE + "not a JSON object"),
+        (["bytes(300_000)"] * 7, NONSENSE + "a line of more than 1048576 bytes"),
+        (['b\'{"index": 9, "reason": "x"}\\n\''], NONSENSE + "index is '9', not a whole number from 0 to 1"),
+        (['b\'{"index": 1, "reason": "\\\\u001b"}\\n\''], NONSENSE + "the reason is empty"),
+        (['b\'{"index": 1, "reason": "x"}\\n\''] * 2, NONSENSE + "window 1 was answered twice"),
         (["b'{\"index\": 0, \"jpegs\": [%s]}\\n' % b', '.join([b'%d' % 2**60] * 16)"], NONSENSE + "jpegs is '1152"),
         (["b'{\"index\": 0, \"jpegs\": [%s]}\\n' % b', '.join([b'-1'] * 16)"], NONSENSE + "jpegs is '-1'"),
         (["b'half a li'", "exit()"], "decoder crashed: exit status 0"),
@@ -374,18 +374,18 @@ ANSWER = {"index": 0, "jpegs": [9] * 16, "times_us": [0] * 16, "height": 2, "wid
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"jpegs": [9] * 15}, "jpegs are not 16 numbers"),
-        ({"jpegs": "9" * 16}, "jpegs are not 16 numbers"),
-        ({"jpegs": [0] * 16}, "jpegs is '0', not from 1"),
+        ({"jpegs": [9] * 15}, "jpegs is not a list of 16 numbers"),
+        ({"jpegs": "9" * 16}, "jpegs is not a list of 16 numbers"),
+        ({"jpegs": [0] * 16}, "jpegs is '0', not a whole number from 1"),
         ({"jpegs": [True] * 16}, "jpegs is 'True'"),
         ({"jpegs": [9.0] * 16}, "jpegs is '9.0'"),
-        ({"jpegs": [1 << 26] * 16 + [1]}, "jpegs are not 16 numbers"),
+        ({"jpegs": [1 << 26] * 16 + [1]}, "jpegs is not a list of 16 numbers"),
         ({"jpegs": [(1 << 26) + 1] + [1] * 15}, "jpegs is '67108865'"),
         ({"times_us": [1 << 63] * 16}, "times_us is"),
-        ({"times_us": None}, "times_us are not 16 numbers"),
+        ({"times_us": None}, "times_us is not a list of 16 numbers"),
         ({"height": 0}, "height is '0'"),
         ({"width": 65536}, "width is '65536'"),
-        ({"audio": 47_998}, "audio is '47998', not from 48000 to 48000"),
+        ({"audio": 47_998}, "audio is '47998', not a whole number from 48000 to 48000"),
         ({"index": -1}, "index is '-1'"),
         ({"index": None}, "index is 'None'"),
     ],
@@ -398,7 +398,7 @@ def test_an_answer_is_what_can_be_true_of_the_window(change, words):
 
 def test_a_decoder_that_cannot_start_is_no_fault_of_the_videos(folder, monkeypatch):
     monkeypatch.setattr(guard, "COMMAND", (sys.executable, "-c", "import no_such_module_here"))
-    with pytest.raises(ChildProcessError, match="does not start: .*No module named 'no_such_module_here'"):
+    with pytest.raises(ChildProcessError, match="can't be started: .*No module named 'no_such_module_here'"):
         cut(folder / "short.mp4", (1.0,))
 
 

@@ -83,7 +83,7 @@ def test_a_crash_is_reported_by_the_name_of_its_signal():
 
 def test_a_worker_that_does_not_start_ends_the_run_and_says_why(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(local_runner, "_MODULE", "data_prep.no_such_module")
-    with pytest.raises(local_runner.WorkerError, match="status 1; what it said stands above"):
+    with pytest.raises(local_runner.WorkerError, match="status 1; see its output above"):
         test_shards.run(small_tasks(), tmp_path, {}, 2)
     # Python writes a message and its line's end separately, so messages of two workers may be on one line.
     told, words = capfd.readouterr().err, f"{sys.executable}: No module named data_prep.no_such_module"
@@ -100,7 +100,7 @@ def test_a_worker_that_does_not_start_ends_the_run_and_says_why(tmp_path, capfd,
     ],
 )
 def test_too_little_memory_is_one_line(tmp_path, capfd, num_workers, told, words):
-    with pytest.raises(ValueError, match=rf"^a worker had too little memory \({words}\): take fewer --num_workers$"):
+    with pytest.raises(ValueError, match=rf"^a worker had too little memory \({words}\): use fewer --num_workers$"):
         test_shards.run(small_tasks(), tmp_path, {"told": told}, num_workers, make_too_large)
     assert capfd.readouterr().err == ""
 

@@ -277,7 +277,7 @@ def test_a_turned_or_mirrored_video_is_cut_as_it_is_shown(tmp_path, matrix, stor
 
 def test_a_video_that_is_to_be_shown_askew_is_refused(tmp_path):
     write(tmp_path / "a.mp4", seconds=2.0, matrix=(0.8, 0.6, -0.6, 0.8))
-    assert cut(tmp_path / "a.mp4", (0.9,)) == ["display matrix is no turn by right angles"]
+    assert cut(tmp_path / "a.mp4", (0.9,)) == ["display matrix is not a right-angle rotation or mirroring"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from data_prep import narrated, narrations
 
-DOUBLE = "stands in the label list too"
+DOUBLE = "is also in the label list"
 
 
 def narration(text="#C C stirs", uid="v", time_s=1.0, label=-1, annotation="a") -> narrations.Narration:
@@ -32,12 +32,12 @@ def test_of_a_narration_in_both_lists_the_labelled_one_counts_and_the_other_row_
         # A double gets that reason rather than that it is another's action or has no label.
         assert choose(found, labelled, "test") == (
             [("#C C stirs", labels[0])],
-            [("no label, though in the test split", "#C C cuts"), ("somebody else's action", "#O man X stirs"),
-             (DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs")],
+            [(DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs"), ("no label, but in the test split", "#C C cuts"),
+             ("somebody else's action", "#O man X stirs")],
         )  # fmt: skip
         assert choose(found, labelled) == (
             [("#C C stirs", labels[0]), ("#C C cuts", -1)],
-            [("somebody else's action", "#O man X stirs"), (DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs")],
+            [(DOUBLE, "#C C stirs"), (DOUBLE, "#C C stirs"), ("somebody else's action", "#O man X stirs")],
         )
     labelled = [narration("#O man X stirs", label=0)]
     assert choose(found[:1], labelled + found[1:2], "test")[0] == [("#O man X stirs", 0), ("#C C cuts", -1)]
@@ -54,7 +54,7 @@ def test_two_lines_of_one_annotation_and_moment_are_both_reported():
     assert choose([waves, chops]) == ([("#C C chops the onion", -1)], [told])
     label = narration("#O B waves", label=1)
     assert choose([waves, chops], [label], "test") == (
-        [("#O B waves", 1)], [("no label, though in the test split", "#C C chops the onion"), (DOUBLE, "#O B waves")]
+        [("#O B waves", 1)], [(DOUBLE, "#O B waves"), ("no label, but in the test split", "#C C chops the onion")]
     )  # fmt: skip
     assert choose([waves, chops], [label]) == ([("#C C chops the onion", -1)], [told, told])
     # A narration that is left out itself makes no other a double.
@@ -75,7 +75,7 @@ def test_of_a_label_given_twice_one_counts_and_of_labels_that_contradict_each_ot
     assert choose([], [none, none], "test") == ([("#C C stirs", -1)], [twice])
     assert choose([], [one, none, zero, one], "test") == ([], [contradict] * 4)
     assert choose([narration()], [one, zero], "test") == (
-        [], [contradict, contradict, ("no label, though in the test split", "#C C stirs")]
+        [], [contradict, contradict, ("no label, but in the test split", "#C C stirs")]
     )  # fmt: skip
     assert choose([narration()], [one, zero]) == ([("#C C stirs", -1)], [contradict, contradict])
 
@@ -98,14 +98,14 @@ def test_videos_with_labels_are_held_out_by_hash_and_all_others_are_trained_on()
 
 def test_splits_that_name_none_of_the_videos_are_refused_and_those_that_name_some_say_so(tmp_path, capsys):
     rows = [narration(uid="b"), narration(uid="a"), narration(uid="c"), narrations.Narration("../x", "", "", 1.0, "x", -1)]
-    rows[-1] = dataclasses.replace(rows[-1], problem="video name leads out of the folder")
+    rows[-1] = dataclasses.replace(rows[-1], problem="video name points outside the folder")
     path = tmp_path / "splits.csv"
-    with pytest.raises(ValueError, match="splits.csv names none of .* 'a.mp4' stands there first, 'a' in the narr"):
+    with pytest.raises(ValueError, match="splits.csv names none of .*: it begins with 'a.mp4', the narrations name 'a': "):
         narrated.check_splits(path, {"a.mp4": "test"}, {"a.mp4": "test"}, rows)
     with pytest.raises(ValueError, match="names none of the narrations' videos: it is empty"):
         narrated.check_splits(path, {}, {}, rows)
     narrated.check_splits(path, {"a": "test"}, {"a": "test"}, rows)
-    assert capsys.readouterr().out == f"2 of 3 videos are not in {path}: they are split as without it\n"
+    assert capsys.readouterr().out == f"2 of 3 videos are not in {path}: they are split as if there were no such file\n"
     narrated.check_splits(path, {"x": "test"}, dict.fromkeys("abc", "test"), rows)  # by --labels_split
     narrated.check_splits(path, {}, {}, rows[-1:])
     assert capsys.readouterr().out == ""
@@ -138,7 +138,7 @@ def test_half_a_character_anywhere_costs_its_own_row(field):
     bad = dataclasses.replace(narration(), **{field: "#C C \ud800"})
     chosen, rejects = narrated.choose([bad, narration()], [bad], {"v": "train"})
     assert chosen["train"] == [narration()]
-    reason = "video name is none that a file can have" if field == "video_uid" else "narration is no valid Unicode"
+    reason = "video name can't be a file name" if field == "video_uid" else "narration is not valid Unicode"
     assert [r.reason for r in rejects] == [reason] * 2
 
 

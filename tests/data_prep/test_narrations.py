@@ -88,10 +88,10 @@ def test_a_narration_without_time_or_text_is_kept_and_ends_with_its_reason(tmp_p
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is no JSON"),
-        ("{", "is no JSON"),
-        ("\x00", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("\x00", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", r"object of videos, got \[\]"),
         ("3", "object of videos, got 3"),
         ("null", "object of videos, got None"),
@@ -145,7 +145,7 @@ def test_bytes_that_are_no_text_are_named_with_the_row_they_stand_in_however_far
     content = [row.encode() for row in rows]
     content[3210] = "é,train".encode("latin-1")
     path.write_bytes(newline.encode().join(content))
-    with pytest.raises(ValueError, match=r"splits.csv, row 3211 can't be read: byte 0xe9 is no UTF-8"):
+    with pytest.raises(ValueError, match=r"splits.csv, row 3211 can't be read: byte 0xe9 is not UTF-8"):
         narrations.read_splits(path)
 
 
@@ -355,7 +355,7 @@ def test_a_taxonomy_is_read_with_its_labels_in_order_and_the_first_of_two_meanin
 )
 def test_a_group_that_is_no_list_of_forms_is_named_with_its_row(tmp_path, group):
     path = write_csv(tmp_path, ["label", "group"], ["hold", "['hold']"], ["take", group])
-    with pytest.raises(ValueError, match="row 3: group .* is no list of forms") as error:
+    with pytest.raises(ValueError, match="row 3: group .* is not a list of forms") as error:
         narrations.read_taxonomy(path)
     assert str(path) in str(error.value)
     assert repr(group[:60]) in str(error.value)
@@ -396,9 +396,9 @@ def test_one_vote_is_enough_and_a_spreadsheets_byte_order_mark_is_no_part_of_a_n
         (label_row(1, 1, 1, time_s=""), "row 3: timestamp_sec must be seconds, got ''"),
         (label_row(1, 1, 1, time_s="nan"), "row 3: timestamp_sec must be seconds, got 'nan'"),
         (label_row(1, 1, 1, time_s="inf"), "row 3: timestamp_sec must be seconds, got 'inf'"),
-        (label_row(1, 1), r"row 3: its values are not one a column: \['v', 'a'"),
-        (label_row(1, 1, 1, 1), r"row 3: its values are not one a column: \['v', 'a'"),
-        (["v"], "row 3: its values are not one a column"),
+        (label_row(1, 1), r"row 3: it does not have one value per column: \['v', 'a'"),
+        (label_row(1, 1, 1, 1), r"row 3: it does not have one value per column: \['v', 'a'"),
+        (["v"], "row 3: it does not have one value per column"),
         (label_row(1, 1, 1, text="x" * 200_000), "row 3 can't be read: field larger than field limit"),
     ],
 )
@@ -419,7 +419,7 @@ def test_an_even_vote_is_no_majority(tmp_path):
 def test_rows_are_counted_as_an_editor_counts_them(tmp_path):
     path = tmp_path / "splits.csv"
     path.write_text("video_uid,split\n\nv1,train\n\nv2,dev\n")
-    with pytest.raises(ValueError, match="row 5: split 'dev' is none of train, validation, test"):
+    with pytest.raises(ValueError, match="row 5: split 'dev' is not one of train, validation, test"):
         narrations.read_splits(path)
 
 
@@ -429,8 +429,8 @@ def test_rows_are_counted_as_an_editor_counts_them(tmp_path):
         ("", "lacks the column.s. split, video_uid; it has none"),
         ("video_uid\nv\n", "lacks the column.s. split; it has 'video_uid'"),
         ("video_uid;split\nv;train\n", "lacks the column.s. split, video_uid; it has 'video_uid;split'"),
-        ("video_uid,split\nv\n", "row 2: its values are not one a column"),
-        ("video_uid,split\nv,Train\n", "row 2: split 'Train' is none of"),
+        ("video_uid,split\nv\n", "row 2: it does not have one value per column"),
+        ("video_uid,split\nv,Train\n", "row 2: split 'Train' is not one of"),
         ("video_uid,split\nv,train\nw,test\nv,test\n", "row 4: video v is in 'test', but was in 'train' before"),
     ],
 )

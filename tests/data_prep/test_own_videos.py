@@ -76,17 +76,17 @@ def test_a_name_with_or_without_suffix_is_the_path_of_its_file(videos, name, uid
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("../secret.mp4", "video name leads out of the folder"),
-        ("monday/../a.mp4", "video name leads out of the folder"),
-        ("monday/../../secret", "video name leads out of the folder"),
-        ("OUTSIDE/secret.mp4", "video name leads out of the folder"),
-        ("/dev/zero", "video name leads out of the folder"),
-        ("link.mp4", "video file is a link that leads out of the folder"),
-        ("link", "video file is a link that leads out of the folder"),
-        ("up/secret.mp4", "video file is a link that leads out of the folder"),
-        ("up/secret", "video file is a link that leads out of the folder"),
-        ("a.mp4\0.txt", "video name is none that a file can have"),
-        ("a\ud83d", "video name is none that a file can have"),
+        ("../secret.mp4", "video name points outside the folder"),
+        ("monday/../a.mp4", "video name points outside the folder"),
+        ("monday/../../secret", "video name points outside the folder"),
+        ("OUTSIDE/secret.mp4", "video name points outside the folder"),
+        ("/dev/zero", "video name points outside the folder"),
+        ("link.mp4", "video file is a link that points outside the folder"),
+        ("link", "video file is a link that points outside the folder"),
+        ("up/secret.mp4", "video file is a link that points outside the folder"),
+        ("up/secret", "video file is a link that points outside the folder"),
+        ("a.mp4\0.txt", "video name can't be a file name"),
+        ("a\ud83d", "video name can't be a file name"),
         ("", "narration names no video"),
         (".", "narration names no video"),
         ("./", "narration names no video"),
@@ -123,7 +123,7 @@ def test_a_playlist_which_would_lead_ffmpeg_out_of_the_folder_is_no_video(videos
 def test_of_several_files_that_differ_in_their_suffix_the_one_video_is_meant_and_two_are_asked_about(videos, tmp_path):
     for file in ("a.mp4", "a.mov"):
         shutil.copy(videos / "a.mp4", tmp_path / file)
-    assert video_files.find(tmp_path, "a") == ("a", "several files have this video name: write its suffix")
+    assert video_files.find(tmp_path, "a") == ("a", "several files have this video name: give the name with its suffix")
     assert video_files.find(tmp_path, "a.mov") == ("a.mov", "")
     shutil.copy(videos / "mute.mp4", tmp_path / "a.mov")
     assert video_files.find(tmp_path, "a") == ("a.mp4", "")
@@ -152,7 +152,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
     ]  # fmt: skip
     assert collections.Counter(r.reason for r in rejects) == {
         "same narration twice": 2, "narration has no time": 2, "narration has no text": 1, "video file is missing": 1,
-        "video name leads out of the folder": 1, "video file is a link that leads out of the folder": 1,
+        "video name points outside the folder": 1, "video file is a link that points outside the folder": 1,
         "labels contradict each other": 2,
     }  # fmt: skip
     again = own_csv.read(write(tmp_path, ["a", 9, "new", ""], ["a", 1.5, "chops", 1]), videos)
@@ -165,16 +165,16 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
         ([["a", "soon", "x", ""]], HEADER, "mine.csv, row 2: time_s must be seconds, got 'soon'"),
         ([["a", "0:01", "x", ""]], HEADER, "row 2: time_s must be seconds, got '0:01'"),
         ([["a", 1, "x", ""], ["a", 1, "x", "yes"]], HEADER, "row 3: label must be 1, 0 or empty, got 'yes'"),
-        ([["a", 1, "chops, then stirs"], ["a", 1, "x", "y"]], HEADER[:3], "row 3: its values are not one a column"),
-        ([["a", 1]], HEADER[:3], "row 2: its values are not one a column"),
+        ([["a", 1, "chops, then stirs"], ["a", 1, "x", "y"]], HEADER[:3], "row 3: it does not have one value per column"),
+        ([["a", 1]], HEADER[:3], "row 2: it does not have one value per column"),
         ([], ["video", "text"], "lacks the column(s) time_s; it has 'video', 'text'"),
         ([], ["video;time_s;text"], "lacks the column(s) text, time_s, video; it has 'video;time_s;text'"),
-        ([["a", 1, "x", 1]], [*HEADER[:3], "lable"], "the column 'lable': video, time_s, text and label are read, remove"),
+        ([["a", 1, "x", 1]], [*HEADER[:3], "lable"], "the unknown column 'lable': only video, time_s, text and label"),
         ([["a", 1, "x", 1]], [*HEADER[:3], "text"], "has the column 'text' more than once"),
         ([], HEADER, "none of 0 annotations can become a clip"),
         (
             [["gone", 1, "x", ""]], HEADER,
-            "none of 1 annotations can become a clip: 1 video file is missing; the first is of 'gone' in VIDEOS",
+            "none of 1 annotations can become a clip: 1 video file is missing; the first belongs to 'gone' in VIDEOS",
         ),
     ],
 )
@@ -215,7 +215,7 @@ def test_an_unclosed_quotation_mark_is_reported_and_swallows_no_rows(videos, tmp
     ("content", "words"),
     [
         ("a,test\na.mp4,train\n", "video 'a.mp4' is a.mp4, in 'train' here and in 'test' under another name"),
-        ("../secret,test\n", "video '../secret': video name leads out"),
+        ("../secret,test\n", "video '../secret': video name points outside"),
     ],
 )
 def test_splits_name_videos_as_the_table_does_and_none_stands_in_two(videos, tmp_path, content, words):
@@ -281,7 +281,7 @@ def test_without_narrations_every_video_is_cut_from_its_beginning_to_its_end(vid
     uids = ["$(touch g); g.flv", "-f.webm", "a.mp4", "b c.MKV", "monday/d.e.mov"]  # each once, in spite of links
     assert places == {uid: [0, 1_000_000, 2_000_000] for uid in uids}
     assert made.reasons() == {
-        "no audio stream": 1, "video file can't be opened": 1, "video file is a link that leads out of the folder": 1,
+        "no audio stream": 1, "video file can't be opened": 1, "video file is a link that points outside the folder": 1,
     }  # fmt: skip
     assert verify.verify(tmp_path, 1)[0] == []
     with pytest.raises(SystemExit):  # narrations would replace the windows
@@ -298,7 +298,7 @@ def test_a_grid_ends_where_the_video_does_and_believes_no_absurd_length(tmp_path
     found = [(moment.video_uid, moment.time_s) for moment in moments]
     assert found == [("a.mp4", 0.5), ("a.mp4", 1.0), ("a.mp4", 1.5), ("a.mp4", 2.0), ("b.MOV", 0.5), ("b.MOV", 1.0)]
     assert [(r.video_uid, r.reason, r.detail) for r in rejects] == [
-        ("endless.ts", "video is too long to be true", "1000000000.000 s"),
+        ("endless.ts", "video is implausibly long", "1000000000.000 s"),
         ("short.mkv", "video is shorter than a window", "1.490 s"),
         ("silent.webm", "container does not say how long the video is", ""),
     ]
@@ -310,7 +310,7 @@ def test_a_grid_ends_where_the_video_does_and_believes_no_absurd_length(tmp_path
         (["--every_s", "0"], "--every_s must be from 0.05 to 3600 seconds, got 0"),
         (["--every_s", "nan"], "--every_s must be from 0.05 to 3600 seconds, got nan"),
         (["--every_s", "1"], "no video files in"),
-        (["--every_s", "1", "--splits", "s.csv"], "--splits is for --narrations"),
+        (["--every_s", "1", "--splits", "s.csv"], "--splits is only for --narrations"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_one_line_and_status_2(tmp_path, capsys, options, words):
@@ -324,7 +324,7 @@ def test_a_grid_that_makes_no_sense_is_one_line_and_status_2(tmp_path, capsys, o
 def test_a_grid_over_a_bucket_is_refused(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "is_remote", lambda path: path == videos)
     args = own_videos._parser().parse_args(["--videos", str(videos), "--every_s", "1", "--out", str(tmp_path)])
-    with pytest.raises(ValueError, match="--every_s reads a local folder"):
+    with pytest.raises(ValueError, match="--every_s needs a local folder"):
         own_videos._read_grid(args)
 
 

@@ -49,13 +49,13 @@ def test_the_graph_of_ego4d_is_a_tenth_of_what_dataflow_takes():
 def test_a_plan_that_another_run_changed_is_not_followed(tmp_path):
     [(file, fingerprint), *_] = pipeline._plan(small_tasks(), tmp_path, "clips", {})
     pipeline._plan(small_tasks(), tmp_path, "clips", {"tone": 1})
-    with pytest.raises(ValueError, match=f"the plan of {file} is another one: does a conversion with other options run"):
+    with pytest.raises(ValueError, match=f"the plan of {file} has changed: is a conversion with other options running"):
         pipeline._write((file, fingerprint), str(tmp_path), "clips", make_small, {})
 
 
 def test_a_shard_that_lost_an_annotation_is_reported(tmp_path):
     task = shards.ShardTask("train", 0, 1, ({"uid": "v", "count": 7},), num_annotations=8)
-    with pytest.raises(ValueError, match="00000-of-00001: 8 annotations came in, 6 clips and 1 rejects came out"):
+    with pytest.raises(ValueError, match="00000-of-00001: 8 annotations gave 6 clips and 1 rejects, which do not add up"):
         shards.write_shard(task, str(tmp_path), "clips", make_small, {})
 
 
@@ -67,7 +67,7 @@ def test_a_worker_that_fails_prints_no_traceback(tmp_path, capfd, num_workers):
     assert "Traceback" not in told.out + told.err
 
 
-GOES_ON = "Started again, the same command goes on from the last finished video"
+GOES_ON = "Run the same command again to resume after the last finished video"
 ERRORS = {
     "letter": lambda: "half \ud800".encode(),
     "number": lambda: int("12\n3x"),
@@ -111,7 +111,7 @@ def test_an_interrupt_is_one_line_and_says_that_a_rerun_resumes(tmp_path, capsys
     with pytest.raises(SystemExit) as ended:
         command.run(argparse.ArgumentParser(), convert, [])
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on from the last finished video\n"
+    assert capsys.readouterr().err == "interrupted: run the same command again to resume after the last finished video\n"
 
 
 def test_progress_counts_finished_videos_and_shards_once_and_nobody_elses(tmp_path):

@@ -233,7 +233,7 @@ def test_two_gigabytes_by_two_workers_are_all_there(tmp_path):
 @pytest.mark.parametrize(("count", "words"), [(4, r"\[Errno 28\] .*: '.*/spool'"), (2, "write.* failed: .*/out/.clips-")])
 def test_a_full_disk_is_one_line_that_names_the_folder_and_says_that_a_rerun_resumes(small_disk, count, words):
     task = shards.ShardTask("train", 0, 1, ({"uid": "0", "count": count},))
-    with pytest.raises(ValueError, match=f"^a worker failed: {words}.*. Started again, the same command goes on"):
+    with pytest.raises(ValueError, match=f"^a worker failed: {words}.*. Run the same command again to resume after"):
         run([task], small_disk / "out", {"num_bytes": 60_000}, make=make_large)
 
 
@@ -293,20 +293,20 @@ def test_other_limits_or_folders_redo_no_shard_but_what_they_cost_is_tried_again
     before = digests(folder)
     mended.write_text("v3")
     assert rerun() == (
-        {home["v3"]}, "2 of 3 shards are there, 1 to try again (videos could not be read, or limits were raised)\n"
+        {home["v3"]}, "2 of 3 shards exist, 1 to retry (videos could not be read, or limits were raised)\n"
     )  # fmt: skip
     whole = digests(folder)
     assert {name for name in whole if whole[name] != before[name]} == {tasks[home["v3"]].file("clips")}
     # Smaller limits, which the error of a killed worker advises, or another folder.
     for changes in ({"memory_limit_mb": 512}, {"cpu_limit_s": [1.0, 10.0]}, {"video_dir": "there"}):
-        assert rerun(**changes) == (set(), "3 of 3 shards are there\n")
+        assert rerun(**changes) == (set(), "3 of 3 shards exist\n")
     assert digests(folder) == whole
     mended.write_text("v1 v2 v3")
     assert rerun(memory_limit_mb=2048, cpu_limit_s=[60.0, 10.0])[0] == set()
     assert rerun(cpu_limit_s=[60.0, 11.0])[0] == {home["v1"]}
     assert rerun(memory_limit_mb=4096)[0] == {home["v2"]} - {home["v1"]}
     assert rerun(tone=1) == (
-        {0, 1, 2}, "0 of 3 shards are there, 3 to redo (settings, videos or files changed)\n"
+        {0, 1, 2}, "0 of 3 shards exist, 3 to redo (settings, videos or files changed)\n"
     )  # fmt: skip
 
 
@@ -374,7 +374,7 @@ def test_nothing_of_an_earlier_conversion_is_in_the_data_set_or_stays(tmp_path):
 def test_two_data_sets_do_not_share_a_folder(tmp_path):
     finish(run(small_tasks(), tmp_path, {}), tmp_path)
     before = digests(tmp_path)
-    with pytest.raises(ValueError, match="holds the data set 'clips': choose another folder or name than 'others'"):
+    with pytest.raises(ValueError, match="already holds the data set 'clips': choose another folder for 'others'"):
         run(small_tasks(), tmp_path, {}, name="others")
     assert digests(tmp_path) == before
     records.ClipsInfo.load(tmp_path)
@@ -394,7 +394,7 @@ def test_a_shard_that_was_not_written_is_not_taken_from_an_earlier_conversion(tm
     run(small_tasks(), tmp_path, {})
     monkeypatch.setattr(pipeline, "_write", lambda *args: None)  # a pipeline that silently loses its elements
     run(small_tasks(), tmp_path, {})
-    with pytest.raises(ValueError, match="00000-of-00003 was not written though the pipeline says it is done"):
+    with pytest.raises(ValueError, match="00000-of-00003 was not written though Beam reports success: run"):
         run(small_tasks(), tmp_path, {"tone": 1})
 
 
@@ -471,9 +471,9 @@ def test_a_lost_record_is_noticed(tmp_path):
     total = sum(r["num_clips"] + len(r["rejects"]) for r in reports)
     early = [shards.Reject("x", "v", "no text")]
     for num_in in (total, total + 2):
-        with pytest.raises(ValueError, match=f"{num_in} annotations came in, .* some are lost"):
+        with pytest.raises(ValueError, match=f"{num_in} annotations gave .* which do not add up"):
             finish(reports, tmp_path, rejects=early, num_in=num_in)
-    with pytest.raises(ValueError, match="some are lost"):
+    with pytest.raises(ValueError, match="which do not add up"):
         finish(reports[1:], tmp_path, num_in=total)
     assert not (tmp_path / "clips.json").exists()
     finish(reports, tmp_path, rejects=early, num_in=total + 1)

@@ -234,7 +234,7 @@ def test_damage_in_a_remote_hdf5_file_costs_what_lies_in_it_and_a_short_object_e
         "audio file can't be opened"
     )
     chunked.write_bytes(whole[:1000])
-    with pytest.raises(OSError, match=r"a.hdf5: 1000 bytes of \d+ arrived"):
+    with pytest.raises(OSError, match=r"a.hdf5: 1000 of \d+ bytes arrived"):
         cut_remote(path, guard.Remote(len(whole), storage.reader(path, len(whole))), 0.1)
     guard.stop()
 
@@ -243,7 +243,8 @@ def test_a_decoder_that_asks_for_another_part_costs_the_sounds_it_was_asked_for(
     asked = []
     remote = guard.Remote(1000, lambda start, stop: asked.append((start, stop)) or bytes(stop - start))
     guard.stop()
-    for start, stop, reason in ((0, 1001, "stop is '1001', not from 1 to 1000"), (0, 8, "window 0 twice")):
+    wrong = "stop is '1001', not a whole number from 1 to 1000"
+    for start, stop, reason in ((0, 1001, wrong), (0, 8, "window 0 was answered twice")):
         question = json.dumps({"start": start, "stop": stop}) + "\\n"
         answer = json.dumps({"index": 0, "reason": "x"}) + "\\n"
         monkeypatch.setattr(guard, "COMMAND", test_guard.liar(f"b'{question}'", f"b'{answer}'", f"b'{answer}'"))
@@ -268,7 +269,7 @@ def test_two_parts_and_a_run_without_make_what_one_run_makes(places, local, tmp_
     for part in ("1/2", "0/2"):
         convert(kind, places, folder, "--part", part)
         assert not (folder / "clips.json").exists()
-    assert "finish without --part" in capsys.readouterr().out
+    assert "after all parts, run the command without --part" in capsys.readouterr().out
     shards = {path: path.stat().st_mtime_ns for path in folder.glob("*.array_record*")}
     convert(kind, places, folder)
     assert len(shards) >= 3
@@ -298,8 +299,8 @@ def test_a_dry_run_of_esc_tells_what_is_to_be_done_opens_nothing_and_writes_noth
     num_bytes = sum(path.stat().st_size for path in (places / "esc" / "audio").iterdir())
     assert said["clips"] == "6 (4 train, 1 validation, 1 test)"
     assert said["recordings"] == f"6 in 6 file(s), {num_bytes / 1e6:.1f} MB to read, in 5 shards"
-    assert said["missing files"] == "1, first 5-9-A-0.wav"
-    assert said["left out so far"] == "1"
+    assert said["missing files"] == "1, e.g. 5-9-A-0.wav"
+    assert said["rejected so far"] == "1"
     assert said["data set"] == f"about {6 * 5 * 25_600 / 1e6:.1f} MB"
     assert not (tmp_path / "out").exists()
 
@@ -311,7 +312,7 @@ def test_a_dry_run_of_epic_sounds_counts_recordings_once_and_hdf5_by_the_seconds
     seconds = 4 * sum(min(stop - start, 3) for start, stop in test_epic_sounds.SEGMENTS.values())
     assert said["clips"] == "24 (24 train, 0 validation, 0 test)"
     assert said["recordings"].startswith(
-        f"4 of EPIC_audio.hdf5 (whether it holds them is not looked at), {seconds * 0.096:.1f} MB to read, in "
+        f"4 of EPIC_audio.hdf5 (whether it holds them is not checked), {seconds * 0.096:.1f} MB to read, in "
     )
     assert said["missing files"] == "0"
     assert said["data set"] == f"about {seconds * 25_600 / 1e6:.1f} MB"
@@ -319,7 +320,7 @@ def test_a_dry_run_of_epic_sounds_counts_recordings_once_and_hdf5_by_the_seconds
     said = told(capsys)
     assert said["clips"] == "18 (18 train, 0 validation, 0 test)"
     assert said["recordings"].startswith("3 in 3 file(s), ")
-    assert said["missing files"] == "1, first P03_04"
+    assert said["missing files"] == "1, e.g. P03_04"
     assert not (tmp_path / "out").exists()
 
 
@@ -328,11 +329,11 @@ def test_a_dry_run_of_epic_sounds_counts_recordings_once_and_hdf5_by_the_seconds
     [
         ("esc", ("esc", "nowhere"), "no folder .*nowhere: point --root at the folder of ESC-50 or ESC-10"),
         ("esc", ("esc", "sounds"), "no file .*esc50.csv or esc10.csv: point --root at"),
-        ("sounds", ("/sounds", "/esc/audio"), "of 24 sounds none has its file in .*esc/audio, which lacks P01_01: "),
+        ("sounds", ("/sounds", "/esc/audio"), "esc/audio has no file for any of 24 sounds, such as P01_01: "),
         ("hdf5", ("/ann", "/nowhere"), "no file or folder .*nowhere: point --annotations at EPIC_Sounds_train.csv"),
         ("hdf5", ("/ann", "/esc"), "esc holds none of EPIC_Sounds_train.csv"),
-        ("hdf5", ("EPIC_audio.hdf5", "esc/meta/esc50.csv"), "is no HDF5 file: point --audio at EPIC_audio.hdf5 or"),
-        ("hdf5", ("EPIC_audio.hdf5", "sounds/P02_102.d/notes"), "notes is no HDF5 file: point --audio at EPIC_audio.hdf5 or"),
+        ("hdf5", ("EPIC_audio.hdf5", "esc/meta/esc50.csv"), "is not an HDF5 file: point --audio at EPIC_audio.hdf5 or"),
+        ("hdf5", ("EPIC_audio.hdf5", "sounds/P02_102.d/notes"), "notes is not an HDF5 file: point --audio at "),
         ("hdf5", ("EPIC_audio.hdf5", "EPIC.hdf5"), "no file or folder .*EPIC.hdf5: point --audio at EPIC_audio.hdf5 or"),
     ],
 )  # fmt: skip

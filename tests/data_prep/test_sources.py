@@ -81,8 +81,8 @@ def test_training_takes_egoclips_wearer_and_counts_what_it_leaves_out(tmp_path):
     assert [n.time_s for n in chosen["train"]] == [3.3445, 9.0]
     assert collections.Counter(r.reason for r in rejects) == {
         "somebody else's action": 1, "narrator is unsure": 1, "narration has no time": 2, "narration has no text": 1,
-        "narration names no video": 1, "video name leads out of the folder": 2, "video name is none that a file can have": 1,
-        "same narration twice": 1, "row is not one value a column": 2,
+        "narration names no video": 1, "video name points outside the folder": 2, "video name can't be a file name": 1,
+        "same narration twice": 1, "row does not have one value per column": 2,
     }  # fmt: skip
     assert len({r.clip_id for r in rejects}) == len(rejects)
     assert "row_14_no_time" in {r.clip_id.rpartition("_")[0] for r in rejects}
@@ -94,7 +94,7 @@ def test_training_takes_egoclips_wearer_and_counts_what_it_leaves_out(tmp_path):
         ({"narration_time": "soon"}, "row 3: narration_time must be seconds, got 'soon'"),
         ({"narration_time": "1_000"}, "row 3: narration_time must be seconds, got '1_000'"),  # a number only for Python
         ({"narration_time": "\uff19"}, "row 3: narration_time must be seconds, got '\uff19'"),
-        ({"tag_verb": "[3]"}, "row 3: tag_verb has the id 3, but the taxonomy only 3 labels: take the taxonomy"),
+        ({"tag_verb": "[3]"}, "row 3: tag_verb has the id 3, but the taxonomy has only 3 labels: use the taxonomy"),
         ({"tag_noun": "[0, 17]"}, "row 3: tag_noun has the id 17"),
         ({"tag_noun": "[-1]"}, r"row 3: tag_noun must be a list of ids such as \[93\], got '\[-1\]'"),
         ({"tag_verb": "['take']"}, "row 3: tag_verb must be a list of ids"),
@@ -189,7 +189,7 @@ def test_the_11449_real_rows_of_ego4dsounds_all_become_labelled_narrations_of_48
     chosen, rejects = narrated.choose(egoclip.read(REAL, NONE, NONE), [], dict.fromkeys(uids, "train"))
     assert len(chosen["train"]) == 10_563
     counts = collections.Counter(r.reason for r in rejects)
-    assert counts == {"somebody else's action": 473, "narrator is unsure": 397, "nobody's tag": 16}
+    assert counts == {"somebody else's action": 473, "narrator is unsure": 397, "no tag says who acts": 16}
     assert collections.Counter(n.text == narrations.clean(n.text) for n in rows)[True] < 30
 
 
@@ -242,12 +242,12 @@ def test_one_video_time_and_text_count_once_whoever_wrote_them_and_the_label_lis
     assert [(r.clip_id[2:3], r.reason) for r in rejects] == [("b", "same narration twice")]
     chosen, rejects = narrated.choose(found, [line("e", label=1)], {"v": "train"})
     assert [n.annotation_uid for n in chosen["train"]] == ["e", "c", "d"]
-    assert [(r.clip_id[2:3], r.reason) for r in rejects] == [(name, "stands in the label list too") for name in "ab"]
+    assert [(r.clip_id[2:3], r.reason) for r in rejects] == [(name, "is also in the label list") for name in "ab"]
     # Texts that become equal only by cleaning are no doubles, as their tags differ in meaning.
     found = [line("a"), line("b", text="#O C stirs"), line("c", text="stirs")]
     chosen, rejects = narrated.choose(found, [], {"v": "train"}, clean_text=True)
     assert [n.annotation_uid for n in chosen["train"]] == ["a"]
-    assert [r.reason for r in rejects] == ["somebody else's action", "nobody's tag"]
+    assert [r.reason for r in rejects] == ["somebody else's action", "no tag says who acts"]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -339,7 +339,7 @@ def test_egoclip_and_ego4dsounds_become_clips_training_from_one_test_from_the_ot
     assert test_media.number_in(clips["test"][0].frames[2]) == 50  # 2 s less 0.5 s, and the middle of the first interval
     told = capsys.readouterr().out
     assert told.startswith("6 annotations: 1 train, 0 validation, 2 test\n")  # rows of both files
-    assert "left out 3 (rejected.jsonl): 1 somebody else's action, 1 stands in the label list too, 1 no label, " in told
+    assert "rejected 3 (rejected.jsonl): 1 somebody else's action, 1 is also in the label list, 1 no label, " in told
     clips = convert(root, tmp_path / "only", "--labels_only", *args, "--clean_text")
     assert [c.narration for c in clips["test"]] == ["picks a bag of clothes", "man X cuts the bag"]
     assert clips["train"] == []
@@ -354,8 +354,8 @@ def test_egoclip_and_ego4dsounds_become_clips_training_from_one_test_from_the_ot
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--labels_only"], "--labels_only and --labels_split want a label list: name one by --labels"),
-        (["--labels_split", "test"], "want a label list"),
+        (["--labels_only"], "--labels_only and --labels_split need a label list: name one by --labels"),
+        (["--labels_split", "test"], "need a label list"),
         (["--labels", "LABELS", "--labels_only", "--narrations", "x.csv"], "--labels_only reads no narrations"),
         (["--narrations", "absent.csv"], "no file absent.csv"),
         (["--narrations", "LABELS", "--labels", "absent.csv"], "no file absent.csv"),

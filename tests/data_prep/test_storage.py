@@ -165,7 +165,8 @@ def test_own_videos_in_a_bucket_are_named_with_or_without_suffix(root, buckets, 
                      "--num_workers", "1", "--short_side", "32"])  # fmt: skip
     told = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert sorted((row["video_uid"], row["reason"]) for row in told) == [
-        ("../mine.csv", "video name leads out of the folder"), ("c", "several files have this video name: write its suffix"),
+        ("../mine.csv", "video name points outside the folder"),
+        ("c", "several files have this video name: give the name with its suffix"),
         ("gone", "video file is missing"), ("list.mp4", "video file is a playlist"),
     ]  # fmt: skip
     assert sum(split.num_clips for split in records.ClipsInfo.load(out).splits.values()) == 2
@@ -176,7 +177,7 @@ def test_own_videos_in_a_bucket_are_named_with_or_without_suffix(root, buckets, 
     [
         ("gs://mine/x", "gs:// needs gcsfs: pip install gcsfs"),
         ("s3://mine/x", "s3:// needs s3fs: pip install s3fs"),
-        ("", "an empty path: is a variable of the shell's not set?"),
+        ("", "an empty path: is a shell variable not set?"),
         ("https://example.com/x", "'https://example.com/x' must be a local path, gs:// or s3://"),
     ],
 )
@@ -214,7 +215,7 @@ def test_a_file_that_was_replaced_by_one_of_its_size_is_another(buckets, tmp_pat
 def test_half_an_upload_is_reported(buckets, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"12345")
     monkeypatch.setattr(bucket.Upload, "__exit__", lambda self, *args: self._path.write_bytes(b"123"))
-    with pytest.raises(OSError, match="gs://mine/file: 3 bytes of 5 arrived"):
+    with pytest.raises(OSError, match="gs://mine/file: 3 of 5 bytes arrived"):
         storage.publish(tmp_path / "file", storage.as_path("gs://mine/file"))
 
 

@@ -100,7 +100,7 @@ def test_workers_keep_the_memory_of_records_that_they_free():
     batches = readers_lib.read(make_row_and_free_records, None, range(1, 5), num_workers=1, **ROWS)
     page_faults = np.concatenate([batch["page_faults"] for batch in batches])
     assert len(page_faults) == 8
-    assert page_faults[0] >= 2600  # 64 records of 170 KB
+    assert page_faults[0] >= 2000  # 64 records of 170 KB have 2,656 pages, some of which the new worker's heap already holds
     assert np.median(page_faults[1:]) < 500
 
 

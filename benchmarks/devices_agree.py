@@ -14,23 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import record, train_step
-from mc3_jax import model as model_lib, phases as phases_lib, train_step as step_lib
+from benchmarks import paper_step, record
+from mc3_jax import config as config_lib, model as model_lib, train_step as step_lib
 
 MOST = {"float32": 1e-3, "bfloat16": 0.1}
 
 
-def outputs(args: argparse.Namespace, params: dict, dtype: str, device: jax.Device) -> dict[str, np.ndarray]:
-    """Returns {"loss": scalar, "gradient, TOWER": vector of all the tower's gradients}, computed in `dtype` on a device."""
-    args.dtype = dtype
-    config = train_step.make_config(args)
-    for phase in config.phases:
-        phase.temperature = 0.5  # an untrained model's embeddings are alike: a small temperature would magnify rounding
-    model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 1_000)
+def outputs(config: config_lib.Config, params: dict, device: jax.Device) -> dict[str, np.ndarray]:
+    """Returns {"loss": scalar, "gradient, TOWER": vector of all the tower's gradients}, as a device computes them."""
+    model, phase = model_lib.make_model(config.model), paper_step.refine(config)
+    phase.config.temperature = 0.5  # an untrained model's embeddings are alike: a small temperature would magnify rounding
     mesh = jax.sharding.Mesh(np.array([[device]]), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.default_device(device), jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
         params = jax.device_put(params, device)
-        batch = jax.device_put(train_step.make_batch(config), device)
+        batch = jax.device_put(paper_step.make_batch(config), device)
         loss = step_lib.make_loss_fn(model, config, phase.config)
         options = step_lib.compiler_options(device)
         step = jax.jit(jax.value_and_grad(lambda p, b: loss(p, jnp.int32(0), b)[0]), compiler_options=options)
@@ -46,14 +43,14 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="blocks of audio and video; text has half")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
-    args.remat, args.scan, args.chunk_size, args.dtype = "none", False, 0, "float32"
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
-    model = train_step.make_config(args).model
+    configs = {dtype: paper_step.make_config(batch=args.batch, depth=args.depth, dtype=dtype) for dtype in MOST}
+    model = configs["float32"].model
     with jax.default_device(cpu):  # outside of any mesh, whose devices would take precedence
         params = jax.tree.map(np.asarray, model_lib.init_params(model_lib.make_model(model), model, 0))
-    wanted, rows, missed = outputs(args, params, "float32", cpu), [], []
+    wanted, rows, missed = outputs(configs["float32"], params, cpu), [], []
     for dtype, most in MOST.items():
-        found = outputs(args, params, dtype, device)
+        found = outputs(configs[dtype], params, device)
         for name, value in found.items():
             error = float(np.linalg.norm(value - wanted[name]) / np.linalg.norm(wanted[name]))
             rows.append([name, dtype, f"{error:.1e}", f"{most:.0e}"])

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks import input_pipeline, record
+from benchmarks import input_pipeline, paper_step, record
 from data_prep import vocabulary
 from mc3_jax import compile as compile_lib, config as config_lib, mesh as mesh_lib, metric_writer, run as run_lib, train
 from mc3_jax.data import loader
@@ -26,17 +26,13 @@ WANTED, QUEUES = 1.02, 8
 
 def make_config(args: argparse.Namespace, clips: pathlib.Path, tokenizer: pathlib.Path) -> config_lib.Config:
     """Returns the paper's run in the sizes of `args`: one phase, with as many steps as are skipped and timed."""
-    from configs import mc3_ego4d
-
-    config = mc3_ego4d.get_config()
-    config.data.dir, config.data.tokenizer, config.data.batch_size = str(clips), str(tokenizer), args.batch
+    config = paper_step.make_config(
+        batch=args.batch, depth=args.depth, dtype=args.dtype, remat=args.remat, scan=args.scan
+    )
+    config.data.dir, config.data.tokenizer = str(clips), str(tokenizer)
     config.data.num_threads, config.data.num_workers = args.num_threads, args.num_workers
     config.data.prefetch = num_readers(args)
     config.init = config_lib.InitConfig()
-    config.model.dtype, config.model.remat = args.dtype, args.remat
-    config.model.scan_layers = args.scan
-    for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", max(args.depth // 2, 1))):
-        getattr(config.model, tower).depth = depth
     config.phases = config.phases[1:]
     config.phases[0].epochs = (left_out(args) + num_steps(args)) * args.batch / args.clips
     config.save.every_steps, config.log.every_steps, config.log.tensorboard = 1_000_000, 1, False

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import jax
 
-from benchmarks import record, train_step
+from benchmarks import paper_step, record
 from mc3_jax import compile as compile_lib, config as config_lib, hlo, hlo_text, mesh as mesh_lib
 from mc3_jax.models import layers
 
@@ -105,10 +105,11 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.batch, args.depth, args.steps) < 1:
         parser.error("--batch, --depth and --steps must be at least 1")
-    args.chunk_size = 0
-    config = train_step.make_config(args)
+    config = paper_step.make_config(
+        batch=args.batch, depth=args.depth, dtype=args.dtype, remat=args.remat, scan=args.scan
+    )
     with jax.set_mesh(mesh_lib.make_mesh()):
-        compiled, run = train_step.make_step(config)
+        compiled, run = paper_step.make_step(config)
         jax.block_until_ready(run())
         times = []
         for _ in range(3):

@@ -12,30 +12,35 @@ import sys
 
 import jax
 
-from benchmarks import record, train_step
+from benchmarks import paper_step, record, train_step
 from mc3_jax import compile as compile_lib, topology as topology_lib
+
+
+def _sizes(args: argparse.Namespace, batch: int) -> dict:
+    """Returns what `paper_step.make_config` takes."""
+    return {"batch": batch, "depth": args.depth, "dtype": args.dtype, "remat": args.remat, "scan": args.scan}
 
 
 def measure_work(args: argparse.Namespace) -> str:
     """Returns a table, as Markdown, of a step's cost by batch; time per clip also relative to that of the first batch."""
     rows, first_s = [], 0.0
     for batch in map(int, args.batches.split(",")):
-        args.batch = batch
-        child = train_step.Child("ours", args)
-        child.wait()
+        sizes = _sizes(args, batch)
+        ours = train_step.start("ours", **sizes)
+        ours.wait()
         for _ in range(args.rounds):
-            child.run(args.steps)
-        child.stop()
-        if child.failed:
-            rows.append([f"{batch:,}", child.failed, *[""] * 5])
+            ours.run(args.steps)
+        ours.stop()
+        if ours.failed:
+            rows.append([f"{batch:,}", ours.failed, *[""] * 5])
             continue
-        config = train_step.make_config(args)
+        config = paper_step.make_config(**sizes)
         flops = batch * compile_lib.model_flops(config, config.phases[1])
-        per_clip = child.seconds / batch
+        per_clip = ours.seconds / batch
         first_s = first_s or per_clip
         rows.append([
-            f"{batch:,}", f"{1000 * child.seconds:.0f}", f"{1000 * per_clip:.1f}", f"{per_clip / first_s:.2f}",
-            f"{flops / child.seconds / 1e12:.2f}", child.memory_gib, f"{child.started_s:.0f}",
+            f"{batch:,}", f"{1000 * ours.seconds:.0f}", f"{1000 * per_clip:.1f}", f"{per_clip / first_s:.2f}",
+            f"{flops / ours.seconds / 1e12:.2f}", ours.memory_gib, f"{ours.started_s:.0f}",
         ])  # fmt: skip
         print(rows[-1], file=sys.stderr, flush=True)
     return record.markdown(
@@ -45,16 +50,15 @@ def measure_work(args: argparse.Namespace) -> str:
 
 def count_devices(args: argparse.Namespace) -> str:
     """Returns a table, as Markdown, of what the compiled step needs on each topology."""
-    topologies = args.topologies.split(",")
     rows = []
-    for topology in topologies:
-        args.batch = args.batch_per_device * len(topology_lib.find_devices(topology))
-        report = compile_lib.compile_step(train_step.make_config(args), topology)
+    for topology in args.topologies.split(","):
+        batch = args.batch_per_device * len(topology_lib.find_devices(topology))
+        report = compile_lib.compile_step(paper_step.make_config(**_sizes(args, batch)), topology)
         wire = sum(exchange.wire_bytes for exchange in report.counts.exchanges)
         excess = report.counts.flops * report.num_chips / report.model_flops
         bounds = [f"{1000 * seconds:.0f}" for seconds in report.bounds_s.values()] or ["–"] * 3
         rows.append([
-            topology, f"{args.batch:,}", f"{report.counts.flops / 1e12:.2f}", f"{excess:.3f}",
+            topology, f"{batch:,}", f"{report.counts.flops / 1e12:.2f}", f"{excess:.3f}",
             f"{report.counts.memory_bytes / 1e9:.1f}", f"{wire / 1e6:.0f}", f"{report.peak_bytes / 2**30:.1f}", *bounds,
             f"{100 * report.mfu_bound:.0f}" if report.chip else "–", f"{report.compile_s:.0f}",
         ])  # fmt: skip
@@ -79,7 +83,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="steps per round")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
-    args.chunk_size, args.backward_only = 0, False
     cpus = [int(topology.partition(":")[2]) for topology in args.topologies.split(",") if topology.startswith("cpu:")]
     jax.config.update("jax_num_cpu_devices", max(cpus, default=1))
     layers = "in a loop" if args.scan else "one after the other"

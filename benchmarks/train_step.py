@@ -5,9 +5,10 @@
   * PyTorch eager: Hugging Face's AST and DistilBERT, EgoVLP's video blocks as in EgoVLP's code, Adam;
   * PyTorch compiled: torch.compile, scaled_dot_product_attention, fused Adam;
   * with `--systems ours,again`, ours once more in a new process: what a warm JAX_COMPILATION_CACHE_DIR saves.
-Each system is a process of its own. They take turns, so that what slows the machine slows all of them; every turn begins with
-a step that is not timed. PyTorch starts from prepared inputs. With `--backward_only` it does not update parameters, and is
-compared with "ours, loss and gradient". `--dtype bfloat16` (PyTorch: autocast) is meant for accelerators, float32 for CPUs.
+Each system is a process of its own (`benchmarks.timed_process`). They take turns, so that what slows the machine slows all of
+them; every turn begins with a step that is not timed. PyTorch starts from prepared inputs. With `--backward_only` it does not
+update parameters, and is compared with "ours, loss and gradient". `--dtype bfloat16` (PyTorch: autocast) is meant for
+accelerators, float32 for CPUs.
 
 Prints milliseconds, clips per second, MFU, memory and seconds until the first step. MFU is the model's own FLOPs
 (`mc3_jax.compile.model_flops`, forward and twice that backward) per second, relative to a matrix product measured in the same
@@ -18,165 +19,76 @@ is reported, and the others go on.
 """
 
 import argparse
-import contextlib
-import functools
-import json
 import os
 import pathlib
-import subprocess
 import sys
-import threading
-import time
 
-import numpy as np
+from benchmarks import paper_step
+from benchmarks.timed_process import TimedProcess, serve
 
 SYSTEMS = {
     "ours": "mc3_jax, whole step", "ours_gradient": "mc3_jax, loss and gradient", "eager": "PyTorch eager",
     "compiled": "PyTorch compiled", "again": "mc3_jax, whole step, started again",
 }  # fmt: skip
-# Set for every process. XLA and PyTorch allocate a step's memory by malloc, which would otherwise return it to the kernel, to
-# be cleared again for the next step. The Makefile sets the same for training on a CPU.
-KEEP_MEMORY = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
-    "glibc.malloc.top_pad=67108864"
-}
 NUM_PRODUCTS = 8  # matrix products in one measurement of their rate
-# Options that are passed on to a system's process.
-WORDS, SWITCHES = ("batch", "depth", "dtype", "remat", "chunk_size"), ("scan", "backward_only")
+SIZES = ("batch", "depth", "dtype", "remat", "scan", "chunk_size")  # options that `paper_step.make_config` takes
 
 
-def make_config(args: argparse.Namespace):
-    """Returns the config of the paper's run with the sizes in `args`."""
-    from configs import mc3_ego4d
-
-    config = mc3_ego4d.get_config()
-    config.data.batch_size, config.model.dtype = args.batch, args.dtype
-    config.model.remat, config.model.scan_layers, config.data.chunk_size = args.remat, args.scan, args.chunk_size
-    for tower, depth in (("audio", args.depth), ("video", args.depth), ("text", max(args.depth // 2, 1))):
-        getattr(config.model, tower).depth = depth
-    return config
+def _sizes(args: argparse.Namespace) -> dict:
+    return {name: getattr(args, name) for name in SIZES}
 
 
-def _inputs(config, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns random inputs as the encoders take them, frames as [b, t, y, x, 3]."""
-    b, audio, video, text = config.data.batch_size, config.model.audio, config.model.video, config.model.text
-    size = video.image_size_px
-    return {
-        "audio": rng.standard_normal((b, audio.num_time_frames, audio.num_mel), np.float32),
-        "video": rng.standard_normal((b, video.num_frames, size, size, 3), np.float32),
-        "text_ids": rng.integers(1000, 2000, (b, text.num_tokens)).astype(np.int32),
-        "text_mask": np.ones((b, text.num_tokens), np.int32),
-    }
+def start(system: str, *, backward_only: bool = False, **sizes) -> TimedProcess:
+    """Starts a system in a process of its own.
+
+    Args:
+      system: Of `SYSTEMS`, or "matmul".
+      backward_only: Whether PyTorch does without its optimizer.
+      **sizes: Of `paper_step.make_config`.
+    """
+    options = sizes | {"backward_only": backward_only}
+    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not False]
+    return TimedProcess(["benchmarks.train_step", f"--serve={system}", *words])
 
 
-def make_batch(config) -> dict[str, np.ndarray]:
-    """Returns a batch of decoded clips as the loader yields it: noise of the paper's sizes, each clip with its own text."""
-    from mc3_jax import train_step as step_lib
-
-    rng, canvas_px = np.random.default_rng(0), (256, 344)
-    shapes = step_lib.batch_shapes(config, 24_000, canvas_px)
-    batch = {name: np.ones(shape.shape, shape.dtype) for name, shape in shapes.items()}
-    batch["video"] = rng.integers(0, 256, shapes["video"].shape, np.uint8)
-    batch["audio"] = rng.integers(-3000, 3000, shapes["audio"].shape).astype(np.int16)
-    batch["text_ids"] = rng.integers(1000, 2000, shapes["text_ids"].shape).astype(np.int32)
-    batch["video_size"] = np.tile(np.int32(canvas_px), (config.data.batch_size, 1))
-    batch["row"] = np.arange(config.data.batch_size, dtype=np.int32)
-    return batch
-
-
-def _phase(config):
-    from mc3_jax import phases as phases_lib
-
-    return phases_lib.Phase(config.phases[1], 0, 1_000_000)
-
-
-def _draw(model, config, phase):
-    """Returns a new training state on the current mesh."""
+def _peak_bytes() -> int:
+    """Returns the most memory that JAX has held on its first device, 0 where JAX does not count it."""
     import jax
 
-    from mc3_jax import mesh as mesh_lib, train_step as step_lib
-
-    init = functools.partial(step_lib.init_state, model, config, phase)
-    return step_lib.draw_state(init, mesh_lib.abstract_state(mesh_lib.make_mesh(), jax.eval_shape(init)))
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
-def make_step(config) -> tuple:
-    """Returns (compiled, run): training's own step of the refine phase, and a function that does one step of a new state.
+def serve_ours(args: argparse.Namespace) -> None:
+    """Serves the step that training runs."""
+    import jax
 
-    `run` returns the metrics of its step, and uses the same batch every time. The current mesh must be that of
-    `mc3_jax.mesh.make_mesh`. The step is called as in training, so that both share an entry of a compilation cache.
-    """
-    from mc3_jax import mesh as mesh_lib, model as model_lib, train_step as step_lib
+    from mc3_jax import mesh as mesh_lib
 
-    model, phase = model_lib.make_model(config.model), _phase(config)
-    state = _draw(model, config, phase)
-    batch, step = mesh_lib.put_batch(mesh_lib.make_mesh(), make_batch(config)), 0
-    compiled = step_lib.jit_train_step(model, config, phase, state).lower(state, batch, np.int32(0)).compile()
-
-    def run():
-        nonlocal state, step
-        state, metrics, _ = compiled(state, batch, np.int32(step))
-        step += 1
-        return metrics
-
-    return compiled, run
+    with jax.set_mesh(mesh_lib.make_mesh()):
+        _, run = paper_step.make_step(paper_step.make_config(**_sizes(args)))
+        serve(lambda: jax.block_until_ready(run()), _peak_bytes, jax.devices()[0].platform)
 
 
-def _serve(step, memory, platform: str, *, is_first_done: bool = False, note: str = "") -> None:
-    """Does the first step, then as many steps as each line of stdin says, and answers each line with seconds and bytes.
-
-    One step that is not timed comes before those of a line: while the other systems had their turn, caches have gone cold,
-    and a hypervisor may have reclaimed idle memory.
-    """
-    if not is_first_done:
-        step()
-    print(json.dumps({"platform": platform, "ready": time.time(), "note": note}), flush=True)
-    for line in sys.stdin:
-        step()
-        begin = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(json.dumps({"seconds": (time.perf_counter() - begin) / int(line), "bytes": memory()}), flush=True)
-
-
-def serve_ours(args: argparse.Namespace, *, whole: bool) -> None:
-    """Serves steps of ours, from clips to updated parameters if `whole`, else the loss and its gradient alone."""
+def serve_gradient(args: argparse.Namespace) -> None:
+    """Serves our loss and its gradient, from prepared inputs and without an optimizer."""
     import jax
     import jax.numpy as jnp
 
     from mc3_jax import mesh as mesh_lib, model as model_lib, objective, train_step as step_lib
 
-    config = make_config(args)
-    mesh = mesh_lib.make_mesh()
-    stats = jax.devices()[0].memory_stats() or {}
-
-    def memory() -> int:
-        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) if stats else 0
-
+    config, mesh, device = paper_step.make_config(**_sizes(args)), mesh_lib.make_mesh(), jax.devices()[0]
+    model = model_lib.make_model(config.model)
     with jax.set_mesh(mesh):
-        if whole:
-            _, run = make_step(config)
+        params = paper_step.draw_state(model, config).params
+        inputs = mesh_lib.put_batch(mesh, paper_step.make_inputs(config))
+        row, key = jnp.arange(args.batch), jax.random.key(0)
 
-            def step():
-                jax.block_until_ready(run())
+        def loss(params, inputs):
+            embeddings = model.apply({"params": params}, **inputs, row=row, train=True, rngs={"dropout": key})
+            return objective.phase_loss(embeddings, config.phases[0])[0]
 
-        else:
-            model = model_lib.make_model(config.model)
-            params = _draw(model, config, _phase(config)).params
-            inputs = mesh_lib.put_batch(mesh, _inputs(config, np.random.default_rng(0)))
-            row = jnp.arange(args.batch)
-            key = jax.random.key(0)
-
-            def loss(params, inputs):
-                embeddings = model.apply({"params": params}, **inputs, row=row, train=True, rngs={"dropout": key})
-                return objective.phase_loss(embeddings, config.phases[0])[0]
-
-            gradient = jax.jit(jax.value_and_grad(loss), compiler_options=step_lib.compiler_options(jax.devices()[0]))
-
-            def step():
-                jax.block_until_ready(gradient(params, inputs))
-
-        _serve(step, memory, jax.devices()[0].platform)
+        gradient = jax.jit(jax.value_and_grad(loss), compiler_options=step_lib.compiler_options(device))
+        serve(lambda: jax.block_until_ready(gradient(params, inputs)), _peak_bytes, device.platform)
 
 
 def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
@@ -186,13 +98,13 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
 
     from benchmarks import torch_peers
 
-    config = make_config(args)
+    config = paper_step.make_config(**_sizes(args))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 on a GPU, as by default in JAX
     model = torch_peers.ThreeTowers(config.model, fused=compiled).to(device).train()
-    inputs = {name: torch.from_numpy(value).to(device) for name, value in _inputs(config, np.random.default_rng(0)).items()}
+    inputs = {name: torch.from_numpy(value).to(device) for name, value in paper_step.make_inputs(config).items()}
     inputs["video"] = inputs["video"].permute(0, 1, 4, 2, 3).contiguous()
     inputs = {name: value.long() if value.dtype == torch.int32 else value for name, value in inputs.items()}
     optimizer = torch.optim.Adam(model.parameters(), 3e-5, **({"fused": True} if compiled else {}))
@@ -215,10 +127,10 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
         torch._inductor.config.triton.coalesce_tiling_analysis = False
     step()
 
-    def memory() -> int:
+    def peak_bytes() -> int:
         return torch.cuda.max_memory_allocated() if device == "cuda" else 0
 
-    _serve(step, memory, device.replace("cuda", "gpu"), is_first_done=True, note=note)
+    serve(step, peak_bytes, device.replace("cuda", "gpu"), is_first_done=True, note=note)
 
 
 def serve_matmul(args: argparse.Namespace) -> None:
@@ -236,90 +148,12 @@ def serve_matmul(args: argparse.Namespace) -> None:
             y = x @ y
         return y
 
-    _serve(lambda: jax.block_until_ready(products(x)), lambda: 0, platform)
+    serve(lambda: jax.block_until_ready(products(x)), lambda: 0, platform)
 
 
 def _product_size(platform: str) -> int:
     """Returns the number of rows, and of columns, of the matrices whose products are timed."""
     return 2048 if platform == "cpu" else 8192
-
-
-class Child:
-    """A system in a process of its own.
-
-    Attributes:
-      answers: Seconds per step and bytes of memory in each round.
-      platform: "cpu", "gpu" or "tpu".
-      started_s: Seconds from the start of the process to the end of its first step.
-      failed: Why the system has failed, "" if it has not.
-      note: Remark that follows its name in the table.
-    """
-
-    def __init__(self, name: str, args: argparse.Namespace):
-        """Starts the process with the options of `args`; call `wait` before anything else."""
-        words = [f"--{word}={getattr(args, word)}" for word in WORDS]
-        words += [f"--{switch}" for switch in SWITCHES if getattr(args, switch)]
-        environment = os.environ | KEEP_MEMORY | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.train_step", f"--serve={name}", *words],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        self.answers, self.failed, self.note, self.platform, self.started_s = [], "", "", "", float("nan")
-        self._began = time.time()
-
-    def wait(self, limit_s: float = 0.0) -> None:
-        """Waits for the first step; ends the process if that takes longer than `limit_s` since its start (0: no limit)."""
-        is_late = threading.Event()
-
-        def end():
-            is_late.set()
-            self.process.kill()
-
-        # At least a second, to read the answer of a first step that was done in time while another system was waited for.
-        timer = threading.Timer(max(self._began + limit_s - time.time(), 1.0), end)
-        if limit_s:
-            timer.start()
-        answer = self._read()
-        timer.cancel()
-        if is_late.is_set():
-            self.failed = f"no step within {limit_s:g} s"
-        elif answer:
-            self.platform, self.note = answer["platform"], answer["note"]
-            self.started_s = answer["ready"] - self._began
-
-    def _read(self) -> dict:
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        self.failed = f"ended with status {self.process.wait()}"
-        return {}
-
-    def run(self, num_steps: int) -> None:
-        """Times a number of steps and appends the answer to `answers`; does nothing if the system has failed."""
-        if self.failed:
-            return
-        with contextlib.suppress(BrokenPipeError):  # the process has ended since its last turn; `_read` finds out why
-            self.process.stdin.write(f"{num_steps}\n")
-            self.process.stdin.flush()
-        answer = self._read()
-        self.answers += [answer] if answer else []
-
-    def stop(self) -> None:
-        """Ends the process; its answers are kept."""
-        if not self.failed:
-            self.process.stdin.close()
-            self.process.wait()
-
-    @property
-    def seconds(self) -> float:
-        """Median over rounds of the seconds per step, NaN if there was none."""
-        return float(np.median([answer["seconds"] for answer in self.answers])) if self.answers else float("nan")
-
-    @property
-    def memory_gib(self) -> str:
-        """Peak memory in GiB as text, a dash if it isn't measured."""
-        most = max((answer["bytes"] for answer in self.answers), default=0)
-        return f"{most / 2**30:.1f}" if most else "–"
 
 
 def main() -> None:
@@ -343,74 +177,81 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         serve = {
-            "ours": lambda: serve_ours(args, whole=True), "again": lambda: serve_ours(args, whole=True),
-            "ours_gradient": lambda: serve_ours(args, whole=False),
+            "ours": lambda: serve_ours(args), "again": lambda: serve_ours(args),
+            "ours_gradient": lambda: serve_gradient(args),
             "eager": lambda: serve_torch(args, compiled=False), "compiled": lambda: serve_torch(args, compiled=True),
             "matmul": lambda: serve_matmul(args),
         }  # fmt: skip
         serve[args.serve]()
         return
-    children = measure(args)
-    report(args, children)
+    report(args, measure(args))
 
 
-def measure(args: argparse.Namespace) -> dict[str, Child]:
-    """Returns name → system, after all rounds; ends the process if systems ran on different platforms."""
+def measure(args: argparse.Namespace) -> dict[str, TimedProcess]:
+    """Returns each system by name, timed in every round, and "matmul" as the last.
+
+    Raises:
+      SystemExit: Some run on a CPU and others on an accelerator.
+    """
+
+    def begin(name: str) -> TimedProcess:
+        return start(name, backward_only=args.backward_only, **_sizes(args))
+
     names = [*args.systems.split(","), "matmul"]
-    children = {name: Child(name, args) for name in names} if args.together else {}
+    systems = {name: begin(name) for name in names} if args.together else {}
     for name in names:
-        child = children[name] = children.get(name) or Child(name, args)
-        child.wait(args.first_step_s)
-        told = child.failed or f"on {child.platform}, first step after {child.started_s:.0f} s"
+        system = systems[name] = systems.get(name) or begin(name)
+        system.wait(args.first_step_s)
+        told = system.failed or f"on {system.platform}, first step after {system.started_s:.0f} s"
         if args.alone:
             for _ in range(args.rounds):
-                child.run(args.steps)
-            child.stop()
-            told += "" if child.failed else f", {1000 * child.seconds:.0f} ms a step"
+                system.run(args.steps)
+            system.stop()
+            told += "" if system.failed else f", {1000 * system.seconds:.0f} ms a step"
         print(f"{name}: {told}", file=sys.stderr, flush=True)
     if not args.alone:
         for _ in range(args.rounds):
-            for child in children.values():
-                child.run(args.steps)
-        for child in children.values():
-            child.stop()
-    platforms = {child.platform for child in children.values() if child.platform}
+            for system in systems.values():
+                system.run(args.steps)
+        for system in systems.values():
+            system.stop()
+    platforms = {system.platform for system in systems.values() if system.platform}
     if len(platforms) > 1:
-        told = ", ".join(f"{name} on {child.platform}" for name, child in children.items())
+        told = ", ".join(f"{name} on {system.platform}" for name, system in systems.items())
         raise SystemExit(f"error: no comparison, {told}: install a PyTorch and a JAX that both see the accelerator")
-    return children
+    return systems
 
 
-def report(args: argparse.Namespace, children: dict[str, Child]) -> None:
+def report(args: argparse.Namespace, systems: dict[str, TimedProcess]) -> None:
     """Prints the table and appends it to the results; ends the process, with status 1 if a system failed."""
     import jax
 
     from benchmarks import record
     from mc3_jax import compile as compile_lib, topology
 
-    config = make_config(args)
+    config = paper_step.make_config(**_sizes(args))
     flops = args.batch * compile_lib.model_flops(config, config.phases[1])
-    has_failed = any(child.failed for child in children.values())
-    matmul = children.pop("matmul")
+    has_failed = any(system.failed for system in systems.values())
+    matmul = systems.pop("matmul")
     peak = NUM_PRODUCTS * 2 * _product_size(matmul.platform) ** 3 / matmul.seconds
     measured = f"gives {peak / 1e12:.2f} TFLOP/s" if matmul.answers else f"was not measured: {matmul.failed}"
     chip = topology.chip_of(jax.devices()[0].device_kind) if args.dtype == "bfloat16" else None
     rows = []
-    for name, child in children.items():
-        if child.failed:
-            rows.append([SYSTEMS[name], child.failed, *[""] * 5])
+    for name, system in systems.items():
+        if system.failed:
+            rows.append([SYSTEMS[name], system.failed, *[""] * 5])
             continue
-        rate, label = flops / child.seconds, ", ".join(filter(None, (SYSTEMS[name], child.note)))
+        rate, label = flops / system.seconds, ", ".join(filter(None, (SYSTEMS[name], system.note)))
         rows.append([
-            label, f"{1000 * child.seconds:.0f}", f"{args.batch / child.seconds:.1f}",
+            label, f"{1000 * system.seconds:.0f}", f"{args.batch / system.seconds:.1f}",
             f"{100 * rate / peak:.1f}" if matmul.answers else "–",
-            f"{100 * rate / chip.flops_per_s:.1f}" if chip else "–", child.memory_gib, f"{child.started_s:.0f}",
+            f"{100 * rate / chip.flops_per_s:.1f}" if chip else "–", system.memory_gib, f"{system.started_s:.0f}",
         ])  # fmt: skip
     # Compared are steps with an optimizer on both sides, or on neither.
     own = "ours_gradient" if args.backward_only else "ours"
     for other in ("eager", "compiled"):
-        if own in children and other in children and not (children[own].failed or children[other].failed):
-            ratio = children[own].seconds / children[other].seconds
+        if own in systems and other in systems and not (systems[own].failed or systems[other].failed):
+            ratio = systems[own].seconds / systems[other].seconds
             rows.append([f"{SYSTEMS[own]} / {SYSTEMS[other]}", f"{ratio:.2f}", *[""] * 5])
     header = ["", "ms a step", "clips/s", "MFU, % of measured", "% of data sheet", "GiB at its peak", "s to the first step"]
     layers = "in a loop" if args.scan else "one after the other"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import runs, search_by, sounds, supplementary, table_pages, tables, train_step
+from benchmarks import runs, search_by, sounds, supplementary, table_pages, tables, timed_process
 from mc3_jax import phases as phases_lib, validation
 from mc3_jax.data import records
 from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics, suite_report
@@ -489,7 +489,7 @@ def test_each_fold_is_held_out_once(monkeypatch, tmp_path):
 
 def test_steps_are_timed_with_the_memory_settings_of_the_makefile():
     makefile = (world.ROOT / "Makefile").read_text().replace("$\\\n\t", "")
-    (settings,) = train_step.KEEP_MEMORY.values()
+    (settings,) = timed_process.KEEP_MEMORY.values()
     assert f"KEEP_MEMORY = GLIBC_TUNABLES={settings}\n" in makefile
 
 

@@ -36,15 +36,31 @@ class Pose:
     speed: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """How far an action has got at each of the times `u`; every array is [n].
+
+    Attributes:
+      u: Seconds since the action began.
+      duration_s: Length of the action.
+      on: 1 while it is under way, 0 outside of it, with ramps of 80 ms.
+      cycle: Phase of a movement that repeats, radians.
+      progress: Progress of a single movement early in the action, from 0 to 1.
+      size: `amplitude` of `pose`.
+    """
+
+    u: np.ndarray
+    duration_s: float
+    on: np.ndarray
+    cycle: np.ndarray
+    progress: np.ndarray
+    size: float
+
+
 def _smooth(x):
     """Returns a smooth step that rises from 0 at x = 0 to 1 at x = 1."""
     x = np.clip(x, 0.0, 1.0)
     return x * x * (3.0 - 2.0 * x)
-
-
-def _active(u, duration_s):
-    """Returns 1 during the action and 0 outside it, with ramps of 80 ms."""
-    return _smooth(u / 0.08) * _smooth((duration_s - u) / 0.08)
 
 
 def pose(motion: str, u: np.ndarray, duration_s: float, rate_hz: float, amplitude: float, phase: float) -> Pose:
@@ -62,92 +78,114 @@ def pose(motion: str, u: np.ndarray, duration_s: float, rate_hz: float, amplitud
       ValueError: Unknown motion.
     """
     u = np.asarray(u, np.float64)
-    zero = np.zeros_like(u)
-    p = Pose(zero + 0.16, zero + 0.02, zero - 0.18, zero + 0.05, *(zero.copy() for _ in range(6)))
-    on = _active(u, duration_s)
+    on = _smooth(u / 0.08) * _smooth((duration_s - u) / 0.08)
     cycle = 2.0 * np.pi * rate_hz * u + phase
-    progress = _smooth((u - 0.15 * duration_s) / (0.5 / rate_hz))  # of a single movement early in the action
-    a = amplitude
+    course = _Course(u, duration_s, on, cycle, _smooth((u - 0.15 * duration_s) / (0.5 / rate_hz)), amplitude)
+    moved = _work_on_object(motion, course) or _move_object(motion, course) or _move_parts(motion, course)
+    if not moved:
+        raise ValueError(f"unknown motion {motion!r}; known are those of taxonomy.VERBS")
+    fields = {field.name: 0.0 for field in dataclasses.fields(Pose)}
+    fields |= {"right_x": 0.16, "right_y": 0.02, "left_x": -0.18, "left_y": 0.05} | moved  # hands at rest, except what moves
+    return Pose(**{name: np.broadcast_to(value, u.shape) for name, value in fields.items()})
+
+
+def _work_on_object(motion: str, c: _Course) -> dict:
+    """Returns the fields of `Pose` that change if a hand works on an object that lies still; {} for other motions."""
+    on, cycle, size = c.on, c.cycle, c.size
     match motion:
         case "circle":
-            p.right_x, p.right_y = 0.05 + 0.10 * a * np.cos(cycle) * on, -0.04 + 0.07 * a * np.sin(cycle) * on
-            p.tool_angle = 0.35 * np.cos(cycle) * on
-            p.speed = on * (0.75 + 0.25 * np.sin(cycle))
-        case "strike" | "tap":
-            height = (0.17 if motion == "strike" else 0.07) * a
-            p.right_x, p.right_y = zero + 0.04, -0.05 - height * np.abs(np.sin(cycle / 2.0)) * on
-            p.tool_angle = -0.7 * np.abs(np.sin(cycle / 2.0)) * on if motion == "strike" else zero
-            p.speed = 0.3 * on
+            return {
+                "right_x": 0.05 + 0.10 * size * np.cos(cycle) * on, "right_y": -0.04 + 0.07 * size * np.sin(cycle) * on,
+                "tool_angle": 0.35 * np.cos(cycle) * on, "speed": on * (0.75 + 0.25 * np.sin(cycle)),
+            }  # fmt: skip
+        case "strike":
+            raised = np.abs(np.sin(cycle / 2.0))
+            return {"right_x": 0.04, "right_y": -0.05 - 0.17 * size * raised * on, "tool_angle": -0.7 * raised * on,
+                    "speed": 0.3 * on}  # fmt: skip
+        case "tap":
+            return {"right_x": 0.04, "right_y": -0.05 - 0.07 * size * np.abs(np.sin(cycle / 2.0)) * on, "speed": 0.3 * on}
         case "sweep":
-            p.right_x, p.right_y = 0.24 * a * np.sin(cycle) * on, -0.03 + zero
-            p.speed = on * np.abs(np.cos(cycle))
+            return {"right_x": 0.24 * size * np.sin(cycle) * on, "right_y": -0.03, "speed": on * np.abs(np.cos(cycle))}
         case "rub":
-            p.right_x, p.right_y = 0.06 + 0.055 * a * np.sin(cycle) * on, -0.03 + 0.02 * np.sin(cycle) * on
-            p.left_x = zero - 0.10
-            p.speed = on * np.abs(np.cos(cycle))
+            return {
+                "right_x": 0.06 + 0.055 * size * np.sin(cycle) * on, "right_y": -0.03 + 0.02 * np.sin(cycle) * on,
+                "left_x": -0.10, "speed": on * np.abs(np.cos(cycle)),
+            }  # fmt: skip
         case "scrape":
             saw = np.mod(cycle / (2 * np.pi), 1.0)
             stroke = np.where(saw < 0.7, saw / 0.7, (1.0 - saw) / 0.3)
-            p.right_x, p.right_y = 0.02 + zero, (-0.16 + 0.24 * stroke) * a * on
-            p.tool_angle = 0.5 + zero
-            p.speed = on * np.where(saw < 0.7, np.sqrt(np.maximum(np.sin(np.pi * saw / 0.7), 0.0)), 0.15)
+            pressed = np.sqrt(np.maximum(np.sin(np.pi * saw / 0.7), 0.0))
+            return {"right_x": 0.02, "right_y": (-0.16 + 0.24 * stroke) * size * on, "tool_angle": 0.5,
+                    "speed": on * np.where(saw < 0.7, pressed, 0.15)}  # fmt: skip
+        case "touch":
+            near = np.exp(-(((c.u - 0.4 * c.duration_s) / 0.28) ** 2))
+            return {"right_x": 0.22 - 0.20 * near, "right_y": 0.12 - 0.13 * size * near, "left_x": -0.34, "left_y": 0.25,
+                    "speed": on * near}  # fmt: skip
+    return {}
+
+
+def _move_object(motion: str, c: _Course) -> dict:
+    """Returns the fields of `Pose` that change if the hands carry or turn the object; {} for other motions."""
+    on, cycle, size = c.on, c.cycle, c.size
+    match motion:
         case "shake":
             wave = np.sin(cycle) * on
-            p.object_x, p.object_y = 0.03 * wave, -0.16 + 0.09 * a * wave
-            p.right_x, p.right_y, p.left_x, p.left_y = 0.09 + 0.03 * wave, p.object_y + 0.02, zero - 0.3, zero + 0.2
-            p.angle = 0.35 * wave
-            p.speed = on * np.abs(np.cos(cycle))
-        case "open" | "close":
-            p.gap = progress if motion == "open" else 1.0 - progress
-            p.right_x, p.right_y = 0.05 + 0.10 * p.gap, -0.08 - 0.16 * a * p.gap
-            p.angle = zero
-            p.speed = on * np.clip(4.0 * progress * (1.0 - progress), 0, 1)
+            y = -0.16 + 0.09 * size * wave
+            return {
+                "object_x": 0.03 * wave, "object_y": y, "right_x": 0.09 + 0.03 * wave, "right_y": y + 0.02, "left_x": -0.3,
+                "left_y": 0.2, "angle": 0.35 * wave, "speed": on * np.abs(np.cos(cycle)),
+            }  # fmt: skip
         case "turn":
-            p.angle = 1.1 * a * np.sin(cycle) * on
-            p.right_x, p.right_y = 0.13 * np.cos(p.angle), 0.13 * np.sin(p.angle) - 0.02
-            p.left_x, p.left_y = -0.13 * np.cos(p.angle), -0.13 * np.sin(p.angle) + 0.02
-            p.speed = on * np.abs(np.cos(cycle))
+            angle = 1.1 * size * np.sin(cycle) * on
+            return {
+                "right_x": 0.13 * np.cos(angle), "right_y": 0.13 * np.sin(angle) - 0.02, "left_x": -0.13 * np.cos(angle),
+                "left_y": -0.13 * np.sin(angle) + 0.02, "angle": angle, "speed": on * np.abs(np.cos(cycle)),
+            }  # fmt: skip
         case "lift" | "place":
-            high = progress if motion == "lift" else 1.0 - progress
-            p.object_y = -0.30 * a * high
-            p.right_x, p.right_y, p.left_x, p.left_y = 0.11 + zero, p.object_y, -0.11 + zero, p.object_y + 0.01
-            p.speed = on * np.clip(4.0 * progress * (1.0 - progress), 0, 1)
+            y = -0.30 * size * (c.progress if motion == "lift" else 1.0 - c.progress)
+            return {"object_y": y, "right_x": 0.11, "right_y": y, "left_x": -0.11, "left_y": y + 0.01,
+                    "speed": on * np.clip(4.0 * c.progress * (1.0 - c.progress), 0, 1)}  # fmt: skip
         case "drop":
-            fall = np.clip((u - 0.25 * duration_s) / 0.22, 0.0, 1.0)
-            p.object_y = -0.40 * a * (1.0 - fall**2)
-            p.right_x, p.right_y = 0.10 + 0.10 * fall, zero - 0.40 * a - 0.02
-            p.angle = 0.8 * fall
+            fall = np.clip((c.u - 0.25 * c.duration_s) / 0.22, 0.0, 1.0)
+            return {"object_y": -0.40 * size * (1.0 - fall**2), "right_x": 0.10 + 0.10 * fall, "right_y": -0.40 * size - 0.02,
+                    "angle": 0.8 * fall}  # fmt: skip
         case "pour":
-            tilt = _smooth((u - 0.1 * duration_s) / 0.25) * _smooth((duration_s - u) / 0.25)
-            p.angle = 1.75 * tilt
-            p.object_x, p.object_y = zero - 0.02, zero - 0.24 * a
-            p.right_x, p.right_y = zero + 0.09, p.object_y + 0.01
-            p.left_x, p.left_y = zero - 0.24, zero + 0.10
-            p.speed = np.clip((tilt - 0.5) * 2.0, 0.0, 1.0)
+            tilt = _smooth((c.u - 0.1 * c.duration_s) / 0.25) * _smooth((c.duration_s - c.u) / 0.25)
+            y = -0.24 * size
+            return {
+                "object_x": -0.02, "object_y": y, "right_x": 0.09, "right_y": y + 0.01, "left_x": -0.24, "left_y": 0.10,
+                "angle": 1.75 * tilt, "speed": np.clip((tilt - 0.5) * 2.0, 0.0, 1.0),
+            }  # fmt: skip
+        case "hold":
+            y = -0.14 * size + 0.006 * np.sin(cycle)
+            return {"object_y": y, "right_x": 0.08, "right_y": y + 0.02, "left_x": -0.08, "left_y": y + 0.02,
+                    "speed": 0.35 * on * np.maximum(0.0, np.sin(0.7 * cycle)) ** 2}  # fmt: skip
+    return {}
+
+
+def _move_parts(motion: str, c: _Course) -> dict:
+    """Returns the fields of `Pose` that change if parts of the object move apart or together; {} for other motions."""
+    on, cycle, size = c.on, c.cycle, c.size
+    match motion:
+        case "open" | "close":
+            gap = c.progress if motion == "open" else 1.0 - c.progress
+            return {"right_x": 0.05 + 0.10 * gap, "right_y": -0.08 - 0.16 * size * gap, "gap": gap,
+                    "speed": on * np.clip(4.0 * c.progress * (1.0 - c.progress), 0, 1)}  # fmt: skip
         case "fold":
             fold = 0.5 - 0.5 * np.cos(cycle)
-            p.gap = -fold * on
-            p.right_x, p.left_x = 0.20 - 0.16 * a * fold * on, -0.20 + 0.10 * a * fold * on
-            p.right_y = p.left_y = -0.07 * np.sin(np.pi * fold) * on
-            p.speed = on * np.abs(np.sin(cycle))
+            y = -0.07 * np.sin(np.pi * fold) * on
+            return {
+                "right_x": 0.20 - 0.16 * size * fold * on, "right_y": y, "left_x": -0.20 + 0.10 * size * fold * on,
+                "left_y": y, "gap": -fold * on, "speed": on * np.abs(np.sin(cycle)),
+            }  # fmt: skip
         case "tear":
             rip = np.mod(cycle / (2 * np.pi), 1.0)
-            p.gap = rip * on
-            p.right_x, p.left_x = 0.08 + 0.16 * a * rip * on, -0.08 - 0.16 * a * rip * on
-            p.right_y, p.left_y = -0.06 + 0.05 * rip, -0.06 - 0.03 * rip
-            p.speed = on * np.where(rip < 0.8, 0.4 + 0.6 * rip, 0.0)
-        case "touch":
-            near = np.exp(-(((u - 0.4 * duration_s) / 0.28) ** 2))
-            p.right_x, p.right_y = 0.22 - 0.20 * near, 0.12 - 0.13 * a * near
-            p.left_x, p.left_y = zero - 0.34, zero + 0.25
-            p.speed = on * near
-        case "hold":
-            p.object_y = -0.14 * a + 0.006 * np.sin(cycle)
-            p.right_x, p.right_y, p.left_x, p.left_y = zero + 0.08, p.object_y + 0.02, zero - 0.08, p.object_y + 0.02
-            p.speed = 0.35 * on * np.maximum(0.0, np.sin(0.7 * cycle)) ** 2
-        case _:
-            raise ValueError(f"unknown motion {motion!r}; known are those of taxonomy.VERBS")
-    return p
+            return {
+                "right_x": 0.08 + 0.16 * size * rip * on, "right_y": -0.06 + 0.05 * rip,
+                "left_x": -0.08 - 0.16 * size * rip * on, "left_y": -0.06 - 0.03 * rip, "gap": rip * on,
+                "speed": on * np.where(rip < 0.8, 0.4 + 0.6 * rip, 0.0),
+            }  # fmt: skip
+    return {}
 
 
 def contacts(

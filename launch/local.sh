@@ -33,14 +33,9 @@ for word in "$@"; do
   previous=$word
 done
 
-# Prints the step of the run's newest checkpoint, or 0 if there is none.
+# Prints the step of the run's newest checkpoint, or 0 if there is none. Only complete checkpoints are named by a number.
 newest_step() {
-  local path step newest=0
-  for path in "$workdir"/checkpoints/*; do
-    step=${path##*/}
-    [[ $step == *[!0-9]* ]] || ((10#$step <= newest)) || newest=$((10#$step))
-  done
-  echo "$newest"
+  { echo 0 && ls "$workdir/checkpoints" 2>/dev/null || true; } | grep -x '[0-9]*' | sort -n | tail -n 1
 }
 
 child=

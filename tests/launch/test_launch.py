@@ -212,6 +212,12 @@ def test_batch_directives_ask_for_one_process_per_gpu_and_a_signal_before_the_ti
     assert flag(srun, "kill-on-bad-exit") == "0"  # a process that has saved ends no other that still does
 
 
+def test_both_batch_files_do_the_same_on_their_nodes():
+    """sbatch copies one file, so neither can read what they share from another."""
+    one, many = (LAUNCH / file for file in ("slurm_8gpu.sbatch", "slurm_multinode.sbatch"))
+    assert one.read_text().partition("\nset ")[2] == many.read_text().partition("\nset ")[2] != ""
+
+
 @pytest.mark.parametrize("file", ["slurm_8gpu.sbatch", "slurm_multinode.sbatch"])
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (0, False), (1, False), (2, False), (76, False), (137, False)])
 def test_a_job_that_left_no_newer_checkpoint_queues_again_after_status_75_alone(tmp_path, file, status, requeued):

@@ -34,7 +34,8 @@ import imageio_ffmpeg
 import numpy as np
 import simplejpeg
 
-from data_prep import guard, media
+from data_prep import guard
+from data_prep.windows import Window, frame_times
 
 FPS, WIDTH, HEIGHT, GOP = 30, 960, 540, 250
 BASE_S = 50.0  # length of the rendered video, which longer files repeat
@@ -114,14 +115,14 @@ def lengthen(base: pathlib.Path, path: pathlib.Path, seconds: float) -> None:
                 out.mux(copy)
 
 
-def windows_at(times_s) -> list[media.Window]:
+def windows_at(times_s) -> list[Window]:
     return [
-        media.Window(t - BEFORE_S, t + AFTER_S, media.frame_times(t - BEFORE_S, t + AFTER_S, 4, NUM_FRAMES // 4))
+        Window(t - BEFORE_S, t + AFTER_S, frame_times(t - BEFORE_S, t + AFTER_S, 4, NUM_FRAMES // 4))
         for t in map(float, times_s)
     ]
 
 
-def cut_ours(path: pathlib.Path, windows: list[media.Window], folder: pathlib.Path) -> tuple[float, float]:
+def cut_ours(path: pathlib.Path, windows: list[Window], folder: pathlib.Path) -> tuple[float, float]:
     """Writes the clips' files through `data_prep.guard`; returns (CPU seconds of child and this process, wall seconds)."""
     child = guard.ready()  # started before the clock, as in a worker of the converters
     cpu_s, wall_s = _cpu_s(child.pid) + time.process_time(), time.monotonic()
@@ -142,7 +143,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def cut_theirs(
-    path: pathlib.Path, window: media.Window, i: int, folder: pathlib.Path, peer: str
+    path: pathlib.Path, window: Window, i: int, folder: pathlib.Path, peer: str
 ) -> tuple[float, float]:
     """Writes one clip's files by ffmpeg, with the seek that `peer` names; returns (CPU seconds, wall seconds)."""
     seek, name = ["-ss", f"{window.start_s:.6f}"], ["-i", str(path)]

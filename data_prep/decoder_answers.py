@@ -3,7 +3,8 @@
 import json
 import math
 
-from data_prep import decoder_child, media
+from data_prep import decoder_child
+from data_prep.windows import Window, num_samples
 
 _MAX_JPEG_BYTES = 1 << 26
 _MAX_CLIP_BYTES = 1 << 30  # a record must stay below protobuf's 2 GiB
@@ -23,7 +24,7 @@ def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
     return start, _number(asked, "stop", start + 1, min(start + decoder_child.MAX_PART_BYTES, num_bytes))
 
 
-def check_answer(line: bytes, windows: list[media.Window]) -> dict:
+def check_answer(line: bytes, windows: list[Window]) -> dict:
     """Returns the child's answer for one of the windows.
 
     It is either {"index", "reason"} or {"index", "jpegs", "times_us", "height", "width", "audio"}, where "jpegs" and "audio"
@@ -37,7 +38,7 @@ def check_answer(line: bytes, windows: list[media.Window]) -> dict:
     if "reason" in answer:
         return {"index": index, "reason": _reason(answer["reason"])}
     window = windows[index]
-    samples = media.num_samples(window.stop_s - window.start_s)
+    samples = num_samples(window.stop_s - window.start_s)
     lists = {}
     for key, most in (("jpegs", _MAX_JPEG_BYTES), ("times_us", 1 << 62)):
         numbers = answer.get(key)

@@ -15,8 +15,9 @@ import threading
 import traceback
 
 from data_prep import media, streams
+from data_prep.windows import Window
 
-OUT_OF_MEMORY = 77  # exit status
+OUT_OF_MEMORY_STATUS = 77
 # FFmpeg mistakes the kernel's refusal of memory for damage or a busy machine. So the parent checks the memory first, and the
 # kernel's limit only stops what grows faster than the parent looks. It is this much higher, since the kernel also counts
 # memory that is reserved and never touched.
@@ -40,7 +41,7 @@ def main() -> None:
         while True:
             _answer(json.loads(requests.get()), replies, requests)
     except MemoryError:
-        status = OUT_OF_MEMORY
+        status = OUT_OF_MEMORY_STATUS
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -66,10 +67,10 @@ def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
     path = pathlib.Path(request["path"])
     if request["probe"]:
         kinds = tuple(request["probe"])
-        reason = media.probe_streams(path, kinds)
+        reason = streams.probe(path, kinds)
         _reply(replies, {"reason": reason, "length_s": None if reason else streams.length_s(path, kinds)})
         return
-    windows = [media.Window(start, stop, tuple(times), open_end) for start, stop, times, open_end in request["windows"]]
+    windows = [Window(start, stop, tuple(times), open_end) for start, stop, times, open_end in request["windows"]]
     if request["hdf5"]:
         from data_prep import hdf5_audio  # imported here, since children for media files don't need h5py
 

@@ -31,7 +31,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_prep import decoder_answers, decoder_child, media
+from data_prep import decoder_answers, decoder_child, media, streams
+from data_prep.windows import Window, order
 
 COMMAND = (sys.executable, "-P", "-m", "data_prep.decoder_child")
 # Limit of wall-clock time per CPU second: a busy machine or slow disk may make the decoder wait twice as long as it computes.
@@ -91,13 +92,13 @@ class DecoderTimeoutError(DecoderError):
 
 
 def cut_windows(
-    path: str | os.PathLike, windows: list[media.Window], *, short_side_px: int, quality: int = 90,
+    path: str | os.PathLike, windows: list[Window], *, short_side_px: int, quality: int = 90,
     limits: Limits, hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
 ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
     """Yields what `media.cut_windows` yields, every window once, whatever the video does to the decoder.
 
     When the child dies, windows that were answered keep their result. Those that were being cut get the reason: the next in
-    the order of `media.order`, and all that begin before that one ends. A new child cuts the rest. If a time limit was
+    the order of `windows.order`, and all that begin before that one ends. A new child cuts the rest. If a time limit was
     exceeded or `_MAX_CHILDREN` have died, all windows left get the reason.
 
     Args:
@@ -110,7 +111,7 @@ def cut_windows(
       ChildProcessError: A child can't be started, or something other than the video killed it.
       OSError: `remote` can't be read.
     """
-    left = media.order(windows)
+    left = order(windows)
     for died in range(1, _MAX_CHILDREN + 1):
         asked = list(left)
         try:
@@ -250,7 +251,7 @@ class Decoder:
             file.close()
 
     def cut(
-        self, path: str | os.PathLike, windows: list[media.Window], short_side_px: int, quality: int, limits: Limits,
+        self, path: str | os.PathLike, windows: list[Window], short_side_px: int, quality: int, limits: Limits,
         hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
     ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
         """Yields (index of the window, the cut or the reason why there is none), every window once.
@@ -282,7 +283,7 @@ class Decoder:
             self._answer_left_s = self._answer_wall_s
             if "reason" in answer:
                 told = answer["reason"]
-                yield answer["index"], f"{told}: limit {limits.memory_mb} MiB" if told == media.OUT_OF_MEMORY else told
+                yield answer["index"], f"{told}: limit {limits.memory_mb} MiB" if told == streams.OUT_OF_MEMORY else told
                 continue
             jpegs = [self._bytes(size) for size in answer["jpegs"]]
             audio = np.frombuffer(self._bytes(answer["audio"]), "<i2").astype(np.int16)
@@ -378,7 +379,7 @@ class Decoder:
             return DecoderError("decoder crashed: it closed its pipe")
         if status == -signal.SIGXCPU:
             return DecoderTimeoutError(f"{TOOK_TOO_LONG}: more than {self._cpu_s:g} s of CPU time")
-        if status == decoder_child.OUT_OF_MEMORY:
+        if status == decoder_child.OUT_OF_MEMORY_STATUS:
             return self._memory_error()
         if status < 0:
             names = {s.value: s.name for s in signal.Signals}
@@ -392,7 +393,7 @@ class Decoder:
         return DecoderError(f"decoder crashed: {self._last_words() or f'exit status {status}'}")
 
     def _memory_error(self) -> DecoderError:
-        return DecoderError(f"{media.OUT_OF_MEMORY}: limit {self._limits.memory_mb} MiB")
+        return DecoderError(f"{streams.OUT_OF_MEMORY}: limit {self._limits.memory_mb} MiB")
 
     def _last_words(self) -> str:
         self._stderr.seek(max(self._stderr.seek(0, os.SEEK_END) - 4096, 0))

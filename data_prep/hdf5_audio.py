@@ -18,6 +18,7 @@ os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # tells HDF5 to load no filter plugins
 import h5py  # reads the variable when it is imported
 
 from data_prep import audio, media, streams
+from data_prep.windows import Window
 
 _MARGIN_S = 0.2  # read around a window; more than the resampler needs
 _MAX_FLOAT = 2.0  # filtering may raise samples in [-1, 1] up to this; larger ones are in another scale
@@ -63,7 +64,7 @@ class Parts(io.RawIOBase):
 
 
 def cut_windows(
-    source: pathlib.Path | Parts, windows: list[media.Window], name: str, rate_hz: int
+    source: pathlib.Path | Parts, windows: list[Window], name: str, rate_hz: int
 ) -> Iterator[tuple[int, media.Cut | str]]:
     """Yields (index of the window, its cut or the reason why there is none), every window once.
 
@@ -116,7 +117,7 @@ def _why(reason: str, error: Exception) -> str:
     return f"{reason}: {words[:160]}"
 
 
-def _cut(data: h5py.Dataset, window: media.Window, rate: int) -> media.Cut | str:
+def _cut(data: h5py.Dataset, window: Window, rate: int) -> media.Cut | str:
     begin = int(np.floor((window.start_s - _MARGIN_S) * rate))
     end = int(np.ceil((window.stop_s + _MARGIN_S) * rate))
     covered = np.zeros(end - begin, bool)

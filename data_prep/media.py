@@ -22,10 +22,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import Int16, Int64
 
 from data_prep import audio, frames, streams
-from data_prep.windows import Window, frame_times, num_samples, order
+from data_prep.windows import Window, order
 
-__all__ = ["OUT_OF_MEMORY", "Cut", "Window", "cut_windows", "frame_times", "num_samples", "order", "probe_streams"]
-OUT_OF_MEMORY = streams.OUT_OF_MEMORY
 # Raise this number with every change of code that gives other clips or reasons for the same file. Then a conversion that is
 # resumed with newer code does not mix the two.
 VERSION = f"2, PyAV {av.__version__}"
@@ -59,11 +57,6 @@ class _Picture:
     time_us: int
     height: int
     width: int
-
-
-def probe_streams(path: pathlib.Path, kinds: tuple[str, ...] = ("video", "audio")) -> str | None:
-    """Returns the reason why a file can't give any clips, or None if it can; `kinds` are the kinds of streams they need."""
-    return streams.probe(path, kinds)
 
 
 def cut_windows(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Iterator
 
 from data_prep import command, guard, media, narrations, shards, storage, terminal, video_files
+from data_prep.windows import Window, frame_times, num_samples
 from mc3_jax.data import records
 
 _MAX_WINDOW_S = 60.0  # pieces of shards and batches would become too large long before
@@ -63,8 +64,8 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     windows = []
     for line in lines:
         start, stop = line["time_s"] - before, line["time_s"] + after
-        times = media.frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
-        windows.append(media.Window(start, stop, times))
+        times = frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
+        windows.append(Window(start, stop, times))
     for i, cut in _cut(uid, windows, settings):
         line = lines[i]
         if isinstance(cut, str):
@@ -89,7 +90,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         )
 
 
-def _cut(uid: str, windows: list[media.Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
+def _cut(uid: str, windows: list[Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
     """Yields what `guard.cut_windows` yields for a video, which is first copied if it is in a bucket."""
     limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
     with video_files.fetched(settings["video_dir"], uid, settings.get("scratch", "")) as found:
@@ -311,6 +312,6 @@ def write_clips(
     info = records.ClipsInfo(
         name=args.name, window_s=tuple(args.window), num_intervals=args.num_intervals,
         num_candidates=args.num_candidates, short_side_px=args.short_side, canvas_px=(args.short_side, args.short_side),
-        num_samples=media.num_samples(sum(args.window)), verbs=verbs.labels, nouns=nouns.labels, splits={},
+        num_samples=num_samples(sum(args.window)), verbs=verbs.labels, nouns=nouns.labels, splits={},
     )  # fmt: skip
     return command.write(args, beam_args, tasks, make_clips, settings, info, rejects, num_in)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from data_prep import command, guard, media, shards, storage, video_files
+from data_prep.windows import Window, frame_times, num_samples
 from mc3_jax.data import records
 
 _MAX_AUDIO_S = 600.0  # more would be too much for pieces of shards, for readers and for the decoder's memory
@@ -98,7 +99,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         )  # fmt: skip
 
 
-def _cut(item: dict, windows: list[media.Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
+def _cut(item: dict, windows: list[Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
     """Yields what `guard.cut_windows` yields for a file, which may be in a bucket.
 
     A media file in a bucket is copied while it is decoded. An HDF5 file holds all recordings and may be larger than the disk,
@@ -122,15 +123,15 @@ def _cut(item: dict, windows: list[media.Window], settings: dict) -> Iterator[tu
         )
 
 
-def _window(sound: Sound, settings: dict) -> media.Window:
+def _window(sound: Sound, settings: dict) -> Window:
     """Returns the window to cut: the sound, at most `max_audio_s` of it, and the frames over it if the clips hold frames."""
     stop_s = sound.start_s + settings["max_audio_s"]
     if sound.stop_s is not None:
         stop_s = min(stop_s, sound.stop_s)
     times = ()
     if settings["num_intervals"]:
-        times = media.frame_times(sound.start_s, stop_s, settings["num_intervals"], settings["num_candidates"])
-    return media.Window(sound.start_s, stop_s, times, open_end=True)
+        times = frame_times(sound.start_s, stop_s, settings["num_intervals"], settings["num_candidates"])
+    return Window(sound.start_s, stop_s, times, open_end=True)
 
 
 def choose(found: list[Sound]) -> tuple[list[Sound], list[shards.Reject]]:
@@ -223,10 +224,10 @@ def write_clips(
         "jpeg_quality": args.jpeg_quality if pictures else 0, "cpu_limit_s": list(args.cpu_limit),
         "memory_limit_mb": args.memory_limit,
     }  # fmt: skip
-    most = media.num_samples(args.max_audio_s)
+    most = num_samples(args.max_audio_s)
     info = records.ClipsInfo(
         name=args.name, window_s=(0.0, args.window_s), canvas_px=(numbers["short_side_px"],) * 2, **numbers,
-        num_samples=media.num_samples(args.window_s), verbs=[], nouns=[], splits={}, classes=classes, max_samples=most,
+        num_samples=num_samples(args.window_s), verbs=[], nouns=[], splits={}, classes=classes, max_samples=most,
     )  # fmt: skip
     long = sum(sound.stop_s is not None and sound.stop_s - sound.start_s > args.max_audio_s for sound in chosen)
     if long:

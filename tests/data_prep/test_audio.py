@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep import audio, media
+from data_prep.windows import Window
 from tests.data_prep import test_media
 from tests.data_prep.test_media import assert_in_time, cut, lag_of, sound_at, write
 
@@ -29,7 +30,7 @@ def test_audio_is_placed_by_its_time_stamps_at_any_rate_and_start(tmp_path, rate
 def test_sound_at_a_rate_that_has_no_common_grid_with_16_khz_is_in_time(tmp_path, rate):
     write(tmp_path / "a.wav", video=None, audio="pcm_s16le", rate=rate, seconds=6.0)
     spans_s = [(1.3, 2.8), (2.5, 4.0), (2.95, 2.97), (3.05, 3.35), (4.5, 6.0)]
-    windows = [media.Window(start, stop, ()) for start, stop in spans_s]
+    windows = [Window(start, stop, ()) for start, stop in spans_s]
     for i, part in media.cut_windows(tmp_path / "a.wav", windows, short_side_px=0):
         assert isinstance(part, media.Cut), (spans_s[i], part)
         late, correlation = lag_of(part.audio, spans_s[i][0])
@@ -64,7 +65,7 @@ def test_the_first_clip_and_the_last_are_whole(tmp_path):
 
 def test_the_last_clip_of_a_wmv_whose_decoder_gives_its_last_sound_without_a_time_stamp_is_whole(tmp_path):
     write(tmp_path / "a.wmv", seconds=4.0, video=None, audio="wmav2", rate=44_100)
-    windows = [media.Window(0.5, 2.0, ()), media.Window(2.48, 3.98, ())]
+    windows = [Window(0.5, 2.0, ()), Window(2.48, 3.98, ())]
     for window, (_, part) in zip(windows, media.cut_windows(tmp_path / "a.wmv", windows, short_side_px=96), strict=True):
         assert isinstance(part, media.Cut), part
         for seconds in (1.5, 0.1):  # all of it, and its end
@@ -122,7 +123,7 @@ def test_packets_are_read_once_and_not_at_all_in_long_gaps(tmp_path, read, endin
 
 def test_a_window_within_another_has_its_sound_too(tmp_path):
     write(tmp_path / "a.mp4", seconds=20.0)
-    wanted = [media.Window(0.0, 19.0, ()), media.Window(2.0, 3.5, ()), media.Window(17.0, 18.5, (17.5,))]
+    wanted = [Window(0.0, 19.0, ()), Window(2.0, 3.5, ()), Window(17.0, 18.5, (17.5,))]
     whole, early, late = (part for _, part in sorted(media.cut_windows(tmp_path / "a.mp4", wanted, short_side_px=96)))
     assert len(whole.audio) == 19 * 16_000
     for part, start_s in ((early, 2.0), (late, 17.0)):
@@ -132,7 +133,7 @@ def test_a_window_within_another_has_its_sound_too(tmp_path):
 
 def test_windows_of_sound_alone_need_no_video(tmp_path):
     write(tmp_path / "a.mp4", video=None, seconds=3.0)
-    windows = [media.Window(0.5, 2.0, ()), media.Window(1.0, 9.0, (), open_end=True), media.Window(1.0, 9.0, ())]
+    windows = [Window(0.5, 2.0, ()), Window(1.0, 9.0, (), open_end=True), Window(1.0, 9.0, ())]
     first, rest, beyond = (part for _, part in sorted(media.cut_windows(tmp_path / "a.mp4", windows, short_side_px=96)))
     assert abs(lag_of(first.audio, 0.5)[0]) < 0.6
     assert (first.frames, first.height, first.width) == ([], 0, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep import media, packets
+from data_prep.windows import Window
 from tests.data_prep.test_media import cut, number_in, window, write
 
 
@@ -92,7 +93,7 @@ def _without_a_slice(path, to, number: int) -> tuple[list[int], int]:
 
 def _pictures(path, times_s) -> list[media.Cut | str]:
     """Returns the result for a window of one frame at each time, all cut by one call."""
-    windows = [media.Window(t, t + 0.1, (t,)) for t in times_s]
+    windows = [Window(t, t + 0.1, (t,)) for t in times_s]
     return [part for _, part in sorted(media.cut_windows(path, windows, short_side_px=96), key=lambda pair: pair[0])]
 
 
@@ -211,7 +212,7 @@ def test_damage_of_what_is_not_wanted_and_not_referred_to_costs_nothing(tmp_path
             content[at + 5 : at + size] = b"\xff" * (size - 5)
     (tmp_path / "damaged.mp4").write_bytes(content)
     assert 50 < len(wanted) < 100
-    wanted_window = [media.Window(0.0, 5.9, tuple(sorted(wanted)))]
+    wanted_window = [Window(0.0, 5.9, tuple(sorted(wanted)))]
     ((_, a),), ((_, b),) = (
         media.cut_windows(tmp_path / name, wanted_window, short_side_px=96) for name in ("a.mp4", "damaged.mp4")
     )

@@ -16,9 +16,10 @@ import pytest
 import simplejpeg
 import soxr
 
-from data_prep import ego4d, media, narrated, narrations, pipeline, shards
+from data_prep import ego4d, narrated, narrations, pipeline, shards
 from data_prep.soundworld import annotate, plan, sound, taxonomy, video_file
 from data_prep.sources import narration_json
+from data_prep.windows import frame_times
 from mc3_jax.data import records
 from tests import world as commands
 from tests.data_prep.converted import Converted
@@ -184,7 +185,7 @@ def test_every_clip_holds_what_clips_json_promises(converted):
         records.check(clip, converted.info)
         assert (clip.start_us, clip.stop_us) == (clip.time_us - 500_000, clip.time_us + 1_000_000)
         assert simplejpeg.decode_jpeg(clip.frames[0]).shape == (clip.frame_height, clip.frame_width, 3)
-        wanted = np.array(media.frame_times(clip.start_us / 1e6, clip.stop_us / 1e6, 4, 4))
+        wanted = np.array(frame_times(clip.start_us / 1e6, clip.stop_us / 1e6, 4, 4))
         shown = np.floor(wanted * rates[clip.video_uid] + 1e-4) / rates[clip.video_uid]
         np.testing.assert_allclose(clip.frame_times_us / 1e6, shown, atol=2e-6)
 

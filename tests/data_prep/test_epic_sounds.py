@@ -10,6 +10,7 @@ import soundfile
 
 from data_prep import epic_sounds, guard, media, verify
 from data_prep.sources import epic_sounds as source
+from data_prep.windows import Window
 from mc3_jax.data import records
 from mc3_jax.evals import sound_report
 from tests.data_prep import test_media
@@ -209,7 +210,7 @@ def test_hdf5_that_would_lead_out_or_is_no_sound_is_left_out_with_its_reason(tmp
 
 
 def cut_hdf5(path: pathlib.Path, name: str, stop_s: float = 2.0) -> list:
-    window = media.Window(0.5, stop_s, (), open_end=True)
+    window = Window(0.5, stop_s, (), open_end=True)
     return list(guard.cut_windows(path, [window], short_side_px=0, limits=guard.Limits(), hdf5=(name, RATE)))
 
 
@@ -218,7 +219,7 @@ def test_hdf5_that_asks_for_too_much_memory_costs_itself(tmp_path):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file.create_dataset("bomb", (1 << 27,), "f4", chunks=(1 << 27,), compression="gzip")[:1] = 0.5
         file["good"] = wave()
-    window = media.Window(0.5, 2.0, (), open_end=True)
+    window = Window(0.5, 2.0, (), open_end=True)
     limits = guard.Limits(memory_mb=300)
     for name, good in (("bomb", False), ("good", True)):
         [(_, cut)] = guard.cut_windows(
@@ -236,7 +237,7 @@ def test_a_damaged_chunk_costs_the_segments_in_it(tmp_path):
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + 100] ^= 0xFF
     path.write_bytes(content)
-    windows = [media.Window(t, t + 0.3, ()) for t in (0.3, 2.3, 3.5)]
+    windows = [Window(t, t + 0.3, ()) for t in (0.3, 2.3, 3.5)]
     cuts = dict(guard.cut_windows(path, windows, short_side_px=0, limits=guard.Limits(), hdf5=("P01_01", RATE)))
     assert [isinstance(cuts[i], media.Cut) for i in range(3)] == [True, False, True]
     assert cuts[1].startswith("decoding failed: ")

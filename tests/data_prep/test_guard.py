@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep import decoder_answers, guard, media, narrated, shards
+from data_prep.windows import Window
 from mc3_jax.data import records
 from tests.data_prep import test_media
 
@@ -42,7 +43,7 @@ def no_child_of_another_test():
 LONG = (0.5, 1.0, 12.0, 12.5, 24.0, 24.5, 36.0)  # three pairs of clips that overlap, and one by itself
 
 
-def windows_at(times_s) -> list[media.Window]:
+def windows_at(times_s) -> list[Window]:
     return [test_media.window(t) for t in times_s]
 
 
@@ -156,7 +157,7 @@ ODD_CHILD = f"""
 import ctypes, os, sys, time
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from data_prep import decoder_child, media
+from data_prep import decoder_child, media, streams
 
 def misbehave(name):
     if name.startswith("crash"):
@@ -182,12 +183,15 @@ def cut_windows(path, windows, **kwargs):
             misbehave(path.name)
         yield i, cut
 
-def probe_streams(path, kinds):
-    misbehave(path.name)
-    return probe_good(path, kinds)
+class Streams:
+    length_s = streams.length_s
+
+    def probe(path, kinds):
+        misbehave(path.name)
+        return streams.probe(path, kinds)
 
 cut_good, media.cut_windows = media.cut_windows, cut_windows
-probe_good, media.probe_streams = media.probe_streams, probe_streams
+decoder_child.streams = Streams
 decoder_child.main()
 """
 
@@ -419,13 +423,14 @@ def test_a_child_ends_with_its_parent(folder, tmp_path, name, how):
     link(folder, f"{name}.mp4", "short.mp4")
     code = f"""
 import pathlib, sys, time
-from data_prep import guard, media
+from data_prep import guard
+from data_prep.windows import Window
 guard.COMMAND = (sys.executable, "-c", {ODD_CHILD!r})
 decoder = guard._take()
 guard._idle.append(decoder)
 pathlib.Path("pid.tmp").write_text(str(decoder.pid))
 pathlib.Path("pid.tmp").rename("pid")
-windows = [media.Window(0.5, 1.5, (1.0,))]
+windows = [Window(0.5, 1.5, (1.0,))]
 list(guard.cut_windows({str(folder / name)!r} + ".mp4", windows, short_side_px=96, limits=guard.Limits()))
 pathlib.Path("done").touch()
 time.sleep({1000 * (how == "killed")})

@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 
 from data_prep import media
+from data_prep.windows import Window, frame_times, num_samples
 
 REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "media"
 WIDTH, HEIGHT, NUM_BARS = 192, 96, 12
@@ -96,10 +97,10 @@ def _encode_sound(sound, start_s, stop_s, rate, layout, right):
     return sound.encode(frame) + sound.encode(None)
 
 
-def window(time_s: float, num_intervals: int = 4, num_candidates: int = 4) -> media.Window:
+def window(time_s: float, num_intervals: int = 4, num_candidates: int = 4) -> Window:
     """Returns the window that the converter cuts for a narration at `time_s`."""
     start, stop = time_s - 0.5, time_s + 1.0
-    return media.Window(start, stop, media.frame_times(start, stop, num_intervals, num_candidates))
+    return Window(start, stop, frame_times(start, stop, num_intervals, num_candidates))
 
 
 def cut(path, times_s, **kwargs) -> list[media.Cut | str]:
@@ -148,7 +149,7 @@ def assert_in_time(part: media.Cut | str, time_s: float, starts_s: np.ndarray, l
 @pytest.mark.parametrize("num_intervals", [1, 4, 7])
 @pytest.mark.parametrize("num_candidates", [1, 2, 3, 4, 5])
 def test_frame_times_are_interval_major_and_candidate_half_c_is_the_middle(num_intervals, num_candidates):
-    times = np.array(media.frame_times(2.0, 3.5, num_intervals, num_candidates)).reshape(num_intervals, num_candidates)
+    times = np.array(frame_times(2.0, 3.5, num_intervals, num_candidates)).reshape(num_intervals, num_candidates)
     edges = np.linspace(2.0, 3.5, num_intervals + 1)
     assert (times >= edges[:-1, None] - 1e-9).all()
     assert (times < edges[1:, None]).all()
@@ -351,8 +352,8 @@ def test_pictures_that_change_their_size_within_a_clip_are_refused(tmp_path):
 def test_windows_of_equal_length_have_equally_many_samples():
     # By rounding, (time + after) - (time - before) is not exactly the window's length.
     before, after = 0.25, 0.25003125  # 8,000.5 samples
-    lengths = {media.num_samples((t + after) - (t - before)) for t in np.random.default_rng(0).uniform(0, 1e4, 1000)}
-    assert lengths == {media.num_samples(before + after)}
+    lengths = {num_samples((t + after) - (t - before)) for t in np.random.default_rng(0).uniform(0, 1e4, 1000)}
+    assert lengths == {num_samples(before + after)}
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no folder {REAL}")

@@ -26,6 +26,7 @@ from data_prep.sources import (
     own_csv,
     sounding_labels,
 )
+from data_prep.windows import Window, frame_times
 from mc3_jax.data import records
 from tests import world
 from tests.data_prep import test_media
@@ -117,8 +118,8 @@ def write_table(path: pathlib.Path, header: list[str], rows: list[list]) -> path
 
 def differs(clip: records.Clip, original: pathlib.Path) -> bool:
     """Returns whether a clip's frames or sound differ from those of the original file at their time."""
-    window = media.Window(
-        clip.start_us / 1e6, clip.stop_us / 1e6, media.frame_times(clip.start_us / 1e6, clip.stop_us / 1e6, 4, 4)
+    window = Window(
+        clip.start_us / 1e6, clip.stop_us / 1e6, frame_times(clip.start_us / 1e6, clip.stop_us / 1e6, 4, 4)
     )
     ((_, cut),) = media.cut_windows(original, [window], short_side_px=64)
     if isinstance(cut, str) or len(cut.frames) != len(clip.frames):

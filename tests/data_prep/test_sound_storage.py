@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import decoder_answers, epic_sounds, esc50, guard, media, storage, verify
+from data_prep import decoder_answers, epic_sounds, esc50, guard, storage, verify
+from data_prep.windows import Window
 from tests import world
 from tests.data_prep import bucket, test_epic_sounds, test_esc50, test_guard, test_media, test_restart
 from tests.data_prep.test_storage import content
@@ -209,7 +210,7 @@ def test_a_network_lost_in_the_middle_of_an_hdf5_file_ends_the_run_in_one_line_a
 
 
 def cut_remote(path: pathlib.Path, remote: guard.Remote, *times_s: float) -> list:
-    windows = [media.Window(t, t + 0.5, (), open_end=True) for t in times_s]
+    windows = [Window(t, t + 0.5, (), open_end=True) for t in times_s]
     cuts = guard.cut_windows(path, windows, short_side_px=0, limits=guard.Limits(), hdf5=("P01_01", RATE), remote=remote)
     return [cut for _, cut in sorted(cuts, key=lambda pair: pair[0])]
 

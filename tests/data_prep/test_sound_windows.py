@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from data_prep import audio, decoder_answers, media
+from data_prep.windows import Window
 from tests.data_prep import test_media
 
 SECONDS = 9.003
@@ -22,7 +23,7 @@ def write_sound(path: pathlib.Path, rate: int, seconds: float = SECONDS) -> path
     return path
 
 
-def cut(path: pathlib.Path, *windows: media.Window) -> list[media.Cut | str]:
+def cut(path: pathlib.Path, *windows: Window) -> list[media.Cut | str]:
     found = dict(media.cut_windows(path, list(windows), short_side_px=0))
     return [found[i] for i in range(len(windows))]
 
@@ -34,8 +35,8 @@ def cut(path: pathlib.Path, *windows: media.Window) -> list[media.Cut | str]:
 def test_sound_files_are_cut_at_their_time_and_whole_to_their_last_sample(tmp_path, suffix, rate):
     path = write_sound(tmp_path / f"a{suffix}", rate)
     windows = [
-        media.Window(0.0, 100.0, (), open_end=True), media.Window(8.5, 9.5, (), open_end=True),
-        media.Window(0.0, 1.0, ()), media.Window(7.0, 8.0, ()),
+        Window(0.0, 100.0, (), open_end=True), Window(8.5, 9.5, (), open_end=True),
+        Window(0.0, 1.0, ()), Window(7.0, 8.0, ()),
     ]  # fmt: skip
     together = cut(path, *windows)
     for part, window, seconds in zip(together, windows, (SECONDS, SECONDS - 8.5, 1.0, 1.0), strict=True):
@@ -54,8 +55,8 @@ def test_sound_files_are_cut_at_their_time_and_whole_to_their_last_sample(tmp_pa
 def test_only_an_open_window_may_be_longer_than_the_sound_and_none_may_begin_behind_it(tmp_path):
     path = write_sound(tmp_path / "a.wav", 16_000, 3.0)
     parts = cut(
-        path, media.Window(2.0, 4.0, ()), media.Window(2.0, 4.0, (), open_end=True),
-        media.Window(3.0, 4.0, (), open_end=True), media.Window(1.0, 3.0, ()), media.Window(2.5, 3.0005, ()),
+        path, Window(2.0, 4.0, ()), Window(2.0, 4.0, (), open_end=True),
+        Window(3.0, 4.0, (), open_end=True), Window(1.0, 3.0, ()), Window(2.5, 3.0005, ()),
     )  # fmt: skip
     assert [len(part.audio) if isinstance(part, media.Cut) else part for part in parts] == [
         "audio does not cover the clip", 16_000, "audio does not cover the clip", 32_000, 8008,
@@ -65,8 +66,8 @@ def test_only_an_open_window_may_be_longer_than_the_sound_and_none_may_begin_beh
 def test_a_hole_is_no_end(tmp_path):
     test_media.write(tmp_path / "a.mkv", video=None, audio="aac", hole=(1.5, 1.9))
     parts = cut(
-        tmp_path / "a.mkv", media.Window(0.0, 4.0, (), open_end=True), media.Window(0.0, 1.4, (), open_end=True),
-        media.Window(2.1, 9.0, (), open_end=True),
+        tmp_path / "a.mkv", Window(0.0, 4.0, (), open_end=True), Window(0.0, 1.4, (), open_end=True),
+        Window(2.1, 9.0, (), open_end=True),
     )  # fmt: skip
     assert parts[0] == "audio does not cover the clip"
     assert len(parts[1].audio) == 22_400
@@ -76,11 +77,11 @@ def test_a_hole_is_no_end(tmp_path):
 
 def test_a_file_without_pictures_gives_no_frames_and_a_video_gives_sound_with_and_without(tmp_path):
     write_sound(tmp_path / "a.wav", 16_000, 3.0)
-    [part] = cut(tmp_path / "a.wav", media.Window(0.0, 1.0, (0.5,)))
+    [part] = cut(tmp_path / "a.wav", Window(0.0, 1.0, (0.5,)))
     assert part == "no video stream"
     test_media.write(tmp_path / "a.mp4", audio_span=(0.25, None))
     found = media.cut_windows(
-        tmp_path / "a.mp4", [media.Window(1.0, 2.0, ()), media.Window(1.0, 2.0, (1.5,)), media.Window(0.0, 1.0, ())],
+        tmp_path / "a.mp4", [Window(1.0, 2.0, ()), Window(1.0, 2.0, (1.5,)), Window(0.0, 1.0, ())],
         short_side_px=96,
     )  # fmt: skip
     bare, shown, early = (part for _, part in sorted(found))
@@ -102,10 +103,10 @@ def test_one_stamp_that_is_off_is_mended_and_lost_sound_is_not():
 @pytest.mark.parametrize(
     ("window", "size", "good"),
     [
-        (media.Window(0.0, 1.0, ()), 32_000, True), (media.Window(0.0, 1.0, ()), 31_998, False),
-        (media.Window(0.0, 1.0, (), open_end=True), 2, True), (media.Window(0.0, 1.0, (), open_end=True), 32_000, True),
-        (media.Window(0.0, 1.0, (), open_end=True), 0, False), (media.Window(0.0, 1.0, (), open_end=True), 3, False),
-        (media.Window(0.0, 1.0, (), open_end=True), 32_002, False),
+        (Window(0.0, 1.0, ()), 32_000, True), (Window(0.0, 1.0, ()), 31_998, False),
+        (Window(0.0, 1.0, (), open_end=True), 2, True), (Window(0.0, 1.0, (), open_end=True), 32_000, True),
+        (Window(0.0, 1.0, (), open_end=True), 0, False), (Window(0.0, 1.0, (), open_end=True), 3, False),
+        (Window(0.0, 1.0, (), open_end=True), 32_002, False),
     ],
 )  # fmt: skip
 def test_an_answer_about_sound_is_bounded_by_its_window(window, size, good):

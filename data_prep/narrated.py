@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator
 
-from data_prep import command, guard, media, narrations, shards, storage, terminal, video_files
+from data_prep import command, media, narrations, shards, storage, terminal, video_files
 from data_prep.windows import Window, frame_times, num_samples
 from mc3_jax.data import records
 
@@ -66,7 +66,7 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         start, stop = line["time_s"] - before, line["time_s"] + after
         times = frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
         windows.append(Window(start, stop, times))
-    for i, cut in _cut(uid, windows, settings):
+    for i, cut in video_files.cut_windows(settings["video_dir"], uid, windows, settings):
         line = lines[i]
         if isinstance(cut, str):
             yield shards.Reject(line["clip_id"], uid, *video_files.reason_of(cut, item))
@@ -87,18 +87,6 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
             verb_id=line["verb_id"],
             noun_id=line["noun_id"],
             label=line["label"],
-        )
-
-
-def _cut(uid: str, windows: list[Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
-    """Yields what `guard.cut_windows` yields for a video, which is first copied if it is in a bucket."""
-    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
-    with video_files.fetched(settings["video_dir"], uid, settings.get("scratch", "")) as found:
-        if isinstance(found, str):
-            yield from ((i, found) for i in range(len(windows)))
-            return
-        yield from guard.cut_windows(
-            found, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
         )
 
 

@@ -100,27 +100,19 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
 
 
 def _cut(item: dict, windows: list[Window], settings: dict) -> Iterator[tuple[int, media.Cut | str]]:
-    """Yields what `guard.cut_windows` yields for a file, which may be in a bucket.
+    """Returns what `guard.cut_windows` yields for a file, which may be in a bucket.
 
     A media file in a bucket is copied while it is decoded. An HDF5 file holds all recordings and may be larger than the disk,
     so only the parts that hold the sounds are read.
     """
     folder = settings["media_dir"]
-    limits = guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
-    if item["hdf5_name"]:
-        path, size, remote = storage.as_path(folder) / item["file"], item["video_bytes"], None
-        if storage.is_remote(folder):
-            remote = guard.Remote(size, storage.reader(path, size))
-        hdf5 = item["hdf5_name"], settings["hdf5_rate_hz"]
-        yield from guard.cut_windows(path, windows, short_side_px=0, limits=limits, hdf5=hdf5, remote=remote)
-        return
-    with video_files.fetched(folder, item["file"], settings.get("scratch", "")) as found:
-        if isinstance(found, str):
-            yield from ((i, found) for i in range(len(windows)))
-            return
-        yield from guard.cut_windows(
-            found, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"], limits=limits
-        )
+    if not item["hdf5_name"]:
+        return video_files.cut_windows(folder, item["file"], windows, settings)
+    path, size, remote = storage.as_path(folder) / item["file"], item["video_bytes"], None
+    if storage.is_remote(folder):
+        remote = guard.Remote(size, storage.reader(path, size))
+    hdf5, limits = (item["hdf5_name"], settings["hdf5_rate_hz"]), video_files.limits_of(settings)
+    return guard.cut_windows(path, windows, short_side_px=0, limits=limits, hdf5=hdf5, remote=remote)
 
 
 def _window(sound: Sound, settings: dict) -> Window:
@@ -214,19 +206,20 @@ def write_clips(
         first = rejects[0].detail or rejects[0].video_uid
         raise ValueError(f"{media_dir} has no file for any of {len(found)} sounds, such as {first}: name another folder")
     tasks = plan_tasks(chosen, command.num_shards(args, len(chosen)), media_dir)
-    numbers = {
-        name: getattr(args, name) if pictures else 0 for name in ("num_intervals", "num_candidates", "short_side")
-    }
-    numbers["short_side_px"] = numbers.pop("short_side")
+    frames, quality = {"num_intervals": 0, "num_candidates": 0, "short_side_px": 0}, 0
+    if pictures:
+        frames = {
+            "num_intervals": args.num_intervals, "num_candidates": args.num_candidates, "short_side_px": args.short_side
+        }  # fmt: skip
+        quality = args.jpeg_quality
     settings = {
         "cutting": media.VERSION, "media_dir": str(media_dir), "max_audio_s": args.max_audio_s,
-        "hdf5_rate_hz": hdf5_rate_hz, **numbers,
-        "jpeg_quality": args.jpeg_quality if pictures else 0, "cpu_limit_s": list(args.cpu_limit),
+        "hdf5_rate_hz": hdf5_rate_hz, **frames, "jpeg_quality": quality, "cpu_limit_s": list(args.cpu_limit),
         "memory_limit_mb": args.memory_limit,
     }  # fmt: skip
     most = num_samples(args.max_audio_s)
     info = records.ClipsInfo(
-        name=args.name, window_s=(0.0, args.window_s), canvas_px=(numbers["short_side_px"],) * 2, **numbers,
+        name=args.name, window_s=(0.0, args.window_s), canvas_px=(frames["short_side_px"],) * 2, **frames,
         num_samples=num_samples(args.window_s), verbs=[], nouns=[], splits={}, classes=classes, max_samples=most,
     )  # fmt: skip
     long = sum(sound.stop_s is not None and sound.stop_s - sound.start_s > args.max_audio_s for sound in chosen)

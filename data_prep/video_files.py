@@ -11,7 +11,8 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator
 
-from data_prep import guard, storage, streams
+from data_prep import guard, media, storage, streams
+from data_prep.windows import Window
 
 # First bytes of playlists. FFmpeg would open the files that a playlist names, anywhere on the machine.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -105,6 +106,32 @@ def fetched(folder: str, uid: str, scratch: str) -> Iterator[pathlib.Path | str]
     with storage.scratch_folder(scratch) as local:
         found = _download(storage.as_path(folder), uid, local)
         yield _PLAYLIST if isinstance(found, pathlib.Path) and _is_playlist(str(found)) else found
+
+
+def cut_windows(
+    folder: str, uid: str, windows: list[Window], settings: dict
+) -> Iterator[tuple[int, media.Cut | str]]:
+    """Yields what `guard.cut_windows` yields of a video, which is copied for as long as it is decoded if it is in a bucket.
+
+    Args:
+      folder: Of the videos.
+      uid: Of the video.
+      windows: What to cut.
+      settings: See `shards.write_shard`; how large and good pictures are, the decoder's limits and "scratch".
+    """
+    with fetched(folder, uid, settings.get("scratch", "")) as found:
+        if isinstance(found, str):
+            yield from ((i, found) for i in range(len(windows)))
+            return
+        yield from guard.cut_windows(
+            found, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"],
+            limits=limits_of(settings),
+        )  # fmt: skip
+
+
+def limits_of(settings: dict) -> guard.Limits:
+    """Returns the decoder's limits that `--cpu_limit` and `--memory_limit` have set."""
+    return guard.Limits(*settings["cpu_limit_s"], settings["memory_limit_mb"])
 
 
 def _download(folder: storage.Path, uid: str, local: pathlib.Path) -> pathlib.Path | str:

@@ -20,8 +20,8 @@ def check_question(line: bytes, num_bytes: int) -> tuple[int, int] | None:
     asked = _object(line)
     if "start" not in asked:
         return None
-    start = _number(asked, "start", 0, num_bytes - 1)
-    return start, _number(asked, "stop", start + 1, min(start + decoder_child.MAX_PART_BYTES, num_bytes))
+    start = _whole(asked["start"], "start", 0, num_bytes - 1)
+    return start, _whole(asked.get("stop"), "stop", start + 1, min(start + decoder_child.MAX_PART_BYTES, num_bytes))
 
 
 def check_answer(line: bytes, windows: list[Window]) -> dict:
@@ -34,22 +34,22 @@ def check_answer(line: bytes, windows: list[Window]) -> dict:
       ValueError: The line can't be an answer for any of the windows.
     """
     answer = _object(line)
-    index = _number(answer, "index", 0, len(windows) - 1)
+    index = _whole(answer.get("index"), "index", 0, len(windows) - 1)
     if "reason" in answer:
         return {"index": index, "reason": _reason(answer["reason"])}
     window = windows[index]
     samples = num_samples(window.stop_s - window.start_s)
     lists = {}
-    for key, most in (("jpegs", _MAX_JPEG_BYTES), ("times_us", 1 << 62)):
+    for key, least, most in (("jpegs", 1, _MAX_JPEG_BYTES), ("times_us", -(1 << 62), 1 << 62)):
         numbers = answer.get(key)
         if not isinstance(numbers, list) or len(numbers) != len(window.frame_times_s):
             raise ValueError(f"{key} is not a list of {len(window.frame_times_s)} numbers")
-        lists[key] = [_number({key: n}, key, 1 if key == "jpegs" else -most, most) for n in numbers]
+        lists[key] = [_whole(number, key, least, most) for number in numbers]
     if sum(lists["jpegs"]) > _MAX_CLIP_BYTES:
         raise ValueError(f"{sum(lists['jpegs'])} bytes of jpegs, more than {_MAX_CLIP_BYTES}")
     least, most = (1, _MAX_SIDE_PX) if window.frame_times_s else (0, 0)
-    sides = {key: _number(answer, key, least, most) for key in ("height", "width")}
-    size = _number(answer, "audio", 2 if window.open_end else 2 * samples, 2 * samples)
+    sides = {key: _whole(answer.get(key), key, least, most) for key in ("height", "width")}
+    size = _whole(answer.get("audio"), "audio", 2 if window.open_end else 2 * samples, 2 * samples)
     if size % 2:
         raise ValueError(f"audio has {size} bytes, not a multiple of 2")
     return {"index": index, **lists, **sides, "audio": size}
@@ -92,8 +92,12 @@ def _object(line: bytes) -> dict:
     return answer
 
 
-def _number(answer: dict, key: str, least: int, most: int) -> int:
-    number = answer.get(key)
-    if type(number) is not int or not least <= number <= most:
-        raise ValueError(f"{key} is {str(number)[:40]!r}, not a whole number from {least} to {most}")
-    return number
+def _whole(value, name: str, least: int, most: int) -> int:
+    """Returns a value of an answer if it is a whole number from `least` to `most`.
+
+    Raises:
+      ValueError: It is not.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not a whole number from {least} to {most}")
+    return value

@@ -123,30 +123,46 @@ def choose(
     listed = {n.video_uid for n in labelled if not own_table or n.label != records.UNKNOWN}
     taken: dict[tuple[str, int, str], bool] = {}  # moment of a chosen narration → whether it is from the label list
     ids: set[str] = set()
-    for narration, whole in itertools.chain(((n, True) for n in labelled), ((n, False) for n in found)):
-        reason, clip_id, split, name = _problem(narration, clean_text), narration.clip_id, "", ("", 0, "")
+    for narration, in_list in itertools.chain(((n, True) for n in labelled), ((n, False) for n in found)):
+        clip_id, split, moment = narration.clip_id, "", ("", 0, "")
+        reason = _problem(narration, clean_text)
         if reason is None:  # only without a problem can uid and text be encoded
+            moment = _moment(narration)
             split = splits.get(narration.video_uid) or _split_of(narration.video_uid, listed)
-            name = _moment(narration)
-            if whole and len(labels[name]) > 1:
-                reason = "labels contradict each other"
-            elif whole and narration.label == records.UNKNOWN and labels[name]:
-                reason = "same narration twice"  # the row with the label is chosen, wherever it stands
-            elif name in taken:
-                reason = "is also in the label list" if taken[name] and not whole else "same narration twice"
-            elif not whole:
-                reason = _not_wanted(narration, split if labelled else "train")
-            elif split == "train" and not own_table:
-                reason = _not_wanted(narration, split)
+            reason = _gives_way(narration, in_list, labels[moment], taken.get(moment))
+        if reason is None and not in_list:
+            reason = _not_wanted(narration, split if labelled else "train")
+        elif reason is None and split == "train" and not own_table:
+            reason = _not_wanted(narration, split)
         if reason is None and clip_id in ids:  # possible if uids contain "_" or hashes collide
             reason = "another narration has this id"
         if reason:
             rejects.append(shards.Reject(clip_id, narration.video_uid, reason))
         else:
-            taken[name] = whole
+            taken[moment] = in_list
             ids.add(clip_id)
             chosen[split].append(narration)
     return chosen, rejects
+
+
+def _gives_way(
+    narration: narrations.Narration, in_list: bool, labels: set[int], chosen_in_list: bool | None
+) -> str | None:
+    """Returns why another row of the same moment makes this one superfluous, or None.
+
+    Args:
+      narration: Of the row.
+      in_list: Whether the row is of the label list.
+      labels: All labels that the label list has for this moment.
+      chosen_in_list: Whether the row that was chosen for this moment is of the label list; None if none was chosen yet.
+    """
+    if in_list and len(labels) > 1:
+        return "labels contradict each other"
+    if in_list and narration.label == records.UNKNOWN and labels:
+        return "same narration twice"  # the row with the label is chosen, wherever it stands
+    if chosen_in_list is None:
+        return None
+    return "is also in the label list" if chosen_in_list and not in_list else "same narration twice"
 
 
 def check_splits(

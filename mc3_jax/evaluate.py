@@ -27,6 +27,7 @@ from mc3_jax import (
     metric_writer,
     model as model_lib,
     phases as phases_lib,
+    training_clips,
     vocabulary,
     weights,
     whole_file,
@@ -119,9 +120,7 @@ def measure(
 
 def _load_run(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[int, dict]]:
     """Returns name → (step, parameters) of a run: the checkpoints at the ends of earlier phases, then the newest one."""
-    num_clips = workdir_lib.trained_on(workdir).get("num_clips")
-    if num_clips is None:
-        num_clips = len(loader.open_split(config.data.dir, config.data.split, 0, config.data.folds))
+    num_clips = training_clips.count(config, workdir_lib.trained_on(workdir))
     phases = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
     steps, stops = checkpoint.agreed_steps(workdir), [phase.stop for phase in phases]
     abstract = mesh_lib.abstract_state(mesh, checkpoint.unflatten(weights.param_shapes(config.model)))
@@ -218,11 +217,11 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """
     if config.model.num_classes:
         return evaluate_sounds.evaluate(config, workdir)
-    has_run = not config.checkpoint and len(config.phases) > 0
-    if not has_run and checkpoint.newest_step(workdir):
-        raise ValueError(f"{workdir} holds a run: name another --workdir for what has none")
+    has_run = _has_run(config)
     if has_run:
         workdir_lib.check_workdir(workdir, config, must_exist=True)
+    elif checkpoint.newest_step(workdir):
+        raise ValueError(f"{workdir} holds a run: name another --workdir for what has none")
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     num_frames = config.model.video.num_frames
@@ -231,33 +230,13 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     )
     _check_labels(config, source.info)
     _check_window(config, source)
-    text = config.model.text
-    weights_path = workdir if has_run else config.checkpoint or config.init.text
-    tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
-    run, trained = workdir if has_run else "", config
-    if config.checkpoint and weights.is_run(config.checkpoint):
-        run, trained = config.checkpoint, weights.read_run_config(config.checkpoint)
+    run, trained = _run_of_weights(config, workdir)
+    # If weights belong to no run, it is not known which towers were trained: all are taken as trained.
     untrained = [] if config.checkpoint and not run else _untrained(trained)
-    if "text" in untrained and not tokenizer:
-        tokenize = tokenizer_lib.blank(text.num_tokens)
-    else:
-        tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
-    model = model_lib.make_model(config.model)
-    load_other = _load_file if config.checkpoint else _load_untrained
-    loaded = _load_run(config, workdir, mesh) if has_run else load_other(config, mesh)
-    batches = loader.eval_batches(
-        source, tokenize, batch_size=config.eval.batch_size, num_samples=config.data.num_samples or None,
-        process_index=jax.process_index(), process_count=jax.process_count(), num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers, prefetch=config.data.prefetch,
-    )  # fmt: skip
-    embed = jax.jit(model_lib.make_embed_fn(model, config.model))
-    with contextlib.closing(batches), jax.set_mesh(mesh):
-        params = {name: value for name, (_, value) in loaded.items()}
-        embeddings, known = embed_split(embed, params, batches, mesh)
-    labelled = known["label"] >= 0
-    if labelled.any():
-        known = {name: value[labelled] for name, value in known.items()}
-        embeddings = {name: {k: v[labelled] for k, v in e.items()} for name, e in embeddings.items()}
+    tokenize = _make_tokenize(config, workdir if has_run else config.checkpoint or config.init.text, untrained)
+    loaded = _load(config, workdir, mesh)
+    params = {name: value for name, (_, value) in loaded.items()}
+    embeddings, known = _embed_labelled(config, source, tokenize, params, mesh)
     actions = taxonomy.statistics(
         known["label"].astype(np.int64), known["verb_id"], known["noun_id"], source.info.verbs, source.info.nouns
     )
@@ -266,14 +245,74 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
         name: {"step": loaded[name][0]} | measure(value, known, videos, config.eval) for name, value in embeddings.items()
     }
     if jax.process_index() == 0:
-        num_seen = 0
-        if run:
-            facts = workdir_lib.trained_on(run)
-            if not has_run:
-                facts.setdefault("data.dir", "")  # not recorded by earlier versions: taken as other data
-            num_seen = evaluate_sounds.num_seen(config, source, known["index"], trained.data, facts)
+        num_seen = _count_seen(config, source, known["index"], run, trained) if run else 0
         _write(config, workdir, source, results, embeddings, known, actions, untrained, num_seen)
     return results[list(results)[-1]]
+
+
+def _has_run(config: config_lib.Config) -> bool:
+    """Returns whether the run in the workdir is evaluated; otherwise `config.checkpoint` or the initial weights are."""
+    return not config.checkpoint and len(config.phases) > 0
+
+
+def _run_of_weights(config: config_lib.Config, workdir: str) -> tuple[str, config_lib.Config]:
+    """Returns (workdir of the run that the weights to evaluate belong to, "" if to none; config of their training)."""
+    if _has_run(config):
+        return workdir, config
+    if config.checkpoint and weights.is_run(config.checkpoint):
+        return config.checkpoint, weights.read_run_config(config.checkpoint)
+    return "", config
+
+
+def _make_tokenize(config: config_lib.Config, weights_path: str, untrained: list[str]):
+    """Returns the tokenizer to evaluate with. If there is none and the text tower is untrained, it returns only zeros.
+
+    Args:
+      config: Config of the evaluation.
+      weights_path: Run, file or folder that the text tower comes from; "" if the tower is initialised at random.
+      untrained: Names of the untrained towers.
+    """
+    text = config.model.text
+    tokenizer = _find_tokenizer(config, weights_path) if weights_path else config.data.tokenizer
+    if "text" in untrained and not tokenizer:
+        return tokenizer_lib.blank(text.num_tokens)
+    return tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
+
+
+def _load(config: config_lib.Config, workdir: str, mesh) -> dict[str, tuple[int, dict]]:
+    """Returns name → (step, parameters) of everything to evaluate; the results of the last are those that are reported."""
+    if _has_run(config):
+        return _load_run(config, workdir, mesh)
+    return _load_file(config, mesh) if config.checkpoint else _load_untrained(config, mesh)
+
+
+def _embed_labelled(
+    config: config_lib.Config, source: loader.ClipSource, tokenize, params: dict[str, dict], mesh
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns what `embed_split` returns, reduced to the labelled clips if there are any."""
+    batches = loader.eval_batches(
+        source, tokenize, batch_size=config.eval.batch_size, num_samples=config.data.num_samples or None,
+        process_index=jax.process_index(), process_count=jax.process_count(), num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers, prefetch=config.data.prefetch,
+    )  # fmt: skip
+    embed = jax.jit(model_lib.make_embed_fn(model_lib.make_model(config.model), config.model))
+    with contextlib.closing(batches), jax.set_mesh(mesh):
+        embeddings, known = embed_split(embed, params, batches, mesh)
+    labelled = known["label"] >= 0
+    if not labelled.any():
+        return embeddings, known
+    embeddings = {name: {k: v[labelled] for k, v in e.items()} for name, e in embeddings.items()}
+    return embeddings, {name: value[labelled] for name, value in known.items()}
+
+
+def _count_seen(
+    config: config_lib.Config, source: loader.ClipSource, rows: np.ndarray, run: str, trained: config_lib.Config
+) -> int:
+    """Returns how many of the measured clips `run`, with the config `trained`, was trained on; see `training_clips`."""
+    facts = workdir_lib.trained_on(run)
+    if config.checkpoint:
+        facts.setdefault("data.dir", "")  # not recorded by earlier versions: taken as other data
+    return training_clips.count_seen(config, source, rows, trained.data, facts)
 
 
 def _untrained(config: config_lib.Config) -> list[str]:

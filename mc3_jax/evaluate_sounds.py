@@ -20,6 +20,7 @@ from mc3_jax import (
     mesh as mesh_lib,
     model as model_lib,
     phases as phases_lib,
+    training_clips,
     weights,
     whole_file,
     workdir as workdir_lib,
@@ -58,36 +59,6 @@ def class_scores(
         np.add.at(windows, index, 1)
         classes[index] = np.asarray(known["class_id"])[valid]
     return total / windows[:, None], classes
-
-
-def num_seen(
-    config: config_lib.Config, source: loader.ClipSource, rows: Int[np.ndarray, " n"], trained: config_lib.DataConfig,
-    facts: dict,
-) -> int:  # fmt: skip
-    """Returns how many of the measured clips the run was trained on; 0 if it was trained on another data set.
-
-    Args:
-      config: Config of the evaluation.
-      source: The evaluated split.
-      rows: Indices in `source` of the measured clips.
-      trained: Data that the run was trained on; only its split and folds count.
-      facts: What `workdir.trained_on` returns for the run.
-
-    Raises:
-      ValueError: The run is evaluated in its own workdir and its training clips can't be opened.
-    """
-    filled = {name for name, split in source.info.splits.items() if split.num_clips}
-    if not filled & set(trained.split.split("+")) & set(config.eval.split.split("+")):
-        return 0
-    try:
-        train = loader.open_split(config.data.dir, trained.split, 0, trained.folds)
-    except ValueError:
-        if not config.checkpoint:
-            raise
-        return 0  # not the run's data: these lack its splits or folds
-    if facts.get("data.dir", train.digest) != train.digest:
-        return 0
-    return int(loader.are_shared(source, train)[rows].sum())
 
 
 def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipSource, facts: dict) -> None:
@@ -150,9 +121,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     source = loader.open_split(data.dir, config.eval.split, 0, config.eval.folds, option="--config.eval.split")
     facts = workdir_lib.trained_on(workdir)
     _check_classes(config, workdir, source, facts)
-    num_trained_on = facts.get("num_clips")
-    if num_trained_on is None:
-        num_trained_on = len(loader.open_split(data.dir, data.split, 0, data.folds))
+    num_trained_on = training_clips.count(config, facts)
     phases = phases_lib.plan_phases(config.phases, num_trained_on, data.batch_size)
     epochs = []
     for step, probabilities, classes in _scores(config, workdir, source, mesh):
@@ -167,7 +136,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "folds": list(config.eval.folds),
         "data": source.info.name, "num_clips": int(known.sum()), "num_trained_on": num_trained_on,
-        "num_seen": num_seen(config, source, np.flatnonzero(known), data, facts), "last": epochs[-1],
+        "num_seen": training_clips.count_seen(config, source, np.flatnonzero(known), data, facts), "last": epochs[-1],
         "best": max(epochs, key=lambda epoch: epoch["top1"]), "epochs": epochs,
     }  # fmt: skip
     if jax.process_index() == 0:

@@ -15,8 +15,9 @@ ALLOWED = {
     "train": {"checkpoint", "cli", "config", "data", "job", "mesh", "metric_writer", "phases", "weights", "workdir"}
     | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance", "run", "stopwatch", "train_step", "watchdog"},
     "run": (ENTRY - {"cli", "evals"}) | {"progress", "train_step", "validation_loss"},
-    "evaluate": ENTRY | {"evaluate_sounds"},
-    "evaluate_sounds": ENTRY,
+    "evaluate": ENTRY | {"evaluate_sounds", "training_clips"},
+    "evaluate_sounds": ENTRY | {"training_clips"},
+    "training_clips": {"config", "data"},
     "compile": {"cli", "config", "data", "hlo", "mesh", "mfu", "model", "phases", "topology", "train_step"},
     "convert": LIBRARY,
     "embedder": LIBRARY,

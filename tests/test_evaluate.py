@@ -15,10 +15,10 @@ from mc3_jax import (
     checkpoint,
     config as config_lib,
     evaluate,
-    evaluate_sounds,
     job as job_lib,
     mesh as mesh_lib,
     run as run_lib,
+    training_clips,
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, records
@@ -237,10 +237,10 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     assert results["num_seen"] == pool == len(source)
     rows, trained = np.arange(pool), dataclasses.replace(config.data, folds=(1, 2))
     elsewhere = dataclasses.replace(config, checkpoint="run")
-    assert evaluate_sounds.num_seen(elsewhere, source, rows, trained, {}) == 0  # these data have no folds
+    assert training_clips.count_seen(elsewhere, source, rows, trained, {}) == 0  # these data have no folds
     with pytest.raises(ValueError, match="has no clips of the fold"):
-        evaluate_sounds.num_seen(config, source, rows, trained, {})
-    assert evaluate_sounds.num_seen(config, source, rows, config.data, {"data.dir": ""}) == 0
+        training_clips.count_seen(config, source, rows, trained, {})
+    assert training_clips.count_seen(config, source, rows, config.data, {"data.dir": ""}) == 0
     uids = [source[i].video_uid for i in range(pool)]
     assert len(set(uids)) == len(set(zip(uids, videos[-1].tolist(), strict=True))) == videos[-1].max() + 1 > 1
     assert results["taxonomy"] == {"num_clips": 0, "num_sounding": 0, "verbs": [], "groups": []}

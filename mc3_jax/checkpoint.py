@@ -262,7 +262,7 @@ def restore_newest(workdir: str, plan: Callable[[int], Any]) -> tuple[int, Any]:
         try:
             return step, restore(workdir, step, plan(step))
         except DamagedError as error:
-            job_lib.on_process_0(functools.partial(_set_aside, checkpoint_dir(workdir) / str(step), error))
+            job_lib.on_process_0(functools.partial(_set_aside, path, error))
     return 0, None
 
 
@@ -364,7 +364,7 @@ def _verify(path: pathlib.Path, step: int) -> dict:
         )
     if blocked := job_lib.first_message(blocked):
         raise OSError(blocked)
-    _agree(path, problem)
+    _raise_if_damaged(path, problem)
     return manifest
 
 
@@ -374,10 +374,11 @@ def _check_arrays(path: pathlib.Path, tree, manifest: dict) -> None:
         integrity.check_arrays(tree, manifest["arrays"])
     except DamagedError as error:
         problem = str(error)
-    _agree(path, problem)
+    _raise_if_damaged(path, problem)
 
 
-def _agree(path: pathlib.Path, problem: str) -> None:
+def _raise_if_damaged(path: pathlib.Path, problem: str) -> None:
+    """Raises DamagedError on every process if any has found a problem; called by every process."""
     if problem := job_lib.first_message(problem):
         raise DamagedError(
             f"checkpoint {path} is damaged: {problem}; training, when started, goes back to the newest intact one"

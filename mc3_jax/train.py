@@ -237,7 +237,7 @@ def _run_phase(
         # Order 2: metrics are read one step late, so that the devices already have the next step when the host waits. If the
         # earlier step turns out not to count, the train step leaves the state unchanged in the later one as well.
         if unread is not None:
-            _read(loop, phase, state, *unread)
+            _finish_step(loop, phase, state, *unread)
         unread = (step, numbers, called)
         loop.writer.advance(step, phase.config.name)
         # Order 3: a step's metrics are written before its checkpoint, else a kill between the two would lose them.
@@ -251,7 +251,7 @@ def _run_phase(
             if is_measured:
                 with loop.during("validation", f"measuring the validation loss after step {step}", long=True):
                     measured = run.validation.measure(phase, state.params)
-            _read(loop, phase, state, *unread, measured)
+            _finish_step(loop, phase, state, *unread, measured)
             unread = None
         if loop.profiler.ends(step):
             with loop.during("trace", "writing the trace", long=True):
@@ -270,7 +270,7 @@ def _run_phase(
     return step, state
 
 
-def _read(
+def _finish_step(
     loop: _Loop, phase: phases_lib.Phase, state: step_lib.TrainState, step: int, numbers, called,
     measured: Mapping[str, float] = types.MappingProxyType({}),
 ) -> None:  # fmt: skip

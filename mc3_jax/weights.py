@@ -136,7 +136,7 @@ def read_sources(path: str) -> dict[str, layouts.Source]:
     return layouts.recognize(tensors, path)
 
 
-def _check_unseen(path: str, tower: str, config: config_lib.ModelConfig) -> None:
+def _check_heads_and_activation(path: str, tower: str, config: config_lib.ModelConfig) -> None:
     """Checks what the shapes of the weights can't show: the number of attention heads and the activation function.
 
     Raises:
@@ -188,7 +188,7 @@ def read_towers(
     for path in dict.fromkeys(paths.values()):
         found = read_sources(path)
         for tower in (tower for tower, own in paths.items() if own == path):
-            _check_unseen(path, tower, config)
+            _check_heads_and_activation(path, tower, config)
             params, done = _take_tower(found, tower, config, shapes, temporal, drop_heads, path)
             flat |= params
             notes.append(f"{tower} from {path}" + (f": {'; '.join(done)}" if done else ""))

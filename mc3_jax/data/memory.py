@@ -74,18 +74,18 @@ class SharedMemory:
         self._descriptors[_address(np.frombuffer(block, np.uint8, offset=ALIGNMENT))] = descriptor
         return block
 
-    def hand_over(self, batch: dict[str, np.ndarray]) -> "dict[str, np.ndarray | Place]":
-        """Returns the batch, ready to be pickled: each array from `take` is replaced by its `Place`."""
+    def hand_over(self, batch: dict[str, np.ndarray]) -> "dict[str, np.ndarray | Sent]":
+        """Returns the batch, ready to be pickled: each array from `take` is replaced by its `Sent`."""
 
-        def place(array: np.ndarray) -> "np.ndarray | Place":
+        def send(array: np.ndarray) -> "np.ndarray | Sent":
             descriptor = self._descriptors.get(_address(array))
-            return array if descriptor is None else Place(os.getpid(), descriptor, array.shape, array.dtype)
+            return array if descriptor is None else Sent(os.getpid(), descriptor, array.shape, array.dtype)
 
-        return {name: place(array) for name, array in batch.items()}
+        return {name: send(array) for name, array in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Sent:
     """Where an array lies in the `SharedMemory` of a process: the process id and its file descriptor of the block."""
 
     process: int
@@ -94,12 +94,12 @@ class Place:
     dtype: np.dtype
 
     def __reduce__(self):
-        return Arrival.of, (self.process, self.descriptor, self.shape, self.dtype)
+        return Received.of, (self.process, self.descriptor, self.shape, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrival:
-    """A `Place` after unpickling, with its block mapped at once: the sender may end as soon as its message is read.
+class Received:
+    """A `Sent` after unpickling, with its block mapped at once: the sender may end as soon as its message is read.
 
     Attributes:
       process: Id of the process that sent the array.
@@ -115,7 +115,7 @@ class Arrival:
     dtype: np.dtype
 
     @classmethod
-    def of(cls, process: int, descriptor: int, shape: tuple[int, ...], dtype: np.dtype) -> "Arrival":
+    def of(cls, process: int, descriptor: int, shape: tuple[int, ...], dtype: np.dtype) -> "Received":
         try:
             with open(f"/proc/{process}/fd/{descriptor}", "r+b") as file:
                 return cls(process, os.fstat(file.fileno()).st_ino, mmap.mmap(file.fileno(), 0), shape, dtype)
@@ -129,24 +129,24 @@ class Borrowed:
     def __init__(self):
         self._blocks: dict[int, mmap.mmap] = {}  # by inode; kept because every page of a new mapping faults once more
 
-    def take_over(self, batch: dict[str, np.ndarray | Arrival]) -> dict[str, np.ndarray]:
+    def take_over(self, batch: dict[str, np.ndarray | Received]) -> dict[str, np.ndarray]:
         """Returns the batch from `SharedMemory.hand_over` as arrays; a block is freed once nobody holds a part of its array.
 
         Raises:
           OSError: The other process ended before its message was read, or this one may not open its files.
         """
-        return {name: self._find(value) if isinstance(value, Arrival) else value for name, value in batch.items()}
+        return {name: self._find(value) if isinstance(value, Received) else value for name, value in batch.items()}
 
-    def _find(self, arrival: Arrival) -> np.ndarray:
-        if isinstance(arrival.block, OSError):
-            raise arrival.block
-        block, own = self._blocks.setdefault(arrival.inode, arrival.block), os.getpid()
+    def _find(self, received: Received) -> np.ndarray:
+        if isinstance(received.block, OSError):
+            raise received.block
+        block, own = self._blocks.setdefault(received.inode, received.block), os.getpid()
 
         def free() -> None:
             if os.getpid() == own:  # a fork must not free what its parent still holds
                 block[0] = _FREE
 
-        return _lend(block, ALIGNMENT, arrival.shape, arrival.dtype, free)
+        return _lend(block, ALIGNMENT, received.shape, received.dtype, free)
 
 
 def keep_freed() -> None:

@@ -141,12 +141,12 @@ def _of_workers(dataset: grain.IterDataset) -> Iterator[Batch]:
 
 
 def _take_over(
-    borrowed: memory_lib.Borrowed, batch: dict[str, np.ndarray | memory_lib.Arrival], workers: dict[int, BaseProcess]
+    borrowed: memory_lib.Borrowed, batch: dict[str, np.ndarray | memory_lib.Received], workers: dict[int, BaseProcess]
 ) -> Batch:
     try:
         return borrowed.take_over(batch)
     except OSError as error:
-        process = next(value.process for value in batch.values() if isinstance(value, memory_lib.Arrival))
+        process = next(value.process for value in batch.values() if isinstance(value, memory_lib.Received))
         worker = workers.get(process)
         if worker is None:  # it ended while the first batch was made, before `workers` was filled
             raise _died(None) from None

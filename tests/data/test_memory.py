@@ -57,7 +57,7 @@ def test_what_is_handed_over_is_the_same_memory_and_free_once_nobody_holds_a_par
     own[:] = np.arange(105).reshape(SHAPE)
     small = np.arange(3)
     handed = shared.hand_over({"own": own, "small": small})
-    assert isinstance(handed["own"], memory_lib.Place)
+    assert isinstance(handed["own"], memory_lib.Sent)
     assert handed["small"] is small
     there = borrowed.take_over(send(handed))
     np.testing.assert_array_equal(there["small"], small)

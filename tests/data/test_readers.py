@@ -139,9 +139,9 @@ def test_batches_before_one_that_can_not_be_made_are_not_lost():
 )
 def test_memory_that_can_not_be_opened_is_reported(monkeypatch, is_known, message):
     def refuse(process, _, shape, dtype):
-        return memory_lib.Arrival(process if is_known else 0, 0, PermissionError(13, "Permission denied"), shape, dtype)
+        return memory_lib.Received(process if is_known else 0, 0, PermissionError(13, "Permission denied"), shape, dtype)
 
-    monkeypatch.setattr(memory_lib.Arrival, "of", refuse)
+    monkeypatch.setattr(memory_lib.Received, "of", refuse)
     batches = readers_lib.read(make_row, None, range(1, 9), num_workers=1, **ROWS)
     with pytest.raises(ChildProcessError, match=message):
         next(batches)

@@ -105,11 +105,7 @@ def log_mel(
     Raises:
       ValueError: If the audio is longer than `num_time_frames`, or shorter than one frame.
     """
-    waveform = audio.astype(jnp.float32)
-    if jnp.issubdtype(audio.dtype, jnp.integer):
-        waveform /= 32768
-    waveform -= jnp.mean(waveform, axis=1, keepdims=True)
-    fbank = kaldi_fbank(waveform, num_mel=num_mel, sample_rate_hz=sample_rate_hz)
+    fbank = kaldi_fbank(_without_mean(audio), num_mel=num_mel, sample_rate_hz=sample_rate_hz)
     missing = num_time_frames - fbank.shape[1]
     if missing < 0:
         raise ValueError(
@@ -119,6 +115,14 @@ def log_mel(
     # Padded after normalisation, as in action2sound's audio tower, so that the padding is the mean of the data, not silence.
     # AST itself pads before normalisation with a log energy of 0, which becomes 0.47.
     return jnp.pad((fbank - LOG_MEL_MEAN) / (2 * LOG_MEL_STD), ((0, 0), (0, missing), (0, 0)))
+
+
+def _without_mean(audio: Int16[Array, "b n"] | Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """Returns sounds as float32, int16 scaled to [-1, 1], each without its mean."""
+    waveform = audio.astype(jnp.float32)
+    if jnp.issubdtype(audio.dtype, jnp.integer):
+        waveform /= 32768
+    return waveform - jnp.mean(waveform, axis=1, keepdims=True)
 
 
 def mix(
@@ -135,10 +139,7 @@ def mix(
       keys: One random key per clip; see `row_keys`.
       beta: Parameter of the Beta distribution.
     """
-    waveform = audio.astype(jnp.float32)
-    if jnp.issubdtype(audio.dtype, jnp.integer):
-        waveform /= 32768
-    waveform -= jnp.mean(waveform, axis=1, keepdims=True)
+    waveform = _without_mean(audio)
     share = jax.vmap(lambda key: jax.random.beta(key, beta, beta))(keys)[:, None]
     return share * waveform + (1 - share) * waveform[::-1], share * targets + (1 - share) * targets[::-1]
 

@@ -7,10 +7,10 @@ from mc3_jax.config import Config, PhaseConfig
 
 
 def suite(name: str) -> tuple[Config, PhaseConfig, PhaseConfig, PhaseConfig]:
-    """Returns (run without phases, first phase, second phase, both as one phase); all phases contrast every pair.
+    """Returns (run without phases, align, refine, whole): three phases, all of which contrast every pair and nothing else.
 
-    Both as one phase have the same number of steps and, at every step, the same learning rate as one after the other, so
-    that no row of the table learns more or longer than another.
+    `whole` is align and refine in one phase: it has the steps of both and, at every step, their learning rate, so that no row
+    learns more or longer than another.
 
     Args:
       name: "soundworld", small enough for two CPU cores, or "ego4d", with the paper's data and sizes.
@@ -30,14 +30,14 @@ def suite(name: str) -> tuple[Config, PhaseConfig, PhaseConfig, PhaseConfig]:
         config = mc3_ego4d.get_config()
     else:
         raise ValueError(f"suite {name!r} is neither soundworld nor ego4d: --config=configs/tables/mc3.py:ego4d")
-    first, second = (dataclasses.replace(phase, consensus_weight=0.0) for phase in config.phases)
-    epochs = first.epochs + second.epochs
-    falls = second.optimizer.schedule == "cosine"
-    schedule = dataclasses.replace(
-        second.optimizer, warmup_steps=first.optimizer.warmup_steps, hold_share=first.epochs / epochs if falls else 0.0
+    align, refine = (dataclasses.replace(phase, consensus_weight=0.0) for phase in config.phases)
+    epochs = align.epochs + refine.epochs
+    falls = refine.optimizer.schedule == "cosine"
+    optimizer = dataclasses.replace(
+        refine.optimizer, warmup_steps=align.optimizer.warmup_steps, hold_share=align.epochs / epochs if falls else 0.0
     )
-    whole = dataclasses.replace(second, name="whole", epochs=epochs, optimizer=schedule)
-    return dataclasses.replace(config, phases=[]), first, second, whole
+    whole = dataclasses.replace(refine, name="whole", epochs=epochs, optimizer=optimizer)
+    return dataclasses.replace(config, phases=[]), align, refine, whole
 
 
 def run(config: Config, row: str, *phases: PhaseConfig) -> Config:

@@ -9,5 +9,5 @@ from mc3_jax.config import Config
 
 def get_config(suite: str = "soundworld") -> Config:
     """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
-    config, first, second, _ = shared.suite(suite)
-    return shared.run(config, "without_consensus", first, second)
+    config, align, refine, _ = shared.suite(suite)
+    return shared.run(config, "without_consensus", align, refine)

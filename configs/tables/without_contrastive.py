@@ -11,6 +11,6 @@ from mc3_jax.config import Config
 
 def get_config(suite: str = "soundworld") -> Config:
     """Returns the run of this row; `:ego4d` after the file's name takes the paper's data and sizes."""
-    config, first, second, _ = shared.suite(suite)
-    second = dataclasses.replace(second, contrastive_weight=0.0, consensus_weight=1.0)
-    return shared.run(config, "without_contrastive", first, second)
+    config, align, refine, _ = shared.suite(suite)
+    refine = dataclasses.replace(refine, contrastive_weight=0.0, consensus_weight=1.0)
+    return shared.run(config, "without_contrastive", align, refine)

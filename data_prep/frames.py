@@ -53,6 +53,13 @@ def shown(container, times_s: list[float]) -> Iterator[tuple[float, av.VideoFram
 class _Run:
     """Decoder of a video stream that returns the frames wanted, in order.
 
+    `show` is called for one wanted time after the other. It goes to a keyframe if the time is far (`finish`, `Packets.go_to`,
+    `_start`), finds out which picture is shown then, decodes up to that picture (`_decode`), and yields it when it has come
+    out of the decoder (`_give`). If something is damaged, `_break` notes the reason, and all times up to the next keyframe
+    get this reason instead of a picture.
+
+    `limit` is always a wanted time in units of the stream's time base; `stamp` is the time stamp of the picture shown then.
+
     Args:
       container, stream: Container and stream of the video.
     """

@@ -22,6 +22,8 @@ class UnclearError(Exception):
 class Packets:
     """Packets of a video stream, read ahead of the decoder.
 
+    `limit` is always a wanted time in units of the stream's time base.
+
     Attributes:
       queue: Packets to decode next.
       gap: Whether there is a gap between the packets decoded so far and those of `queue`.
@@ -55,7 +57,12 @@ class Packets:
         self._settled = -math.inf  # no packet with a time stamp up to this one may follow
 
     def is_far(self, limit: int, broken: bool) -> bool:
-        """Returns whether to seek to a keyframe before `limit` rather than to read on; if broken, however near that is."""
+        """Returns whether to seek to the keyframe before `limit` instead of reading on up to it.
+
+        Args:
+          limit: Wanted time.
+          broken: Whether nothing can be decoded before the next keyframe; then a near one is worth a seek, too.
+        """
         if not self.can_seek:
             return False
         read = self._stamps[-1] if self._stamps else (self._stream.start_time or 0)

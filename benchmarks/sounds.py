@@ -13,7 +13,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,8 +45,9 @@ def tower_flags(init: str) -> list[str]:
 
 
 def run_folds(
-    out: pathlib.Path, clips: pathlib.Path, init: str, num_classes: int, seed: int, say, more: Sequence[str] = ()
-) -> dict[str, list[dict]]:
+    out: pathlib.Path, clips: pathlib.Path, init: str, num_classes: int, seed: int, say: Callable[[str], None],
+    more: Sequence[str] = (),
+) -> dict[str, list[dict]]:  # fmt: skip
     """Returns mode → results of each fold; runs that are not done yet are made.
 
     Args:

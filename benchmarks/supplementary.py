@@ -12,6 +12,7 @@ import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 
 from benchmarks import runs, tables
 from mc3_jax import config as config_lib
@@ -73,7 +74,7 @@ def share_flags(config: config_lib.Config, share: float) -> list[str]:
     return [*flags, f"{REFINE}optimizer.hold_share={held / own:.6f}"]
 
 
-def run_axes(suite: runs.Suite, axes: list[str], seed: int, say) -> dict[str, dict[str, dict]]:
+def run_axes(suite: runs.Suite, axes: list[str], seed: int, say: Callable[[str], None]) -> dict[str, dict[str, dict]]:
     """Returns axis → value → {"av_roc_auc", "av_average_precision", ...}; runs that are not done yet are made."""
     row = next(row for row in tables.ROWS if row.file == "mc3")
     path = suite.out / "sweep.json"

@@ -22,6 +22,7 @@ import json
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
 
 from benchmarks import runs, table_pages
 from benchmarks.runs import Suite
@@ -104,7 +105,7 @@ def validation_score(results: dict, row: Row) -> float:
     return sum(results["discovery"][pair]["roc_auc"] for pair in row.pairs) / len(row.pairs)
 
 
-def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]]:
+def sweep_row(suite: Suite, row: Row, say: Callable[[str], None]) -> tuple[dict[str, float], list[dict]]:
     """Returns (chosen setting, trials) of a row, choosing the best value along one axis after the other.
 
     Ties go to the value that comes first. A trial that diverges scores 0.
@@ -135,7 +136,7 @@ def sweep_row(suite: Suite, row: Row, say) -> tuple[dict[str, float], list[dict]
     return chosen, list(trials.values())
 
 
-def sweep(suite: Suite, rows: list[Row], say) -> dict[str, dict]:
+def sweep(suite: Suite, rows: list[Row], say: Callable[[str], None]) -> dict[str, dict]:
     """Returns row → {"chosen", "trials"}, and writes it to `sweep.json`, where entries of other rows are kept."""
     path = suite.out / "sweep.json"
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -193,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         print(table_pages.write(args.out.resolve(), [(row.file, row.title, row.pairs) for row in ROWS], args.seeds))
 
 
-def _run_all(args: argparse.Namespace, say) -> None:
+def _run_all(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     out = args.out.resolve()
     suite = runs.make_suite(args.suite, out, args.clips, args.tokenizer, args.reading)
     found = sweep(suite, args.rows, say)

@@ -95,14 +95,14 @@ def _parse(argv: list[str]) -> list[str]:
         if isinstance(error, LookupError) or text.startswith("list indices must be"):
             # config_flags passes on the lookup's own exception, without the flag: name all overrides.
             overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
-            _die(f"no such config field among {', '.join(overrides)}: {error.args[0]!s}")
+            _die(f"no such config field in {', '.join(overrides)}: {error.args[0]!s}")
         if "Traceback (most" in text:  # config_flags puts the config file's whole traceback into the message
             raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
             _die(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")
         if "not supported for overriding" in text or "as instance of <class 'mc3_jax" in text:
             field = re.search(r"--(config\.[^=\s]+)|field (config\.\S+)", text)
             whole = field[1] or field[2] if field else "a part of the config"
-            _die(f"{whole} can't be given as a whole: set fields of it, as --config.phases[0].epochs=2, or change {config}")
+            _die(f"{whole} can't be set as a whole: set its fields, e.g. --config.phases[0].epochs=2, or change {config}")
         _die(" ".join(text.split()))
     except Exception as error:  # a config file is code: any error in it is the user's to mend
         _die(f"{config} can't be read: {type(error).__name__}: {' '.join(str(error).split())}")
@@ -116,7 +116,7 @@ def overridden() -> list[str]:
 
 def run(
     main: Callable[[config_lib.Config, str], None], *, needs_workdir: bool = True,
-    missing: str = "--workdir is missing: the folder for checkpoints, logs and results",
+    missing: str = "--workdir is missing: name a folder for checkpoints, logs and results",
 ) -> None:  # fmt: skip
     """Parses the command line, validates the config and calls `main(config, workdir)`.
 
@@ -131,7 +131,7 @@ def run(
         logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every write
         with user_errors():
             if words[1:]:  # absl stops at the first word that is no flag and would silently ignore what follows
-                raise ValueError(f"{words[1]!r} is no flag: write --config.x=value, without spaces")
+                raise ValueError(f"{words[1]!r} is not a flag: write --config.x=value, without spaces")
             if config_flag.value is None:
                 raise ValueError("--config is missing: pass a file such as --config=configs/demo.py")
             if not isinstance(config_flag.value, config_lib.Config):

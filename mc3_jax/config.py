@@ -420,7 +420,7 @@ def from_dict(kind: type, values, where: str = "config"):
       ValueError: `values` is no dictionary, has an unknown field, or a value has the wrong type; the message names it.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object, got {values!r:.80}")
+        raise ValueError(f"{where} must be a JSON object, got {values!r:.80}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     made = {}
     for name, value in values.items():

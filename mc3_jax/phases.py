@@ -36,13 +36,13 @@ def plan_phases(phases: list[PhaseConfig], num_clips: int, batch_size: int) -> l
         if not start + phase.epochs * num_clips / batch_size < 2**31 - 1:  # steps are int32 on the devices
             raise ValueError(
                 f"phase {phase.name!r}: {phase.epochs} epochs of {num_clips} clips are more than 2**31 steps of batch size "
-                f"{batch_size}: choose fewer"
+                f"{batch_size}: choose fewer epochs"
             )
         steps = round(phase.epochs * num_clips / batch_size)
         if steps < 1:
             raise ValueError(
-                f"phase {phase.name!r}: {phase.epochs} epochs of {num_clips} clips are no step of batch size {batch_size}; "
-                "train longer or with a smaller batch"
+                f"phase {phase.name!r}: {phase.epochs} epochs of {num_clips} clips are less than one step of batch size "
+                f"{batch_size}: choose more epochs or a smaller batch"
             )
         placed.append(Phase(phase, start, start + steps))
         start += steps
@@ -137,7 +137,7 @@ def check_carried(phase: PhaseConfig, tx: optax.GradientTransformation, params, 
     """
     if jax.tree.structure(jax.eval_shape(tx.init, params)) != jax.tree.structure(opt_state):
         raise ValueError(
-            f"phase {phase.name!r} keeps the optimizer state of the phase before, but theirs differ in shape "
-            "(other towers learn and are looked at by the loss, or the optimizer differs): set reset_optimizer=True"
+            f"phase {phase.name!r} keeps the optimizer state of the previous phase, but its own has another structure "
+            "(other towers are trained, or the optimizer differs): set reset_optimizer=True"
         )
     return opt_state

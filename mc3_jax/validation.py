@@ -54,20 +54,20 @@ _BELOW_1 = Range("must be from 0 to below 1", 0, 1, without_high=True)
 # Ranges of fields that don't depend on others. Sizes of towers, and fields that do, are checked below.
 RANGES: dict[type, dict[str, Range]] = {
     Config: {
-        "seed": Range("must not be negative, and below 2**32", 0, 2**32 - 1),  # JAX makes keys from 32 bits
+        "seed": Range("must be from 0 to 2**32 - 1", 0, 2**32 - 1),  # JAX makes keys from 32 bits
         "fsdp": _AT_LEAST_1,
-        "loss_block_rows": Range("must not be negative; 0 holds the whole matrix", 0),
+        "loss_block_rows": Range("must not be negative; 0 holds the whole matrix at once", 0),
         "heartbeat_timeout_s": Range("must be at least 5", 5),
     },
     VideoConfig: {"flip_probability": _SHARE},
     TextConfig: {
-        "num_tokens": Range("must be at least 3: the first and the last say nothing of a narration", 3),
+        "num_tokens": Range("must be at least 3: the first and the last token are not part of the narration", 3),
         "dropout": _BELOW_1,
     },
     DataConfig: {
         "num_samples": _NOT_NEGATIVE,
         "silence_db": _NOT_NEGATIVE,
-        "batch_size": Range("must be at least 2 to contrast", 2),
+        "batch_size": Range("must be at least 2: a clip is contrasted with the others of its batch", 2),
         "clips_per_video": _AT_LEAST_1,
         "num_threads": _NOT_NEGATIVE,
         "num_workers": _NOT_NEGATIVE,
@@ -90,7 +90,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "b2": _BELOW_1,
         "eps": _POSITIVE,
         "weight_decay": _NOT_NEGATIVE,
-        "clip_norm": Range("must not be negative; 0 clips nothing", 0),
+        "clip_norm": Range("must not be negative; 0 turns clipping off", 0),
         "final_scale": _SHARE,
         "hold_share": _BELOW_1,
         "warmup_steps": _NOT_NEGATIVE,
@@ -138,26 +138,26 @@ def validate(config: Config) -> None:
         _check_ranges(phase, f"phases[{i}].")
     value = config.data.accumulate_steps
     fix = (
-        "gradient accumulation is not offered: a contrastive loss over parts of a batch has fewer negatives, so it is not "
-        "the same loss; set config.data.chunk_size, which embeds the batch in parts and is exact"
+        "must be 1: gradient accumulation would leave fewer negatives and so change the contrastive loss; to save memory set "
+        "config.data.chunk_size, which embeds the batch in parts and is exact"
     )
     _require(value == 1, "data.accumulate_steps", value, fix)
-    value, fix = config.data.chunk_size, f"0, or a divisor of data.batch_size = {config.data.batch_size}"
+    value, fix = config.data.chunk_size, f"must be 0 or a divisor of data.batch_size = {config.data.batch_size}"
     _require(value == 0 or (value > 0 and config.data.batch_size % value == 0), "data.chunk_size", value, fix)
     value = config.hang_timeout_s
     _require(value == 0 or value >= 30, "hang_timeout_s", value, "must be at least 30, or 0 to wait for ever")
     validate_model(config.model)
     names = [phase.name for phase in config.phases]
-    _require(len(set(names)) == len(names), "phases", names, "names must differ")
+    _require(len(set(names)) == len(names), "phases", names, "must have different names")
     learned = {phase.temperature for phase in config.phases if phase.learn_scale}
-    fix = "phases that learn their scale go on with one and the same: give them one temperature"
+    fix = "phases that learn their scale share it: give them the same temperature"
     _require(len(learned) <= 1, "phases[...].temperature", sorted(learned), fix)
     for i, phase in enumerate(config.phases):
         _validate_phase(f"phases[{i}]", phase)
         _validate_memory(f"phases[{i}]", phase, config.data, config.model.num_classes)
         _validate_classification(f"phases[{i}]", phase, config)
     known = config.init.temporal in ("zeros", "linear")
-    _require(known, "init.temporal", config.init.temporal, "zeros or linear")
+    _require(known, "init.temporal", config.init.temporal, "must be zeros or linear")
 
 
 def validate_model(model: ModelConfig) -> None:
@@ -167,12 +167,12 @@ def validate_model(model: ModelConfig) -> None:
       ValueError: A value is not allowed; the message names the field, its value and what is allowed.
     """
     _check_ranges(model, "model.")
-    _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "float32 or bfloat16")
-    _require(model.remat in ("none", "dots", "full"), "model.remat", model.remat, "none, dots or full")
+    _require(model.dtype in ("float32", "bfloat16"), "model.dtype", model.dtype, "must be float32 or bfloat16")
+    _require(model.remat in ("none", "dots", "full"), "model.remat", model.remat, "must be none, dots or full")
     known = ("auto", "einsum", "cudnn")
-    _require(model.attention in known, "model.attention", model.attention, "auto, einsum or cudnn")
+    _require(model.attention in known, "model.attention", model.attention, "must be auto, einsum or cudnn")
     fits = model.attention != "cudnn" or model.dtype == "bfloat16"
-    _require(fits, "model.attention", model.attention, "cuDNN's is in bfloat16: set model.dtype to it, or auto here")
+    _require(fits, "model.attention", model.attention, "needs model.dtype = 'bfloat16': set that, or auto here")
     _require(model.embed_dim >= 1, "model.embed_dim", model.embed_dim, "must be at least 1")
     fix = "must be at least 2, or 0 for no classifier"
     _require(model.num_classes == 0 or model.num_classes >= 2, "model.num_classes", model.num_classes, fix)
@@ -195,9 +195,9 @@ def validate_model(model: ModelConfig) -> None:
     fix = f"must be at least image_size_px = {video.image_size_px}"
     _require(video.resize_px >= video.image_size_px, "model.video.resize_px", video.resize_px, fix)
     known = video.time_init in ("zeros", "random")
-    _require(known, "model.video.time_init", video.time_init, "zeros or random")
+    _require(known, "model.video.time_init", video.time_init, "must be zeros or random")
     known = len(video.crop_scale) == 2 and 0 < video.crop_scale[0] <= video.crop_scale[1] <= 1
-    _require(known, "model.video.crop_scale", video.crop_scale, "needs 0 < low <= high <= 1")
+    _require(known, "model.video.crop_scale", video.crop_scale, "must be (low, high) with 0 < low <= high <= 1")
     fix = f"must be at most num_positions = {text.num_positions}"
     _require(text.num_tokens <= text.num_positions, "model.text.num_tokens", text.num_tokens, fix)
     fix = f"must be at least patch_px = {audio.patch_px}"
@@ -206,50 +206,52 @@ def validate_model(model: ModelConfig) -> None:
         _require(value >= audio.patch_px, f"model.audio.{field}", value, fix)
     for field, size in (("max_time_mask", audio.num_time_frames), ("max_mel_mask", audio.num_mel)):
         value = getattr(audio, field)
-        _require(value <= size, f"model.audio.{field}", value, f"must be at most {size}, all of the spectrogram")
+        _require(value <= size, f"model.audio.{field}", value, f"must be at most {size}, the size of the spectrogram")
 
 
 def _validate_phase(where: str, phase: PhaseConfig) -> None:
-    fix = "where the scale is learned it must be at least 0.01, a scale of 100"
+    fix = "must be at least 0.01 if the scale, 1/temperature, is learned, since that is at most 100"
     _require(phase.temperature >= 0.01 or not phase.learn_scale, f"{where}.temperature", phase.temperature, fix)
     fits = set(phase.pairs) <= set(PAIRS) and len(set(phase.pairs)) == len(phase.pairs)
-    _require(fits, f"{where}.pairs", phase.pairs, f"each one of {PAIRS}, once")
+    _require(fits, f"{where}.pairs", phase.pairs, f"must hold only {PAIRS}, each at most once")
     known = (*MODALITIES, CLASSIFIER)
     fits = set(phase.trainable) <= set(known) and len(phase.trainable) > 0
-    _require(fits, f"{where}.trainable", phase.trainable, f"at least one of {known}")
+    _require(fits, f"{where}.trainable", phase.trainable, f"must name at least one of {known} and nothing else")
     some = (phase.contrastive_weight > 0 and len(phase.pairs) > 0) or phase.consensus_weight > 0
     some = some or phase.classification_weight > 0
-    _require(some, f"{where}.contrastive_weight", phase.contrastive_weight, "a phase needs a loss: all weights are 0")
+    fix = "the phase has no loss: set one of its weights above 0 (a contrastive loss also needs pairs)"
+    _require(some, f"{where}.contrastive_weight", phase.contrastive_weight, fix)
     used = (*phases_lib.modalities(phase), *([CLASSIFIER] if phase.classification_weight > 0 else []))
-    fix = f"nothing would be trained, the phase's loss looks at {', '.join(used)}: name some of them"
+    fix = f"nothing would be trained, since the phase's loss uses only {', '.join(used)}: name one or more of these"
     _require(not set(used).isdisjoint(phase.trainable), f"{where}.trainable", phase.trainable, fix)
     if phase.mask_same_text:
         contrasts = phase.contrastive_weight > 0 and len(phase.pairs) > 0 and not phase.memory.pool_size
-        _require(contrasts, f"{where}.mask_same_text", True, "is for phases whose negatives are the batch's alone: set False")
-        fix = "compares narrations, which no loss of this phase looks at: set False"
+        fix = "needs a contrastive loss whose negatives all come from the batch: set False"
+        _require(contrasts, f"{where}.mask_same_text", True, fix)
+        fix = "compares narrations, which no loss of this phase uses: set False"
         _require("text" in used, f"{where}.mask_same_text", True, fix)
     consensus, optimizer = phase.consensus, phase.optimizer
-    _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"one of {MODALITIES}")
+    _require(consensus.anchor in MODALITIES, f"{where}.consensus.anchor", consensus.anchor, f"must be one of {MODALITIES}")
     known = consensus.inverse in ("argmin", "linear", "per_modality")
-    _require(known, f"{where}.consensus.inverse", consensus.inverse, "argmin, linear or per_modality")
+    _require(known, f"{where}.consensus.inverse", consensus.inverse, "must be argmin, linear or per_modality")
     known = optimizer.schedule in ("constant", "cosine")
-    _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "constant or cosine")
+    _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "must be constant or cosine")
     share = optimizer.hold_share
     fits = share == 0 or optimizer.schedule == "cosine"
-    _require(fits, f"{where}.optimizer.hold_share", share, "is for schedule = 'cosine': set 0")
+    _require(fits, f"{where}.optimizer.hold_share", share, "is used with schedule = 'cosine' only: set 0")
 
 
 def _validate_classification(where: str, phase: PhaseConfig, config: Config) -> None:
-    value, fix = config.model.num_classes, f"must be that of the data: {where} classifies"
+    value, fix = config.model.num_classes, f"must be the data's number of classes, since {where} classifies"
     _require(value > 1 or phase.classification_weight == 0, "model.num_classes", value, fix)
-    fix = f"leave out {CLASSIFIER!r}: model.num_classes is 0"
+    fix = f"must not name {CLASSIFIER!r}, since model.num_classes is 0"
     _require(value > 1 or CLASSIFIER not in phase.trainable, f"{where}.trainable", phase.trainable, fix)
     if phase.mixup == 0:
         return
     alone = phase.classification_weight > 0 and phase.contrastive_weight == phase.consensus_weight == 0
-    _require(alone, f"{where}.mixup", phase.mixup, "is for phases that classify and do nothing else: set 0")
+    _require(alone, f"{where}.mixup", phase.mixup, "is for phases whose only loss is classification: set 0")
     value = config.data.chunk_size
-    _require(value == 0, "data.chunk_size", value, f"{where}.mixup mixes rows of the whole batch: set 0")
+    _require(value == 0, "data.chunk_size", value, f"must be 0, since {where}.mixup mixes rows of the whole batch")
 
 
 def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig, num_classes: int) -> None:
@@ -261,6 +263,6 @@ def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig, num_class
         value = getattr(memory, field)
         _require(value > 0 and value % data.batch_size == 0, f"{where}.memory.{field}", value, fix)
     needed = phase.contrastive_weight > 0 and len(phase.pairs) > 0
-    _require(needed, f"{where}.memory.pool_size", memory.pool_size, "is of use to the contrastive term alone: set 0")
-    fix = "keeps keys of towers, not of a classifier: set 0, or model.num_classes = 0"
+    _require(needed, f"{where}.memory.pool_size", memory.pool_size, "is used by the contrastive term only: set 0")
+    fix = "holds keys of the towers, not of a classifier: set 0, or model.num_classes = 0"
     _require(num_classes == 0, f"{where}.memory.pool_size", memory.pool_size, fix)

@@ -45,13 +45,14 @@ class ValidationLoss:
         if len(self._source) < batch_size:
             raise ValueError(
                 f"config.validation.every_steps = {chosen.every_steps}: split {chosen.split!r} of {config.data.dir} has "
-                f"{len(self._source)} clips, fewer than a batch of {batch_size}: choose a larger validation.split, or 0 steps"
+                f"{len(self._source)} clips, fewer than a batch of {batch_size}: choose a larger validation.split, or "
+                "set validation.every_steps to 0"
             )
         if shared := int(loader.are_shared(self._source, trained_on).sum()):
             raise ValueError(
-                f"config.validation.every_steps = {chosen.every_steps}: of the {len(self._source)} clips of split "
-                f"{chosen.split!r} and folds {tuple(chosen.folds)} {shared} are trained on: choose others by "
-                "validation.split and validation.folds, or 0 steps"
+                f"config.validation.every_steps = {chosen.every_steps}: {shared} of the {len(self._source)} clips of "
+                f"split {chosen.split!r} and folds {tuple(chosen.folds)} are trained on: choose others by validation.split "
+                "and validation.folds, or set validation.every_steps to 0"
             )
         self._num_batches = min(chosen.num_batches, len(self._source) // batch_size)
         self._compiled: tuple[str, Callable] | None = None

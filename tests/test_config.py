@@ -185,26 +185,26 @@ def test_a_file_that_is_not_there_is_named(train_by, tmp_path):
     ("change", "message"),
     [
         (lambda c: setattr(c.data, "batch_size", 1), "config.data.batch_size = 1: must be at least 2"),
-        (lambda c: setattr(c.model, "dtype", "float64"), "config.model.dtype = 'float64': float32 or bfloat16"),
+        (lambda c: setattr(c.model, "dtype", "float64"), "config.model.dtype = 'float64': must be float32 or bfloat16"),
         (lambda c: setattr(c.model.audio, "num_heads", 0), "model.audio.num_heads = 0: must be at least 1"),
         (lambda c: setattr(c.model.audio, "max_mel_mask", -1), "model.audio.max_mel_mask = -1: must be at least 0"),
         (lambda c: setattr(c.model.audio, "max_time_mask", 150), "model.audio.max_time_mask = 150: must be at most 149"),
-        (lambda c: setattr(c, "seed", -1), "config.seed = -1: must not be negative"),
+        (lambda c: setattr(c, "seed", -1), "config.seed = -1: must be from 0 to"),
         (lambda c: setattr(c.data, "clips_per_video", 0), "data.clips_per_video = 0: must be at least 1"),
         (lambda c: setattr(c.data, "num_workers", -1), "data.num_workers = -1: must not be negative"),
         (lambda c: setattr(c.eval, "num_clusters", 0), "eval.num_clusters = 0: must be at least 1"),
         (lambda c: setattr(c.eval, "num_cluster_examples", 0), "eval.num_cluster_examples = 0: must be at least 1"),
         (lambda c: setattr(c.model.audio, "num_time_frames", 9), "num_time_frames = 9: must be at least patch_px = 16"),
         (lambda c: setattr(c.model.text, "depth", 10**9), "model.text.depth = 1000000000: must be at most 1000"),
-        (lambda c: setattr(c.model.video, "crop_scale", (1.0,)), r"crop_scale = \(1.0,\): needs 0 < low"),
+        (lambda c: setattr(c.model.video, "crop_scale", (1.0,)), r"crop_scale = \(1.0,\): must be \(low, high\) with"),
         (lambda c: setattr(c.model.video, "image_size_px", 225), "image_size_px = 225: must be a multiple of patch_px"),
         (lambda c: setattr(c.model.text, "num_tokens", 513), "num_tokens = 513: must be at most num_positions = 512"),
         (lambda c: setattr(c.phases[0], "epochs", 0), r"phases\[0\].epochs = 0: must be positive"),
         (lambda c: setattr(c.phases[0], "pairs", ("va",)), r"phases\[0\].pairs = \('va',\)"),
-        (lambda c: setattr(c.phases[0], "contrastive_weight", 0.0), "a phase needs a loss"),
-        (lambda c: c.phases.append(c.phases[0]), "names must differ"),
-        (lambda c: setattr(c.phases[0].consensus, "anchor", "smell"), "anchor = 'smell': one of"),
-        (lambda c: setattr(c.phases[0], "pairs", ("av", "av")), r"pairs = \('av', 'av'\): each one of .* once"),
+        (lambda c: setattr(c.phases[0], "contrastive_weight", 0.0), "the phase has no loss"),
+        (lambda c: c.phases.append(c.phases[0]), "must have different names"),
+        (lambda c: setattr(c.phases[0].consensus, "anchor", "smell"), "anchor = 'smell': must be one of"),
+        (lambda c: setattr(c.phases[0], "pairs", ("av", "av")), r"pairs = \('av', 'av'\): must hold only .* once"),
     ],
 )
 def test_bad_values_are_refused_with_the_value_and_the_fix(change, message):
@@ -291,7 +291,7 @@ def test_every_float_of_a_config_has_a_range():
 )
 def test_a_phase_that_would_train_nothing_is_refused(change, used):
     config = config_lib.Config(phases=[config_lib.PhaseConfig(**change)])
-    with pytest.raises(ValueError, match=rf"phases\[0\].trainable = .*: nothing would be trained, .* looks at {used}:"):
+    with pytest.raises(ValueError, match=rf"phases\[0\].trainable = .*: nothing would be trained, .* uses only {used}:"):
         validation.validate(config)
     config.phases[0].consensus_weight = 1.0  # the consensus looks at all modalities
     validation.validate(config)
@@ -320,14 +320,14 @@ def test_to_dict_holds_every_field():
         (["--config.model.nope.x=3"], "model.nope"),
         (["--config.data.batch_size=many"], "'many'"),
         (["--config.phases[7].epochs=2"], "phases[7].epochs"),
-        (["--config.phases.epochs=2"], "error: no such config field among config.phases.epochs: list indices must be"),
+        (["--config.phases.epochs=2"], "error: no such config field in config.phases.epochs: list indices must be"),
         (["--config.phases[0].epochs=-2"], "config.phases[0].epochs = -2.0: must be positive"),
-        (["--config.phases=[]"], "error: config.phases can't be given as a whole: set fields of it, as --config.phases[0]"),
-        (["--config.phases[0]=3"], "error: config.phases[0] can't be given as a whole: set fields of it"),
-        (["--config.seed=99999999999999999999"], "config.seed = 99999999999999999999: must not be negative, and below"),
-        (["--config.init.audio=", "a.pth", "--config.seed=1"], "error: 'a.pth' is no flag: write --config.x=value, without"),
-        (["--workdir={tmp}/w", "--", "--config.seed=7"], "'--config.seed=7' is no flag"),
-        (["--workdir={tmp}/w", "config.seed=7"], "'config.seed=7' is no flag"),
+        (["--config.phases=[]"], "error: config.phases can't be set as a whole: set its fields, e.g. --config.phases[0]"),
+        (["--config.phases[0]=3"], "error: config.phases[0] can't be set as a whole: set its fields"),
+        (["--config.seed=99999999999999999999"], "config.seed = 99999999999999999999: must be from 0 to 2**32 - 1"),
+        (["--config.init.audio=", "a.pth", "--config.seed=1"], "error: 'a.pth' is not a flag: write --config.x=value,"),
+        (["--workdir={tmp}/w", "--", "--config.seed=7"], "'--config.seed=7' is not a flag"),
+        (["--workdir={tmp}/w", "config.seed=7"], "'config.seed=7' is not a flag"),
         (["--nope=3"], "nope"),
         ([], "--workdir is missing"),
         (["--workdir={tmp}/w", "--config.data.dir="], "config.data.dir is empty"),
@@ -363,7 +363,7 @@ def test_a_damaged_shard_ends_training_with_one_line_and_status_2(train_by, data
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        ({}, "localhost:1, but this is no cluster that JAX knows: set JAX_NUM_PROCESSES and JAX_PROCESS_ID as well"),
+        ({}, "localhost:1, but JAX does not recognise the cluster: set JAX_NUM_PROCESSES and JAX_PROCESS_ID as well"),
         ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "must be numbers, got two, 0"),
     ],
 )

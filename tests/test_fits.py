@@ -236,10 +236,10 @@ def test_parameters_and_both_moments_are_sharded_over_fsdp():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: setattr(c.data, "accumulate_steps", 4), "accumulate_steps = 4: .* not offered: .* not the same loss"),
-        (lambda c: setattr(c.data, "chunk_size", 5), "chunk_size = 5: 0, or a divisor of data.batch_size = 16"),
-        (lambda c: setattr(c.data, "chunk_size", -4), "chunk_size = -4: 0, or a divisor"),
-        (lambda c: setattr(c.model, "remat", "some"), "model.remat = 'some': none, dots or full"),
+        (lambda c: setattr(c.data, "accumulate_steps", 4), "accumulate_steps = 4: must be 1: .* change the contrastive loss"),
+        (lambda c: setattr(c.data, "chunk_size", 5), "chunk_size = 5: must be 0 or a divisor of data.batch_size = 16"),
+        (lambda c: setattr(c.data, "chunk_size", -4), "chunk_size = -4: must be 0 or a divisor"),
+        (lambda c: setattr(c.model, "remat", "some"), "model.remat = 'some': must be none, dots or full"),
     ],
 )
 def test_bad_values_are_refused_with_the_reason(change, message):

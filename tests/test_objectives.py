@@ -219,14 +219,14 @@ BAD = {
     "pool_size": (lambda p: setattr(p.memory, "pool_size", 24), r"phases\[1\].memory.pool_size = 24: .* multiple of .* 16"),
     "dictionary_size": (lambda p: setattr(p.memory, "dictionary_size", 0), "memory.dictionary_size = 0: must be a multiple"),
     "momentum": (lambda p: setattr(p.memory, "momentum", 1.0), "memory.momentum = 1.0: must be from 0 to below 1"),
-    "scale": (lambda p: (setattr(p, "learn_scale", True), setattr(p, "temperature", 0.005)), "temperature = 0.005: where"),
-    "no pairs": (lambda p: setattr(p, "pairs", ()), "a phase needs a loss"),
-    "no term": (_consensus_alone, "memory.pool_size = 32: is of use to the contrastive term alone"),
+    "scale": (lambda p: (setattr(p, "learn_scale", True), setattr(p, "temperature", 0.005)), "0.005: must be at least 0.01"),
+    "no pairs": (lambda p: setattr(p, "pairs", ()), "the phase has no loss"),
+    "no term": (_consensus_alone, "memory.pool_size = 32: is used by the contrastive term only"),
 }
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [("CM-ACC", "True: is for phases whose negatives are the batch's"), ("ImageBind", "which no loss")]
+    ("row", "message"), [("CM-ACC", "True: needs a contrastive loss whose negatives"), ("ImageBind", "which no loss")]
 )
 def test_masking_equal_narrations_needs_a_phase_with_text_and_without_memory(row, message):
     config = test_fits.small_config()

@@ -22,7 +22,7 @@ def test_phases_follow_each_other_and_the_last_continues_beyond_its_end():
 
 
 def test_a_phase_without_a_step_is_refused():
-    with pytest.raises(ValueError, match="'a': 0.1 epochs of 100 clips are no step of batch size 256"):
+    with pytest.raises(ValueError, match="'a': 0.1 epochs of 100 clips are less than one step of batch size 256"):
         phases_lib.plan_phases([PhaseConfig(name="a", epochs=0.1)], 100, 256)
 
 

@@ -74,7 +74,7 @@ def write_pth(flat: weights.Flat, path: pathlib.Path) -> None:
     try:
         import torch  # only here: nothing else needs it
     except ImportError as error:
-        raise ValueError("--to pth needs PyTorch: `pip install torch`, or take --to safetensors") from error
+        raise ValueError("--to pth needs PyTorch: `pip install torch`, or use --to safetensors") from error
     tensors = {f"module.{name}": torch.from_numpy(value.copy()) for name, value in to_torch_layout(flat).items()}
     try:
         torch.save({"arch": "FrozenInTime", "state_dict": tensors}, path)
@@ -140,8 +140,8 @@ def write_own_folder(
     """
     if not tokenizer and tokenizer_lib.holds_tokenizer(folder):
         raise ValueError(
-            f"--out {folder} holds a tokenizer, which would be taken for the one of this model, which has none: choose "
-            "another folder, or name its tokenizer by --tokenizer FOLDER"
+            f"--out {folder} holds a tokenizer, which would be mistaken for this model's; this model has none: choose "
+            "another folder, or name a tokenizer by --tokenizer FOLDER"
         )
     digests = list(learned)
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,15 +190,16 @@ def _check_out(out: pathlib.Path, kind: str) -> None:
         raise ValueError(f"--out {out} is the workdir of a run: choose another folder")
     is_file = kind in ("pth", "safetensors")
     if out.is_dir() if is_file else out.is_file():
-        raise ValueError(f"--out {out} is a {'folder' if is_file else 'file'}, --to {kind} writes the other: choose another")
+        there, wanted = ("folder", "file") if is_file else ("file", "folder")
+        raise ValueError(f"--out {out} is a {there}, but --to {kind} writes a {wanted}: choose another path")
     if not is_file and (out / weights.CONFIG_FILE).is_file():
         there = checkpoint_files.read_config(out)
         found = there.get("format") if "format" in there else there.get("model_type")
         if found != _KINDS[kind]:
-            told = f"of {found!r}" if found else "of something else"
+            told = f"of {found!r}" if found else "of another kind"
             raise ValueError(
-                f"--out {out} holds a {weights.CONFIG_FILE} {told}, whose weights those of {_KINDS[kind]!r} would "
-                "replace: choose another folder"
+                f"--out {out} holds a model {told}, whose {weights.CONFIG_FILE} and weights those of {_KINDS[kind]!r} would "
+                "overwrite: choose another folder"
             )
 
 
@@ -223,7 +224,7 @@ def import_weights(args: argparse.Namespace) -> None:
         flat, notes = weights.read_towers(paths, config, temporal=args.temporal)
     except checkpoint.MisfitError as error:
         raise ValueError(f"{error}; the sizes are {whose}") from error
-    notes += [f"{tower} starts at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
+    notes += [f"{tower} is initialised at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
     flat = weights.complete(flat, config, args.seed)
     learned = vocabulary.learned(text) if text else []
     write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned)
@@ -248,18 +249,18 @@ def _read_sizes(named: str, sources: list[str]) -> tuple[config_lib.ModelConfig,
     if is_one and (weights.is_run(sources[0]) or weights.is_own_folder(sources[0])):
         # Only towers are imported, no classifier.
         return dataclasses.replace(weights.read_model_config(sources[0]), num_classes=0), f"those of {sources[0]}"
-    return _read_config(""), "the paper's, others are named by --config FILE"
+    return _read_config(""), "the paper's; name others by --config FILE"
 
 
 def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConfig) -> str:
-    """Returns the folder of the tokenizer to enclose with a text tower, or ""; prints which one it is, or why there is none.
+    """Returns the folder of the tokenizer to include with a text tower, or ""; prints which one it is, or why there is none.
 
     If the tower was trained with a tokenizer that can't be found, that is an error, not a remark: without it the copy can't
     embed text, and whoever makes the copy may be the last who can still find it.
 
     Args:
       source: File or folder that the text tower comes from; "" if the tower starts at random.
-      named: Tokenizer folder of the command line; "" encloses none, None takes the one that came with the source.
+      named: Tokenizer folder of the command line; "" includes none, None takes the one that came with the source.
       config: Sizes of the model.
 
     Raises:
@@ -272,16 +273,16 @@ def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConf
         except ValueError as error:
             if named:
                 raise
-            raise ValueError(f"{error}; or give --tokenizer '' to enclose none") from error
-        print(f"the tokenizer in {found} is enclosed")
+            raise ValueError(f"{error}; or give --tokenizer '' to include none") from error
+        print(f"the tokenizer in {found} is included")
         return found
     reason = vocabulary.why_none(source) if source else ""
     if named is None and reason:
-        raise ValueError(f"{reason}: name it by --tokenizer FOLDER, or give --tokenizer '' to enclose none")
+        raise ValueError(f"{reason}: name it by --tokenizer FOLDER, or give --tokenizer '' to include none")
     if named == "" and source and (left := vocabulary.own(source)):
-        reason = f"the one in {left} is left out"
+        reason = f"the one in {left} is skipped"
     reason = reason or (f"{source} has none" if source else "there is no text tower to take it from")
-    print(f"no tokenizer is enclosed: {reason}" + (", --tokenizer FOLDER names one" if named is None else ""))
+    print(f"no tokenizer is included: {reason}" + ("; name one by --tokenizer FOLDER" if named is None else ""))
     return ""
 
 
@@ -290,16 +291,16 @@ def export_weights(args: argparse.Namespace) -> None:
 
     Raises:
       ValueError: The source is neither a run nor such a folder; `--step` is given without a run, or `--tokenizer` with a
-        layout that encloses none; the tokenizer is missing or is not the text tower's; or the output path is a run or holds
+        layout that includes none; the tokenizer is missing or is not the text tower's; or the output path is a run or holds
         something else.
     """
     _check_out(pathlib.Path(args.out), args.to)
     config = weights.read_model_config(args.source)
     if args.tokenizer is not None and args.to not in ("folder", "hf_text"):
-        raise ValueError(f"--tokenizer {args.tokenizer}: --to {args.to} encloses none, leave it out")
+        raise ValueError(f"--tokenizer {args.tokenizer}: --to {args.to} includes no tokenizer, drop the option")
     tokenizer = _find_tokenizer(args.source, args.tokenizer, config) if args.to in ("folder", "hf_text") else ""
     if args.step and not weights.is_run(args.source):
-        raise ValueError(f"--step {args.step}: {args.source} is no run")
+        raise ValueError(f"--step {args.step}: {args.source} is not a run, drop the option")
     origin = pathlib.Path(args.source).name
     if weights.is_run(args.source):
         step, flat = weights.read_run(args.source, args.step)
@@ -307,7 +308,7 @@ def export_weights(args: argparse.Namespace) -> None:
     else:
         flat, _ = weights.read_checkpoint(args.source, config)
     if config.num_classes:
-        print(f"the classifier of {config.num_classes} classes is left out: only the towers are exported")
+        print(f"the classifier of {config.num_classes} classes is not exported, only the towers are")
         flat = {name: value for name, value in flat.items() if not name.startswith(f"{config_lib.CLASSIFIER}/")}
         config = dataclasses.replace(config, num_classes=0)
     out = pathlib.Path(args.out)
@@ -338,7 +339,7 @@ def show(args: argparse.Namespace) -> None:
         num = sum(value.size for value in source.tensors.values())
         has_head = source.head or any(name.startswith("projection/") for name in source.tensors)
         head = "with" if has_head else "without"
-        print(f"{tower}: {source.encoder} layout {head} projection, {len(source.tensors)} tensors, {num:,} numbers")
+        print(f"{tower}: {source.encoder} layout {head} projection, {len(source.tensors)} tensors, {num:,} values")
         for name, value in source.tensors.items() if args.names else ():
             print(f"  {name} {list(value.shape)} {value.dtype}")
 
@@ -346,26 +347,26 @@ def show(args: argparse.Namespace) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mc3_jax.convert", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    take = commands.add_parser("import", help="checkpoints of others -> a folder of ours")
+    take = commands.add_parser("import", help="other people's checkpoints -> an mc3_jax folder")
     take.add_argument("--checkpoint", default="", help="file or folder that holds several towers")
     for tower in config_lib.MODALITIES:
         take.add_argument(f"--{tower}", default="", help=f"file or folder that the {tower} tower comes from")
     take.add_argument(
-        "--config", default="", help="file in configs/ with the model's sizes; default: those of a run or folder of ours "
+        "--config", default="", help="file in configs/ with the model's sizes; default: those of a run or mc3_jax folder "
         "if it is the only source, otherwise the paper's",
     )  # fmt: skip
-    take.add_argument("--tokenizer", help="folder of the tokenizer to enclose; default the text tower's; '' for none")
+    take.add_argument("--tokenizer", help="folder of the tokenizer to include; default: the text tower's; '' for none")
     take.add_argument(
         "--temporal", choices=("zeros", "linear"), default="zeros", help="how missing temporal positions are filled"
     )
-    take.add_argument("--seed", type=int, default=0, help="seed of weights that no file holds")
+    take.add_argument("--seed", type=int, default=0, help="seed of the random weights that no file provides")
     take.add_argument("--out", required=True, help="folder to write")
     take.set_defaults(run=import_weights)
-    give = commands.add_parser("export", help="a folder of ours or a run -> PyTorch, Hugging Face or a folder")
-    give.add_argument("source", help="folder of ours or workdir of a run")
+    give = commands.add_parser("export", help="a run or an mc3_jax folder -> PyTorch, Hugging Face or an mc3_jax folder")
+    give.add_argument("source", help="mc3_jax folder or workdir of a run")
     give.add_argument("--to", required=True, choices=("pth", "safetensors", "hf_text", "hf_audio", "folder"))
-    give.add_argument("--step", type=int, default=0, help="step of a run's checkpoint; default the newest")
-    give.add_argument("--tokenizer", help="folder of the source's tokenizer, if it has moved; '' encloses none")
+    give.add_argument("--step", type=int, default=0, help="step of a run's checkpoint; default: the newest")
+    give.add_argument("--tokenizer", help="folder of the source's tokenizer, if it has moved; '' for none")
     give.add_argument("--out", required=True, help="file or folder to write")
     give.set_defaults(run=export_weights)
     look = commands.add_parser("show", help="what a checkpoint holds")

@@ -109,24 +109,25 @@ class Embedder:
             a path, or sounds of different lengths.
         """
         if isinstance(waveform, str | os.PathLike):
-            raise ValueError(f"waveform is the path {waveform}: read it first, waveform, rate = librosa.load(path, sr=None)")
+            raise ValueError(f"waveform is the path {waveform}: read it first: waveform, rate = librosa.load(path, sr=None)")
         try:
             waveform = np.asarray(waveform)
         except ValueError as error:
-            raise ValueError("waveform holds sounds of different lengths: embed each by itself, or cut them alike") from error
+            fix = "cut them to one length, or embed each alone"
+            raise ValueError(f"waveform holds sounds of different lengths: {fix}") from error
         if waveform.ndim not in (1, 2):
-            raise ValueError(f"waveform must be [n] or [b, n], got {waveform.shape}: mix channels down first")
+            raise ValueError(f"waveform must be [n] or [b, n], got {waveform.shape}: mix the channels to mono first")
         if waveform.dtype == np.int16:
             waveform = waveform / np.float32(32768)
         if not np.issubdtype(waveform.dtype, np.floating):
             raise ValueError(f"waveform must be int16 or floats in [-1, 1], got {waveform.dtype}")
         if bad := int(np.sum(~np.isfinite(waveform))):
-            raise ValueError(f"waveform must be finite, {bad} of its values are NaN or infinite: mend or drop the sound")
+            raise ValueError(f"waveform must be finite, {bad} of its values are NaN or infinite: repair or skip the sound")
         if np.ndim(sample_rate) or np.asarray(sample_rate).dtype.kind not in "iuf" or not 0 < sample_rate < float("inf"):
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
         rows = np.atleast_2d(waveform).astype(np.float32)
         if rows.size and np.abs(rows).max() > 2:
-            raise ValueError(f"waveform reaches {np.abs(rows).max():g}: floats must be in [-1, 1], or give int16")
+            raise ValueError(f"waveform reaches {np.abs(rows).max():g}: floats must be in [-1, 1]; or pass int16")
         self._check_length(rows.shape, float(sample_rate), waveform.ndim)
         if sample_rate != SAMPLE_RATE_HZ:
             rows = librosa.resample(rows, orig_sr=sample_rate, target_sr=SAMPLE_RATE_HZ, res_type="soxr_hq", axis=-1)
@@ -142,7 +143,7 @@ class Embedder:
         most = (self.config.audio.num_time_frames - 1) * hop + frame + hop - 1
         if num_samples < frame:
             is_turned = ndim == 2 and shape[1] <= _MAX_CHANNELS and shape[0] > shape[1]
-            hint = f"; {shape} looks like channels last: give waveform.mean(1)" if is_turned else ""
+            hint = f"; {shape} looks like channels last: pass waveform.mean(1)" if is_turned else ""
             raise ValueError(f"{num_samples:.0f} samples at 16 kHz are shorter than a spectrogram frame of {frame}{hint}")
         if num_samples > most:
             raise ValueError(
@@ -164,13 +165,13 @@ class Embedder:
         try:
             frames = np.asarray(frames)
         except ValueError as error:
-            raise ValueError("frames are of different sizes: scale them alike, or embed each clip by itself") from error
+            raise ValueError("frames have different sizes: resize them to one size, or embed each clip alone") from error
         if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 [t, h, w, 3] or [b, t, h, w, 3], got {frames.dtype} {frames.shape}")
         if 0 in frames.shape[-4:]:
             raise ValueError(f"frames are empty: {frames.shape}")
         if frames.shape[-4] > self.config.video.num_positions:
-            raise ValueError(f"{frames.shape[-4]} frames, the model takes at most {self.config.video.num_positions}")
+            raise ValueError(f"{frames.shape[-4]} frames, but the model takes at most {self.config.video.num_positions}")
         out = self._in_batches(self._video, frames if frames.ndim == 5 else frames[None])
         return out[0] if frames.ndim == 4 else out
 
@@ -181,7 +182,7 @@ class Embedder:
           ValueError: The model has no tokenizer, or `texts` is a single string or holds anything but strings.
         """
         if self._tokenize is None:
-            raise ValueError(f"{self._why_no_tokenizer}: name it, mc3_jax.load(path, tokenizer=FOLDER)")
+            raise ValueError(f"{self._why_no_tokenizer}: name it by mc3_jax.load(path, tokenizer=FOLDER)")
         if isinstance(texts, str):
             raise ValueError(f"texts must be a list of strings, got the string {texts[:40]!r}: put it in a list")
         texts = list(texts)
@@ -212,7 +213,7 @@ def load(
     """
     known = weights.is_own_folder(path) or weights.is_run(path)
     if known and model is not None:
-        raise ValueError(f"{path} knows its model's sizes: leave `model` out")
+        raise ValueError(f"{path} records the sizes of its model: don't pass `model`")
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
     config = dataclasses.replace(config, num_classes=0)  # embedding needs no classifier
     tokenizer = vocabulary.find(path, tokenizer)

@@ -70,20 +70,20 @@ def find(path: str, named: str = "") -> str:
     known = learned(path)
     if not named:
         if known and tokenizer_lib.holds_tokenizer(path) and not _is_one_of(path, known):
-            raise ValueError(f"the tokenizer in {path} is not the one enclosed there: export it again, or name that one")
+            raise ValueError(f"the tokenizer in {path} has changed since the export: export again, or name the original")
         return own(path)
     if not known or _is_one_of(named, known):
         return named
-    empty = "" if tokenizer_lib.holds_tokenizer(named) else " (there is none in it)"
+    empty = "" if tokenizer_lib.holds_tokenizer(named) else " (a folder without a tokenizer)"
     mine = own(path)
-    fix = f"that is in {mine}" if mine else f"name that one, whatever the clips; its SHA-256 is {known[0]}"
-    raise ValueError(f"{named}{empty} is not the tokenizer that the text tower of {path} has learned: {fix}")
+    fix = f"that one is in {mine}" if mine else f"name that one, also for other data; its SHA-256 is {known[0]}"
+    raise ValueError(f"{named}{empty} is not the tokenizer that the text tower of {path} was trained with: {fix}")
 
 
 def why_none(path: str) -> str:
     """Returns the reason why `find` found no tokenizer; "" if the text tower never had one."""
     if weights.is_run(path) and (named := weights.read_run_config(path).data.tokenizer):
-        return f"the tokenizer of {path} is gone: {named} is not there, or another by now"
+        return f"the tokenizer of {path} is gone: {named} is missing or has changed"
     return f"the tokenizer of {path} is gone" if learned(path) else ""
 
 
@@ -125,5 +125,5 @@ def keep(workdir: str, folder: str) -> None:
         job_lib.on_process_0(copy)
     except job_lib.Process0Error as error:
         raise workdir_lib.WorkdirError(
-            f"{place} can't be written ({error}): make room there, or name another --workdir"
+            f"{place} can't be written ({error}): free some space there, or name another --workdir"
         ) from error

@@ -152,14 +152,14 @@ def _check_heads_and_activation(path: str, tower: str, config: config_lib.ModelC
         activation = described.get("hidden_act", described.get("activation", "gelu"))
         if activation not in ("gelu", "gelu_python"):
             raise ValueError(
-                f"{path} has the activation {activation!r}: the {tower} tower here has exact GELU ('gelu') and would compute "
-                "something else with these weights, take others"
+                f"{path} has the activation {activation!r}, but the {tower} tower here has exact GELU ('gelu'): use weights "
+                "that were trained with it"
             )
     else:
         return
     if theirs != ours:
         raise checkpoint.MisfitError(
-            f"{path} has model.{tower}.num_heads = {theirs} and the config {ours}: set it to {theirs}"
+            f"{path} has model.{tower}.num_heads = {theirs}, but the config {ours}: set it to {theirs}"
         )
 
 
@@ -203,7 +203,7 @@ def _take_tower(
     source = found.get(tower) or found.get("image")
     if source is None:
         raise ValueError(
-            f"{path} holds {' and '.join(found)}, no {tower} tower: towers of several files are put together by "
+            f"{path} holds {' and '.join(found)}, but no {tower} tower: combine towers of several files by "
             "`python -m mc3_jax.convert import --audio FILE --video FILE --text FILE --out FOLDER`"
         )
     wanted = {name.removeprefix(f"{tower}/"): shape for name, shape in shapes.items() if name.startswith(f"{tower}/")}
@@ -222,10 +222,10 @@ def _take_tower(
     checkpoint.check_shapes(params, {name: shape for name, shape in wanted.items() if name not in fresh}, where)
     if broken := sorted(name for name, value in params.items() if not np.isfinite(value).all()):
         raise ValueError(
-            f"{where} has values that are NaN or infinite in {broken[0]} ({len(broken)} such): training has diverged or the "
-            "file is damaged, take another"
+            f"{where} has values that are NaN or infinite in {broken[0]} ({len(broken)} such): training has "
+            "diverged or the file is damaged, use another file"
         )
-    notes += dropped + ([f"not in the file, starts afresh: {', '.join(sorted(set(fresh.values())))}"] if fresh else [])
+    notes += dropped + ([f"not in the file, newly initialised: {', '.join(sorted(set(fresh.values())))}"] if fresh else [])
     return {f"{tower}/{name}": np.asarray(value, np.float32) for name, value in params.items()}, notes
 
 
@@ -297,7 +297,7 @@ def _drop_other_head(params: Flat, embed_dim: int) -> tuple[Flat, list[str]]:
     if bias is None or len(bias) == embed_dim:
         return params, []
     encoder = {name: value for name, value in params.items() if name.startswith("encoder/")}
-    return encoder, [f"its head of {len(bias)} outputs is left out, embed_dim being {embed_dim}"]
+    return encoder, [f"its head of {len(bias)} outputs is skipped, since embed_dim is {embed_dim}"]
 
 
 def read_checkpoint(

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
         "--audio", GOLDEN / "ast_tiny_148.pth", "--config", root / "tiny.py", "--out", root / "folder",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "head of 7 outputs is left out, embed_dim being 32" in done.stdout
+    assert "head of 7 outputs is skipped, since embed_dim is 32" in done.stdout
     return root / "folder"
 
 
@@ -171,7 +171,7 @@ def test_a_folder_of_ours_holds_sizes_weights_and_a_card_and_copies_bit_for_bit(
     card = (folder / "README.md").read_text()
     assert 'mc3_jax.load("folder")' in card
     assert "ast_tiny_148.pth" in card
-    assert "starts afresh: norm, projection" in card
+    assert "newly initialised: norm, projection" in card
 
 
 def test_parameters_that_no_file_holds_are_those_that_training_would_start_from(folder):
@@ -201,7 +201,7 @@ def test_a_folder_of_ours_that_is_the_only_source_brings_its_sizes_along(folder,
     tiny = str(tmp_path / "tiny.py")
     with pytest.raises(SystemExit):
         convert.main(["import", "--text", str(folder), "--config", tiny, "--out", str(tmp_path / "none")])
-    said = f"num_heads = 4 and the config 6: set it to 4; the sizes are those of --config {tiny}\n"
+    said = f"num_heads = 4, but the config 6: set it to 4; the sizes are those of --config {tiny}\n"
     assert capsys.readouterr().err.endswith(said)
     assert not (tmp_path / "none").exists()
 
@@ -210,37 +210,37 @@ def test_a_text_tower_is_imported_with_the_tokenizer_in_its_folder_unless_told_o
     plain, ours, theirs, again = (tmp_path / name for name in ("plain", "ours", "theirs", "again"))
     (tmp_path / "tiny.py").write_text(CONFIG_FILE)
     convert.main(["export", str(folder), "--to", "hf_text", "--out", str(plain)])
-    assert f"no tokenizer is enclosed: {folder} has none, --tokenizer FOLDER names one" in capsys.readouterr().out
+    assert f"no tokenizer is included: {folder} has none; name one by --tokenizer FOLDER" in capsys.readouterr().out
     # As in distilbert-base-uncased: only the model's config.json says which kind of tokenizer it is.
     (plain / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cut", "onion"]))
     text = ["import", "--checkpoint", str(folder), "--config", str(tmp_path / "tiny.py"), "--text"]
     convert.main([*text, str(plain), "--out", str(ours)])
-    assert f"the tokenizer in {plain} is enclosed" in capsys.readouterr().out
+    assert f"the tokenizer in {plain} is included" in capsys.readouterr().out
     digest = tokenizer_lib.tokenizer_digest(plain)
     assert vocabulary.learned(str(ours)) == [digest, tokenizer_lib.tokenizer_digest(ours)]
     assert vocabulary.find(str(ours)) == str(ours)
 
     convert.main(["export", str(ours), "--to", "hf_text", "--out", str(theirs)])
     convert.main([*text, str(theirs), "--out", str(again)])
-    assert f"the tokenizer in {theirs} is enclosed" in capsys.readouterr().out
+    assert f"the tokenizer in {theirs} is included" in capsys.readouterr().out
     assert vocabulary.find(str(again)) == str(again)
 
     assert convert._find_tokenizer(str(plain), "", golden_models.model_config()) == ""
-    assert f"no tokenizer is enclosed: the one in {plain} is left out\n" in capsys.readouterr().out
+    assert f"no tokenizer is included: the one in {plain} is skipped\n" in capsys.readouterr().out
     before = (again / "model.safetensors").read_bytes()
-    with pytest.raises(SystemExit):  # the tokenizer in --out would pass for this model's
+    with pytest.raises(SystemExit):  # the tokenizer in --out would be mistaken for this model's
         convert.main([*text, str(plain), "--tokenizer", "", "--out", str(again)])
-    assert f"--out {again} holds a tokenizer, which would be taken" in capsys.readouterr().err
+    assert f"--out {again} holds a tokenizer, which would be mistaken" in capsys.readouterr().err
     assert (again / "model.safetensors").read_bytes() == before
     (plain / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(116))]))
     with pytest.raises(SystemExit):
         convert.main([*text, str(plain), "--out", str(tmp_path / "none")])
     assert "has 121 tokens but" in (said := capsys.readouterr().err)
-    assert "or give --tokenizer '' to enclose none" in said
+    assert "or give --tokenizer '' to include none" in said
 
 
 def test_a_folder_of_ours_with_another_number_of_heads_is_refused_though_every_shape_fits(folder):
-    with pytest.raises(ValueError, match=r"folder has model.text.num_heads = 4 and the config 6: set it to 4"):
+    with pytest.raises(ValueError, match=r"folder has model.text.num_heads = 4, but the config 6: set it to 4"):
         weights.read_checkpoint(str(folder), golden_models.model_config(text__num_heads=6))
 
 
@@ -249,7 +249,7 @@ def test_an_encoder_with_another_activation_is_refused_though_every_shape_fits(f
     convert.main(["export", str(folder), "--to", "hf_text", "--out", str(theirs)])
     described = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps(described | {"activation": "relu"}))
-    with pytest.raises(ValueError, match="theirs has the activation 'relu': the text tower here has exact GELU"):
+    with pytest.raises(ValueError, match="theirs has the activation 'relu', but the text tower here has exact GELU"):
         weights.read_towers({"text": str(theirs)}, golden_models.model_config())
 
 
@@ -318,7 +318,7 @@ def test_weights_of_another_kind_are_never_written_over(folder, tmp_path, capsys
         with pytest.raises(SystemExit):
             convert.main(["export", str(own), "--to", kind, "--out", str(out)])
         told = capsys.readouterr().err
-        assert re.search(r"error: --out \S+ (holds a config.json of|is a folder, --to pth|is a file, --to)", told)
+        assert re.search(r"error: --out \S+ (holds a model of|is a folder, but --to pth|is a file, but --to)", told)
         assert {path: path.read_bytes() for path in tmp_path.glob("**/*") if path.is_file()} == before
     for kind, out in (("hf_text", text), ("folder", own)):  # over weights of the same kind
         convert.main(["export", str(own), "--to", kind, "--out", str(out)])
@@ -350,7 +350,7 @@ def test_bad_input_ends_with_one_line_and_status_2(arguments, message, tmp_path,
     if message == "! encoder":
         done = world.run("mc3_jax.convert", *arguments)
         status, said = done.returncode, done.stderr
-        assert "; the sizes are the paper's, others are named by --config FILE" in said
+        assert "; the sizes are the paper's; name others by --config FILE" in said
     else:
         with pytest.raises(SystemExit) as ended:
             convert.main(arguments)

@@ -127,7 +127,7 @@ def other_tokenizer(finished, tmp_path_factory):
 def test_a_text_tower_starts_with_the_tokenizer_it_has_learned_or_not_at_all(finished, other_tokenizer, tmp_path):
     config = copy.deepcopy(finished[0])
     config.init.text, config.data.tokenizer = finished[1], other_tokenizer
-    with pytest.raises(ValueError, match=r"^config.data.tokenizer: .* not the tokenizer .* that is in .*; config.init"):
+    with pytest.raises(ValueError, match=r"^config.data.tokenizer: .* not the tokenizer .* that one is in .*; config.init"):
         run_lib.set_up(config, str(tmp_path / "new"))
     place = shutil.copytree(finished[1], tmp_path / "run")
     shutil.rmtree(place / "tokenizer")
@@ -148,7 +148,7 @@ def test_a_run_whose_tokenizer_is_gone_uses_its_copy_and_without_one_embeds_all_
     config["data"]["tokenizer"] = other_tokenizer  # as if it were overwritten since
     (place / "config.json").write_text(json.dumps(config))
     assert vocabulary.find(str(place)) == f"{place}/tokenizer"
-    with pytest.raises(ValueError, match=f"{other_tokenizer} is not the tokenizer .* learned: that is in {place}/tokenizer"):
+    with pytest.raises(ValueError, match=f"{other_tokenizer} is not the .* trained with: that one is in {place}/tokenizer"):
         mc3_jax.load(str(place), tokenizer=other_tokenizer)
     shutil.rmtree(place / "tokenizer")
     again = mc3_jax.load(str(place))
@@ -156,13 +156,13 @@ def test_a_run_whose_tokenizer_is_gone_uses_its_copy_and_without_one_embeds_all_
     with pytest.raises(ValueError, match=f"tokenizer of {place} is gone: {other_tokenizer} .* mc3_jax.load.path, tokenizer="):
         again.embed_text(["#C C cuts the onion"])
     export = ["export", str(place), "--to", "folder", "--out", str(tmp_path / "model")]
-    for more, said in (([], "is gone: "), (["--tokenizer", other_tokenizer], "name that one, whatever the clips; its SHA")):
+    for more, said in (([], "is gone: "), (["--tokenizer", other_tokenizer], "name that one, also for other data; its SHA")):
         with pytest.raises(SystemExit):
             convert.main([*export, *more])
         assert said in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
     convert.main([*export, "--tokenizer", ""])
-    assert "no tokenizer is enclosed: the tokenizer of" in capsys.readouterr().out
+    assert "no tokenizer is included: the tokenizer of" in capsys.readouterr().out
     with pytest.raises(ValueError, match="the tokenizer of .*model is gone: name it"):
         mc3_jax.load(tmp_path / "model").embed_text(["#C C cuts the onion"])
     convert.main([*export, "--tokenizer", finished[0].data.tokenizer])
@@ -174,13 +174,13 @@ def test_a_folder_is_used_with_the_tokenizer_that_was_enclosed_and_no_other(fini
     convert.main(["export", finished[1], "--to", "folder", "--out", str(folder)])
     import_text = ["import", "--checkpoint", str(folder), "--out", str(tmp_path / "copy"), "--config", "configs/demo.py"]
     for take in (lambda: mc3_jax.load(folder, tokenizer=other_tokenizer), lambda: vocabulary.find(str(folder), "absent")):
-        with pytest.raises(ValueError, match=f"is not the tokenizer that the text tower .* has learned: that is in {folder}"):
+        with pytest.raises(ValueError, match=f"is not the tokenizer .* was trained with: that one is in {folder}"):
             take()
     with pytest.raises(SystemExit):
         convert.main([*import_text, "--tokenizer", other_tokenizer])
     assert "is not the tokenizer that the text tower of" in capsys.readouterr().err
     shutil.copyfile(f"{other_tokenizer}/tokenizer.json", folder / "tokenizer.json")
-    with pytest.raises(ValueError, match="the tokenizer in .*model is not the one enclosed there: export it again, or name"):
+    with pytest.raises(ValueError, match="the tokenizer in .*model has changed since the export: export again, or name"):
         mc3_jax.load(folder)
     assert vocabulary.find(str(folder), finished[0].data.tokenizer) == finished[0].data.tokenizer
     described = json.loads((folder / "config.json").read_text())
@@ -229,11 +229,11 @@ def test_the_length_of_a_sound_of_another_rate_is_checked_before_it_is_resampled
     [
         (lambda m: m.embed_audio(np.zeros(40_000, np.float32), 16_000), r"2.50 s are longer .* window of 1.5\d s"),
         (lambda m: m.embed_audio(np.zeros(100, np.float32), 16_000), "shorter than a spectrogram frame of 400"),
-        (lambda m: m.embed_audio(np.zeros((2, 3, 4), np.float32), 16_000), "mix channels down"),
-        (lambda m: m.embed_audio(np.zeros((66_150, 2)), 44_100), r"^1 samples.*; \(66150, 2\) looks like channels last: giv"),
+        (lambda m: m.embed_audio(np.zeros((2, 3, 4), np.float32), 16_000), "mix the channels to mono"),
+        (lambda m: m.embed_audio(np.zeros((66_150, 2)), 44_100), r"^1 samples.*; \(66150, 2\) looks like channels last: pas"),
         (lambda m: m.embed_audio(np.zeros((900, 300)), 16_000), "shorter than a spectrogram frame of 400$"),
-        (lambda m: embed_unchecked(m, [np.zeros(16_000), np.zeros(9_000)], 16_000), "sounds of different lengths: embed"),
-        (lambda m: embed_unchecked(m, "chopping.wav", 16_000), "is the path chopping.wav: read it first, .*librosa.load"),
+        (lambda m: embed_unchecked(m, [np.zeros(16_000), np.zeros(9_000)], 16_000), "sounds of different lengths: cut"),
+        (lambda m: embed_unchecked(m, "chopping.wav", 16_000), "is the path chopping.wav: read it first: .*librosa.load"),
         (lambda m: embed_unchecked(m, np.zeros(24_000), "44100"), "sample_rate must be a positive number of Hz, got '44100'"),
         (lambda m: m.embed_audio(np.zeros(24_000, np.int64), 16_000), "got int64"),
         (lambda m: m.embed_audio(np.full(24_000, np.nan), 16_000), "24000 of its values are NaN"),
@@ -242,8 +242,8 @@ def test_the_length_of_a_sound_of_another_rate_is_checked_before_it_is_resampled
         (lambda m: m.embed_video(np.zeros((0, 90, 160, 3), np.uint8)), r"empty: \(0, 90, 160, 3\)"),
         (lambda m: m.embed_video(np.zeros((4, 0, 160, 3), np.uint8)), r"empty: \(4, 0, 160, 3\)"),
         (lambda m: m.embed_video(np.zeros((4, 90, 160, 3), np.float32)), "must be uint8"),
-        (lambda m: m.embed_video(np.zeros((9, 90, 160, 3), np.uint8)), "9 frames, the model takes at most 4"),
-        (lambda m: embed_unchecked(m, [frames(90), frames(80)], tower="video"), "frames are of different sizes: scale them"),
+        (lambda m: m.embed_video(np.zeros((9, 90, 160, 3), np.uint8)), "9 frames, but the model takes at most 4"),
+        (lambda m: embed_unchecked(m, [frames(90), frames(80)], tower="video"), "frames have different sizes: resize them"),
         (lambda m: m.embed_text("#C C cuts"), "must be a list of strings"),
         (lambda m: embed_unchecked(m, ["#C C cuts", None], tower="text"), "list of strings, got None among them"),
     ],

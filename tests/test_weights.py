@@ -95,13 +95,13 @@ def test_evaluating_a_file_needs_no_workdir_on_the_command_line(exported, data, 
 
 
 def test_training_refuses_evaluations_field(finished, exported, tmp_path):
-    with pytest.raises(ValueError, match=r"config.checkpoint is evaluation's: .* config.init"):
+    with pytest.raises(ValueError, match=r"config.checkpoint is for evaluation only: .* config.init"):
         run_lib.set_up(dataclasses.replace(finished[0], checkpoint=exported), str(tmp_path / "run"))
 
 
 def test_a_file_is_not_evaluated_over_a_runs_results(finished, exported):
     config, workdir, _ = finished
-    with pytest.raises(ValueError, match="holds a run: name another --workdir"):
+    with pytest.raises(ValueError, match="holds a run: to evaluate other weights, name another --workdir"):
         evaluate.evaluate(dataclasses.replace(config, checkpoint=exported), workdir)
 
 
@@ -121,7 +121,7 @@ def test_a_run_from_before_a_field_existed_is_resumed_and_one_with_an_unknown_fi
     with pytest.raises(ValueError, match="gravity is unknown"):
         workdir_lib.check_workdir(str(tmp_path / "run"), config)
     path.write_text("[]")
-    with pytest.raises(ValueError, match=r"config.json must be an object, got \[\]"):
+    with pytest.raises(ValueError, match=r"config.json must be a JSON object, got \[\]"):
         workdir_lib.check_workdir(str(tmp_path / "run"), config)
 
 
@@ -132,7 +132,7 @@ def test_towers_of_a_run_are_fitted_to_other_sizes_like_foreign_ones(finished):
     sizes.audio.num_time_frames, sizes.embed_dim = 200, 12
     params, notes = weights.read_towers(dict.fromkeys(("audio", "video", "text"), workdir), sizes)
     said = " ".join(notes)
-    for words in ("from 4 to 6", "4x4 interpolated to 5x5", "4x9 cut or stretched to 4x12", "head of 8 outputs is left out"):
+    for words in ("from 4 to 6", "4x4 interpolated to 5x5", "4x9 cut or stretched to 4x12", "head of 8 outputs is skipped"):
         assert words in said
     # A grid of 36 positions has four rows here, but could have three or six: the run's config says how many.
     wider = copy.deepcopy(config.model)
@@ -159,5 +159,5 @@ def test_a_file_that_lacks_something_is_not_evaluated_with_random_weights(finish
 def test_params_of_a_run_of_another_model_are_listed_not_passed_over(finished):
     config = copy.deepcopy(finished[0].model)
     config.embed_dim = 6
-    with pytest.raises(ValueError, match=r"audio tower, doesn't fit .*! projection/bias \[8\], the model's is \[6\]"):
+    with pytest.raises(ValueError, match=r"audio tower, doesn't fit .*! projection/bias \[8\], the model needs \[6\]"):
         weights.read_checkpoint(finished[1], config)

@@ -86,9 +86,9 @@ def _abs(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _check(embeddings: Mapping[str, Array], anchor: str, alphas: Mapping[str, float], inverse: str) -> None:
     if inverse not in INVERSES:
-        raise ValueError(f"inverse {inverse!r} is none of {', '.join(INVERSES)}")
+        raise ValueError(f"inverse {inverse!r} is unknown: choose one of {', '.join(INVERSES)}")
     if not alphas or anchor in alphas:
-        raise ValueError(f"alphas {dict(alphas)}: needs the modalities other than the anchor {anchor!r}")
+        raise ValueError(f"alphas {dict(alphas)}: must name modalities other than the anchor {anchor!r}")
     missing = {anchor, *alphas} - set(embeddings)
     if missing:
         raise ValueError(f"no embeddings of {sorted(missing)}: got {sorted(embeddings)}")

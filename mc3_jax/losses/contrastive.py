@@ -57,7 +57,8 @@ def contrastive_loss(
     for pair in pairs:
         names = [MODALITY_OF_LETTER.get(letter) for letter in pair]
         if len(set(names)) != 2 or not set(names) <= set(embeddings):
-            raise ValueError(f"pair {pair!r}: two different letters of a, v, l with embeddings; got {list(embeddings)}")
+            given = f"there are embeddings of {', '.join(embeddings)}"
+            raise ValueError(f"pair {pair!r}: must be two different letters of a, v, l with embeddings; {given}")
         x, y = (embeddings[name] for name in names)
         if 0 < block_rows < len(x):
             wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)

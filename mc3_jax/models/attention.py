@@ -50,9 +50,8 @@ def check_form(form: str, dtype: str, head_dim: int, device: jax.Device | None =
     device = device or jax.devices()[0]
     if form == "cudnn" and choose_form(form, dtype, head_dim, device) != form:
         raise ValueError(
-            f"config.model.attention = 'cudnn', but this is {dtype} with heads {head_dim} wide on "
-            f"{device.device_kind}: it takes bfloat16, a multiple of 8 up to 128 and an NVIDIA GPU since Ampere; "
-            "set auto or einsum"
+            f"config.model.attention = 'cudnn' needs bfloat16, a head width that is a multiple of 8 up to 128, and an NVIDIA "
+            f"GPU since Ampere, but this is {dtype}, {head_dim} wide, on {device.device_kind}: set auto or einsum"
         )
 
 
@@ -114,7 +113,7 @@ def attend(
       mask: True for keys that may be attended to, at least one per row; only for input without groups.
       dropout: Function applied to the attention weights.
     """
-    assert class_key is None or dropout is None, "no source drops weights of grouped attention"
+    assert class_key is None or dropout is None, "grouped attention has no dropout"
     query = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("b...qhd,b...khd->b...hqk", query, key, preferred_element_type=jnp.float32)
     if mask is not None:

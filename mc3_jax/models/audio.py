@@ -133,4 +133,4 @@ class AudioSpectrogramTransformer(nn.Module):
                 f"{self.num_time_frames} and num_mel {self.num_mel}: pad or cut the spectrogram"
             )
         if min(self.grid) < 1:
-            raise ValueError(f"a spectrogram of {shape[1]} x {shape[2]} holds no patch of patch_px {self.patch_px}")
+            raise ValueError(f"a spectrogram of {shape[1]} x {shape[2]} is smaller than a patch of patch_px {self.patch_px}")

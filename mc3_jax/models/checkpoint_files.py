@@ -102,7 +102,7 @@ def _read_folder(folder: pathlib.Path) -> Tensors:
         if (folder / name).is_file():
             return _read_shards(folder / name) if name.endswith(".json") else _read_file(folder / name)
     found = ", ".join(repr(entry.name) for entry in sorted(folder.iterdir())[:5])
-    raise ValueError(f"{folder} holds none of {', '.join(_FOLDER_FILES)}, but {found}: download one of them, too")
+    raise ValueError(f"{folder} holds none of {', '.join(_FOLDER_FILES)}, only {found}: download one of them as well")
 
 
 def _read_shards(index: pathlib.Path) -> Tensors:
@@ -121,13 +121,13 @@ def _read_shards(index: pathlib.Path) -> Tensors:
         tensors |= part
     if missing := names.keys() - tensors.keys():
         name = min(missing)
-        raise ValueError(f"{index}: {name[:120]!r} is not in {names[name]!r} ({len(missing)} such): {_ANEW}")
+        raise ValueError(f"{index}: {name[:120]!r} is not in {names[name]!r} ({len(missing)} missing in all): {_ANEW}")
     return tensors
 
 
 def _read_file(path: pathlib.Path) -> Tensors:
     if not path.is_file():  # a pipe, too, is refused: reading it could wait for ever
-        raise ValueError(f"{path} is no file or folder: give a file of weights, or a folder in Hugging Face's layout")
+        raise ValueError(f"{path} is not a file or folder: give a file of weights, or a folder in Hugging Face's layout")
     try:
         with path.open("rb") as file:
             return _read_by_content(file, path)
@@ -160,7 +160,7 @@ def _describe_kind(head: bytes, size: int) -> str:
         b"\x89HDF": "is an HDF5 file (TensorFlow or Keras): take the model's PyTorch or safetensors weights",
         b"\x93NUMPY": "is a numpy array without names: give a file of torch.save or safetensors",
         b"\x1f\x8b": "is a gzip archive: unpack it first",
-        b"{": "is JSON: give the folder it lies in, or the weights beside it",
+        b"{": "is JSON: give the folder that it is in, or the weights beside it",
     }
     for start, what in known.items():
         if head.startswith(start):
@@ -172,7 +172,7 @@ def _describe_kind(head: bytes, size: int) -> str:
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first; if PyTorch before 0.2 wrote it, load it there and save it again"
     length = int.from_bytes(head[:8], "little")
-    what = "seems to be a TFRecord file" if 0 < length <= size - 16 else "is no known file of weights"
+    what = "seems to be a TFRecord file" if 0 < length <= size - 16 else "is not a known kind of weights file"
     return f"{what} (it begins with {head[:8]!r}): give a file of torch.save or safetensors, or a Hugging Face folder"
 
 
@@ -184,7 +184,7 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _SAFETENSORS_DTYPES:
                 raise RefusedError(
-                    f"holds {name[:120]!r} as {dtype}, which is not read here: save it as float32 or bfloat16"
+                    f"holds {name[:120]!r} as {dtype}, which is not supported: save it as float32 or bfloat16"
                 )
             tensors[name] = file.get_tensor(name)
     if not tensors:
@@ -197,7 +197,7 @@ def _read_zip(file, size: int) -> Tensors:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
-        raise RefusedError(f"is a zip archive without its end ({_one_line(error)}): {_ANEW}") from error
+        raise RefusedError(f"is a truncated zip archive ({_one_line(error)}): {_ANEW}") from error
     entries = {entry.filename: entry for entry in archive.infolist()}
     _check_entries(archive.infolist(), size)
     pickles = [name for name in entries if name.split("/")[-1] == "data.pkl" and name.count("/") <= 1]
@@ -232,7 +232,7 @@ def _check_entries(entries: list, size: int):
         # For bzip2 and LZMA, Python unpacks all that it has read before it checks the claimed size.
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise RefusedError(
-                f"has an entry {entry.filename[:80]!r} that is compressed as torch.save never does: unpack it and zip it "
+                f"has an entry {entry.filename[:80]!r} compressed in a way that torch.save never uses: unpack it and zip it "
                 "again without compression"
             )
         if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
@@ -313,7 +313,7 @@ def _flatten(top: dict, limit: int) -> dict[str, torch_pickles.Tensor]:
             if isinstance(value, dict):
                 visit(value, f"{name}.")
             elif isinstance(value, torch_pickles.Opaque) and value.is_tensor:
-                raise RefusedError(f"holds {name[:120]!r} as {value.origin}, not read here: save it as dense float32")
+                raise RefusedError(f"holds {name[:120]!r} as {value.origin}, which isn't supported: save it as dense float32")
             elif isinstance(value, torch_pickles.Tensor):
                 _check_printable(name)
                 if name in found:
@@ -347,13 +347,13 @@ def _read_values(found: dict[str, torch_pickles.Tensor], open_storage, size: int
         first = storage.start * storage.dtype.itemsize + tensor.offset * item
         reach = item * (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)))
         if end > len(values) or first + reach > end:
-            raise RefusedError(f"has {name[:120]!r} reach beyond the {len(values)} bytes of its storage: {_ANEW}")
+            raise RefusedError(f"has a tensor {name[:120]!r} that exceeds the {len(values)} bytes of its storage: {_ANEW}")
         array = np.ndarray(tensor.shape, tensor.dtype, values, first, [item * s for s in tensor.strides])
         if not array.flags.c_contiguous:
             # A stride of 0 repeats one value at no cost in the file: copied out, a few bytes could fill any memory.
             copied_bytes += math.prod(tensor.shape) * item
             if copied_bytes > size + _SLACK_BYTES:
-                raise RefusedError(f"unfolds to more than its {size} bytes ({name[:120]!r}): save contiguous tensors")
+                raise RefusedError(f"would expand to more than its {size} bytes ({name[:120]!r}): save contiguous tensors")
             array = array.copy()
         tensors[name] = array
     return tensors

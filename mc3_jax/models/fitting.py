@@ -92,7 +92,7 @@ def fit_audio_positions(
     rows = math.isqrt(num) if from_image else num_mel_patches
     if rows < 1 or num % rows or (from_image and rows * rows != num):
         want = "a square" if from_image else f"a grid of {rows} patches along mel"
-        raise ValueError(f"{path}: {num} positions are not {want}: give the config the checkpoint's num_mel and stride_px")
+        raise ValueError(f"{path}: {num} positions don't form {want}: set num_mel and stride_px to the checkpoint's")
     have = (rows, num // rows)
     if have == grid:
         return table, None
@@ -111,7 +111,7 @@ def fit_image_positions(
     """
     have, want = math.isqrt(len(table) - 1), math.isqrt(num_patches)
     if have < 1 or have**2 != len(table) - 1 or want**2 != num_patches:
-        raise ValueError(f"{path}: {len(table) - 1} positions can't be fitted to {num_patches} patches: not square grids")
+        raise ValueError(f"{path}: {len(table) - 1} positions can't be fitted to {num_patches} patches: both must be squares")
     if have == want:
         return table, None
     grid = stretch_grid(table[1:].reshape(have, have, -1), (want, want)).reshape(num_patches, -1)

@@ -238,7 +238,7 @@ def center_video(
       ValueError: If `resize_px` is below `image_size_px`.
     """
     if resize_px < image_size_px:
-        raise ValueError(f"resize_px {resize_px} is below image_size_px {image_size_px}: nothing to crop from")
+        raise ValueError(f"resize_px {resize_px} is below image_size_px {image_size_px}: raise it to at least that")
     # Rounded as in torchvision: the long side down, the crop's corner to the nearest pixel.
     resized = resize_px * video_size // jnp.min(video_size, axis=1, keepdims=True)
     corner = jnp.round((resized - image_size_px) / 2)

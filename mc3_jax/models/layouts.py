@@ -187,7 +187,7 @@ def recognize(tensors: Tensors, path: str) -> dict[str, Source]:
     kernel = tensors.get("patch_embed.proj.weight")
     if kernel is not None and "blocks.0.attn.qkv.weight" in tensors:
         if kernel.ndim != 4 or kernel.shape[1] != 3:
-            raise ValueError(f"{path}: timm's ViT, but patch_embed.proj.weight {list(kernel.shape)} is not for RGB images")
+            raise ValueError(f"{path}: a ViT of timm, but patch_embed.proj.weight {list(kernel.shape)} is not for RGB images")
         return {"image": Source("image", "timm", "", tensors)}
     kernel = tensors.get("embeddings.patch_embeddings.projection.weight")
     if kernel is not None and kernel.ndim == 4:
@@ -278,7 +278,7 @@ def to_ours(source: Source, tower: str, path: str) -> Tensors:
         raise ValueError(f"{path} holds a tower for {source.tower}, not for {tower}")
     if source.encoder == OURS:
         if other := _shorten([f"! {name} {v.dtype}" for name, v in source.tensors.items() if v.dtype != np.float32]):
-            raise ValueError(f"{path}: weights of ours are float32, but {'; '.join(other)}")
+            raise ValueError(f"{path}: mc3_jax weights must be float32, but {'; '.join(other)}")
         return dict(source.tensors)
     rest = dict(source.tensors)
     params, missing, malformed = {}, [], []

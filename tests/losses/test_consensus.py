@@ -203,8 +203,8 @@ def test_the_loss_of_a_sample_does_not_depend_on_the_others():
     ("change", "message"),
     [
         ({"inverse": "square"}, "square"),
-        ({"alphas": {}}, "needs the modalities"),
-        ({"alphas": {"audio": 1.0}}, "needs the modalities"),
+        ({"alphas": {}}, "must name modalities"),
+        ({"alphas": {"audio": 1.0}}, "must name modalities"),
         ({"alphas": {"smell": 1.0}}, "smell"),
     ],
 )

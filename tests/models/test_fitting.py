@@ -42,9 +42,9 @@ def test_an_audioset_grid_is_cut_as_ast_cuts_it():
 
 def test_positions_that_are_no_grid_are_refused():
     table = np.zeros((2 + 170, 3), np.float32)
-    with pytest.raises(ValueError, match="x.pth: 170 positions are not a square"):
+    with pytest.raises(ValueError, match="x.pth: 170 positions don't form a square"):
         fitting.fit_audio_positions(table, (12, 14), None, "x.pth")
-    with pytest.raises(ValueError, match="170 positions are not a grid of 12 patches along mel: give the config"):
+    with pytest.raises(ValueError, match="170 positions don't form a grid of 12 patches along mel: set num_mel"):
         fitting.fit_audio_positions(table, (12, 14), 12, "x.pth")
     with pytest.raises(ValueError, match="171 positions can't be fitted to 196 patches"):
         fitting.fit_image_positions(table, 196, "x.pth")

@@ -137,8 +137,8 @@ def test_ast_of_hugging_face_computes_the_same_here(kind, tmp_path):
         expected = inner(torch.from_numpy(spectrogram)).last_hidden_state[:, :2].mean(1).numpy()
     features = encode("audio", params, config(), spectrogram)
     np.testing.assert_allclose(features, expected, atol=1e-4, rtol=1e-4)
-    assert "starts afresh: norm, projection" in notes[0]
-    assert ("head of 2 outputs is left out" in notes[0]) == (kind is transformers.ASTForAudioClassification)
+    assert "newly initialised: norm, projection" in notes[0]
+    assert ("head of 2 outputs is skipped" in notes[0]) == (kind is transformers.ASTForAudioClassification)
 
 
 def test_an_image_model_in_the_video_tower_sees_a_still_as_it_saw_the_image(tmp_path):
@@ -146,7 +146,7 @@ def test_an_image_model_in_the_video_tower_sees_a_still_as_it_saw_the_image(tmp_
     model.save_pretrained(tmp_path)
     sizes = config()
     params, notes = weights.read_towers({"video": str(tmp_path)}, sizes)
-    assert "starts afresh: projection, time attention" in notes[0]
+    assert "newly initialised: projection, time attention" in notes[0]
     full = weights.complete(params, sizes, seed=0)  # the time attention is zero and adds nothing
     image = np.random.default_rng(0).normal(size=(2, 1, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_listed_in_one_error(
     with pytest.raises(ValueError, match=r"x.pth .* video tower .*- blocks.1.timeattn.proj.bias; \+ blocks.1.gate \[3\]"):
         layouts.to_ours(source, "video", "x.pth")
     path = str(GOLDEN / "egovlp_tiny.pth")
-    with pytest.raises(ValueError, match=r"! encoder/word_embedding/embedding \[120, 48\], the model's is \[99, 48\]"):
+    with pytest.raises(ValueError, match=r"! encoder/word_embedding/embedding \[120, 48\], the model needs \[99, 48\]"):
         weights.read_towers({"text": path}, golden_models.model_config(text__vocab_size=99))
     with pytest.raises(ValueError, match=r"video tower.*\+ encoder/block_1"):
         weights.read_towers({"video": path}, golden_models.model_config(video__depth=1))

@@ -176,8 +176,8 @@ class Checkpoints:
     def _error(self, step: int, error: Exception) -> CheckpointError:
         reason = " ".join(str(error).split())[:600]
         made = CheckpointError(
-            f"the checkpoint of step {step} can't be written to {self._folder}: {reason}; checkpoints before it are "
-            "untouched: mend the disk and start again to go on"
+            f"the checkpoint of step {step} can't be written to {self._folder}: {reason}; earlier checkpoints are "
+            "untouched: fix the disk and start again to resume"
         )
         made.__cause__ = error
         return made
@@ -232,8 +232,8 @@ def restore(workdir: str, step: int, abstract_state):
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:600]
         raise CheckpointError(
-            f"checkpoint {path} can't be restored, its state is not that of this config: {reason}; where an earlier version "
-            f"has written it, begin another run from it: --config.init.audio={workdir}, .video and .text"
+            f"checkpoint {path} can't be restored: its state doesn't match this config: {reason}; if an earlier version "
+            f"wrote it, start a new run from its towers: --config.init.audio={workdir}, .video and .text"
         ) from error
     _check_arrays(path, state, manifest)
     return state
@@ -284,8 +284,8 @@ def restore_params(workdir: str, step: int, abstract_params):
     """
     path = checkpoint_dir(workdir) / str(step)
     if job_lib.from_process_0(not path.is_dir()):
-        raise PrunedError(f"{workdir} has no checkpoint of step {step}, only of {steps_of(workdir)}")
-    gone = f"checkpoint {path} was deleted while it was read, as training goes on: only"
+        raise PrunedError(f"{workdir} has no checkpoint of step {step}, only of steps {steps_of(workdir)}")
+    gone = f"checkpoint {path} was deleted by the running training while being read: only steps"
     try:
         manifest = _verify(path, step)
     except (ValueError, OSError) as error:
@@ -360,7 +360,7 @@ def _verify(path: pathlib.Path, step: int) -> dict:
     except OSError as error:
         blocked = (
             f"process {jax.process_index()} on {socket.gethostname()} can't read {error.filename} ({error.strerror}): "
-            "see that it can; the checkpoint stays as it is"
+            "make the file readable there; the checkpoint is left as it is"
         )
     if blocked := job_lib.first_message(blocked):
         raise OSError(blocked)
@@ -381,7 +381,7 @@ def _raise_if_damaged(path: pathlib.Path, problem: str) -> None:
     """Raises DamagedError on every process if any has found a problem; called by every process."""
     if problem := job_lib.first_message(problem):
         raise DamagedError(
-            f"checkpoint {path} is damaged: {problem}; training, when started, goes back to the newest intact one"
+            f"checkpoint {path} is damaged: {problem}; training, if started again, resumes from the newest intact one"
         )
 
 
@@ -426,7 +426,7 @@ def check_shapes(found: dict, expected: dict, where: str) -> None:
     missing = [f"- {name} {list(leaf.shape)}" for name, leaf in expected.items() if name not in found]
     unexpected = [f"+ {name} {list(leaf.shape)}" for name, leaf in found.items() if name not in expected]
     other = [
-        f"! {name} {list(found[name].shape)}, the model's is {list(leaf.shape)}"
+        f"! {name} {list(found[name].shape)}, the model needs {list(leaf.shape)}"
         for name, leaf in expected.items()
         if name in found and tuple(found[name].shape) != tuple(leaf.shape)
     ]

@@ -101,7 +101,7 @@ class Report:
         """Returns the report as lines of text."""
         counts, chip = self.counts, self.chip
         capacity = f" of {chip.memory_gib} GiB" if chip else ""
-        capacity += f", of which JAX takes {chip.usable_gib:.2f}" if chip and chip.gpu else ""
+        capacity += f", of which JAX uses {chip.usable_gib:.2f}" if chip and chip.gpu else ""
         lines = [
             f"{self.topology}: {self.num_chips} chips, mesh data {self.mesh_shape[0]} x fsdp {self.mesh_shape[1]}, batch "
             f"{self.batch_size}, phase {self.phase!r}, traced in {self.trace_s:.1f} s and compiled in {self.compile_s:.0f} s",
@@ -125,7 +125,7 @@ class Report:
             lines.append(f"step time        at least {max(self.bounds_s.values()) * 1e3:.1f} ms: {each}")
             lines.append(f"MFU              at most {self.mfu_bound:.1%}")
         if counts.unknown_loops:
-            lines.append(f"counted once, as their number of rounds is not known: {', '.join(counts.unknown_loops)}")
+            lines.append(f"loops counted once, as their number of iterations is unknown: {', '.join(counts.unknown_loops)}")
         return lines
 
 
@@ -153,7 +153,7 @@ def compile_step(
     """
     names = [p.name for p in config.phases]
     if phase and phase not in names:
-        raise ValueError(f"--phase={phase} is none of this config's: {', '.join(names)}")
+        raise ValueError(f"--phase={phase} is not a phase of this config: choose one of {', '.join(names)}")
     devices = topology_lib.find_devices(topology)
     with topology_lib.cudnn_of(topology_lib.find_chip(topology)):
         return _compile(config, topology, devices, phase or names[-1], num_samples, canvas_px, num_clips)
@@ -214,19 +214,19 @@ def _too_large(error: Exception, topology: str) -> Exception:
 
 def _advice(topology: str, needed_gib: float, there_gib: float) -> str:
     chip = topology_lib.find_chip(topology)
-    gpu = "; JAX takes three quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION is set" if chip and chip.gpu else ""
+    gpu = "; JAX uses three quarters of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION is set" if chip and chip.gpu else ""
     return (
-        f"does not fit {topology}: needs {needed_gib:.2f} GiB per chip, {there_gib:.2f} GiB are there, "
-        f"{needed_gib - there_gib:.2f} GiB too much; try --config.model.remat=dots or full, --config.data.chunk_size, "
+        f"does not fit {topology}: needs {needed_gib:.2f} GiB per chip, {there_gib:.2f} GiB are available, "
+        f"{needed_gib - there_gib:.2f} GiB are missing; try --config.model.remat=dots or full, --config.data.chunk_size, "
         f"--config.fsdp, or more chips{gpu}"
     )
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("topology", None, f"Machine to compile for: {topology_lib.TOPOLOGIES}.")
-    flags.DEFINE_string("phase", "", "Phase of the config whose step is compiled; the last if empty.")
+    flags.DEFINE_string("phase", "", "Phase of the config whose step is compiled; by default the last.")
     flags.DEFINE_integer("num_samples", NUM_SAMPLES, "Audio samples of a clip; used if folder config.data.dir is missing.")
-    flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, height x width; used in the same case.")
+    flags.DEFINE_string("canvas_px", "x".join(map(str, CANVAS_PX)), "Video canvas, HEIGHTxWIDTH; used in the same case.")
 
 
 def _data_shapes(config: config_lib.Config) -> dict:
@@ -239,7 +239,7 @@ def _data_shapes(config: config_lib.Config) -> dict:
         return {"num_samples": own or info.num_samples, "canvas_px": info.canvas_px, "num_clips": len(source)}
     canvas = re.fullmatch(r"(\d+)x(\d+)", flags.FLAGS.canvas_px)
     if not canvas:
-        raise ValueError(f"--canvas_px={flags.FLAGS.canvas_px}: height x width, as 256x456")
+        raise ValueError(f"--canvas_px={flags.FLAGS.canvas_px}: must be HEIGHTxWIDTH, e.g. 256x456")
     return {"num_samples": own or flags.FLAGS.num_samples, "canvas_px": (int(canvas[1]), int(canvas[2]))}
 
 
@@ -248,7 +248,7 @@ def main(config: config_lib.Config, _workdir: str) -> None:
     with cli.user_errors():
         topology = flags.FLAGS.topology
         if not topology:
-            raise ValueError("--topology is missing: as h200:8 or v5e:4x4")
+            raise ValueError("--topology is missing: name the machine, e.g. --topology=h200:8 or v5e:4x4")
         jax.config.update("jax_platforms", "cpu")  # nothing is run, whatever accelerator is here
         if re.fullmatch(r"cpu:\d{1,3}", topology):
             jax.config.update("jax_num_cpu_devices", int(topology.partition(":")[2]))

@@ -60,13 +60,13 @@ def summarize(found: dict) -> str:
     parts = [f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"]
     bad = [name for name, norm in norms.items() if isinstance(norm["parameter"], str)]
     if bad:
-        parts.append(f"{len(bad)} of {len(norms)} parameters have a norm that is not finite, {bad[0]} first")
+        parts.append(f"{len(bad)} of {len(norms)} parameters have a norm that is not finite (the first: {bad[0]})")
     count = sum(bool(row["not_finite"]) for row in rows)
     if count:
         parts.append(f"the embeddings of {count} of {len(rows)} clips are not finite")
     bad = [name for name, norm in norms.items() if isinstance(norm["gradient"], str)]
     if bad and not count:
-        parts.append(f"the gradients of {len(bad)} of {len(norms)} parameters have a norm that is not finite, {bad[0]} first")
+        parts.append(f"{len(bad)} of {len(norms)} gradients have a norm that is not finite (the first: {bad[0]})")
     if len(parts) == 1:
         prefix = "update_ratio_"
         bad = [name for name, value in metrics.items() if name.startswith(prefix) and isinstance(value, str)]

@@ -72,9 +72,9 @@ def read_manifest(folder: pathlib.Path, step: int) -> dict:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise DamagedError(f"{MANIFEST} has other bytes than were written")
+        raise DamagedError(f"{MANIFEST} has changed since it was written")
     if values["step"] != step:
-        raise DamagedError(f"{MANIFEST} is of step {values['step']}")
+        raise DamagedError(f"{MANIFEST} belongs to step {values['step']}")
     return values
 
 
@@ -92,9 +92,9 @@ def check_files(folder: pathlib.Path, manifest: dict, part: int = 0, num_parts: 
         try:
             size = (folder / name).stat().st_size
             if size != known["bytes"]:
-                return f"{name} has {size} bytes, {known['bytes']} were written"
+                return f"{name} has {size} bytes instead of {known['bytes']}"
             if _digest_file(folder / name) != known[_DIGEST]:
-                return f"{name} has other bytes than were written"
+                return f"{name} has changed since it was written"
         except OSError as error:
             found = _unreadable(folder / name, name, error)
             if not isinstance(found, DamagedError):
@@ -153,7 +153,7 @@ def check_arrays(tree, known: Mapping[str, str]) -> None:
     for shard in sums.addressable_shards:
         wrong = np.flatnonzero((np.asarray(shard.data) != expected).any(1))
         if len(wrong):
-            raise DamagedError(f"array {names[wrong[0]]} has other values than were saved ({len(wrong)} arrays have)")
+            raise DamagedError(f"array {names[wrong[0]]} has other values than were saved ({len(wrong)} in all)")
 
 
 def sync_folder(folder: pathlib.Path) -> None:

@@ -36,5 +36,6 @@ class Interrupt:
             if self.came:
                 os._exit(AT_ONCE)
             self.came = True
-            print("interrupted: saving after the next step; again to end at once", file=sys.stderr, flush=True)
+            line = "interrupted: saving after the next step; press Ctrl-C again to end at once without saving"
+            print(line, file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -63,7 +63,7 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
     except ValueError as error:  # JAX found no cluster, and misses an argument
         if address:
             raise ValueError(
-                f"{_ADDRESS} is {address}, but this is no cluster that JAX knows: set {' and '.join(_JOB.values())} as well"
+                f"{_ADDRESS} is {address}, but JAX does not recognise the cluster: set {' and '.join(_JOB.values())} as well"
             ) from error
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
@@ -78,8 +78,8 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
         return
     process, count = distributed.global_state.process_id, distributed.global_state.num_processes
     last_words.value = (
-        f"error: process {process} of {count} ends because another one has ended or was silent for {heartbeat_timeout_s} s "
-        "(its log says why), if the lines above name no other cause; start all again to go on from the last checkpoint\n"
+        f"error: process {process} of {count} ends because another process ended or was silent for {heartbeat_timeout_s} s "
+        "(see its log), unless the lines above name another cause; start all again to resume from the last checkpoint\n"
     ).encode()
 
 
@@ -103,7 +103,7 @@ def _telling_of_a_wait() -> Iterator[None]:
     def tell():
         job = distributed.global_state
         line = f"process {job.process_id} of {job.num_processes} waits for the others at {job.coordinator_address}"
-        print(f"{line}, {_ARRIVAL_S} s at most", file=sys.stderr, flush=True)
+        print(f"{line}, for at most {_ARRIVAL_S} s", file=sys.stderr, flush=True)
 
     timer = threading.Timer(_SILENT_S, tell)
     timer.daemon = True
@@ -122,8 +122,8 @@ def _end_as_lost_on_abort():
     as soon as the C handler returns. The handler must not call JAX.
     """
     line = (
-        f"error: this process of a job ends because not all of them have come within {_ARRIVAL_S} s or one has ended, if the "
-        "lines above name no other cause; start all again\n"
+        f"error: this process ends because not all processes of the job started within {_ARRIVAL_S} s or one of them ended, "
+        "unless the lines above name another cause; start all again\n"
     )
     words = ctypes.create_string_buffer(line.encode(), 1000)
 
@@ -156,7 +156,7 @@ def ending_together(heartbeat_timeout_s: int) -> Iterator[None]:
             raise
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):  # gloo's may come as ValueError
             line = str(error).splitlines()[0]
-            print(f"{line}\nwaiting to hear whether another process was lost", file=sys.stderr, flush=True)
+            print(f"{line}\nwaiting to find out whether another process was lost", file=sys.stderr, flush=True)
             time.sleep(2 * heartbeat_timeout_s)
         if not isinstance(error, SystemExit):
             traceback.print_exc()

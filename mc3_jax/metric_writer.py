@@ -119,7 +119,7 @@ def start_wandb(workdir: str, project: str, name: str, config: dict, *, resumed:
         problem = f"log.wandb_project = {project!r}: W&B can't be started ({_one_line(error)})"
         if not resumed:
             raise ValueError(f"{problem}: {fix}, or leave it empty") from error
-        print(f"warning: {problem}, going on without it; {fix}", file=sys.stderr, flush=True)
+        print(f"warning: {problem}, continuing without it; {fix}", file=sys.stderr, flush=True)
         return None
 
 

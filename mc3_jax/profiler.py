@@ -16,7 +16,7 @@ def parse_range(text: str) -> range:
         return range(0)
     found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
     if not found or int(found[1]) >= int(found[2]):
-        raise ValueError(f"--profile={text} is no range of steps: as 100:110, from 100 steps done to 110")
+        raise ValueError(f"--profile={text} is not a range of steps: write START:STOP, e.g. 100:110")
     return range(int(found[1]), int(found[2]))
 
 

@@ -64,10 +64,10 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
       ValueError: The data, the workdir or the devices don't fit the config; one line says how.
     """
     if config.checkpoint:
-        raise ValueError("config.checkpoint is evaluation's: name what the towers start from in config.init")
+        raise ValueError("config.checkpoint is for evaluation only: name the files that the towers start from in config.init")
     if not config.phases:
         raise ValueError(
-            "config.phases is empty: there is nothing to train; mc3_jax.evaluate takes the towers as they start"
+            "config.phases is empty: there is nothing to train; to evaluate untrained towers run mc3_jax.evaluate"
         )
     workdir_lib.check_workdir(workdir, config)
     model_lib.check_attention(config.model)
@@ -134,7 +134,7 @@ def _check_tokenizer(start: str, tokenizer: str) -> None:
         if start:
             vocabulary.find(start, tokenizer)
     except ValueError as error:
-        raise ValueError(f"config.data.tokenizer: {error}; config.init.text starts from it") from error
+        raise ValueError(f"config.data.tokenizer: {error}; config.init.text names that tower") from error
 
 
 def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:
@@ -142,7 +142,7 @@ def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None
     if any(phase.classification_weight > 0 for phase in config.phases) and found != config.model.num_classes:
         raise ValueError(
             f"config.model.num_classes = {config.model.num_classes}: {config.data.dir} has {found} classes"
-            + (f", set it to {found}" if found else ", it can't be classified")
+            + (f", set it to {found}" if found else ", so there is nothing to classify")
         )
 
 
@@ -185,8 +185,8 @@ def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phase
         return
     if num_clips < data.batch_size:
         raise ValueError(
-            f"config.data.batch_size = {data.batch_size}: split {data.split!r} of {data.dir} has {num_clips} clips, so that "
-            f"some would be several times in a batch, as their own negatives; set it to {num_clips} at most"
+            f"config.data.batch_size = {data.batch_size}: split {data.split!r} of {data.dir} has {num_clips} clips, so a "
+            f"batch would hold some clips several times, as their own negatives; set it to at most {num_clips}"
         )
     exposed = [phase for phase in contrasting if not phase.config.mask_same_text]  # it masks a repeated clip as well
     steps = [step for phase in exposed for step in range(phase.start, phase.stop)]
@@ -196,8 +196,8 @@ def _check_negatives(config: config_lib.Config, source: loader.ClipSource, phase
     if rows:
         can_mask = all("text" in phases_lib.modalities(p.config) and not p.config.memory.pool_size for p in exposed)
         progress.notice(
-            f"warning: {batches} of {len(steps)} steps go over the border of two epochs and hold clips twice, as their own "
-            f"negatives ({rows} rows in all), for there are {num_clips} clips; a smaller config.data.batch_size makes it "
-            + ("rarer and the phase's mask_same_text leaves them out" if can_mask else "rarer"),
+            f"warning: {batches} of {len(steps)} batches span two epochs and hold clips twice, as their own negatives "
+            f"({rows} rows in all), since there are only {num_clips} clips; a smaller config.data.batch_size makes them rarer"
+            + (", and the phase's mask_same_text leaves them out of the negatives" if can_mask else ""),
             sys.stderr,
         )

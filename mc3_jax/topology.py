@@ -128,10 +128,10 @@ def find_devices(topology: str) -> list:
     kind, _, size = topology.partition(":")
     if kind == "cpu" and size.isdecimal() and 0 < int(size) <= MAX_CHIPS:
         return _cpu_devices(int(size))
-    known = f"{TOPOLOGIES}, as h200:8"
+    known = f"{TOPOLOGIES}, e.g. h200:8"
     dims = [int(d) for d in size.split("x")] if re.fullmatch(r"\d+(x\d+)*", size) else []
     if kind not in CHIPS or len(dims) != CHIPS[kind].dims:
-        raise ValueError(f"--topology={topology} is unknown: {known}")
+        raise ValueError(f"--topology={topology} is unknown: choose one of {known}")
     num_chips = functools.reduce(lambda a, b: a * b, dims)
     most = MAX_GPUS if CHIPS[kind].gpu else MAX_CHIPS
     if not 0 < num_chips <= most:
@@ -188,7 +188,7 @@ def cudnn_of(chip: Chip | None) -> Iterator[None]:
     }
     missing = [name for name in answers if not hasattr(cudnn, name)]
     if missing:
-        raise ValueError(f"--topology: JAX {jax.__version__} no longer asks {', '.join(missing)}: use JAX 0.10 to 0.12")
+        raise ValueError(f"--topology: JAX {jax.__version__} lacks cuDNN's {', '.join(missing)}: use JAX 0.10 to 0.12")
     with mock.patch.multiple(cudnn, **answers):
         yield
 
@@ -196,6 +196,6 @@ def cudnn_of(chip: Chip | None) -> Iterator[None]:
 def _cpu_devices(num_devices: int) -> list:
     if num_devices > len(jax.devices("cpu")):
         raise ValueError(
-            f"--topology=cpu:{num_devices}: JAX has been started with {len(jax.devices('cpu'))} CPU devices"
+            f"--topology=cpu:{num_devices}: JAX was started with only {len(jax.devices('cpu'))} CPU devices"
         )
     return jax.devices("cpu")[:num_devices]

@@ -117,7 +117,7 @@ def train(
             return state
         if profile and not range(max(step, profile.start), min(stops[-1], profile.stop)):
             progress.notice(
-                f"warning: this start goes from step {step} to {stops[-1]}, nothing of --profile is in it", sys.stderr
+                f"warning: --profile has no effect: this start runs steps {step} to {stops[-1]} only", sys.stderr
             )
         batches = loader.train_batches(
             run.source, run.tokenize, batch_size=config.data.batch_size, seed=config.seed, start_step=step,
@@ -147,7 +147,7 @@ def train(
             checkpoints.wait()
         stopwatch.settle()
         if step < stops[-1]:
-            progress.notice(f"stopped after step {step}, its state is saved; start again to go on")
+            progress.notice(f"stopped after step {step}, its state is saved; start again to resume")
         lost = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in sorted(stopwatch.lost_s.items()))
         progress.notice(
             f"{step - first} steps; the devices waited for {lost}; goodput since the first start {stopwatch.goodput:.1%}"
@@ -189,7 +189,7 @@ def _first_state(run: run_lib.Run) -> tuple[int, step_lib.TrainState]:
         progress.notice(f"resuming after step {step}")
         return step, step_lib.TrainState(**tree)
     if saved:
-        progress.notice("warning: no checkpoint is intact, beginning at step 0", sys.stderr)
+        progress.notice("warning: no checkpoint is intact, starting at step 0", sys.stderr)
         with cli.user_errors():
             workdir_lib.check_workdir(run.workdir, run.config)  # without checkpoints, config.init must match as well
             initial, _ = weights.read_initial(run.config)
@@ -216,7 +216,7 @@ def _run_phase(
         batch = next(loop.batches)
     with loop.during("compilation", f"compiling the step of phase {phase.config.name!r}", long=True):
         begin, name = time.monotonic(), phase.config.name
-        progress.say(f"{name}  compiling, to go from step {step} to {phase.stop}")
+        progress.say(f"{name}  compiling, to run from step {step} to {phase.stop}")
         train_step = step_lib.jit_train_step(run.model, run.config, phase, state)
         train_step = train_step.lower(state, batch, np.int32(step)).compile()
         checkpoints.prepare(step_lib.to_tree(state))
@@ -327,11 +327,10 @@ def _stop_diverged(
         if job_lib.from_process_0(step - 1 not in (0, *checkpoint.steps_of(run.workdir))):
             loop.checkpoints.save(step - 1, step_lib.to_tree(state))
             loop.checkpoints.wait()
-    saved = "The state before it is saved, all" if step > 1 else "All"
+    saved = "The state before it is saved, the" if step > 1 else "The"
     raise divergence.DivergedError(
         f"step {step} of phase {phase.config.name!r}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. {saved} "
-        f"that is known is in {path}. Lower the learning rate, lengthen its warm-up or set "
-        "clip_norm, as another run"
+        f"details are in {path}. Lower the learning rate, lengthen its warm-up or set clip_norm, in a new run"
     )
 
 
@@ -357,6 +356,6 @@ def main(config: config_lib.Config, workdir: str) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string(
-        "profile", "", "START:STOP, as 100:110: trace the steps after START, up to STOP, to WORKDIR/profile."
+        "profile", "", "START:STOP, e.g. 100:110: trace the steps after START, up to STOP, into WORKDIR/profile."
     )
     cli.run(main)

@@ -61,7 +61,7 @@ class Watchdog:
         """
         self._limit_s = limit_s
         self._process, self._num_processes = jax.process_index(), jax.process_count()
-        self._count, self._place = 0, ("between two places", LONG, time.monotonic())
+        self._count, self._place = 0, ("between two tasks", LONG, time.monotonic())
         self._main, self._end = threading.get_ident(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -89,7 +89,7 @@ class Watchdog:
             yield
         finally:
             self._count += 1
-            self._place = ("between two places", LONG, time.monotonic())
+            self._place = ("between two tasks", LONG, time.monotonic())
 
     def _watch(self) -> None:
         judge, pause_s, looked = Judge(self._limit_s), min(self._limit_s / 10, 10), time.monotonic()
@@ -106,7 +106,8 @@ class Watchdog:
                 elif self._num_processes > 1 and job_lib.published(_VERDICT):
                     self._bite([])
         except Exception as error:  # else the watching would end unnoticed
-            print(f"warning: this process is no longer watched: {error!r}", file=sys.stderr, flush=True)
+            line = f"warning: the watchdog of this process has failed, hangs will go unnoticed: {error!r}"
+            print(line, file=sys.stderr, flush=True)
 
     def _exchange(self) -> dict[int, dict]:
         """Publishes where this process is, and returns where all processes are."""
@@ -132,7 +133,7 @@ class Watchdog:
                 stack = traceback.format_stack(sys._current_frames()[self._main])
                 print(f"process {self._process} is here:\n{''.join(stack)}", file=sys.stderr)
             print(
-                "error: nothing was saved; start again to go on from the last checkpoint; if this was no hang, raise "
+                "error: nothing was saved; start again to resume from the last checkpoint; if this was not a hang, raise "
                 f"config.hang_timeout_s, now {self._limit_s:g}", file=sys.stderr, flush=True,
             )  # fmt: skip
         finally:  # even if the log can't be written any more
@@ -157,7 +158,7 @@ def verdict(found: dict[int, dict]) -> list[str]:
     shown = list(behind.items())[:10]
     lines = [f"process {process} hangs: it has been {m['place']} for {m['for_s']} s" for process, m in shown]
     if len(behind) > 10:
-        lines.append(f"so do {len(behind) - 10} more")
+        lines.append(f"{len(behind) - 10} more processes hang as well")
     if len(behind) == len(found) > 1:
-        lines.append("no process is behind the others: it is the devices, or the network between them")
+        lines.append("no process is behind the others: the cause is the devices or the network between them")
     return lines

@@ -203,7 +203,7 @@ def _take_tower(
     source = found.get(tower) or found.get("image")
     if source is None:
         raise ValueError(
-            f"{path} holds {' and '.join(found)}, but no {tower} tower: combine towers of several files by "
+            f"{path} holds {' and '.join(found)}, no {tower} tower: combine towers of several files by "
             "`python -m mc3_jax.convert import --audio FILE --video FILE --text FILE --out FOLDER`"
         )
     wanted = {name.removeprefix(f"{tower}/"): shape for name, shape in shapes.items() if name.startswith(f"{tower}/")}

@@ -166,7 +166,7 @@ def _advise(workdir: str, there: dict, here: dict, free: tuple[str, ...]) -> str
     """Returns advice on how to change the command so that its config is that of the run in the workdir."""
     if there["name"] != here["name"] or there["phases"] != here["phases"]:
         return f"name the --config that it was trained with, see {pathlib.Path(workdir) / CONFIG_FILE}"
-    return f"it was trained with {' '.join(_overrides(there, here, free))}: give the same"
+    return f"it was trained with {' '.join(_overrides(there, here, free))}: give the same options"
 
 
 def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, str], facts: dict | None = None) -> None:
@@ -202,7 +202,7 @@ def claim_workdir(workdir: str, config: config_lib.Config, digests: dict[str, st
         job_lib.on_process_0(claim)
     except job_lib.Process0Error as error:
         raise WorkdirError(
-            f"{workdir} can't be written to ({error}): make room there, or name another --workdir"
+            f"{workdir} can't be written to ({error}): free some space there, or name another --workdir"
         ) from error
 
 
@@ -222,8 +222,8 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
         others = [field for field, digest in digests.items() if there[field] != digest]
         if others:
             problem = (
-                f"config.{others[0]} names other data than the run in {workdir} is trained on, as process "
-                f"{jax.process_index()} sees them: name those, or choose another workdir"
+                f"config.{others[0]} names other data than the run in {workdir} is trained on, as seen by process "
+                f"{jax.process_index()}: name those, or choose another workdir"
             )
     except OSError as error:
         problem = _unseen(path, error)
@@ -270,7 +270,7 @@ def trained_on(workdir: str) -> dict:
     except ValueError as error:
         raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
     if not isinstance(found, dict):
-        raise WorkdirError(f"{path} is damaged (no object): choose another workdir")
+        raise WorkdirError(f"{path} is damaged (not a JSON object): choose another workdir")
     return found
 
 
@@ -321,14 +321,14 @@ def _take_lock(workdir: str) -> int:
     while (error := _try_lock(descriptor)) is not None:
         if error.errno in _NO_LOCKS:
             print(
-                f"warning: {path} can't be locked ({error.strerror}): see that no other run starts there",
+                f"warning: {path} can't be locked ({error.strerror}): make sure that no other run starts there",
                 file=sys.stderr,
             )
             return descriptor
         holder, elsewhere = _read_holder(descriptor)
         if error.errno in (errno.EAGAIN, errno.EACCES) and elsewhere and time.monotonic() < deadline:
             if not told:
-                print(f"{workdir} is in use by {holder}: asking again for {_WAIT_S} s", file=sys.stderr, flush=True)
+                print(f"{workdir} is in use by {holder}: trying again for {_WAIT_S} s", file=sys.stderr, flush=True)
             told = True
             time.sleep(5)  # a file server keeps the lock of a lost machine for a while
             continue
@@ -337,14 +337,14 @@ def _take_lock(workdir: str) -> int:
             raise error
         gone = f"; if that machine is gone, delete {path}" if elsewhere else ""
         raise WorkdirError(
-            f"{workdir} is in use by {holder or 'another run'}: wait until that has ended, or name another --workdir{gone}"
+            f"{workdir} is in use by {holder or 'another run'}: wait until it has ended, or name another --workdir{gone}"
         ) from error
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{_machine()}\n".encode(), 0)
     except OSError as error:
         os.close(descriptor)
-        raise WorkdirError(f"{workdir} can't be written to ({error.strerror}): make room there") from error
+        raise WorkdirError(f"{workdir} can't be written to ({error.strerror}): free some space there") from error
     return descriptor
 
 

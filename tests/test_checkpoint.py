@@ -107,7 +107,7 @@ def test_values_that_changed_before_they_were_digested_are_found(tmp_path, monke
     monkeypatch.setattr(checkpoint.ocp, "save_async", broken_memory)
     save(tmp_path, 1)
     _, abstract = make_state(make_mesh((2, 4)), 1)
-    with pytest.raises(checkpoint.DamagedError, match=r"array params/audio/kernel has other values .* \(1 arrays have\)"):
+    with pytest.raises(checkpoint.DamagedError, match=r"array params/audio/kernel has other values .* \(1 in all\)"):
         checkpoint.restore(str(tmp_path), 1, abstract)
 
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_may_not_be_read_is_no_damage(saved, monkeypatch):
 
     monkeypatch.setattr(integrity, "_digest_file", forbidden)
     _, abstract = make_state(make_mesh((1, 1)), 1)
-    with pytest.raises(OSError, match="process 0 on .* can't read .*Permission denied.*stays as it is"):
+    with pytest.raises(OSError, match="process 0 on .* can't read .*Permission denied.*is left as it is"):
         checkpoint.restore_newest(workdir, lambda step: abstract)
     assert checkpoint.steps_of(workdir) == steps
     assert not list(checkpoint.checkpoint_dir(workdir).glob("*damaged*"))
@@ -203,7 +203,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_no_damage_and_the_newes
     step, params = checkpoint.restore_newest_params(workdir, abstract["params"])
     assert step == 1
     assert same_bits(params, make_state(make_mesh((1, 1)), 1)[0]["params"])
-    with pytest.raises(checkpoint.PrunedError, match=r"has no checkpoint of step 2, only of \[1\]"):
+    with pytest.raises(checkpoint.PrunedError, match=r"has no checkpoint of step 2, only of steps \[1\]"):
         checkpoint.restore_params(workdir, 2, abstract["params"])
 
 
@@ -223,7 +223,7 @@ def test_a_process_that_alone_finds_a_checkpoint_deleted_ends_without_a_collecti
         with pytest.raises(checkpoint.PrunedError, match="has no checkpoint of step 2"):
             checkpoint.restore_params(workdir, 2, abstract["params"])
     monkeypatch.setattr(checkpoint, "_load_params", meanwhile)
-    with pytest.raises(ValueError, match=r"2 was deleted while it was read, .* only \[1\] are left; start again$"):
+    with pytest.raises(ValueError, match=r"2 was deleted by the running training .* only steps \[1\] are left; start again$"):
         checkpoint.restore_newest_params(workdir, abstract["params"])
     assert not told
 
@@ -239,14 +239,14 @@ def test_checkpoints_deleted_while_they_are_read_are_reported_as_that_and_not_as
         return real(path, step)
 
     monkeypatch.setattr(checkpoint, "_verify", meanwhile)
-    with pytest.raises(checkpoint.PrunedError, match=r"6 was deleted while it was read, .* only \[1, 7\] are left"):
+    with pytest.raises(checkpoint.PrunedError, match=r"6 was deleted by the running training .* \[1, 7\] are left"):
         checkpoint.restore_newest_params(workdir, abstract["params"])
 
 
 def test_a_checkpoint_of_another_model_is_no_damage(saved):
     _, abstract = make_state(make_mesh((1, 1)), 1)
     del abstract["params"]["video"]
-    with pytest.raises(checkpoint.CheckpointError, match=r"2 can't be restored, its state is not .*init.audio="):
+    with pytest.raises(checkpoint.CheckpointError, match=r"2 can't be restored: its state doesn't .*init.audio="):
         checkpoint.restore(str(saved), 2, abstract)
 
 
@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(small_disk, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the checkpoint of step ")
     assert "No space left on device" in line
-    assert "start again to go on" in line
+    assert "start again to resume" in line
     step = checkpoint.steps_of(str(small_disk))[-1]
     assert f"step {step + 1} can't be written" in line
     original, abstract = make_state(make_mesh((1, 1)), step)

@@ -120,13 +120,13 @@ def test_the_share_of_the_peak_is_that_of_all_devices_and_none_for_unknown_devic
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("v9:2x2", "--topology=v9:2x2 is unknown: h200:N, h100:N, a100:N, v5e:AxB"),
+        ("v9:2x2", "--topology=v9:2x2 is unknown: choose one of h200:N, h100:N, a100:N"),
         ("h100:2x8", "--topology=h100:2x8 is unknown"),
         ("h100:9", "has 9 chips: 1 to 8 are supported"),
         ("v5e", "--topology=v5e is unknown"),
         ("v5p:4x4", "--topology=v5p:4x4 is unknown: .* v5p:AxBxC"),
         ("v5e:32x32", "has 1024 chips: 1 to 256 are supported"),
-        ("cpu:64", "JAX has been started with 8 CPU devices"),
+        ("cpu:64", "JAX was started with only 8 CPU devices"),
         ("cpu:0", "cpu:0 is unknown"),
     ],
 )
@@ -178,7 +178,7 @@ def test_the_usable_memory_of_a_gpu_is_the_share_that_jax_takes(monkeypatch):
 def test_attention_that_a_topology_can_not_have_is_refused():
     config = small_config()
     config.model.attention, config.model.dtype = "cudnn", "bfloat16"
-    with pytest.raises(ValueError, match=r"model\.attention = 'cudnn', but this is bfloat16 .* on cpu"):
+    with pytest.raises(ValueError, match=r"model\.attention = 'cudnn' needs .* but this is bfloat16, .* on cpu"):
         small_report(config)
 
 
@@ -201,12 +201,12 @@ def test_what_does_not_divide_is_refused():
         (
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.65G) exceeds "
             "available HBM (15.75G).",
-            r"does not fit v5e:2x4: needs 16.65 GiB per chip, 15.75 GiB are there, 0.90 GiB too much; try .*remat",
+            r"does not fit v5e:2x4: needs 16.65 GiB per chip, 15.75 GiB are available, 0.90 GiB are missing; try .*remat",
         ),
         (
             "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20480.00M of "
             "15.75G hbm. Exceeded hbm capacity by 4.25G.",
-            r"needs 20.00 GiB per chip, 15.75 GiB are there, 4.25 GiB too much",
+            r"needs 20.00 GiB per chip, 15.75 GiB are available, 4.25 GiB are missing",
         ),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_step_that_does_not_fit_is_reported_with_the_missing_memory(text, mess
         ((), 2, "--topology is missing"),
         (("--topology=v9:2x2",), 2, "v9:2x2 is unknown"),
         (("--topology=cpu:7",), 2, "data.batch_size = 256 is not divisible by the 7 devices"),
-        (("--topology=cpu:2", "--phase=none"), 2, "--phase=none is none of this config's: align, refine"),
+        (("--topology=cpu:2", "--phase=none"), 2, "--phase=none is not a phase of this config: choose one of align, refine"),
     ],
 )
 def test_bad_commands_end_with_one_line(flags, status, message):
@@ -299,7 +299,7 @@ def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
         payload = {(kind, dtype): float(megabytes) * 1e6 for kind, megabytes, dtype in sent}
         assert payload["all-gather", "f32"] == pytest.approx(3 * 256 * 256 * 4, rel=0.02)
         assert ("all-reduce", "f32") in payload
-        assert " GiB of 79 GiB, of which JAX takes 59.25:" in report
+        assert " GiB of 79 GiB, of which JAX uses 59.25:" in report
         flops, model = map(float, re.search(r"FLOPs +([\d.]+) T per chip .* ([\d.]+) T", report).groups())
         assert flops == pytest.approx(model / 8, rel=0.05)
         found[form] = memory_and_traffic(report)

@@ -31,7 +31,8 @@ def start(*words: str) -> subprocess.Popen:
 def test_the_first_interrupt_is_reported_and_the_second_ends_the_process_at_once():
     with start("heard", "60") as process:
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == "interrupted: saving after the next step; again to end at once\n"
+        said = "interrupted: saving after the next step; press Ctrl-C again to end at once without saving\n"
+        assert process.stderr.readline() == said
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == interrupt.AT_ONCE
         assert process.communicate() == ("", "")

@@ -59,4 +59,4 @@ def test_a_process_that_slurm_starts_alone_on_its_node_takes_all_devices_and_wai
         "an interactive session: all of 1", "node 0: all of 2", "node 1: all of 2", "one task of a job's eight: all of 1",
         "task 0: 0 of 2", "task 1: 1 of 2",
     ], done.stderr  # fmt: skip
-    assert "process 0 of 8 waits for the others at localhost:61443, 2 s at most\n" in done.stderr
+    assert "process 0 of 8 waits for the others at localhost:61443, for at most 2 s\n" in done.stderr

@@ -227,7 +227,7 @@ def test_a_process_that_loses_another_ends_in_time_with_a_line_and_its_own_statu
             process.kill()
             process.wait()
     last = log.read_text().splitlines()[-1]
-    assert last.startswith(f"error: process {1 - victim} of 2 ends because another one has ended or was silent for 10 s")
+    assert last.startswith(f"error: process {1 - victim} of 2 ends because another process ended or was silent for 10 s")
     assert "Traceback" not in log.read_text()
 
 
@@ -249,7 +249,7 @@ sys.exit(cli.PREEMPTED)
 def test_a_process_that_is_done_while_another_fails_ends_as_lost_and_does_not_hang(tmp_path):
     (first, _), (second, log) = run_together(["-c", ENDS_FIRST], tmp_path)
     assert (first, second) == (cli.USER_ERROR, job_lib.LOST), log
-    assert log.splitlines()[-1].startswith("error: process 1 of 2 ends because another one has ended"), log
+    assert log.splitlines()[-1].startswith("error: process 1 of 2 ends because another process ended"), log
 
 
 UNWRITTEN = """

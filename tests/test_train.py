@@ -76,7 +76,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     saved = {int(found[1]) for line in log if (found := re.fullmatch(r"saved step ([0-9]+) in [0-9.]+ s", line))}
     assert saved == set(kept) & set(later)
     if where == "at the switch":
-        assert log[0] == f"refine  compiling, to go from step {step} to {stops[1]}"
+        assert log[0] == f"refine  compiling, to run from step {step} to {stops[1]}"
         assert re.fullmatch(r"refine  compiled in [0-9.]+ s", log[1])
 
 
@@ -326,7 +326,7 @@ BAD = {
         lambda c, t: setattr(c.data, "batch_size", 12),
         "batch_size = 12 is not divisible by the 8",
     ),
-    "no GPU": (_cudnn, "model.attention = 'cudnn', but this is bfloat16 with heads 8 wide on cpu: .*set auto"),
+    "no GPU": (_cudnn, "model.attention = 'cudnn' needs .* but this is bfloat16, 8 wide, on cpu: set auto"),
     "no tokenizer": (lambda c, t: setattr(c.data, "tokenizer", str(t / "none")), "no tokenizer folder"),
     "vocabulary too large": (lambda c, t: setattr(c.model.text, "vocab_size", 50), "vocab_size is 50: raise it"),
 }
@@ -364,7 +364,7 @@ def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_ar
     source = loader.open_split(config.data.dir, "train", 4)
     num_clips = len(source)
     config.data.batch_size = 8 * (num_clips // 8 + 1)
-    with pytest.raises(ValueError, match=rf"batch_size = .* has {num_clips} clips, .* set it to {num_clips} at most"):
+    with pytest.raises(ValueError, match=rf"batch_size = .* has {num_clips} clips, .* set it to at most {num_clips}"):
         run_lib.set_up(config, str(tmp_path / "run"))
 
     def warning(batch_size, **change):
@@ -374,14 +374,14 @@ def test_batches_larger_than_the_split_are_refused_and_clips_twice_in_a_batch_ar
         return capsys.readouterr().err
 
     told = warning(num_clips // 2 + 1)
-    assert re.match(r"warning: \d+ of \d+ steps go over .* hold clips twice, .*\(\d+ rows in all\)", told)
+    assert re.match(r"warning: \d+ of \d+ batches span two epochs and hold clips twice, .*\(\d+ rows in all\)", told)
     assert not warning(num_clips // 10)  # too few to be reported
     assert not warning(num_clips)  # one batch per epoch
     assert not warning(num_clips // 2 + 1, contrastive_weight=0.0)
     assert not warning(num_clips // 2 + 1, mask_same_text=True)
-    assert told.endswith("makes it rarer and the phase's mask_same_text leaves them out\n")
+    assert told.endswith("makes them rarer, and the phase's mask_same_text leaves them out of the negatives\n")
     blind = warning(num_clips // 2 + 1, pairs=("av",), consensus_weight=0.0)  # no texts that it could compare
-    assert blind.endswith("makes it rarer\n")
+    assert blind.endswith("makes them rarer\n")
 
 
 def test_resolved_config_is_saved_beside_the_checkpoints(finished):

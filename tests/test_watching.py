@@ -292,7 +292,7 @@ def test_a_process_that_hangs_ends_and_says_where():
     assert done.stdout == "so far so good\n"
     assert re.search("error: process 0 hangs: it has been reading the batch of step 9 for [0-9]+ s\n", done.stderr)
     assert 'File "<string>", line 12, in <module>' in done.stderr
-    assert "the last checkpoint; if this was no hang, raise config.hang_timeout_s, now 2\n" in done.stderr
+    assert "the last checkpoint; if this was not a hang, raise config.hang_timeout_s, now 2\n" in done.stderr
 
 
 def test_a_trace_holds_the_steps_that_were_asked_for_and_no_others(tmp_path):
@@ -313,7 +313,7 @@ def test_a_trace_holds_the_steps_that_were_asked_for_and_no_others(tmp_path):
 
 @pytest.mark.parametrize("text", ["100", "5:5", "7:3", "a:b", "-1:4", "1:2:3", "1:99999999999"])
 def test_an_invalid_range_of_steps_is_refused(text):
-    with pytest.raises(ValueError, match="--profile=.* is no range of steps: as 100:110"):
+    with pytest.raises(ValueError, match="--profile=.* is not a range of steps: write START:STOP, e.g. 100:110"):
         profiler.parse_range(text)
 
 

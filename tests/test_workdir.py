@@ -66,7 +66,7 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caps
     monkeypatch.setattr(workdir_lib.fcntl, "flock", no_locks)
     claim(tmp_path)
     assert (tmp_path / workdir_lib.CONFIG_FILE).is_file()
-    assert "can't be locked (Function not implemented): see that no other run" in capsys.readouterr().err
+    assert "can't be locked (Function not implemented): make sure that no other run" in capsys.readouterr().err
 
 
 def test_other_data_than_the_runs_are_refused_and_the_field_is_named(tmp_path):

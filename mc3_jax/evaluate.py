@@ -95,8 +95,8 @@ def measure(
     for tower, value in embeddings.items():
         if bad := int((~np.isfinite(value)).any(1).sum()):
             raise ValueError(
-                f"the {tower} embeddings of {bad} of {len(value)} clips are not finite: the weights are damaged or have "
-                "diverged, evaluate others"
+                f"the {tower} embeddings of {bad} of {len(value)} clips are not finite: the weights are damaged or "
+                "training has diverged, evaluate other weights"
             )
     labels, verbs = known["label"].astype(np.int64), known["verb_id"]
     draws = {"num_bootstrap": config.num_bootstrap, "seed": config.seed}
@@ -155,11 +155,11 @@ def _check_window(config: config_lib.Config, source: loader.ClipSource) -> None:
     """Refuses clips that last longer than what the model hears, and warns of those that last shorter."""
     clip_s = (config.data.num_samples or source.info.num_samples) / records.SAMPLE_RATE_HZ
     heard_s = model_lib.heard_s(config.model)
-    told = f"the clips of {config.data.dir} last {clip_s:g} s, and the model hears {heard_s:g} s"
+    told = f"the clips of {config.data.dir} last {clip_s:g} s, but the model's window is {heard_s:g} s"
     if clip_s > heard_s + 0.01:
-        raise ValueError(f"{told}: convert them anew with --window")
+        raise ValueError(f"{told}: convert them again with --window")
     if clip_s < heard_s - 0.05 and jax.process_index() == 0:
-        print(f"warning: {told}: they end in silence, cut them anew with --window", file=sys.stderr)
+        print(f"warning: {told}: they are padded with silence; cut them again with --window", file=sys.stderr)
 
 
 def _find_tokenizer(config: config_lib.Config, path: str) -> str:
@@ -182,7 +182,7 @@ def _find_tokenizer(config: config_lib.Config, path: str) -> str:
         if not own:
             raise ValueError(f"config.data.tokenizer: {error}") from error
         if jax.process_index() == 0:
-            print(f"warning: config.data.tokenizer: {error}, which is taken", file=sys.stderr)
+            print(f"warning: config.data.tokenizer: {error}: using that one", file=sys.stderr)
         return own
 
 
@@ -221,7 +221,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     if has_run:
         workdir_lib.check_workdir(workdir, config, must_exist=True)
     elif checkpoint.newest_step(workdir):
-        raise ValueError(f"{workdir} holds a run: name another --workdir for what has none")
+        raise ValueError(f"{workdir} holds a run: to evaluate other weights, name another --workdir")
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
     mesh_lib.check_batch_size(mesh, config.eval.batch_size, "eval.batch_size")
     num_frames = config.model.video.num_frames
@@ -347,7 +347,7 @@ def _write(
         f"{source.info.name}, {config.eval.split} split, {described}; seed {config.seed}; "
         f"checkpoint {where}"
         + (f"; {num_seen} of them were trained on" if num_seen else "")
-        + (f"; no phase looks at {' and '.join(untrained)}, whose pairs say nothing" if untrained else "")
+        + (f"; no phase uses {' and '.join(untrained)}, whose similarities mean nothing" if untrained else "")
     )
     chosen = config.eval
     page = report.write(
@@ -360,9 +360,9 @@ def _write(
         print(f"{name}: {_headline(result)}")
     alone = {name: "–" if value is None else f"{value:.3f}" for name, value in results[last]["controls"].items()}
     if num_seen:
-        print(f"warning: the run was trained on {num_seen} of these clips: this is no measure of what it has learned")
+        print(f"warning: the run was trained on {num_seen} of these clips, so the results don't show how it generalises")
     if untrained:
-        print(f"no phase looks at {' and '.join(untrained)}: what stands here of its pairs says nothing")
+        print(f"no phase uses {' and '.join(untrained)}, whose similarities mean nothing")
     if alone:
         print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))
         print(discovery.describe_margin(results[last]["margin"]))
@@ -381,7 +381,7 @@ def _headline(result: dict) -> str:
         said.append(f"V→A hit@5 {v2a['hit@5']:.3f} (chance {v2a['chance']['hit@5']:.3f})")
     if not found:
         own = result["instance_retrieval"]["v2a"]
-        said.append(f"own clip V→A recall@5 {own['recall@5']:.3f} (chance {own['chance']['recall@5']:.3f})")
+        said.append(f"instance V→A recall@5 {own['recall@5']:.3f} (chance {own['chance']['recall@5']:.3f})")
     return "  ".join(said)
 
 
@@ -393,7 +393,7 @@ def main(config: config_lib.Config, workdir: str) -> None:
         if not config.checkpoint and config.phases:
             config, own = workdir_lib.as_trained(workdir, config, cli.overridden())
             if own and jax.process_index() == 0:
-                print(f"{workdir} was trained with {' '.join(own)}, and is evaluated so", flush=True)
+                print(f"{workdir} was trained with {' '.join(own)}; evaluation uses these settings", flush=True)
         evaluate(config, workdir)
 
 

@@ -67,8 +67,8 @@ def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipS
     learned = list(facts.get("classes", classes))
     if len(classes) != config.model.num_classes or classes != learned:
         raise ValueError(
-            f"{config.data.dir} has the {len(classes)} classes {', '.join(classes[:3])}, ..., and the run in {workdir} has "
-            f"learned {config.model.num_classes} classes {', '.join(learned[:3])}, ...: evaluate it on data with its own "
+            f"{config.data.dir} has the {len(classes)} classes {', '.join(classes[:3])}, ..., but the run in {workdir} was "
+            f"trained on {config.model.num_classes} classes {', '.join(learned[:3])}, ...: evaluate it on data with these "
             "classes"
         )
 
@@ -111,8 +111,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     """
     if config.checkpoint:
         raise ValueError(
-            f"config.checkpoint = {config.checkpoint!r}: a model with {config.model.num_classes} classes is evaluated by its "
-            "run, leave it out and name --workdir; set config.model.num_classes=0 to evaluate towers alone"
+            f"config.checkpoint = {config.checkpoint!r}: a model with {config.model.num_classes} classes is evaluated from "
+            "its run: name --workdir instead; to evaluate only the towers set config.model.num_classes=0"
         )
     workdir_lib.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)
@@ -150,8 +150,8 @@ def _write(
     """Writes and prints the results; `probabilities` are of the last checkpoint, and both arrays are of all clips."""
     if content["num_seen"]:
         print(
-            f"warning: the run was trained on {content['num_seen']} of these {content['num_clips']} clips: this is no "
-            "measure of what it hears"
+            f"warning: the run was trained on {content['num_seen']} of these {content['num_clips']} clips, so the "
+            "results don't show how it generalises"
         )
     clip_ids = np.array([source[i].clip_id for i in range(len(source))])
     with whole_file.writing(path / "scores.npz") as aside, aside.open("wb") as f:

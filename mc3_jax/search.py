@@ -45,7 +45,7 @@ def embed_queries(
     try:
         found = dict(zip(texts, model.embed_text(list(texts)), strict=True)) if texts else {}
     except ValueError as error:
-        raise ValueError(f"--text: {error}; here by --tokenizer FOLDER") from error
+        raise ValueError(f"--text: {error}; here: --tokenizer FOLDER") from error
     for path in sounds:
         try:
             waveform, rate = _read_sound(path)
@@ -164,8 +164,9 @@ def _check_window(model: embedder.Embedder, source: loader.ClipSource, folder: s
     if max(heard_s - least_s, most_s - heard_s) > 0.05:
         last = f"{least_s:g} s" if least_s == most_s else f"{least_s:g} to {most_s:g} s"
         print(
-            f"warning: the clips of {folder} last {last}, and the model hears {heard_s:g} s: of longer ones the middle "
-            "is heard beside pictures of the whole, shorter ones end in silence; cut them anew with --window",
+            f"warning: the clips of {folder} last {last}, but the model's window is {heard_s:g} s: longer clips are "
+            "embedded with the middle of their sound but frames of the whole, shorter ones are padded with silence; cut them "
+            "again with --window",
             file=sys.stderr,
         )
 
@@ -216,15 +217,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mc3_jax.search", description=description, allow_abbrev=False)
     add = parser.add_argument
     add("--model", required=True, help="workdir of a run, folder of mc3_jax.convert, or a checkpoint of the paper's sizes")
-    add("--clips", required=True, help="data set to look through, e.g. of data_prep.own_videos --every_s 0.75")
+    add("--clips", required=True, help="data set to search, e.g. of data_prep.own_videos --every_s 0.75")
     add("--out", required=True, help="folder for hits.csv, index.html and the embeddings")
     add("--text", action="append", default=[], help="what to find, worded like the training narrations; may be repeated")
     add("--sound", action="append", default=[], help="sound file; finds moments like its loudest part; may be repeated")
-    add("--by", choices=moments_lib.SCORES, default="both", help="compare questions with a moment's sound, pictures or both")
-    add("--top", type=int, default=10, help="moments shown per question (default %(default)s)")
-    add("--split", default="", help="split of the data set; default all")
+    add("--by", choices=moments_lib.SCORES, default="both", help="compare queries with a moment's sound, frames or both")
+    add("--top", type=int, default=10, help="moments shown per query (default %(default)s)")
+    add("--split", default="", help="split of the data set; default: all")
     add("--tokenizer", default="", help="folder of the tokenizer, if the model has none")
-    add("--batch_size", type=int, default=64, help="clips computed at a time (default %(default)s)")
+    add("--batch_size", type=int, default=64, help="clips embedded at a time (default %(default)s)")
     add("--num_threads", type=int, default=4, help="threads that read and decode clips (default %(default)s)")
     return parser.parse_args(argv)
 

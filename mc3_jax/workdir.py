@@ -235,7 +235,7 @@ def check_data(workdir: str, digests: dict[str, str]) -> None:
 
 def _unseen(path: pathlib.Path, error: OSError) -> str:
     who = f"process {jax.process_index()} on {socket.gethostname()}"
-    return f"{who} can't read {path} ({error.strerror}): see that every process sees the workdir"
+    return f"{who} can't read {path} ({error.strerror}): make sure that every process sees the workdir"
 
 
 def _read_of_process_0(path: pathlib.Path) -> str:

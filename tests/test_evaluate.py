@@ -93,7 +93,7 @@ def test_phases_end_as_for_the_data_of_training_and_texts_get_the_runs_own_token
     (other / "tokenizer_config.json").write_text((other / "tokenizer_config.json").read_text() + "\n")
     config.data.tokenizer = str(other)
     assert evaluate._find_tokenizer(config, str(place)) == f"{place}/tokenizer"
-    assert f"{other} is not the tokenizer that the text tower of {place} has learned: that is in" in capsys.readouterr().err
+    assert f"{other} is not the tokenizer that the text tower of {place} was trained with: that" in capsys.readouterr().err
     shutil.rmtree(place / "tokenizer")  # as in a run of an earlier version
     assert evaluate._find_tokenizer(config, str(place)) == finished[0].data.tokenizer
     there = json.loads((place / "config.json").read_text())
@@ -129,7 +129,7 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
     found = evaluate.evaluate(config, str(tmp_path / "untrained"))
     told = capsys.readouterr().err
     assert f"other is not the tokenizer that the text tower of {finished[1]} has learned" in told
-    assert f"that is in {finished[1]}/tokenizer, which is taken" in told
+    assert f"that one is in {finished[1]}/tokenizer: using that one" in told
     assert found["step"] == 0
     results = json.loads((tmp_path / "untrained" / "results.json").read_text())
     assert (results["checkpoint"], results["untrained"], results["num_seen"]) == ("untrained", ["audio", "video"], 0)
@@ -150,10 +150,10 @@ def test_evaluation_says_how_many_clips_the_run_was_trained_on_and_that_it_never
     num = len(loader.open_split(config.data.dir, config.eval.split, 4))
     results, told = json.loads((place / "results.json").read_text()), capsys.readouterr().out
     assert (results["untrained"], results["num_seen"]) == (["text"], num)
-    assert "no phase looks at text: what stands here of its pairs says nothing" in told
+    assert "no phase uses text, whose similarities mean nothing" in told
     assert f"warning: the run was trained on {num} of these clips" in told
     page = (place / "report" / "index.html").read_text()
-    assert f"{num} of them were trained on; no phase looks at text, whose pairs say nothing" in page
+    assert f"{num} of them were trained on; no phase uses text, whose similarities mean nothing" in page
     # In another workdir the run's weights still count as the run's. Clips without a label are not measured, so not counted.
     config.checkpoint, config.eval.split, config.data.split = str(place), "train+test", "train"
     digest = loader.open_split(config.data.dir, "train+test", 0).digest
@@ -231,7 +231,7 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     assert (found["discovery"], found["controls"], found["margin"], found["retrieval"]) == ({}, {}, None, {})
     pool = found["instance_retrieval"]["a2l"]["pool_size"]
     told, results = capsys.readouterr().out, json.loads((place / "results.json").read_text())
-    assert re.search(r"refine: own clip V→A recall@5 0\.\d{3} \(chance 0\.\d{3}\)", told)
+    assert re.search(r"refine: instance V→A recall@5 0\.\d{3} \(chance 0\.\d{3}\)", told)
     assert "no clip is labelled: discovery is not measured" in told
     source = loader.open_split(config.data.dir, "train", 4)
     assert results["num_seen"] == pool == len(source)
@@ -254,7 +254,7 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
 def test_results_without_a_run_are_not_written_into_a_runs_workdir(finished):
     config = copy.deepcopy(finished[0])
     config.phases = []
-    with pytest.raises(ValueError, match="holds a run: name another --workdir for what has none"):
+    with pytest.raises(ValueError, match="holds a run: to evaluate other weights, name another --workdir"):
         evaluate.evaluate(config, finished[1])
 
 
@@ -276,11 +276,11 @@ def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, 
     assert len(source) == counts["train"] + counts["test"]
     assert source[len(source) - 1].clip_id == loader.open_split(clips, "test", 4)[counts["test"] - 1].clip_id
     config.model.audio.num_time_frames = 99
-    with pytest.raises(ValueError, match="last 1.5 s, and the model hears 1 s: convert them anew with --window"):
+    with pytest.raises(ValueError, match="last 1.5 s, but the model's window is 1 s: convert them again with --window"):
         evaluate._check_window(config, source)
     config.model.audio.num_time_frames = 199
     evaluate._check_window(config, source)
-    assert "last 1.5 s, and the model hears 2 s: they end in silence" in capsys.readouterr().err
+    assert "last 1.5 s, but the model's window is 2 s: they are padded with silence" in capsys.readouterr().err
     config.model.audio.num_time_frames = 149
     evaluate._check_window(config, source)
     assert capsys.readouterr().err == ""

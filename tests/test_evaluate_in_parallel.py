@@ -42,7 +42,7 @@ def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_pa
                  f"--config.data.num_workers={num_workers}"]  # fmt: skip
         logs = evaluate_in(words, tmp_path, num_processes, num_devices)
         assert sum("results.json" in log for log in logs) == 1  # only one process writes and prints
-        assert f"{place} was trained with --config.phases[0].epochs=1.0, and is evaluated so\n" in logs[0]
+        assert f"{place} was trained with --config.phases[0].epochs=1.0; evaluation uses these settings\n" in logs[0]
         assert (place / "report" / "index.html").is_file()
         found.append((embeddings_lib.load(place / embeddings_lib.FILE), json.loads((place / "results.json").read_text())))
     (embeddings, known), results = found[0]

@@ -75,11 +75,11 @@ def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished,
     found = search.embed_moments(model, source, batch_size=8, num_threads=1)
     middles = np.stack([source[i].audio[4_000:20_000] for i in range(3)])
     search._check_window(model, source, "here")
-    assert "the clips of here last 1.5 s, and the model hears 1 s" in capsys.readouterr().err
+    assert "the clips of here last 1.5 s, but the model's window is 1 s" in capsys.readouterr().err
     np.testing.assert_allclose(found.audio[:3], model.embed_audio(middles, 16_000), atol=1e-5)
     source.clip_samples[0] = 8_000  # as in a data set of sounds, whose length is each its own
     search._check_window(model, source, "here")
-    assert "the clips of here last 0.5 to 1.5 s, and the model hears 1 s" in capsys.readouterr().err
+    assert "the clips of here last 0.5 to 1.5 s, but the model's window is 1 s" in capsys.readouterr().err
 
 
 def test_a_second_query_embeds_no_clip_again_but_another_model_does(finished, found, monkeypatch, capsys, tmp_path):
@@ -106,7 +106,7 @@ def test_a_second_query_embeds_no_clip_again_but_another_model_does(finished, fo
 def test_a_model_without_a_tokenizer_answers_sounds_and_says_what_texts_need(finished):
     model = mc3_jax.load(finished[1])
     model._tokenize = None
-    with pytest.raises(ValueError, match="--text: .*; here by --tokenizer FOLDER"):
+    with pytest.raises(ValueError, match="--text: .*; here: --tokenizer FOLDER"):
         search.embed_queries(model, [TEXT], [])
     assert search.embed_queries(model, [], []) == {moments_lib.AGREEMENT: None}
 

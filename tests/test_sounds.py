@@ -181,7 +181,7 @@ def test_a_classifier_does_not_keep_a_run_from_being_used_or_exported(scratch, t
     assert known.shape == (8,)
     for kind, name in (("folder", "towers"), ("safetensors", "towers.safetensors")):
         convert.main(["export", scratch[1], "--to", kind, "--out", str(tmp_path / name)])
-        assert "the classifier of 3 classes is left out" in capsys.readouterr().out
+        assert "the classifier of 3 classes is not exported" in capsys.readouterr().out
         model = None if kind == "folder" else dataclasses.replace(scratch[0].model, num_classes=0)
         again = mc3_jax.load(str(tmp_path / name), model=model).embed_audio(sound_, RATE_HZ)
         np.testing.assert_array_equal(again, known)
@@ -244,19 +244,19 @@ def test_data_with_other_classes_or_counts_are_not_taken_for_the_runs(scratch, t
 
 def test_a_classifier_is_evaluated_by_its_run_alone(scratch):
     config, workdir, _, _ = scratch
-    with pytest.raises(ValueError, match="config.checkpoint = 'towers.safetensors': .*leave it out and name --workdir"):
+    with pytest.raises(ValueError, match="config.checkpoint = 'towers.safetensors': .*name --workdir instead"):
         evaluate_sounds.evaluate(dataclasses.replace(config, checkpoint="towers.safetensors"), workdir)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_classes": 0}, "model.num_classes = 0: must be that of the data"),
+        ({"num_classes": 0}, "model.num_classes = 0: must be the data's number of classes"),
         ({"num_classes": 1}, "model.num_classes = 1: must be at least 2"),
         ({"chunk_size": 8}, "data.chunk_size = 8: .*mixup mixes rows of the whole batch"),
-        ({"contrastive_weight": 1.0}, "mixup = 0.5: is for phases that classify and do nothing else"),
+        ({"contrastive_weight": 1.0}, "mixup = 0.5: is for phases whose only loss is classification"),
         ({"mixup": -1.0}, "mixup = -1.0: must not be negative"),
-        ({"memory": MemoryConfig(16, 16), "contrastive_weight": 1.0, "mixup": 0.0}, "pool_size = 16: keeps keys of towers"),
+        ({"memory": MemoryConfig(16, 16), "contrastive_weight": 1.0, "mixup": 0.0}, "pool_size = 16: holds keys of"),
         ({"num_bootstrap": 0}, "eval.num_bootstrap = 0: must be at least 1"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_phase_can_not_train_a_classifier_that_the_model_lacks():
     config = esc.get_config("probe")
     config.model.num_classes = 0
     config.phases = [PhaseConfig(trainable=("audio", CLASSIFIER))]
-    with pytest.raises(ValueError, match="leave out 'classifier': model.num_classes is 0"):
+    with pytest.raises(ValueError, match="must not name 'classifier', since model.num_classes is 0"):
         validation.validate(config)
 
 

@@ -22,7 +22,7 @@ def top_k_accuracy(scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n
       ValueError: `k` is not from 1 to the number of classes.
     """
     if not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k = {k} must be from 1 to the {scores.shape[1]} classes")
+        raise ValueError(f"k = {k}: must be from 1 to {scores.shape[1]}, the number of classes")
     highest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return 100.0 * float(np.mean(np.any(highest == labels[:, None], axis=1)))
 
@@ -42,12 +42,12 @@ def classify(scores: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) ->
     """
     num_classes = scores.shape[1]
     if len(labels) == 0 or len(labels) != len(scores):
-        raise ValueError(f"{len(scores)} rows of scores for {len(labels)} labels: there must be as many, and some")
+        raise ValueError(f"{len(scores)} rows of scores for {len(labels)} labels: the numbers must be equal and not 0")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels from {labels.min()} to {labels.max()}: the scores have {num_classes} classes")
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}: the scores' classes are 0 to {num_classes - 1}")
     occurring = np.unique(labels)
     if len(occurring) < 2:
-        raise ValueError(f"all {len(labels)} labels are class {occurring[0]}: nothing to tell apart")
+        raise ValueError(f"all {len(labels)} labels are class {occurring[0]}: at least two classes are needed")
     hit = np.argmax(scores, axis=1) == labels
     of_class = [((labels == c).astype(np.int64), scores[:, c]) for c in occurring]
     return {

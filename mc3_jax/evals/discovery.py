@@ -113,7 +113,7 @@ def describe_margin(found: Mapping) -> str:
         verdict = "which contains 0: no evidence of a lead"
     names = " and ".join(name.replace("_", " ") for name in found["controls"])
     return (
-        f"AV minus the better of {names} ({found['best_control_roc_auc']:.3f}): {found['margin']:+.3f}, "
+        f"ROC-AUC of AV minus that of the better of {names} ({found['best_control_roc_auc']:.3f}): {found['margin']:+.3f}, "
         f"95 % interval [{low:+.3f}, {high:+.3f}], {verdict}."
     )
 

@@ -48,5 +48,5 @@ def load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
     n, width = len(values["index"]), values["audio"].shape[-1:]
     wanted = {name: (n, *width) for name in TOWERS} | {name: (n,) for name in columns}
     if sizes != wanted:
-        raise ValueError(f"{path} holds arrays of other shapes than one another, {sizes}: evaluate the run again")
+        raise ValueError(f"{path} holds arrays whose shapes don't match, {sizes}: evaluate the run again")
     return {name: values[name] for name in TOWERS}, {name: values[name] for name in columns}

@@ -98,7 +98,7 @@ def losses(rows: list[dict]) -> dict[str, go.Figure]:
     terms = sorted(key for key, name in named.items() if name.startswith(("loss", "contrastive", "consensus")))
     boundaries = [b["step"] for a, b in itertools.pairwise(rows) if a["phase"] != b["phase"]]
     groups = (
-        ("Loss and its contrastive part", "nats", [t for t in terms if named[t] in ("loss", "contrastive")]),
+        ("Loss and its contrastive term", "nats", [t for t in terms if named[t] in ("loss", "contrastive")]),
         ("Contrastive loss of each pair", "nats", [t for t in terms if t.startswith("contrastive_")]),
         ("Consensus loss", "distance of cosines", [t for t in terms if named[t] == "consensus"]),
     )
@@ -199,12 +199,12 @@ def confusion(counts: Int[np.ndarray, "c c"], names: Sequence[str]) -> go.Figure
     of_row = np.maximum(counts.sum(1, keepdims=True), 1)
     share = counts / of_row
     shown = [plain(name, 24, 1) for name in names]
-    texts = [[f"{shown[i]}<br>taken for {shown[j]}<br>{counts[i, j]} of {counts[i].sum()}" for j in range(len(names))]
+    texts = [[f"{shown[i]}<br>classified as {shown[j]}<br>{counts[i, j]} of {counts[i].sum()}" for j in range(len(names))]
              for i in range(len(names))]  # fmt: skip
     heat = go.Heatmap(z=share.round(3), text=texts, hoverinfo="text", colorscale="Blues", zmin=0, zmax=1,
                       colorbar={"thickness": 10, "title": {"text": "share"}})  # fmt: skip
     ticks = {"tickvals": list(range(len(names))), "ticktext": shown, "tickfont": {"size": 10}}
-    return _figure([heat], "taken for", "true class", height=max(420, 15 * len(names) + 160),
+    return _figure([heat], "predicted class", "true class", height=max(420, 15 * len(names) + 160),
                    xaxis={**ticks, "tickangle": -60}, yaxis={**ticks, "autorange": "reversed"})  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def leads(methods: Mapping[str, Mapping[str, Mapping]]) -> go.Figure:
         low, high = np.array([value["interval"] for value in found]).reshape(-1, 2).T
         whisker = {"type": "data", "symmetric": False, "array": (high - x).round(5), "arrayminus": (x - low).round(5)}
         name, colour = plain(measure_name(measure)), COLOURS[i % len(COLOURS)]
-        texts = [f"over {plain(title)}<br>{name}<br>{value:+.3f} [{a:+.3f}, {b:+.3f}]"
+        texts = [f"MC3 over {plain(title)}<br>{name}<br>{value:+.3f} [{a:+.3f}, {b:+.3f}]"
                  for title, value, a, b in zip(titles, x, low, high, strict=True)]  # fmt: skip
         shift = 0.7 * ((i + 0.5) / len(measures) - 0.5)
         traces.append(

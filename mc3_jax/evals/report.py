@@ -18,11 +18,11 @@ _SHOWN_DIRECTION_TITLES = {"v2a": "Video to audio", "a2l": "Audio to text"}  # F
 
 EXPLANATIONS = {
     "Found": "Positive clips with the highest audio-video similarity.",
-    "Missed": "Positive clips with the lowest.",
-    "False alarms": "Negative clips with the highest.",
-    "Rightly left": "Negative clips with the lowest.",
+    "Missed": "Positive clips with the lowest audio-video similarity.",
+    "False alarms": "Negative clips with the highest audio-video similarity.",
+    "Correctly rejected": "Negative clips with the lowest audio-video similarity.",
     "Highest": "Clips with the highest audio-video similarity.",
-    "Lowest": "Clips with the lowest.",
+    "Lowest": "Clips with the lowest audio-video similarity.",
 }
 
 
@@ -59,7 +59,7 @@ def best_and_worst(
     positive, negative = order[labels[order] == 1], order[labels[order] == 0]
     return {
         "Found": positive[:count], "Missed": positive[::-1][:count],
-        "False alarms": negative[:count], "Rightly left": negative[::-1][:count],
+        "False alarms": negative[:count], "Correctly rejected": negative[::-1][:count],
     }  # fmt: skip
 
 
@@ -77,12 +77,12 @@ def _discovery_table(results: dict[str, dict]) -> page.Table | None:
     columns = ("after", "pair", "ROC-AUC", "average precision", "PR-AUC, trapezoid", "within verbs", "chance (AP)", "clips",
                "positive")  # fmt: skip
     last = frozenset(range(len(rows) - 3, len(rows)))
-    return page.Table("Discovery, in brackets the 95 % bootstrap interval", columns, rows, last) if rows else None
+    return page.Table("Discovery; in brackets: 95 % bootstrap interval", columns, rows, last) if rows else None
 
 
 def _controls_table(controls: Mapping[str, float | None]) -> page.Table:
     rows = [[page.text(name.replace("_", " ")), page.number(value)] for name, value in controls.items()]
-    return page.Table("Controls, each alone", ("score", "ROC-AUC"), rows)
+    return page.Table("Control scores alone", ("score", "ROC-AUC"), rows)
 
 
 def _paper_table() -> page.Table:
@@ -90,7 +90,7 @@ def _paper_table() -> page.Table:
     for title, pairs in paper.DISCOVERY.items():
         values = [value for pair in ("av", "al") for value in pairs.get(pair, (None, None))]
         rows.append([page.text(title), *(page.number(value) for value in values)])
-    return page.Table("The paper, on Ego4D (Table 2)", ("method", "AV ROC", "AV PR", "AL ROC", "AL PR"), rows)
+    return page.Table("The paper's results on Ego4D (Table 2)", ("method", "AV ROC", "AV PR", "AL ROC", "AL PR"), rows)
 
 
 def _retrieval_table(results: dict[str, dict]) -> page.Table | None:
@@ -103,7 +103,7 @@ def _retrieval_table(results: dict[str, dict]) -> page.Table | None:
             rows.append([page.text(name), page.text(direction.upper().replace("2", "→")), *cells, *counts])
         last = frozenset(range(start, len(rows)))
     columns = ("after", "direction", *(c.replace("_", " ") for c in _RETRIEVAL_COLUMNS), "queries", "pool")
-    return page.Table("Retrieval, in brackets that of a random order", columns, rows, last) if rows else None
+    return page.Table("Retrieval; in brackets: chance level", columns, rows, last) if rows else None
 
 
 def _instance_table(results: dict[str, dict]) -> page.Table:
@@ -115,7 +115,7 @@ def _instance_table(results: dict[str, dict]) -> page.Table:
             title = direction.upper().replace("2", "→")
             rows.append([page.text(name), page.text(title), *cells, page.number(r["pool_size"], "d")])
     columns = ("after", "direction", *(c.replace("_", " ") for c in _INSTANCE_COLUMNS), "pool")
-    return page.Table("Retrieval of the own clip, in brackets that of a random order", columns, rows,
+    return page.Table("Instance retrieval; in brackets: chance level", columns, rows,
                       frozenset(range(start, len(rows))))  # fmt: skip
 
 
@@ -137,14 +137,14 @@ def _curve_plots(scores: dict, labels: np.ndarray, metric_rows: list[dict]) -> l
     last = list(scores)[-1]
     drawn = figures.curves(scores, labels)
     plots = [
-        page.Plot("roc", "ROC curves", "ROC curves of AV and AL at each checkpoint; the areas stand in the table Discovery",
+        page.Plot("roc", "ROC curves", "ROC curves of AV and AL at each checkpoint; the areas are in the table Discovery",
                   drawn["roc"]),
         page.Plot("pr", "Precision-recall curves",
-                  "Precision-recall curves of AV and AL at each checkpoint; the areas stand in the table Discovery",
+                  "Precision-recall curves of AV and AL at each checkpoint; the areas are in the table Discovery",
                   drawn["pr"]),
     ]  # fmt: skip
     for pair, title in (("av", "audio and video"), ("al", "audio and text")):
-        alt = f"Histogram of the cosine of {title}, clips that sound against clips that don't"
+        alt = f"Histograms of the cosine of {title}, of clips that sound and of clips that don't"
         figure = figures.histogram(scores[last][pair], labels)
         plots.append(page.Plot(f"histogram-{pair}", f"Similarity of {title}, {last}", alt, figure))
     return plots + losses
@@ -177,7 +177,7 @@ def _map(embeddings, known, labels, scores, clusters, clips, verb_of, seed) -> t
         texts.append(f"{figures.plain(clip.narration)}<br>{figures.plain(facts, 64)}")
         shown.append({"index": clip.index, "clip_id": clip.clip_id, "narration": clip.narration, "middle": clip.middle,
                       "facts": facts, "has_sound": bool(clip.audio)})  # fmt: skip
-    alt = "Map of the clips, neighbours in the embedding space beside each other; the buttons under it go through the clips"
+    alt = "Map of the clips: neighbours in the embedding space are close together; buttons beside it go through the clips"
     plot = page.Plot("map", "Map of the clips", alt, figures.scatter_map(places["video"], labels[rows], texts))
     rounded = {tower: value.round(2).tolist() for tower, value in places.items()}
     return plot, page.embed(json.dumps({"clips": shown, "places": rounded}))
@@ -235,7 +235,7 @@ def _verb_plots(shown: _Shown, actions: dict) -> list[page.Plot]:
     plots = []
     if shown.verb_names:
         figure = figures.verbs(shown.verb_names, shown.verbs.counts, shown.verbs.rates, shown.verbs.scores)
-        alt = "A point for each verb; the numbers stand in the table of verbs"
+        alt = "A point for each verb; the numbers are in the table of verbs"
         plots.append(page.Plot("verbs", "Verbs: mean AV score against how often they sound", alt, figure))
     if actions["groups"]:
         alt = "Bars: the number of sounding clips of each verb-noun pair, the most frequent first"

@@ -23,7 +23,7 @@ def _metrics_table(content: dict, beside_paper: bool) -> page.Table:
         named = (page.text(f"paper: {method}"), page.text(_METHODS.get(how, "")))
         rows.append([*named, *map(page.number, values, forms)])
     columns = ("method", "how", "top-1 %", "top-5 %", "mean class accuracy %", "mAP", "mAUC")
-    title = "Beside the paper's Table 4, on EPIC-Sounds" if beside_paper else "At the last and the best epoch"
+    title = "Ours and the paper's (Table 4), on EPIC-Sounds" if beside_paper else "Results at the last and the best epoch"
     return page.Table(title, columns, rows, frozenset((0, 1)))
 
 
@@ -35,7 +35,7 @@ def _classes_table(probabilities: np.ndarray, classes: np.ndarray, names: Sequen
         precision = metrics.average_precision(own.astype(np.int64), probabilities[:, c])
         numbers = (int(own.sum()), float((taken[own] == c).mean()), precision)
         rows.append([page.text(names[c]), *map(page.number, numbers, ("d", ".1%", ".3f"))])
-    return page.Table("Classes that occur, at the last checkpoint", ("class", "clips", "accuracy", "AP"), rows)
+    return page.Table("Classes of these clips, at the last checkpoint", ("class", "clips", "accuracy", "AP"), rows)
 
 
 def are_of_epic_sounds(names: Sequence[str]) -> bool:
@@ -80,14 +80,14 @@ def write(
     right, wrong = surest(probabilities, classes, NUM_CLIPS)
     clips = media.gather(source, indices[np.concatenate([right, wrong])].tolist())
     percent = {"top1": 1.0, "top5": 1.0, "mean_class_accuracy": 100.0}
-    told = "the numbers of the last and the best epoch stand in the first table"
+    told = "the numbers of the last and the best epoch are in the first table"
     plots = [
         page.Plot("percent", "Accuracy over epochs", f"Curves of top-1, top-5 and mean class accuracy; {told}",
                   figures.epochs(content["epochs"], percent, "%")),
         page.Plot("areas", "mAP and mAUC over epochs", f"Curves of mAP and mAUC; {told}",
                   figures.epochs(content["epochs"], {"mAP": 1.0, "mAUC": 1.0}, "mean over classes")),
-        page.Plot("confusion", "Which class is taken for which",
-                  "Heat map of true classes against those the clips were taken for; accuracies stand in the table of classes",
+        page.Plot("confusion", "Confusion matrix",
+                  "Heat map of true against predicted classes; accuracies are in the table of classes",
                   figures.confusion(counts, names)),
     ]  # fmt: skip
     folds = f", folds {', '.join(map(str, content['folds']))}" if content["folds"] else ""
@@ -96,9 +96,9 @@ def write(
         f"{content['num_trained_on']}; seed {content['seed']}"
     )
     if content["num_seen"]:
-        facts += f". {content['num_seen']} of them were trained on: this is no measure of what the run hears"
+        facts += f". {content['num_seen']} of them were trained on, so these results don't show how it generalises"
     beside_paper = are_of_epic_sounds(names)
-    groups = (("Rightly classified", right), ("Wrongly classified", wrong))
+    groups = (("Correctly classified", right), ("Wrongly classified", wrong))
     return page.write(
         folder, "sounds.html.j2", title=f"mc3_jax: {content['config']}", facts=facts, plots=plots, clips=clips,
         metrics=_metrics_table(content, beside_paper), beside_paper=beside_paper,

@@ -31,7 +31,7 @@ def _discovery_table(rows: dict[str, dict]) -> page.Table:
             cells.append(_mean(row.get(f"{pair}_within_verb_roc_auc")))
         seconds = page.number(row["seconds"][0] if "seconds" in row else None, ".0f")
         table.append([*cells, page.number(len(row["seeds"]), "d"), seconds])
-    return page.Table("Table 2: discovery", (*columns, "seeds", "s a run"), table, _ours(rows))
+    return page.Table("Table 2: discovery", (*columns, "seeds", "s per run"), table, _ours(rows))
 
 
 def _retrieval_table(rows: dict[str, dict]) -> page.Table:
@@ -69,8 +69,8 @@ def _leads_table(pair: str, leads: dict[str, dict], interval_over: str) -> page.
             low, high = found[measure]["interval"]
             cells.append(page.number(found[measure]["lead"], "+.3f", f" [{low:+.3f}, {high:+.3f}]"))
         rows.append([page.text(title), *cells])
-    columns = ("over", *(figures.measure_name(measure) for measure in measures))
-    return page.Table(f"What MC3 leads by, {pair.upper()}, in brackets the 95 % interval over {interval_over}", columns, rows)
+    columns = ("lead over", *(figures.measure_name(measure) for measure in measures))
+    return page.Table(f"MC3's lead, {pair.upper()}; in brackets: 95 % interval over {interval_over}", columns, rows)
 
 
 def _sweep_table(sweep: dict[str, dict], titles: dict[str, str]) -> page.Table:
@@ -79,10 +79,10 @@ def _sweep_table(sweep: dict[str, dict], titles: dict[str, str]) -> page.Table:
         best = max((trial["score"] for trial in found["trials"]), default=None)
         chosen = [page.number(found["chosen"].get(axis), "g") for axis in _AXES]
         like = found.get("like")
-        tried = page.Cell(f"as {titles.get(like, like)}") if like else page.number(len(found["trials"]), "d")
+        tried = page.Cell(f"same as {titles.get(like, like)}") if like else page.number(len(found["trials"]), "d")
         rows.append([page.text(titles.get(file, file)), *chosen, page.number(best), tried])
-    columns = ("row", "temperature", "consensus weight", "learning rate, times the suite's", "validation", "trials")
-    return page.Table("What was chosen on validation", columns, rows)
+    columns = ("row", "temperature", "consensus weight", "learning rate, relative to the suite's", "validation", "trials")
+    return page.Table("Hyperparameters chosen on validation", columns, rows)
 
 
 def tables(content: dict) -> dict[str, page.Table]:
@@ -131,14 +131,14 @@ def write(folder: pathlib.Path, content: dict) -> pathlib.Path:
     rows, leads, shown = content["rows"], content["leads"], tables(content)
     plots = []
     for pair, methods in content["pr_curves"].items():
-        alt = f"Precision-recall curves of {len(methods)} rows; their areas stand in Table 2"
+        alt = f"Precision-recall curves of {len(methods)} rows; their areas are in Table 2"
         plots.append(
             page.Plot(f"pr-{pair}", f"Fig. 5: {PAIR_TITLES[pair]}, mean over seeds", alt, figures.pr_of_methods(methods))
         )
     for pair, methods in leads.items():
-        alt = "A dot with its interval for each row and measure; the numbers stand in the table under it"
+        alt = "A dot with its interval for each row and measure; the numbers are in the table under it"
         if methods:
-            plots.append(page.Plot(f"leads-{pair}", f"What MC3 leads by: {PAIR_TITLES[pair]}", alt, figures.leads(methods)))
+            plots.append(page.Plot(f"leads-{pair}", f"MC3's lead: {PAIR_TITLES[pair]}", alt, figures.leads(methods)))
     return page.write(
         folder, "suite.html.j2", title=f"mc3_jax: the tables on {content['data']}", facts=describe(content), plots=plots,
         discovery=shown["discovery"], retrieval=shown["retrieval"],

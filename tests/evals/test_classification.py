@@ -25,7 +25,7 @@ def test_classes_that_do_not_occur_count_nowhere():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        (np.zeros((2, 3)), np.array([0, 3]), "labels from 0 to 3: the scores have 3 classes"),
+        (np.zeros((2, 3)), np.array([0, 3]), "labels from 0 to 3: the scores' classes are 0 to 2"),
         (np.zeros((2, 3)), np.array([1, 1]), "all 2 labels are class 1"),
         (np.zeros((0, 3)), np.zeros(0, int), "0 rows of scores for 0 labels"),
         (np.full((2, 3), np.nan), np.array([0, 1]), "not finite"),

@@ -148,7 +148,7 @@ def test_the_margin_over_controls_inverts_a_control_below_chance():
 def test_a_margin_is_called_a_lead_only_where_its_interval_lies_above_zero(margin, interval, verdict):
     found = {"controls": ["loudness", "onset_strength"], "best_control_roc_auc": 0.55, "margin": margin}
     said = discovery.describe_margin(found | {"margin_interval": interval})
-    assert said == f"AV minus the better of loudness and onset strength (0.550): {verdict}"
+    assert said == f"ROC-AUC of AV minus that of the better of loudness and onset strength (0.550): {verdict}"
 
 
 def test_the_score_of_a_pair_is_the_cosine_of_its_two_letters_modalities():

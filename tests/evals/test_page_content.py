@@ -202,10 +202,10 @@ def test_clips_without_labels_have_a_page_that_calls_none_of_them_sounding(tmp_p
     parsed = Parsed(text)
     said = "".join(parsed.text)
     assert "Not measured: no clip is labelled." in said
-    assert "Not drawn: no clip is labelled, and there are no losses of a run." in said
+    assert "Not drawn: no clip is labelled, and there are no training losses." in said
     assert "Not measured: no verb has five labelled clips." in said
     assert re.search(r"0\.200 \(0\.200\).*7\.5 \(7\.5\)", said, re.DOTALL)
-    assert not re.search("does not sound|% sound|, sounds|Found|Missed|Rightly left", said)
+    assert not re.search("does not sound|% sound|, sounds|Found|Missed|Correctly rejected", said)
     assert re.search(r"Highest\s+Clips with the highest.*Lowest\s+Clips with the lowest", said, re.DOTALL)
     assert {clip["facts"].split("; ")[-2] for clip in parsed.data["map-clips"]["clips"]} == {"no label"}
 
@@ -215,14 +215,15 @@ def test_a_page_explains_its_words_and_says_of_a_margin_what_its_interval_says(p
                         ("suite", ("AV", "AL", "within verbs", "V→A"))):  # fmt: skip
         text = pages[kind][0]
         assert [word for word in words if f"<dt>{word}</dt>" not in text] == []
-    said = "AV minus the better of loudness (0.500): +0.100, 95 % interval [+0.000, +0.200], which contains 0"
+    said = "ROC-AUC of AV minus that of the better of loudness (0.500): +0.100, 95 % interval [+0.000, +0.200], "
+    said += "which contains 0"
     assert said in pages["run"][0]
 
 
 def test_found_are_the_positives_with_the_highest_score():
     labels, scores = np.array([1, 0, 1, 1, 0]), np.array([0.1, 0.9, 0.8, 0.3, 0.2])
     found = {kind: rows.tolist() for kind, rows in report.best_and_worst(scores, labels, 2).items()}
-    assert found == {"Found": [2, 3], "Missed": [0, 3], "False alarms": [1, 4], "Rightly left": [4, 1]}
+    assert found == {"Found": [2, 3], "Missed": [0, 3], "False alarms": [1, 4], "Correctly rejected": [4, 1]}
 
 
 def test_the_surest_clips_are_shown_rightly_and_wrongly_classified():
@@ -233,7 +234,7 @@ def test_the_surest_clips_are_shown_rightly_and_wrongly_classified():
 
 def test_the_suite_stands_beside_the_paper_and_links_the_pages_that_are_there(pages):
     text = "".join(pages["suite"][1].text)
-    assert "the 95 % interval is that of the videos" in text
+    assert "The 95 % interval is over videos" in text
     assert f"{paper.DISCOVERY['MC3']['av'][0]:.3f}" in text
     assert "0.600 ± 0.010" in text
     assert re.search(r"\+0\.050 \[\+0\.010, \+0\.090\]", text)

@@ -13,7 +13,7 @@ dry_run=
 if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 [[ ${1:-} == data_prep.* ]] || { echo "usage: $0 [--dry_run] data_prep.MODULE ARGS..." >&2; exit 2; }
 for name in PROJECT BUCKET IMAGE; do
-  [[ ${!name:-} ]] || { echo "$0: set $name" >&2; exit 2; }
+  [[ ${!name:-} ]] || { echo "$0: set the environment variable $name" >&2; exit 2; }
 done
 
 command=(

@@ -16,10 +16,10 @@ if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 [[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
 : "${NAME:=mc3}" "${ACCELERATOR:=tpu-v5-lite-podslice}" "${TOPOLOGY:=4x4}" "${HOSTS:=4}" "${CHIPS:=4}"
 for name in IMAGE CLAIM; do
-  [[ ${!name:-} ]] || { echo "$0: set $name" >&2; exit 2; }
+  [[ ${!name:-} ]] || { echo "$0: set the environment variable $name" >&2; exit 2; }
 done
 if ! [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ && $HOSTS$CHIPS =~ ^[0-9]+$ ]] || ((HOSTS * CHIPS != ${TOPOLOGY//x/*})); then
-  echo "$0: HOSTS=$HOSTS times CHIPS=$CHIPS is not TOPOLOGY=$TOPOLOGY" >&2
+  echo "$0: HOSTS=$HOSTS times CHIPS=$CHIPS must be the number of chips of TOPOLOGY=$TOPOLOGY" >&2
   exit 2
 fi
 

@@ -12,7 +12,7 @@ dry_run=
 if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 [[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
 for name in IMAGE BUCKET; do
-  [[ ${!name:-} ]] || { echo "$0: set $name" >&2; exit 2; }
+  [[ ${!name:-} ]] || { echo "$0: set the environment variable $name" >&2; exit 2; }
 done
 
 printf -v command '%q ' "$@"

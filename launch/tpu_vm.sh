@@ -17,7 +17,7 @@ dry_run=
 if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 [[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
 for name in TPU ZONE TYPE RUNTIME IMAGE MOUNT; do
-  [[ ${!name:-} ]] || { echo "$0: set $name" >&2; exit 2; }
+  [[ ${!name:-} ]] || { echo "$0: set the environment variable $name" >&2; exit 2; }
 done
 poll_s=${POLL_S:-30}
 
@@ -71,7 +71,7 @@ while true; do
     case $now in
       NONE) "${create[@]}" ;;
       SUSPENDED) "${delete[@]}" ;;
-      FAILED) echo "$0: the slice can't be made; it says why: ${describe[*]:0:7}" >&2 && exit 1 ;;
+      FAILED) echo "$0: the slice can't be created; to see why: ${describe[*]:0:7}" >&2 && exit 1 ;;
     esac
     sleep "$poll_s"
     now=$(state)
@@ -86,7 +86,7 @@ while true; do
     sleep "$poll_s"
   done
   if ((status == 0)) || { ((status != 75)) && [[ $now == ACTIVE ]]; }; then break; fi
-  echo "$0: status $status, the slice is $now: again" >&2
+  echo "$0: status $status, the slice is $now: starting again" >&2
 done
 printf '%s: status %d; to delete the slice: ' "$0" "$status" >&2
 printf '%q ' "${delete[@]}" >&2

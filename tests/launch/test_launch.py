@@ -162,7 +162,7 @@ def test_a_call_without_a_command_is_one_line_with_status_2(file):
 def test_a_setting_that_lacks_is_named(file, words, name):
     done = launch(file, "--dry_run", *words, **{k: v for k, v in SETTINGS.items() if k != name})
     assert done.returncode == 2
-    assert done.stderr.endswith(f"set {name}\n")
+    assert done.stderr.endswith(f"set the environment variable {name}\n")
 
 
 def test_xla_knows_the_flags():
@@ -481,7 +481,7 @@ def test_a_jobset_restarts_when_preempted_and_not_after_failures():
 def test_hosts_and_chips_that_make_no_topology_are_refused(wrong):
     done = launch("gke_jobset.sh", "--dry_run", *TRAIN, **(SETTINGS | wrong))
     assert done.returncode == 2
-    assert "is not TOPOLOGY=" in done.stderr
+    assert "must be the number of chips of TOPOLOGY=" in done.stderr
 
 
 def test_the_skypilot_task_is_valid_and_recovers_only_from_preemption():

@@ -128,7 +128,7 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
         file.write("\n")
     found = evaluate.evaluate(config, str(tmp_path / "untrained"))
     told = capsys.readouterr().err
-    assert f"other is not the tokenizer that the text tower of {finished[1]} has learned" in told
+    assert f"other is not the tokenizer that the text tower of {finished[1]} was trained with" in told
     assert f"that one is in {finished[1]}/tokenizer: using that one" in told
     assert found["step"] == 0
     results = json.loads((tmp_path / "untrained" / "results.json").read_text())

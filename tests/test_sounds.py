@@ -238,7 +238,7 @@ def test_data_with_other_classes_or_counts_are_not_taken_for_the_runs(scratch, t
     path.write_text(json.dumps(facts | {"num_clips": 96}))
     assert evaluate_sounds.evaluate(config, str(place))["last"]["epoch"] == results["last"]["epoch"] / 2
     path.write_text(json.dumps(facts | {"classes": ["bark", "rain", "saw"]}))
-    with pytest.raises(ValueError, match="the 3 classes tone, noise, clicks, .* has learned 3 classes bark, rain, saw"):
+    with pytest.raises(ValueError, match="the 3 classes tone, noise, clicks, .* was trained on 3 classes bark, rain, saw"):
         evaluate_sounds.evaluate(config, str(place))
 
 

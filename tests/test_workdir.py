@@ -197,8 +197,8 @@ def test_a_run_is_evaluated_as_it_was_trained_without_its_overrides_and_never_ot
     for given, told in ((made, [options[1]]), (config, options)):
         with pytest.raises(workdir_lib.WorkdirError, match="different run: ") as raised:
             workdir_lib.check_workdir(str(tmp_path), given, must_exist=True)
-        assert str(raised.value).endswith(f"it was trained with {' '.join(told)}: give the same")
-    with pytest.raises(workdir_lib.WorkdirError, match="give the same; choose another workdir for another run$"):
+        assert str(raised.value).endswith(f"it was trained with {' '.join(told)}: give the same options")
+    with pytest.raises(workdir_lib.WorkdirError, match="give the same options; choose another workdir for another run$"):
         workdir_lib.check_workdir(str(tmp_path), config)
     for change in (lambda c: setattr(c, "name", "other"), lambda c: c.phases.pop()):
         other = demo.get_config()

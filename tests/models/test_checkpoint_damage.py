@@ -47,7 +47,7 @@ def test_a_tensor_that_numpy_cannot_hold_is_refused_by_name_where_it_matters(tmp
         ({"w": ".."}, "names the file"),
         ({"w": "..\\outside.safetensors"}, "names the file"),
         ({"w": "x\0.safetensors"}, "names the file"),
-        ({"w": "a.safetensors", "v": "missing.safetensors"}, "missing.safetensors is no file"),
+        ({"w": "a.safetensors", "v": "missing.safetensors"}, "missing.safetensors is not a file"),
         ({"w": "a.safetensors", "v": "a.safetensors"}, "'v' is not in 'a.safetensors'"),
         ({"w": "a.safetensors", "v": "b.safetensors"}, "'w' is in 'b.safetensors' and in another"),
         ({"w": 1}, "no weight_map"),

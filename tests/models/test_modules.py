@@ -319,7 +319,7 @@ def test_a_vector_of_zeros_has_a_finite_norm_and_gradient():
         (SpaceTimeTransformer(image_size_px=32), [(1, 1, 32, 48, 3)], "32x48 pixels"),
         (SpaceTimeTransformer(image_size_px=32, num_positions=2), [(1, 3, 32, 32, 3)], "num_positions is 2"),
         (AudioSpectrogramTransformer(), [(1, 148, 128)], "num_time_frames is 149"),
-        (AudioSpectrogramTransformer(num_time_frames=8), [(1, 8, 128)], "no patch"),
+        (AudioSpectrogramTransformer(num_time_frames=8), [(1, 8, 128)], "smaller than a patch"),
     ],
 )
 def test_inputs_of_another_size_than_the_models_are_refused(module, args, message):

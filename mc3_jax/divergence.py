@@ -1,4 +1,4 @@
-"""Facts about a step whose loss, gradient or update is not finite, for whoever has to find the cause."""
+"""Signs that training goes wrong: a step that is not finite, with facts to find the cause, and a collapsed consensus."""
 
 import json
 import math
@@ -10,9 +10,31 @@ import numpy as np
 
 from mc3_jax import whole_file
 
+COLLAPSED_SCORE = -0.95  # mean of c; at -1 the anchor's embedding is opposite to the others' in every clip
+
 
 class DivergedError(Exception):
     """A step's loss, gradient or update is not finite, and training has stopped before that step counted."""
+
+
+def warn_of_collapse(step: int, phase: str, metrics: Mapping[str, float]) -> str:
+    """Returns a warning if the consensus has collapsed, "" if not.
+
+    With stopped gradient the consensus loss only pulls scores towards the lowest one. If each modality is the bottleneck of
+    some clips and the contrastive loss is too weak to raise the scores again, all of them fall to -1, where the loss is 0.
+
+    Args:
+      step: Number of steps done.
+      phase: Name of the phase.
+      metrics: Metrics of the step.
+    """
+    score = metrics.get("consensus_score", 0.0)
+    if score > COLLAPSED_SCORE:
+        return ""
+    return (
+        f"warning: the consensus has collapsed: at step {step} its mean is {score:.3f}, and at -1 all clips score alike; "
+        f"lower the consensus weight or the temperature of phase {phase!r} in a new run (docs/method.md)"
+    )
 
 
 def describe(

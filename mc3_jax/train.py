@@ -60,6 +60,7 @@ class _Loop:
     profiler: profiler.Profiler
     share_of_peak: float | None = None  # share of the devices' peak FLOP/s that one clip per second takes
     last_row: tuple = ()  # at the last row of metrics: steps done, time worked, time waited for input
+    has_collapsed: bool = False  # whether this start has warned of a collapsed consensus
 
     @contextlib.contextmanager
     def during(self, what: str, place: str, *, long: bool = False) -> Iterator[None]:
@@ -296,6 +297,10 @@ def _finish_step(
     if step % loop.run.config.log.every_steps == 0 or step == phase.stop or measured:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         loop.writer.write(step, phase.config.name, values | measured | loop.times(step))
+        warning = "" if loop.has_collapsed else divergence.warn_of_collapse(step, phase.config.name, values)
+        if warning:
+            loop.has_collapsed = True
+            progress.notice(warning, sys.stderr)
 
 
 def _stop_diverged(

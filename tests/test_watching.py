@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,22 @@ def test_a_step_that_does_not_count_leaves_every_bit_of_the_state(stepping, spoi
     found = divergence.describe(1, "refine", {n: float(v) for n, v in metrics.items()}, {}, health.finite_rows, [{}] * 16)
     told = "the optimizer's update of video is not finite"
     assert (told in divergence.summarize(found)) == (spoil is _spoil_moment)
+
+
+def test_a_collapsed_consensus_is_warned_of_once(capsys):
+    loop = mock.MagicMock(spec=train._Loop, has_collapsed=False, run=mock.MagicMock(), stopwatch=mock.MagicMock())
+    loop.run.config.log.every_steps, loop.times.return_value = 1, {}
+    loop.watchdog, loop.writer = mock.MagicMock(), mock.MagicMock()
+    phase = phases_lib.Phase(test_fits.small_config().phases[1], 0, 100)
+    health = step_lib.Health(np.array(True), np.ones(1), np.ones((3, 2), bool))
+    state = mock.MagicMock(spec=step_lib.TrainState)
+    for step, score in enumerate([-0.5, -0.99, -0.999], 1):
+        train._finish_step(loop, phase, state, step, ({"consensus_score": np.float32(score)}, health), None)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "at step 2 its mean is -0.990" in warnings[0]
+    assert f"of phase {phase.config.name!r}" in warnings[0]
+    assert divergence.warn_of_collapse(1, "align", {"contrastive": 1.0}) == ""
 
 
 @pytest.mark.slow

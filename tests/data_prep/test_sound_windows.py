@@ -113,8 +113,8 @@ def test_an_answer_about_sound_is_bounded_by_its_window(window, size, good):
     answer = {"index": 0, "jpegs": [], "times_us": [], "height": 0, "width": 0, "audio": size}
     if good:
         assert decoder_answers.check_answer(json.dumps(answer).encode(), [window]) == answer
-        with pytest.raises(ValueError, match="height is '2', not from 0 to 0"):
+        with pytest.raises(ValueError, match="height is '2', not a whole number from 0 to 0"):
             decoder_answers.check_answer(json.dumps({**answer, "height": 2}).encode(), [window])
     else:
-        with pytest.raises(ValueError, match="audio is"):
+        with pytest.raises(ValueError, match="^audio "):
             decoder_answers.check_answer(json.dumps(answer).encode(), [window])

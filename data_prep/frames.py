@@ -58,7 +58,8 @@ class _Run:
     out of the decoder (`_give`). If something is damaged, `_break` notes the reason, and all times up to the next keyframe
     get this reason instead of a picture.
 
-    `limit` is always a wanted time in units of the stream's time base; `stamp` is the time stamp of the picture shown then.
+    `limit` is a time in units of the stream's time base, mostly a wanted one; `stamp` is the time stamp of the picture shown
+    then.
 
     Args:
       container, stream: Container and stream of the video.

@@ -3,7 +3,7 @@
 Media files are untrusted and decoders are written in C. So a worker keeps a child process that decodes
 (`data_prep.decoder_child`), limits its time and memory, and starts another one when it dies. A request is one JSON line. The
 reply is a JSON line for each window and the bytes that it announces. Nothing is unpickled, and an answer is accepted only if
-it can be one to the request.
+it is possible for this request.
 
 An HDF5 file in a bucket may be too large to copy. The parent reads it and the child parses it, asking the parent for parts of
 the file between its replies. So the parser needs no network, and a slow or failing network costs no clip: the child's time

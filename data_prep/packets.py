@@ -22,7 +22,7 @@ class UnclearError(Exception):
 class Packets:
     """Packets of a video stream, read ahead of the decoder.
 
-    `limit` is always a wanted time in units of the stream's time base.
+    `limit` is a time in units of the stream's time base: the picture shown then is wanted.
 
     Attributes:
       queue: Packets to decode next.

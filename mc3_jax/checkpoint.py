@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from mc3_jax import integrity, job as job_lib
 
 DamagedError = integrity.DamagedError
-_NUM_TRIES = 5  # at reading the newest checkpoint of a run that is being trained and may delete it meanwhile
+_NUM_TRIES = 5  # attempts to read the newest checkpoint of a run that is being trained and may delete it meanwhile
 _FAULTS = "mc3_jax/checkpoint/faults"  # key under which processes tell each other that they can't write
 _PASSING = (".saving", ".saving.orbax-checkpoint-tmp", ".deleting")
 
@@ -148,7 +148,7 @@ class Checkpoints:
         """Waits until the checkpoint that is being written is on disk; called by every process.
 
         Raises:
-          CheckpointError: It could not be written; on every process, although only process 0 may have met the error.
+          CheckpointError: It could not be written; on every process, even if only one of them has met the error.
         """
         if self._thread is None:
             return

@@ -23,7 +23,7 @@ _ADDRESS = "JAX_COORDINATOR_ADDRESS"  # JAX reads it by itself, but not the two 
 _JOB = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
 _HANDLERS: list = []  # called from C: this reference keeps Python from freeing them
 _ALONE_S = 10**6  # heartbeat timeout of a single process: JAX would end it if it was stopped (SIGSTOP) for longer
-_DONE_S = 10**6  # limit for processes that are done to wait for one that still writes; lost ones are found out
+_DONE_S = 10**6  # limit for processes that are done to wait for one that still writes; a lost one ends the wait
 _ARRIVAL_S = 900  # limit until all processes have started; pulling images and replacing nodes takes time
 _SILENT_S = 5  # a shorter wait for the other processes prints nothing
 
@@ -44,7 +44,7 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
       preemptible: Whether SIGTERM is only reported by `preempted` instead of ending the process; also for a single process.
 
     Raises:
-      ValueError: There is an address, but not the number of processes or the id of this one, or they are no numbers.
+      ValueError: There is an address, but not the number of processes or the id of this one, or these are not numbers.
     """
     jax.config.update("jax_enable_preemption_service", preemptible)
     options = {"heartbeat_timeout_seconds": heartbeat_timeout_s, "initialization_timeout": _ARRIVAL_S}
@@ -60,7 +60,7 @@ def initialize(heartbeat_timeout_s: int, *, preemptible: bool = False) -> None:
             options["local_device_ids"] = []  # all; else JAX takes only the device SLURM_LOCALID
         with _telling_of_a_wait():
             jax.distributed.initialize(**options, **{name: int(number) for name, number in told.items()})
-    except ValueError as error:  # JAX found no cluster, and misses an argument
+    except ValueError as error:  # JAX found no cluster, so an argument is missing
         if address:
             raise ValueError(
                 f"{_ADDRESS} is {address}, but JAX does not recognise the cluster: set {' and '.join(_JOB.values())} as well"
@@ -98,7 +98,7 @@ def _has_node_alone() -> bool:
 
 @contextlib.contextmanager
 def _telling_of_a_wait() -> Iterator[None]:
-    """Prints what the block waits for if it takes long: a job whose other processes never start would else be silent."""
+    """Prints what the block waits for if it takes long: a job whose other processes never start would otherwise be silent."""
 
     def tell():
         job = distributed.global_state

@@ -433,8 +433,8 @@ def make_train_step(
             # Besides the check itself, this makes all reads of the old state come before the new one is written, so that XLA
             # need not keep a copy of the whole old state.
             taken &= jnp.isfinite(update_norm) & jnp.isfinite(param_norm)
-        # The barrier makes XLA compute the updates again: kept, they would take as much memory as the parameters, written and
-        # read once more.
+        # The barrier makes XLA compute the updates again: kept, they would take as much memory as the parameters, and would
+        # have to be written and read once more.
         grads, state = jax.lax.optimization_barrier((grads, state))
         updates, opt_state = update(grads, state.opt_state, state.params)
         params = objective.limit(jax.tree.map(lambda p, u: p - rate * u, state.params, updates))

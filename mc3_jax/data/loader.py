@@ -392,7 +392,10 @@ def eval_batches(
 def _read_windows(
     source: ClipSource, size: int, hop_samples: int | None, silence_db: float, index: int
 ) -> tuple[records.Clip, np.ndarray, np.ndarray]:
-    """Returns (clip, first sample of each window [w], whether each counts as sound [w]); without a hop one, start unused."""
+    """Returns (clip, first sample of each window [w], whether each counts as sound [w]).
+
+    Without a hop there is one window, whose start is not used.
+    """
     clip = source[index]
     if hop_samples is None:
         return clip, np.zeros(1, np.int64), np.ones(1, bool)

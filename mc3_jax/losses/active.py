@@ -5,10 +5,10 @@ embeddings of the trained encoders; keys are those of a momentum copy of the enc
 past batches. At every step, as many keys as the batch has rows are chosen from the pool, by k-means++ seeding over the
 gradients that they would get, and put into a dictionary. Negatives are the other keys of the batch and the dictionary's keys.
 
-Differs from the paper's public code (yunyikristy/CM-ACC, no licence; facts only). There, the keys of the batch may be chosen
-as well, and nearly always are: their gradients include the pull of their positives and so lie far from those of the pool.
-Those keys come from the trained encoders. k-means runs to its end and takes the member nearest to each centre. Distances are
-weighted unsquared. Pools are filled before training; here, rows that are not filled yet don't count.
+Differs from the paper's public code (yunyikristy/CM-ACC, no licence; facts only). In that code the keys of the batch may be
+chosen as well, and nearly always are: their gradients include the pull of their positives and so lie far from those of the
+pool. There, the keys of the batch come from the trained encoders, k-means runs to its end and takes the member nearest to
+each centre, distances are weighted unsquared, and pools are filled before training. Here, rows not filled yet don't count.
 """
 
 from collections.abc import Mapping

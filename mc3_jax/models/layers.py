@@ -23,7 +23,7 @@ from mc3_jax.models.attention import attend, attend_flash, written_once
 def _std(width: int) -> float:
     """Returns the standard deviation of initial weights: 0.02 from 768 channels on, LeCun's 1 / √width below.
 
-    ViT, DeiT and BERT, with 768 channels, draw all weights from a normal distribution with 0.02; timm's "truncated" normal
+    ViT, DeiT and BERT, with 768 channels, draw all weights with standard deviation 0.02; timm's "truncated" normal
     cuts at ±2, a hundred deviations. Narrower models follow no source: with 0.02, a block of width 128 would stay close to
     the identity for hundreds of steps.
     """

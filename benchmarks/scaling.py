@@ -60,7 +60,7 @@ def count_devices(args: argparse.Namespace) -> str:
         rows.append([
             topology, f"{batch:,}", f"{report.counts.flops / 1e12:.2f}", f"{excess:.3f}",
             f"{report.counts.memory_bytes / 1e9:.1f}", f"{wire / 1e6:.0f}", f"{report.peak_bytes / 2**30:.1f}", *bounds,
-            f"{100 * report.mfu_bound:.0f}" if report.chip else "–", f"{report.compile_s:.0f}",
+            f"{100 * report.mfu_bound:.0f}" if report.chip else "–", f"{report.trace_s + report.compile_s:.0f}",
         ])  # fmt: skip
         print(rows[-1], file=sys.stderr, flush=True)
     header = [

@@ -2,7 +2,7 @@
 
 A RUN is the workdir of a run that `python -m mc3_jax.evaluate` has measured on clips whose labels, verbs and nouns are known.
 The narrations of clips that sound are the queries, if at least two other clips that sound have the same verb and noun. Each
-query ranks all other clips by their sound, by their pictures, and by the mean of both (`--by` of `mc3_jax.search`). The table
+query ranks all other clips by their sound, by their frames, and by the mean of both (`--by` of `mc3_jax.search`). The table
 gives the share of relevant clips among the first five, averaged over queries; relevant are the clips that sound and have the
 query's verb and noun.
 """
@@ -64,7 +64,7 @@ def main() -> None:
         except ValueError as error:
             sys.exit(f"error: {run}: {error}")
         rows.append([run.name, *(f"{value:.3f}" for value in found.values()), num_queries, len(known["label"])])
-    header = ["run", "sound", "pictures", "mean of both", "chance", "queries", "clips"]
+    header = ["run", "sound", "frames", "mean of both", "chance", "queries", "clips"]
     record.append("What a text is compared with", record.markdown(header, rows), path=args.results)
 
 

@@ -300,7 +300,12 @@ def restore_params(workdir: str, step: int, abstract_params):
         if jax.process_count() > 1:  # no collective: the other processes may still be reading
             raise ValueError(f"{gone} {steps_of(workdir)} are left; start again") from error
         raise PrunedError(f"{gone} {steps_of(workdir)} are left") from error
-    _check_arrays(path, {"params": params}, manifest)
+    try:
+        _check_arrays(path, {"params": params}, manifest)
+    except DamagedError as error:  # on every process
+        if job_lib.from_process_0(path.is_dir()):
+            raise
+        raise PrunedError(f"{gone} {steps_of(workdir)} are left") from error
     return params
 
 

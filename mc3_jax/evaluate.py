@@ -152,14 +152,15 @@ def _check_labels(config: config_lib.Config, info: records.ClipsInfo) -> None:
 
 
 def _check_window(config: config_lib.Config, source: loader.ClipSource) -> None:
-    """Refuses clips that last longer than what the model hears, and warns of those that last shorter."""
-    clip_s = (config.data.num_samples or source.info.num_samples) / records.SAMPLE_RATE_HZ
-    heard_s = model_lib.heard_s(config.model)
-    told = f"the clips of {config.data.dir} last {clip_s:g} s, but the model's window is {heard_s:g} s"
-    if clip_s > heard_s + 0.01:
-        raise ValueError(f"{told}: convert them again with --window")
+    """Refuses sounds that are longer than what the audio tower takes, and warns of those that are shorter than it hears."""
+    num_samples = config.data.num_samples or source.info.num_samples
+    clip_s, heard_s = num_samples / records.SAMPLE_RATE_HZ, model_lib.heard_s(config.model)
+    told = f"each clip of {config.data.dir} gives {clip_s:g} s of sound, but the model's window is {heard_s:g} s"
+    fix = "set config.data.num_samples" if config.data.num_samples else "convert again with --window"
+    if num_samples > model_lib.most_samples(config.model):
+        raise ValueError(f"{told}: {fix}")
     if clip_s < heard_s - 0.05 and jax.process_index() == 0:
-        print(f"warning: {told}: they are padded with silence; cut them again with --window", file=sys.stderr)
+        print(f"warning: {told}: the rest is silence; {fix}", file=sys.stderr)
 
 
 def _find_tokenizer(config: config_lib.Config, path: str) -> str:

@@ -34,6 +34,11 @@ def heard_s(config: config_lib.ModelConfig) -> float:
     return (config.audio.num_time_frames + 1) / 100
 
 
+def most_samples(config: config_lib.ModelConfig) -> int:
+    """Returns the number of samples at 16 kHz above which the audio tower refuses a sound: frames of 25 ms, 10 ms apart."""
+    return 400 + 160 * config.audio.num_time_frames - 1
+
+
 def make_model(config: config_lib.ModelConfig, device: jax.Device | None = None) -> MC3:
     """Returns the three towers with their projections, in the config's sizes.
 

@@ -152,9 +152,9 @@ def _tell_of_padding(config: config_lib.Config, num_samples: int) -> None:
     if clip_s < heard_s - 0.05:
         frames = config.model.audio.num_time_frames
         progress.notice(
-            f"warning: the clips of {config.data.dir} last {clip_s:g} s, and config.model.audio.num_time_frames = {frames} "
-            f"is for {heard_s:g} s: the rest is padding; set it to {round(100 * clip_s) - 1}, or cut clips with a longer "
-            "--window",
+            f"warning: each clip of {config.data.dir} gives {clip_s:g} s of sound, but config.model.audio.num_time_frames = "
+            f"{frames} is for {heard_s:g} s: the rest is padding; set it to {round(100 * clip_s) - 1}, or convert with a "
+            "longer --window",
             sys.stderr,
         )
 

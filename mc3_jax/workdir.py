@@ -51,17 +51,23 @@ def _read_config(workdir: str) -> config_lib.Config | None:
     """Returns the config of the run in a workdir, None if process 0 sees no run. Called by every process.
 
     Fields newer than the run get their defaults.
+
+    Raises:
+      WorkdirError: A process can't read it, or it is damaged or of another version; on every process.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     if not job_lib.from_process_0(path.is_file()):
         return None
+    saved, problem = {}, ""
     try:
         saved = json.loads(_read_of_process_0(path))
     except OSError as error:
-        raise WorkdirError(_unseen(path, error)) from error
+        problem = _unseen(path, error)
     except ValueError as error:
-        raise WorkdirError(f"{path} is damaged ({error}): choose another workdir") from error
-    return config_lib.from_dict(config_lib.Config, saved, str(path))
+        problem = f"{path} is damaged ({error}): choose another workdir"
+    if problem := job_lib.first_message(problem):
+        raise WorkdirError(problem)
+    return config_lib.from_dict(config_lib.Config, saved, str(path))  # the same on every process, as the text is
 
 
 def _free(workdir: str) -> tuple[str, ...]:

@@ -276,11 +276,16 @@ def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, 
     assert len(source) == counts["train"] + counts["test"]
     assert source[len(source) - 1].clip_id == loader.open_split(clips, "test", 4)[counts["test"] - 1].clip_id
     config.model.audio.num_time_frames = 99
-    with pytest.raises(ValueError, match="last 1.5 s, but the model's window is 1 s: convert them again with --window"):
+    with pytest.raises(ValueError, match="gives 1.5 s of sound, but the model's window is 1 s: convert again with --window"):
         evaluate._check_window(config, source)
+    config.model.audio.num_time_frames = 147
+    with pytest.raises(ValueError, match="convert again"):
+        evaluate._check_window(config, source)
+    config.model.audio.num_time_frames = 148  # all frames of 24,000 samples fit
+    evaluate._check_window(config, source)
     config.model.audio.num_time_frames = 199
     evaluate._check_window(config, source)
-    assert "last 1.5 s, but the model's window is 2 s: they are padded with silence" in capsys.readouterr().err
+    assert "gives 1.5 s of sound, but the model's window is 2 s: the rest is silence" in capsys.readouterr().err
     config.model.audio.num_time_frames = 149
     evaluate._check_window(config, source)
     assert capsys.readouterr().err == ""

@@ -19,6 +19,7 @@ import jax
 
 from mc3_jax import job as job_lib
 
+_DONE = 1 << 62  # count of a process that is no longer watched: no other has to wait for it
 LONG = 6  # times the limit: for places that may take long, such as compiling
 _LAST_WORDS_S = 60  # the two barriers at the end take at most 40 s
 _PLACES, _VERDICT = "mc3_jax/watchdog/places", "mc3_jax/watchdog/verdict"
@@ -74,6 +75,8 @@ class Watchdog:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
+            self._count = _DONE
+            self._exchange()  # else the others would believe it to be where it was reported last
 
     @contextlib.contextmanager
     def at(self, place: str, *, long: bool = False) -> Iterator[None]:

@@ -90,5 +90,5 @@ def test_rows_are_trained_and_evaluated_and_their_tables_are_made_of_json_alone(
         tables_in_memory.run(args, small_model(), 4, 16)
     args.sweep = tmp_path / "sweep.json"
     args.sweep.write_text(json.dumps({"mc3": {"chosen": {"temperature": 0.2}}}))
-    with pytest.raises(ValueError, match=r"mc3.* was run with setting = {}, now {'temperature': 0.2} is wanted"):
+    with pytest.raises(ValueError, match=r"mc3.* was run with setting = {}, not {'temperature': 0.2}"):
         tables_in_memory.run(args, small_model(), 3, 16)

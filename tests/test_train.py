@@ -164,7 +164,7 @@ def test_the_validation_loss_is_that_of_the_objective_on_fixed_clips_whatever_th
     config.validation.every_steps = 4
     assert [measure.is_due(step, 7) for step in (3, 4, 7)] == [False, True, True]
     both = loader.open_split(config.data.dir, "train+test", 4)
-    with pytest.raises(ValueError, match=rf"the {len(source)} clips .* {len(both) - len(trained_on)} are trained on:"):
+    with pytest.raises(ValueError, match=rf"{len(both) - len(trained_on)} of the {len(source)} clips .* are trained on:"):
         validation_loss.ValidationLoss(config, mesh, model, tokenize, 4, both)
     config.data.batch_size = 64
     with pytest.raises(ValueError, match="split 'validation.test' of .* clips, fewer than a batch of 64"):

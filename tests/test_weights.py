@@ -64,7 +64,7 @@ def test_a_resumed_run_does_not_need_the_files_it_started_from(finished, exporte
     (tmp_path / "gone.pth").unlink()
     again = train.train(run_lib.set_up(config, str(tmp_path / "run")))
     assert int(again.step) == int(state.step)
-    with pytest.raises(ValueError, match="gone.pth is no file"):
+    with pytest.raises(ValueError, match="gone.pth is not a file"):
         run_lib.set_up(config, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 

@@ -165,7 +165,6 @@ NOUNS = (
     Noun("brick", ("brick", "stone"), "ceramic", 1.8, "bar", (160, 72, 56)),
 )  # fmt: skip
 
-VERB_INDEX = {verb.name: i for i, verb in enumerate(VERBS)}
 NOUN_INDEX = {noun.name: i for i, noun in enumerate(NOUNS)}
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import transformers
 
 import mc3_jax
-from mc3_jax import checkpoint, config as config_lib, validation, vocabulary, weights, whole_file
+from mc3_jax import checkpoint, config as config_lib, tower_tokenizer, validation, weights, whole_file
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files, layouts
 
@@ -148,7 +148,7 @@ def write_own_folder(
     if tokenizer:
         tokenizer_lib.copy_tokenizer(tokenizer, folder, beside_model=True)
         digests += [tokenizer_lib.tokenizer_digest(place) for place in (tokenizer, folder)]
-    facts = {"mc3_jax_version": mc3_jax.__version__, "origin": origin, vocabulary.DIGESTS: list(dict.fromkeys(digests))}
+    facts = {"mc3_jax_version": mc3_jax.__version__, "origin": origin, tower_tokenizer.DIGESTS: list(dict.fromkeys(digests))}
     weights.write_folder(str(folder), flat, config, facts)
     sizes = {tower: sum(value.size for value in _tower(flat, tower).values()) for tower in config_lib.MODALITIES}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mc3_jax", "."), keep_trailing_newline=True)
@@ -226,7 +226,7 @@ def import_weights(args: argparse.Namespace) -> None:
         raise ValueError(f"{error}; the sizes are {whose}") from error
     notes += [f"{tower} is initialised at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
     flat = weights.complete(flat, config, args.seed)
-    learned = vocabulary.learned(text) if text else []
+    learned = tower_tokenizer.learned(text) if text else []
     write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned)
     print("\n".join(notes))
     print(f"{sum(value.size for value in flat.values()):,} parameters -> {args.out}")
@@ -266,7 +266,7 @@ def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConf
     Raises:
       ValueError: The tokenizer can't be found or read, or is not the one that the tower was trained with.
     """
-    found = vocabulary.find(source, named or "") if source and named != "" else named
+    found = tower_tokenizer.find(source, named or "") if source and named != "" else named
     if found:
         try:
             tokenizer_lib.load_tokenizer(found, config.text.num_tokens, config.text.vocab_size)
@@ -276,10 +276,10 @@ def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConf
             raise ValueError(f"{error}; or give --tokenizer '' to include none") from error
         print(f"the tokenizer in {found} is included")
         return found
-    reason = vocabulary.why_none(source) if source else ""
+    reason = tower_tokenizer.why_none(source) if source else ""
     if named is None and reason:
         raise ValueError(f"{reason}: name it by --tokenizer FOLDER, or give --tokenizer '' to include none")
-    if named == "" and source and (left := vocabulary.own(source)):
+    if named == "" and source and (left := tower_tokenizer.own(source)):
         reason = f"the one in {left} is skipped"
     reason = reason or (f"{source} has none" if source else "there is no text tower to take it from")
     print(f"no tokenizer is included: {reason}" + ("; name one by --tokenizer FOLDER" if named is None else ""))
@@ -317,7 +317,7 @@ def export_weights(args: argparse.Namespace) -> None:
         with whole_file.writing(out) as aside:
             (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
     elif args.to == "folder":
-        write_own_folder(flat, config, out, tokenizer, [origin], vocabulary.learned(args.source))
+        write_own_folder(flat, config, out, tokenizer, [origin], tower_tokenizer.learned(args.source))
     else:
         write_hugging_face(flat, config, args.to.removeprefix("hf_"), out)
         if tokenizer:

@@ -14,7 +14,7 @@ import librosa
 import numpy as np
 from jaxtyping import Float, Num
 
-from mc3_jax import checkpoint, config as config_lib, model as model_lib, vocabulary, weights
+from mc3_jax import checkpoint, config as config_lib, model as model_lib, tower_tokenizer, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.data.records import SAMPLE_RATE_HZ
 from mc3_jax.models import frontend
@@ -216,6 +216,6 @@ def load(
         raise ValueError(f"{path} records the sizes of its model: don't pass `model`")
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
     config = dataclasses.replace(config, num_classes=0)  # embedding needs no classifier
-    tokenizer = vocabulary.find(path, tokenizer)
+    tokenizer = tower_tokenizer.find(path, tokenizer)
     params, _ = weights.read_checkpoint(path, config)
-    return Embedder(params, config, tokenizer, batch_size, vocabulary.why_none(path))
+    return Embedder(params, config, tokenizer, batch_size, tower_tokenizer.why_none(path))

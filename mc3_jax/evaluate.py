@@ -27,8 +27,8 @@ from mc3_jax import (
     metric_writer,
     model as model_lib,
     phases as phases_lib,
+    tower_tokenizer,
     training_clips,
-    vocabulary,
     weights,
     whole_file,
     workdir as workdir_lib,
@@ -177,9 +177,9 @@ def _find_tokenizer(config: config_lib.Config, path: str) -> str:
       ValueError: The config's tokenizer doesn't fit, and the one the tower was trained with can't be found.
     """
     try:
-        return vocabulary.find(path, config.data.tokenizer)
+        return tower_tokenizer.find(path, config.data.tokenizer)
     except ValueError as error:
-        own = vocabulary.own(path)
+        own = tower_tokenizer.own(path)
         if not own:
             raise ValueError(f"config.data.tokenizer: {error}") from error
         if jax.process_index() == 0:

@@ -15,9 +15,9 @@ from mc3_jax import (
     model as model_lib,
     phases as phases_lib,
     progress,
+    tower_tokenizer,
     train_step as step_lib,
     validation_loss,
-    vocabulary,
     weights,
     workdir as workdir_lib,
 )
@@ -82,7 +82,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     text, digests = config.model.text, {"data.dir": source.digest}
     tokenize = tokenizer_lib.blank(text.num_tokens)
     if "text" in looked_at:
-        tokenizer = vocabulary.name_for_training(workdir, config.data.tokenizer)
+        tokenizer = tower_tokenizer.name_for_training(workdir, config.data.tokenizer)
         if not is_trained:
             _check_tokenizer(config.init.text, tokenizer)
         tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
@@ -106,7 +106,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
         workdir_lib.claim_workdir(workdir, config, digests, facts)
         workdir_lib.check_data(workdir, digests)
         if "data.tokenizer" in digests:
-            vocabulary.keep(workdir, tokenizer)
+            tower_tokenizer.keep(workdir, tokenizer)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     progress.notice(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
@@ -132,7 +132,7 @@ def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):
 def _check_tokenizer(start: str, tokenizer: str) -> None:
     try:
         if start:
-            vocabulary.find(start, tokenizer)
+            tower_tokenizer.find(start, tokenizer)
     except ValueError as error:
         raise ValueError(f"config.data.tokenizer: {error}; config.init.text names that tower") from error
 

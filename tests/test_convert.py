@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import mc3_jax
-from mc3_jax import checkpoint, config as config_lib, convert, model as model_lib, vocabulary, weights
+from mc3_jax import checkpoint, config as config_lib, convert, model as model_lib, tower_tokenizer, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files
 from tests import golden_models, world
@@ -217,13 +217,13 @@ def test_a_text_tower_is_imported_with_the_tokenizer_in_its_folder_unless_told_o
     convert.main([*text, str(plain), "--out", str(ours)])
     assert f"the tokenizer in {plain} is included" in capsys.readouterr().out
     digest = tokenizer_lib.tokenizer_digest(plain)
-    assert vocabulary.learned(str(ours)) == [digest, tokenizer_lib.tokenizer_digest(ours)]
-    assert vocabulary.find(str(ours)) == str(ours)
+    assert tower_tokenizer.learned(str(ours)) == [digest, tokenizer_lib.tokenizer_digest(ours)]
+    assert tower_tokenizer.find(str(ours)) == str(ours)
 
     convert.main(["export", str(ours), "--to", "hf_text", "--out", str(theirs)])
     convert.main([*text, str(theirs), "--out", str(again)])
     assert f"the tokenizer in {theirs} is included" in capsys.readouterr().out
-    assert vocabulary.find(str(again)) == str(again)
+    assert tower_tokenizer.find(str(again)) == str(again)
 
     assert convert._find_tokenizer(str(plain), "", golden_models.model_config()) == ""
     assert f"no tokenizer is included: the one in {plain} is skipped\n" in capsys.readouterr().out

@@ -15,7 +15,16 @@ import pytest
 import safetensors.numpy
 
 import mc3_jax
-from mc3_jax import checkpoint, convert, embedder, evaluate, model as model_lib, run as run_lib, vocabulary, weights
+from mc3_jax import (
+    checkpoint,
+    convert,
+    embedder,
+    evaluate,
+    model as model_lib,
+    run as run_lib,
+    tower_tokenizer,
+    weights,
+)
 from mc3_jax.data import loader, tokenizer, transforms
 from tests import golden_models
 
@@ -109,7 +118,7 @@ def test_a_folder_exported_from_a_run_is_that_run_tokenizer_included(finished, m
     assert f"Where the weights come from:\n  - full, step {newest}\n" in (tmp_path / "model" / "README.md").read_text()
     convert.main(["import", "--checkpoint", finished[1], "--out", str(tmp_path / "imported")])
     assert weights.read_model_config(str(tmp_path / "imported")) == weights.read_model_config(finished[1])
-    assert vocabulary.learned(str(tmp_path / "imported")) == vocabulary.learned(finished[1])
+    assert tower_tokenizer.learned(str(tmp_path / "imported")) == tower_tokenizer.learned(finished[1])
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +156,7 @@ def test_a_run_whose_tokenizer_is_gone_uses_its_copy_and_without_one_embeds_all_
     config = json.loads((place / "config.json").read_text())
     config["data"]["tokenizer"] = other_tokenizer  # as if it were overwritten since
     (place / "config.json").write_text(json.dumps(config))
-    assert vocabulary.find(str(place)) == f"{place}/tokenizer"
+    assert tower_tokenizer.find(str(place)) == f"{place}/tokenizer"
     with pytest.raises(ValueError, match=f"{other_tokenizer} is not the .* trained with: that one is in {place}/tokenizer"):
         mc3_jax.load(str(place), tokenizer=other_tokenizer)
     shutil.rmtree(place / "tokenizer")
@@ -166,28 +175,30 @@ def test_a_run_whose_tokenizer_is_gone_uses_its_copy_and_without_one_embeds_all_
     with pytest.raises(ValueError, match="the tokenizer of .*model is gone: name it"):
         mc3_jax.load(tmp_path / "model").embed_text(["#C C cuts the onion"])
     convert.main([*export, "--tokenizer", finished[0].data.tokenizer])
-    assert vocabulary.find(str(tmp_path / "model")) == str(tmp_path / "model")
+    assert tower_tokenizer.find(str(tmp_path / "model")) == str(tmp_path / "model")
 
 
 def test_a_folder_is_used_with_the_tokenizer_that_was_enclosed_and_no_other(finished, other_tokenizer, tmp_path, capsys):
     folder = tmp_path / "model"
     convert.main(["export", finished[1], "--to", "folder", "--out", str(folder)])
     import_text = ["import", "--checkpoint", str(folder), "--out", str(tmp_path / "copy"), "--config", "configs/demo.py"]
-    for take in (lambda: mc3_jax.load(folder, tokenizer=other_tokenizer), lambda: vocabulary.find(str(folder), "absent")):
-        with pytest.raises(ValueError, match=f"is not the tokenizer .* was trained with: that one is in {folder}"):
-            take()
+    error = f"is not the tokenizer .* was trained with: that one is in {folder}"
+    with pytest.raises(ValueError, match=error):
+        mc3_jax.load(folder, tokenizer=other_tokenizer)
+    with pytest.raises(ValueError, match=error):
+        tower_tokenizer.find(str(folder), "absent")
     with pytest.raises(SystemExit):
         convert.main([*import_text, "--tokenizer", other_tokenizer])
     assert "is not the tokenizer that the text tower of" in capsys.readouterr().err
     shutil.copyfile(f"{other_tokenizer}/tokenizer.json", folder / "tokenizer.json")
     with pytest.raises(ValueError, match="the tokenizer in .*model has changed since the export: export again, or name"):
         mc3_jax.load(folder)
-    assert vocabulary.find(str(folder), finished[0].data.tokenizer) == finished[0].data.tokenizer
+    assert tower_tokenizer.find(str(folder), finished[0].data.tokenizer) == finished[0].data.tokenizer
     described = json.loads((folder / "config.json").read_text())
     described.pop("tokenizer_sha256")  # as in a folder of an earlier version
     (folder / "config.json").write_text(json.dumps(described))
-    assert vocabulary.find(str(folder)) == str(folder)
-    assert vocabulary.find(str(folder), other_tokenizer) == other_tokenizer
+    assert tower_tokenizer.find(str(folder)) == str(folder)
+    assert tower_tokenizer.find(str(folder), other_tokenizer) == other_tokenizer
 
 
 def test_an_earlier_step_of_a_run_can_be_exported(finished, tmp_path):

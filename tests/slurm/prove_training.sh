@@ -53,14 +53,6 @@ end_process() {
   kill -s "$3" "$pid"
 }
 
-# resumed_twice JOB; fails if its run was not resumed twice
-resumed_twice() {
-  local resumed
-  resumed=$(grep --count "resuming after step" "slurm-$1.out")
-  [[ $resumed == 2 ]] || fail "the run of job $1 was resumed $resumed times, not 2"
-  grep "resuming after step" "slurm-$1.out"
-}
-
 # submit HOW CONFIG; sets train and evaluate to the ids of the two jobs
 submit() {
   local told
@@ -68,6 +60,18 @@ submit() {
   echo "$told"
   [[ $told =~ job\ ([0-9]+),.*job\ ([0-9]+)$ ]] || fail "no two jobs"
   train=${BASH_REMATCH[1]} evaluate=${BASH_REMATCH[2]}
+}
+
+# finishes_after_two_restarts RUN; awaits the jobs $train and $evaluate of that run
+finishes_after_two_restarts() {
+  local resumed
+  state_is "$evaluate" PENDING || fail "the evaluation did not wait"
+  await 900 "the $1 run" state_is "$train" COMPLETED
+  restarted "$train" 2 || fail "the $1 run was restarted $(field "$train" Restarts) times"
+  await 600 "its evaluation" state_is "$evaluate" COMPLETED
+  resumed=$(grep --count "resuming after step" "slurm-$train.out" || true)
+  [[ $resumed == 2 ]] || fail "the $1 run was resumed $resumed times, not 2"
+  grep "resuming after step" "slurm-$train.out"
 }
 
 cd "$work"
@@ -113,11 +117,7 @@ await 300 "the first restart" restarted "$train" 1
 await 600 "steps after it" beyond runs/preempted $((num_steps / 2))
 scancel --signal=TERM "$train"
 await 300 "the second restart" restarted "$train" 2
-state_is "$evaluate" PENDING || fail "the evaluation did not wait"
-await 900 "the preempted run" state_is "$train" COMPLETED
-restarted "$train" 2 || fail "the preempted run was restarted $(field "$train" Restarts) times"
-await 600 "its evaluation" state_is "$evaluate" COMPLETED
-resumed_twice "$train"
+finishes_after_two_restarts preempted
 
 submit "$one_node" killed.py
 await 600 "the first checkpoint" saved runs/killed $((num_steps / 6))
@@ -126,11 +126,7 @@ await 300 "the restart after SIGKILL" restarted "$train" 1
 await 600 "a checkpoint after it" saved runs/killed $((num_steps / 2))
 end_process "$train" 0 SEGV
 await 300 "the restart after SIGSEGV" restarted "$train" 2
-state_is "$evaluate" PENDING || fail "the evaluation did not wait"
-await 900 "the killed run" state_is "$train" COMPLETED
-restarted "$train" 2 || fail "the killed run was restarted $(field "$train" Restarts) times"
-await 600 "its evaluation" state_is "$evaluate" COMPLETED
-resumed_twice "$train"
+finishes_after_two_restarts killed
 for signal in Killed "Segmentation fault"; do
   grep "srun: error: .*: $signal" "slurm-$train.out" || fail "srun did not tell of a process that was ended: $signal"
 done

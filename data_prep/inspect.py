@@ -3,7 +3,7 @@
 Prints and writes counts (clips, hours, verbs, nouns). Draws the long tail of verbs and nouns (Fig. 4 of the paper), how often
 each verb sounds (Table 1), and a contact sheet with frames, waveform, log-mel and caption of randomly chosen clips. For data
 sets of sounds it counts classes, folds and durations instead. With `--clip_id ID`, which may be repeated, it shows only those
-clips and counts nothing.
+clips, in `chosen_clips.png`, and counts nothing.
 """
 
 import argparse
@@ -304,8 +304,8 @@ def _show_named(args: argparse.Namespace) -> str:
     found = find({args.split: sources[args.split]} if args.split else sources, args.clip_id)
     for clip_id, (split, clip) in found.items():
         print(f"{split}: {terminal.printable(clip_id)}: {_caption(clip, info)}")
-    _save(args.out, contact_sheet=draw_contact_sheet([clip for _, clip in found.values()], info))
-    return "contact_sheet.png"
+    _save(args.out, chosen_clips=draw_contact_sheet([clip for _, clip in found.values()], info))
+    return "chosen_clips.png"
 
 
 def _show_drawn(args: argparse.Namespace) -> str:

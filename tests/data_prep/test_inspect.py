@@ -85,9 +85,9 @@ def test_clips_are_shown_by_their_ids_whichever_split_they_are_in(folder, tmp_pa
     assert [line.split(": #C C")[0] for line in said[:-1]] == ["test: c_1", "train: b_5"]
     assert "[sounds, 0.5 s of c]" in said[0]
     assert "[no label" not in said[0]
-    assert said[-1].endswith("o: contact_sheet.png")
-    assert [path.name for path in (tmp_path / "o").iterdir()] == ["contact_sheet.png"]
-    sheet = np.asarray(Image.open(tmp_path / "o" / "contact_sheet.png").convert("RGB")).reshape(-1, 3)
+    assert said[-1].endswith("o: chosen_clips.png")
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["chosen_clips.png"]
+    sheet = np.asarray(Image.open(tmp_path / "o" / "chosen_clips.png").convert("RGB")).reshape(-1, 3)
     drawn = {int(red) for red, green, blue in sheet if red > 110 and green < 40 and blue < 40}
     assert any(abs(red - 140) < 8 for red in drawn)  # c_1
     assert any(abs(red - 220) < 8 for red in drawn)  # b_5

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from mc3_jax.evals import metrics
 
 NUM_FOLDS = 10
+_FFT_SAMPLES = 2048  # librosa's default
 
 
 def loudness(audio: Int[np.ndarray, "b samples"]) -> Float[np.ndarray, " b"]:
@@ -22,12 +23,15 @@ def onset_strength(audio: Int[np.ndarray, "b samples"], sample_rate_hz: int) -> 
       audio: int16 samples.
       sample_rate_hz: Sample rate of `audio`.
     """
-    waves = audio.astype(np.float32) / 32768.0
-    # One call for all clips makes the mel filters once. Decibels are taken clip by clip: librosa cuts off 80 dB below the
-    # loudest value it is given.
-    powers = librosa.feature.melspectrogram(y=waves, sr=sample_rate_hz)
-    levels = [librosa.power_to_db(power) for power in powers]
-    return np.array([librosa.onset.onset_strength(S=level, sr=sample_rate_hz).max() for level in levels], np.float64)
+    # What librosa.feature.melspectrogram computes, but clip by clip and with products in float64: its own product in float32
+    # for many clips at once gives a clip other last bits when evaluation runs in more processes.
+    filters = librosa.filters.mel(sr=sample_rate_hz, n_fft=_FFT_SAMPLES).astype(np.float64)
+    strongest = []
+    for wave in audio.astype(np.float32) / 32768.0:
+        power = np.abs(librosa.stft(wave, n_fft=_FFT_SAMPLES)) ** 2
+        level = librosa.power_to_db(filters @ power)
+        strongest.append(librosa.onset.onset_strength(S=level, sr=sample_rate_hz).max())
+    return np.array(strongest, np.float64)
 
 
 def verb_prior_roc_auc(

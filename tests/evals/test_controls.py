@@ -17,6 +17,13 @@ def test_onset_strength_is_librosas_of_each_clip_alone():
     assert alone[1] > 2 * alone[0]
 
 
+def test_onset_strength_does_not_depend_on_the_other_clips_of_a_batch():
+    audio = np.random.default_rng(0).normal(0, 3000, (32, 24_000)).round().astype(np.int16)
+    together = controls.onset_strength(audio, 16_000).astype(np.float32)
+    halves = [controls.onset_strength(half, 16_000).astype(np.float32) for half in np.split(audio, 2)]
+    np.testing.assert_array_equal(together, np.concatenate(halves))
+
+
 def test_loudness_is_the_rms_in_db_of_full_scale():
     audio = np.stack([np.full(100, 16384), np.full(100, -3277), np.zeros(100)]).astype(np.int16)
     np.testing.assert_allclose(controls.loudness(audio), [-6.02, -20.0, -100.0], atol=0.01)

@@ -12,9 +12,8 @@ dry_run=
 if [[ ${1:-} == --dry_run ]]; then dry_run=1 && shift; fi
 [[ ${1:-} == *.* ]] || { echo "usage: $0 [--dry_run] MODULE ARGS..., e.g. mc3_jax.train --config=FILE" >&2; exit 2; }
 
-# Collectives overlap with computation. One that is stuck for ten minutes ends the process; by default XLA waits forever.
-gpu_flags="--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_nccl_termination_timeout_seconds=600"
-export XLA_FLAGS="$gpu_flags ${XLA_FLAGS:-}"
+# A collective that is stuck for ten minutes ends the process; by default XLA waits forever.
+export XLA_FLAGS="--xla_gpu_nccl_termination_timeout_seconds=600 ${XLA_FLAGS:-}"
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # Within a Slurm step JAX would look for the other tasks and take only one GPU per task: without this variable it does not.
 command=(env -u SLURM_STEP_NODELIST python -m "$@")

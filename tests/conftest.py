@@ -80,9 +80,13 @@ def small_disk(tmp_path):
 
 @contextlib.contextmanager
 def made_once(tmp_path_factory, name: str):
-    """Yields (folder, whether the caller has to fill it): the first of the test processes fills it for all of them."""
+    """Yields (folder, whether the caller has to fill it): the first of the test processes fills it for all of them.
+
+    If `SHARED_TEST_DATA` names a folder, it is there, for several calls of pytest on the same code, as in `.ci/run`.
+    """
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = pathlib.Path(os.environ.get("SHARED_TEST_DATA", common)) / name
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = folder.with_suffix(".done")

@@ -65,7 +65,7 @@ def small_model():
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.large  # most of a minute
 def test_rows_are_trained_and_evaluated_and_their_tables_are_made_of_json_alone(tmp_path, monkeypatch):
     args = argparse.Namespace(
         rows="random,cm_acc,mc3", seed=0, out=tmp_path, videos=6, world_seed=3, short_side=48, num_workers=2, sweep=None

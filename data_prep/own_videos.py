@@ -15,6 +15,7 @@ from data_prep.sources import grid, own_csv
 from mc3_jax.data import records
 
 _MIN_EVERY_S, _MAX_EVERY_S = 0.05, 3600.0
+_OF_NARRATIONS = ("splits", "max_train_clips", "sample_seed", "clean_text", "verbs", "nouns")  # options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,8 +80,12 @@ def _read_grid(args: argparse.Namespace) -> tuple[list[narrations.Narration], li
     """
     if not _MIN_EVERY_S <= args.every_s <= _MAX_EVERY_S:
         raise ValueError(f"--every_s must be from {_MIN_EVERY_S:g} to {_MAX_EVERY_S:g} seconds, got {args.every_s:g}")
-    if args.splits:
-        raise ValueError("--splits is only for --narrations: windows of --every_s all go to the test split")
+    given = [f"--{name}" for name in _OF_NARRATIONS if getattr(args, name)]
+    if given:
+        verb = "is" if len(given) == 1 else "are"
+        raise ValueError(
+            f"{', '.join(given)} {verb} only for --narrations: windows of --every_s have no text and all go to the test split"
+        )
     if storage.is_remote(args.videos):
         raise ValueError(f"--every_s needs a local folder, but {args.videos} is in a bucket: copy or mount it")
     limits = guard.Limits(*args.cpu_limit, args.memory_limit)

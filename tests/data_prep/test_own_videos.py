@@ -311,9 +311,18 @@ def test_a_grid_ends_where_the_video_does_and_believes_no_absurd_length(tmp_path
         (["--every_s", "nan"], "--every_s must be from 0.05 to 3600 seconds, got nan"),
         (["--every_s", "1"], "no video files in"),
         (["--every_s", "1", "--splits", "s.csv"], "--splits is only for --narrations"),
+        (["--every_s", "1", "--clean_text"], "--clean_text is only for --narrations"),
+        (
+            ["--every_s", "1", "--max_train_clips", "9", "--sample_seed", "2"],
+            "--max_train_clips, --sample_seed are only for --narrations: windows of --every_s have no text",
+        ),
+        (["--every_s", "1", "--nouns", "VERBS"], "--nouns is only for --narrations"),
+        (["--every_s", "1", "--verbs", "VERBS"], "--verbs is only for --narrations"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_one_line_and_status_2(tmp_path, capsys, options, words):
+    (tmp_path / "verbs.csv").write_text("label,group\n")
+    options = [str(tmp_path / "verbs.csv") if option == "VERBS" else option for option in options]
     with pytest.raises(SystemExit) as ended:
         own_videos.main(["--videos", str(tmp_path), "--out", str(tmp_path / "out"), *options])
     assert ended.value.code == 2

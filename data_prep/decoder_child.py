@@ -82,7 +82,8 @@ def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
         file = path if num_bytes is None else hdf5_audio.Parts(num_bytes, read)
         cuts = hdf5_audio.cut_windows(file, windows, *request["hdf5"])
     else:
-        cuts = media.cut_windows(path, windows, short_side_px=request["short_side_px"], quality=request["quality"])
+        options = {name: request[name] for name in ("short_side_px", "quality", "stereo")}
+        cuts = media.cut_windows(path, windows, **options)
     for i, cut in cuts:
         if isinstance(cut, str):
             _reply(replies, {"index": i, "reason": cut})

@@ -93,7 +93,7 @@ class DecoderTimeoutError(DecoderError):
 
 def cut_windows(
     path: str | os.PathLike, windows: list[Window], *, short_side_px: int, quality: int = 90,
-    limits: Limits, hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
+    limits: Limits, hdf5: tuple[str, int] | None = None, remote: Remote | None = None, stereo: bool = False,
 ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
     """Yields what `media.cut_windows` yields, every window once, whatever the video does to the decoder.
 
@@ -102,7 +102,7 @@ def cut_windows(
     exceeded or `_MAX_CHILDREN` have died, all windows left get the reason.
 
     Args:
-      path, windows, short_side_px, quality: As for `media.cut_windows`.
+      path, windows, short_side_px, quality, stereo: As for `media.cut_windows`.
       limits: Limits of each child.
       hdf5: For sound from an HDF5 file, the name of the data set in it and its sample rate, Hz.
       remote: The HDF5 file if it is not on this machine; `path` is not opened then.
@@ -117,7 +117,7 @@ def cut_windows(
         try:
             with _child() as decoder:
                 asked_for = [windows[i] for i in asked]
-                for k, cut in decoder.cut(path, asked_for, short_side_px, quality, limits, hdf5, remote):
+                for k, cut in decoder.cut(path, asked_for, short_side_px, quality, limits, hdf5, remote, stereo):
                     left.remove(asked[k])
                     yield asked[k], cut
         except DecoderError as error:
@@ -252,7 +252,7 @@ class Decoder:
 
     def cut(
         self, path: str | os.PathLike, windows: list[Window], short_side_px: int, quality: int, limits: Limits,
-        hdf5: tuple[str, int] | None = None, remote: Remote | None = None,
+        hdf5: tuple[str, int] | None = None, remote: Remote | None = None, stereo: bool = False,
     ) -> Iterator[tuple[int, media.Cut | str]]:  # fmt: skip
         """Yields (index of the window, the cut or the reason why there is none), every window once.
 
@@ -263,7 +263,7 @@ class Decoder:
         """
         request = {
             "windows": [dataclasses.astuple(w) for w in windows], "short_side_px": short_side_px, "quality": quality,
-            "hdf5": hdf5, "remote_bytes": remote and remote.num_bytes,
+            "hdf5": hdf5, "remote_bytes": remote and remote.num_bytes, "stereo": stereo,
         }  # fmt: skip
         self._send({"path": str(path), "probe": None, **request}, limits, len(windows))
         open_windows = set(range(len(windows)))

@@ -60,7 +60,7 @@ class _Picture:
 
 
 def cut_windows(
-    path: pathlib.Path, windows: list[Window], *, short_side_px: int, quality: int = 90
+    path: pathlib.Path, windows: list[Window], *, short_side_px: int, quality: int = 90, stereo: bool = False
 ) -> Iterator[tuple[int, Cut | str]]:
     """Yields (index of the window, its cut or the reason why there is none), every window once.
 
@@ -71,6 +71,7 @@ def cut_windows(
       windows: Windows in any order; they are cut in the order of `order`.
       short_side_px: Length to which the short side of the frames is scaled down, px. Frames are never scaled up.
       quality: JPEG quality, 1 to 100.
+      stereo: Whether each picture holds two views side by side. Then frames are the left view only.
     """
     times_s = sorted({t for window in windows for t in window.frame_times_s})
     reason = streams.probe(path, ("video", "audio") if times_s else ("audio",))
@@ -86,7 +87,7 @@ def cut_windows(
         waves = audio.heard(stack.enter_context(av.open(str(path))), [windows[i] for i in asked])
         pictures: Iterator[tuple[float, _Picture | str]] = iter(())
         if times_s:
-            pictures = _pictures(stack.enter_context(av.open(str(path))), times_s, short_side_px, quality)
+            pictures = _pictures(stack.enter_context(av.open(str(path))), times_s, short_side_px, quality, stereo)
         there: dict[float, _Picture | str] = {}
         for i in asked:
             wanted = windows[i].frame_times_s
@@ -113,7 +114,7 @@ def _cut(pictures: list[_Picture | str], wave: Int16[np.ndarray, " samples"]) ->
 
 
 def _pictures(
-    container, times_s: list[float], short_side_px: int, quality: int
+    container, times_s: list[float], short_side_px: int, quality: int, stereo: bool
 ) -> Iterator[tuple[float, _Picture | str]]:
     """Yields (time, the picture shown at this time or the reason why there is none), every time once.
 
@@ -133,7 +134,9 @@ def _pictures(
                 orientations[frame.rotation] = _orientation(frame)
             orientation = orientations[frame.rotation]
             try:
-                last, picture = frame, _encode(frame, reformatter, aspect, orientation, origin_s, short_side_px, quality)
+                last, picture = frame, _encode(
+                    frame, reformatter, aspect, orientation, origin_s, short_side_px, quality, stereo
+                )
             except streams.DAMAGE as error:
                 last, picture = frame, streams.why("decoding failed", error)
         yield time_s, picture
@@ -141,7 +144,7 @@ def _pictures(
 
 def _encode(
     frame: av.VideoFrame, reformatter: VideoReformatter, aspect: Fraction, orientation: tuple[bool, bool, bool] | None,
-    origin_s: float, short_side_px: int, quality: int,
+    origin_s: float, short_side_px: int, quality: int, stereo: bool = False,
 ) -> _Picture | str:  # fmt: skip
     """Returns a frame as JPEG, turned upright, with square pixels and scaled down; or the reason why that is impossible.
 
@@ -151,20 +154,24 @@ def _encode(
       aspect: Width of a pixel divided by its height; the frame's width is changed, as by FFmpeg's `scale=iw*sar:ih`.
       orientation: Result of `_orientation` for the frame.
       origin_s: Stream time that counts as time 0 of the video, seconds.
-      short_side_px, quality: See `cut_windows`.
+      short_side_px, quality, stereo: See `cut_windows`.
     """
     if frame.is_corrupt:
         return streams.DAMAGED
     if orientation is None:
         return "display matrix is not a right-angle rotation or mirroring"
-    shown = (frame.height, max(round(frame.width * aspect), 1))
-    scale = min(short_side_px / min(shown), 1.0)
+    swapped = orientation[0]
+    shown = _swap((frame.height, max(round(frame.width * aspect), 1)), swapped)
+    view = _left_view(*shown) if stereo else shown
+    scale = min(short_side_px / min(view), 1.0)
     # 4:2:0 needs even sides, and they must not become larger than they were.
-    height, width = (max(min(2 * round(side * scale / 2), side - side % 2), 2) for side in shown)
+    height, width = (max(min(2 * round(side * scale / 2), side - side % 2), 2) for side in view)
     if max(height, width) > _MAX_SIDE_PX:
         return f"picture does not fit into a JPEG: {width} x {height} px"
     # Converted to the planes that a JPEG holds without a detour over RGB, which is three times as fast and closer to the
     # original picture (RESULTS.md). One thread, since more would be started for every frame, which takes longer than scaling.
+    # Both views are scaled and the right one is cut off afterwards, since the scaler takes whole pictures only.
+    height, width = _swap((height, 2 * width if stereo else width), swapped)
     scaled = reformatter.reformat(
         frame, width=width, height=height, format="yuv420p", dst_colorspace=Colorspace.ITU601,
         dst_color_range=ColorRange.JPEG, interpolation="AREA", threads=1,
@@ -172,9 +179,25 @@ def _encode(
     planes = []
     for plane in scaled.planes:
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-        planes.append(np.ascontiguousarray(_turn(rows, *orientation)))
+        upright = _turn(rows, *orientation)
+        planes.append(np.ascontiguousarray(upright[:, : upright.shape[1] // 2] if stereo else upright))
     jpeg = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
     return _Picture(jpeg, round((float(frame.time) - origin_s) * 1e6), *planes[0].shape)
+
+
+def _swap(size: tuple[int, int], swapped: bool) -> tuple[int, int]:
+    return size[::-1] if swapped else size
+
+
+def _left_view(height: int, width: int) -> tuple[int, int]:
+    """Returns the (height, width) at which to show the left half of a stereoscopic picture of this size, px.
+
+    A picture that is higher than wide was encoded wrongly. As for Ego4D's own features, its left half becomes width / 2 high
+    and height / 2 wide (facebookresearch/Ego4d, `CropIfStereo`). Stretching blends the columns at its right edge with the
+    right view.
+    """
+    half = max(width // 2, 1)
+    return (half, height // 2) if width < height else (height, half)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:

@@ -109,7 +109,7 @@ def fetched(folder: str, uid: str, scratch: str) -> Iterator[pathlib.Path | str]
 
 
 def cut_windows(
-    folder: str, uid: str, windows: list[Window], settings: dict
+    folder: str, uid: str, windows: list[Window], settings: dict, *, stereo: bool = False
 ) -> Iterator[tuple[int, media.Cut | str]]:
     """Yields what `guard.cut_windows` yields of a video, which is copied for as long as it is decoded if it is in a bucket.
 
@@ -118,6 +118,7 @@ def cut_windows(
       uid: Of the video.
       windows: What to cut.
       settings: See `shards.write_shard`; how large and good pictures are, the decoder's limits and "scratch".
+      stereo: See `media.cut_windows`.
     """
     with fetched(folder, uid, settings.get("scratch", "")) as found:
         if isinstance(found, str):
@@ -125,7 +126,7 @@ def cut_windows(
             return
         yield from guard.cut_windows(
             found, windows, short_side_px=settings["short_side_px"], quality=settings["jpeg_quality"],
-            limits=limits_of(settings),
+            limits=limits_of(settings), stereo=stereo,
         )  # fmt: skip
 
 

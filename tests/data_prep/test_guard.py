@@ -79,9 +79,13 @@ def assert_gone(pid: int, seconds: float = 20.0):
 
 def test_a_child_cuts_what_this_process_cuts_and_lives_on(folder):
     pids = set()
-    for name, times in (("short.mp4", (1.9, 0.5, 5.0, 1.2)), ("long.mp4", LONG), ("absent.mp4", (1.0,))):
-        here = list(media.cut_windows(folder / name, windows_at(times), short_side_px=SIDE))
-        there = list(guard.cut_windows(folder / name, windows_at(times), short_side_px=SIDE, limits=LIMITS))
+    for name, times, stereo in (
+        ("short.mp4", (1.9, 0.5, 5.0, 1.2), False), ("short.mp4", (1.9,), True), ("long.mp4", LONG, False),
+        ("absent.mp4", (1.0,), False),
+    ):  # fmt: skip
+        options = {"short_side_px": SIDE, "stereo": stereo}
+        here = list(media.cut_windows(folder / name, windows_at(times), **options))
+        there = list(guard.cut_windows(folder / name, windows_at(times), **options, limits=LIMITS))
         assert [i for i, _ in here] == [i for i, _ in there]
         for (_, a), (_, b) in zip(here, there, strict=True):
             assert_equal(a, b)

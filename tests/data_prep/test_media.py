@@ -31,6 +31,13 @@ def picture_of(number: int, width: int, height: int) -> np.ndarray:
     return picture
 
 
+def two_views(number: int, width: int, height: int, one_view=picture_of) -> np.ndarray:
+    """Returns a stereoscopic image: `picture_of` as its left view, and a red right view."""
+    picture = np.full((height, width, 3), (255, 0, 0), np.uint8)
+    picture[:, : width // 2] = one_view(number, width // 2, height)
+    return picture
+
+
 def number_in(jpeg: bytes) -> int:
     grey = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0]
     bar = grey.shape[1] / NUM_BARS
@@ -274,6 +281,11 @@ def test_a_turned_or_mirrored_video_is_cut_as_it_is_shown(tmp_path, matrix, stor
     for jpeg in part.frames:
         grey = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0].astype(float)
         assert np.abs(grey - shown.mean(axis=2)).mean() < 10
+    (left,) = cut(tmp_path / "a.mp4", (0.9,), stereo=True)
+    assert (left.height, left.width) == (HEIGHT, WIDTH // 2)
+    for jpeg in left.frames:
+        grey = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0].astype(float)
+        assert np.abs(grey - shown.mean(axis=2)[:, : WIDTH // 2]).mean() < 10
 
 
 def test_a_video_that_is_to_be_shown_askew_is_refused(tmp_path):
@@ -295,6 +307,32 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path, size, aspect, short_si
     (part,) = cut(tmp_path / "a.mp4", (0.9,), short_side_px=short_side)
     assert (part.height, part.width) == expected
     assert_in_time(part, 0.9, np.arange(60) / 30)
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "short_side", "expected"),
+    [
+        ((384, 96), None, 96, (96, 192)),
+        ((384, 96), None, 36, (36, 72)),
+        ((192, 192), None, 48, (96, 48)),  # as wide as high: the view is upright
+        ((385, 97), None, 96, (96, 190)),  # the middle column belongs to neither view
+        ((192, 144), Fraction(4, 3), 96, (108, 96)),  # views of 128 x 144
+        ((144, 192), None, 256, (72, 96)),  # higher than wide: encoded wrongly
+        ((144, 192), None, 36, (36, 48)),
+    ],
+)
+def test_of_a_stereoscopic_video_only_the_left_view_is_cut_and_its_short_side_counts(
+    tmp_path, monkeypatch, size, aspect, short_side, expected
+):
+    monkeypatch.setitem(globals(), "picture_of", two_views)
+    lossless = {"preset": "ultrafast", "qp": "0", "g": "60", "threads": "1"}
+    write(tmp_path / "a.mp4", seconds=2.0, size=size, aspect=aspect, pixels="yuv444p", video_options=lossless)
+    (part,) = cut(tmp_path / "a.mp4", (0.9,), short_side_px=short_side, stereo=True)
+    assert (part.height, part.width) == expected
+    assert {simplejpeg.decode_jpeg(jpeg).shape[:2] for jpeg in part.frames} == {expected}
+    assert_in_time(part, 0.9, np.arange(60) / 30)
+    for jpeg in part.frames:  # at most half a column of red at the seam
+        assert simplejpeg.decode_jpeg(jpeg, colorspace="RGB")[:, -3:].max() < 60
 
 
 def test_a_picture_wider_than_a_jpeg_can_be_is_refused():

@@ -1,9 +1,10 @@
 """Ego4D to clips: `python -m data_prep.ego4d --root EGO4D --out CLIPS`.
 
-Reads the folder that Ego4D's own CLI (or `data_prep.soundworld`) makes. Narrations of the camera wearer, all of them or a
-sample (`--max_train_clips`), become clips [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. If there is a label list, all of it
-is used and becomes validation and test. Its videos are not trained on unless `--splits` or `--labels_split` says so.
-Narrations and labels may also come from files of other projects: `--narrations egoclip.csv`, `--labels test_clips_11k.csv`
+Reads the folder that Ego4D's own CLI (or `data_prep.soundworld`) makes. `ego4d.json` in it says which videos are silent,
+redacted, stereoscopic or recorded at the same time. Narrations of the camera wearer, all of them or a sample
+(`--max_train_clips`), become clips [t - 0.5 s, t + 1.0 s] in ArrayRecord shards. If there is a label list, all of it is used
+and becomes validation and test. Its videos are not trained on unless `--splits` or `--labels_split` says so. Narrations and
+labels may also come from files of other projects: `--narrations egoclip.csv`, `--labels test_clips_11k.csv`
 (`data_prep/sources`). Every row of these files becomes a clip or a row of rejected.jsonl, and the sums are checked. If a
 narration is in both lists, the label list's row becomes the clip. `data_prep.guard` keeps a bad video from harming others.
 With `--runner=DataflowRunner` or the like, options that this command doesn't know are passed to Beam. Folders and files may
@@ -14,6 +15,8 @@ import argparse
 import dataclasses
 import os
 import re
+import sys
+from collections.abc import Callable
 
 from data_prep import command, narrated, narrations, storage, video_files
 from data_prep.sources import ego4d_json, ego4dsounds, egoclip, files, narration_json, sounding_labels
@@ -130,18 +133,57 @@ def _with_known_uids(found: list[narrations.Narration]) -> list[narrations.Narra
             return n.problem
         return n.problem or video_files.problem_of(n.video_uid) or "video name is not an Ego4D uid"
 
+    return _with_problems(found, problem_of)
+
+
+def _with_problems(
+    found: list[narrations.Narration], problem_of: Callable[[narrations.Narration], str]
+) -> list[narrations.Narration]:
     return [n if n.problem == (problem := problem_of(n)) else dataclasses.replace(n, problem=problem) for n in found]
 
 
-def _without_silent(found: list[narrations.Narration], path: storage.Path) -> list[narrations.Narration]:
-    """Returns the narrations, with a `problem` set on those of videos that have no audio according to Ego4D's metadata.
+def _read_metadata(args: argparse.Namespace) -> ego4d_json.Metadata:
+    """Returns what `ego4d.json` says; nothing, with a warning, if the file is missing.
 
-    1,487 of the 3,600 hours have no audio, so a sample of all narrations would lose the same share of its clips.
+    Raises:
+      ValueError: The file is damaged, or missing although `--max_train_clips` needs it.
     """
-    silent = ego4d_json.read_silent(path) if storage.is_file(path) else set()
-    return [
-        n if n.problem or n.video_uid not in silent else dataclasses.replace(n, problem="no audio stream") for n in found
-    ]
+    path = args.root / "ego4d.json"
+    if storage.is_file(path):
+        return ego4d_json.read(path)
+    fix = "download it with Ego4D's CLI (--datasets annotations)"
+    if args.max_train_clips:
+        raise ValueError(
+            f"no file {path}: --max_train_clips needs it, so as not to draw clips of videos without audio; {fix} or convert "
+            "all clips"
+        )
+    print(
+        f"warning: no file {path}: it is not known which videos are silent, redacted, stereoscopic or of the same moment, so "
+        f"blank pictures and double views may become clips; {fix}",
+        file=sys.stderr,
+    )
+    return ego4d_json.Metadata()
+
+
+def _with_metadata(
+    found: list[narrations.Narration], metadata: ego4d_json.Metadata, args: argparse.Namespace
+) -> list[narrations.Narration]:
+    """Returns the narrations, with a `problem` set on those whose clip would hold redacted pictures.
+
+    If a sample is drawn, those of videos without audio get a `problem` too: 1,487 of the 3,600 hours have no audio, so a
+    sample of all narrations would lose the same share of its clips.
+    """
+    before_s, after_s = args.window
+    silent = metadata.silent if args.max_train_clips else ()
+
+    def problem_of(n: narrations.Narration) -> str:
+        if n.problem:
+            return n.problem
+        if n.video_uid in silent:
+            return "no audio stream"
+        return "redacted by Ego4D" if metadata.is_redacted(n.video_uid, n.time_s - before_s, n.time_s + after_s) else ""
+
+    return _with_problems(found, problem_of)
 
 
 def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo:
@@ -154,13 +196,14 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     verbs, nouns = (
         narrations.read_taxonomy(args.root / _ANNOTATIONS / f"narration_{kind}_taxonomy.csv") for kind in ("verb", "noun")
     )
+    metadata = _read_metadata(args)
     found, labelled, splits = read_annotations(args, verbs, nouns)
-    if args.max_train_clips:
-        found = _without_silent(found, args.root / "ego4d.json")
+    found, labelled = (_with_metadata(rows, metadata, args) for rows in (found, labelled))
     chosen, rejects = narrated.choose(found, labelled, splits, clean_text=args.clean_text)
     num_in = len(found) + len(labelled)  # all rows read; a narration in both lists counts twice
     video_dir = storage.absolute(args.root / args.video_dir)
-    return narrated.write_clips(args, beam_args, video_dir, chosen, rejects, num_in, verbs, nouns)
+    stereo = metadata.stereo
+    return narrated.write_clips(args, beam_args, video_dir, chosen, rejects, num_in, verbs, nouns, stereo=stereo)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -55,8 +55,8 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
     """Yields a clip or a reject for every narration of a video.
 
     Args:
-      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}; made by
-        `plan_tasks`.
+      item: {"video_uid", "narrations": [{"clip_id", "source", "time_s", "text", "label", "verb_id", "noun_id"}]}, and
+        "stereo" for a video whose pictures hold two views; made by `plan_tasks`.
       settings: Settings of the conversion, made by `write_clips`.
     """
     uid, lines = item["video_uid"], item["narrations"]
@@ -66,7 +66,8 @@ def make_clips(item: dict, settings: dict) -> Iterator[records.Clip | shards.Rej
         start, stop = line["time_s"] - before, line["time_s"] + after
         times = frame_times(start, stop, settings["num_intervals"], settings["num_candidates"])
         windows.append(Window(start, stop, times))
-    for i, cut in video_files.cut_windows(settings["video_dir"], uid, windows, settings):
+    stereo = item.get("stereo", False)
+    for i, cut in video_files.cut_windows(settings["video_dir"], uid, windows, settings, stereo=stereo):
         line = lines[i]
         if isinstance(cut, str):
             yield shards.Reject(line["clip_id"], uid, *video_files.reason_of(cut, item))
@@ -230,6 +231,7 @@ def plan_tasks(
     num_shards: int,
     video_dir: storage.Path,
     *,
+    stereo: Collection[str] = (),
     clean_text: bool = False,
 ) -> list[shards.ShardTask]:
     """Returns the shards to write: about `num_shards` in all, distributed over the splits by their number of clips.
@@ -242,6 +244,7 @@ def plan_tasks(
       verbs, nouns: Taxonomies, maybe empty.
       num_shards: Number of shards over all splits.
       video_dir: Folder of the videos.
+      stereo: Uids of the videos whose pictures hold two views.
       clean_text: Whether to remove tags and superfluous white space from the texts.
     """
     total = sum(map(len, chosen.values()))
@@ -260,7 +263,9 @@ def plan_tasks(
         groups = shards.assign_shards(list(by_video), count)
         for i, uids in enumerate(groups):
             items = tuple(
-                {"video_uid": uid, **facts(uid), "narrations": by_video[uid]} for uid in uids
+                # Only stereoscopic videos have this entry, so that finished shards without any are kept.
+                {"video_uid": uid, **facts(uid), "narrations": by_video[uid], **({"stereo": True} if uid in stereo else {})}
+                for uid in uids
             )
             count_in = sum(len(item["narrations"]) for item in items)
             tasks.append(shards.ShardTask(split, i, len(groups), items, count_in))
@@ -287,6 +292,8 @@ def write_clips(
     num_in: int,
     verbs: narrations.Taxonomy,
     nouns: narrations.Taxonomy,
+    *,
+    stereo: Collection[str] = (),
 ) -> records.ClipsInfo:
     """Writes the data set of the chosen narrations; see `command.write`.
 
@@ -298,6 +305,7 @@ def write_clips(
       chosen, rejects: See `choose`.
       num_in: Number of rows read, of the label list too. Clips and rejects must add up to it.
       verbs, nouns: Taxonomies, maybe empty.
+      stereo: Uids of the videos whose pictures hold two views; clips get the left one.
 
     Raises:
       ValueError: There is nothing to write, or records were lost.
@@ -306,7 +314,7 @@ def write_clips(
     chosen = chosen | {"train": train}
     rejects = rejects + [shards.Reject(n.clip_id, n.video_uid, "not sampled") for n in others]
     num_shards = command.num_shards(args, sum(map(len, chosen.values())))
-    tasks = plan_tasks(chosen, verbs, nouns, num_shards, video_dir, clean_text=args.clean_text)
+    tasks = plan_tasks(chosen, verbs, nouns, num_shards, video_dir, stereo=stereo, clean_text=args.clean_text)
     _tell_if_all_miss(tasks, video_dir)
     settings = {
         "cutting": media.VERSION, "video_dir": str(video_dir), "window_s": list(args.window),

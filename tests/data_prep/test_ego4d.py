@@ -66,6 +66,7 @@ def copy(root, tmp_path) -> pathlib.Path:
     """A copy of the world that a test may damage: copied annotations and links to the videos."""
     folder = tmp_path / "copy"
     shutil.copytree(root / "v2" / "annotations", folder / "v2" / "annotations")
+    shutil.copy(root / "ego4d.json", folder / "ego4d.json")
     videos = folder / "v2" / "video_540ss"
     videos.mkdir()
     for path in (root / "v2" / "video_540ss").iterdir():
@@ -283,7 +284,6 @@ def test_a_dry_run_of_a_part_is_about_the_part_and_one_that_would_be_refused_is(
 
 def test_a_sample_of_the_training_clips_passes_over_videos_that_are_known_to_have_no_sound(root, copy, tmp_path, capsys):
     folder = ["--root", str(copy), "--out", str(tmp_path / "out"), "--dry_run", "--max_train_clips"]
-    shutil.copy(root / "ego4d.json", copy / "ego4d.json")
     splits = write_splits(tmp_path, [v.uid for v in VIDEOS], "test")
     for video in (MUTE, VIDEOS[0]):
         splits.write_text(splits.read_text().replace(f"{video.uid},test", f"{video.uid},train"))

@@ -297,10 +297,11 @@ def test_redacted_narrations_of_another_shape_are_named(tmp_path, lines, words):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
-    """An Ego4D folder of two videos, with taxonomies but without narrations."""
+    """An Ego4D folder of two videos, with taxonomies and metadata but without narrations."""
     folder = tmp_path_factory.mktemp("ego4d")
     (folder / "v2" / "annotations").mkdir(parents=True)
     (folder / "v2" / "video_540ss").mkdir()
+    (folder / "ego4d.json").write_text('{"videos": []}')
     for uid in ("v", "w"):
         test_media.write(folder / "v2" / "video_540ss" / f"{uid}.mp4", seconds=6.0)
     for kind, taxonomy in (("verb", VERBS), ("noun", NOUNS)):

@@ -59,6 +59,7 @@ def test_errors_about_what_stands_in_a_file_drive_no_terminal(tmp_path, capsys):
     (tmp_path / "v2" / "video_540ss" / "a.mp4").touch()
     for kind in ("verb", "noun"):
         (annotations / f"narration_{kind}_taxonomy.csv").write_text("label,group\nx,['x']\n")
+    (tmp_path / "ego4d.json").write_text('{"videos": []}')
     (annotations / "narration.json").write_text(json.dumps({EVIL: 5}))
     with pytest.raises(SystemExit):
         ego4d.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")])

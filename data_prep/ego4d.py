@@ -199,7 +199,7 @@ def convert(args: argparse.Namespace, beam_args: list[str]) -> records.ClipsInfo
     metadata = _read_metadata(args)
     found, labelled, splits = read_annotations(args, verbs, nouns)
     found, labelled = (_with_metadata(rows, metadata, args) for rows in (found, labelled))
-    chosen, rejects = narrated.choose(found, labelled, splits, clean_text=args.clean_text)
+    chosen, rejects = narrated.choose(found, labelled, splits, groups=metadata.groups, clean_text=args.clean_text)
     num_in = len(found) + len(labelled)  # all rows read; a narration in both lists counts twice
     video_dir = storage.absolute(args.root / args.video_dir)
     stereo = metadata.stereo

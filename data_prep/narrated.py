@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from data_prep import command, media, narrations, shards, storage, terminal, video_files
 from data_prep.windows import Window, frame_times, num_samples
@@ -97,6 +97,7 @@ def choose(
     splits: dict[str, str],
     *,
     own_table: bool = False,
+    groups: dict[str, str] | None = None,
     clean_text: bool = False,
 ) -> tuple[dict[str, list[narrations.Narration]], list[shards.Reject]]:
     """Returns the narrations chosen for each split, and a reject for every other row of the two lists.
@@ -113,6 +114,9 @@ def choose(
         and to training if not. Without a label list, all other videos are split by the hash of their uid.
       own_table: Whether `labelled` is the user's own table. Then all its rows are taken, whoever acts, and a video counts as
         part of the label list only if one of its rows has a label.
+      groups: Video uid → uid that stands for a group of videos of the same moments. A video that `splits` lacks goes where
+        `splits` puts others of its group, and not to training if one of them is held out. If `splits` has none of them, they
+        are split together by the hash of that uid, as part of the label list if any of them is in it.
       clean_text: Whether clips will hold cleaned texts, see `plan_tasks`.
     """
     chosen: dict[str, list[narrations.Narration]] = {name: [] for name in records.SPLITS}
@@ -122,6 +126,7 @@ def choose(
         if _problem(narration, clean_text) is None and narration.label != records.UNKNOWN:
             labels[_moment(narration)].add(narration.label)
     listed = {n.video_uid for n in labelled if not own_table or n.label != records.UNKNOWN}
+    split_of = _splitter(splits, listed, groups or {})
     taken: dict[tuple[str, int, str], bool] = {}  # moment of a chosen narration → whether it is from the label list
     ids: set[str] = set()
     for narration, in_list in itertools.chain(((n, True) for n in labelled), ((n, False) for n in found)):
@@ -129,7 +134,7 @@ def choose(
         reason = _problem(narration, clean_text)
         if reason is None:  # only without a problem can uid and text be encoded
             moment = _moment(narration)
-            split = splits.get(narration.video_uid) or _split_of(narration.video_uid, listed)
+            split = split_of(narration.video_uid)
             reason = _gives_way(narration, in_list, labels[moment], taken.get(moment))
         if reason is None and not in_list:
             reason = _not_wanted(narration, split if labelled else "train")
@@ -192,11 +197,25 @@ def check_splits(
         print(f"{len(others)} of {len(uids)} videos are not in {path}: they are split as if there were no such file")
 
 
-def _split_of(uid: str, listed: set[str]) -> str:
-    """Returns the split of a video for which no file gives one; `listed` are the videos of the label list."""
-    if uid in listed:
-        return narrations.held_out_by_hash(uid)  # labels are of no use in training
-    return "train" if listed else narrations.split_by_hash(uid)
+def _splitter(splits: dict[str, str], listed: set[str], groups: dict[str, str]) -> Callable[[str], str]:
+    """Returns a function video uid → its split; `listed` are the videos of the label list, the rest is as for `choose`."""
+    in_group: dict[str, str] = {}
+    for uid, split in splits.items():
+        group = groups.get(uid, uid)
+        if in_group.get(group, "train") == "train":  # one that is held out decides
+            in_group[group] = split
+    listed_groups = {groups.get(uid, uid) for uid in listed}
+
+    def split_of(uid: str) -> str:
+        group = groups.get(uid, uid)
+        split = splits.get(uid) or in_group.get(group)
+        if split:
+            return split
+        if group in listed_groups:
+            return narrations.held_out_by_hash(group)  # labels are of no use in training
+        return "train" if listed else narrations.split_by_hash(group)
+
+    return split_of
 
 
 def _moment(narration: narrations.Narration) -> tuple[str, int, str]:

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import simplejpeg
 
-from data_prep import ego4d
+from data_prep import ego4d, narrations
 from data_prep.sources import ego4d_json
 from tests.data_prep import test_media
 from tests.data_prep.converted import Converted
@@ -211,6 +211,16 @@ def test_of_a_stereoscopic_video_clips_show_the_left_view_and_only_its_shard_is_
         assert simplejpeg.decode_jpeg(clip.frames[2], colorspace="RGB")[:, 150:, 0].max() < 60  # the right view is red
     assert convert(folder, folder / "out").clips.keys() == both.clips.keys()
     assert "2 of 2 shards exist\n" in capsys.readouterr().out
+
+
+def test_videos_recorded_at_the_same_time_are_in_one_split(folder, capsys):
+    assert (narrations.split_by_hash(PLAIN), narrations.split_by_hash(DOUBLE)) == ("train", "test")
+    assert "clips: 6 (3 train, 0 validation, 3 test)" in plan(folder, capsys)
+    together = {"valid": True, "videos": [{"video_uid": DOUBLE}, {"video_uid": PLAIN}]}
+    describe(folder, concurrent_video_sets=[together])
+    assert "clips: 6 (6 train, 0 validation, 0 test)" in plan(folder, capsys)
+    describe(folder, concurrent_video_sets=[{**together, "valid": False}])
+    assert "clips: 6 (3 train, 0 validation, 3 test)" in plan(folder, capsys)
 
 
 def test_without_the_file_a_line_says_what_is_not_known_and_no_sample_is_drawn(folder, capsys):

@@ -96,6 +96,32 @@ def test_videos_with_labels_are_held_out_by_hash_and_all_others_are_trained_on()
     assert chosen[narrations.held_out_by_hash("v1")] == [labelled[1], found[1]]
 
 
+def test_videos_of_the_same_moments_are_in_one_split_where_no_file_says_otherwise():
+    uids = [f"v{i}" for i in range(300)]
+    groups = {name: uid for uid in uids for name in (uid, f"w{uid}")}
+    found = [narration(uid=uid, time_s=2.0) for uid in groups]
+
+    def homes(labelled=(), splits=None) -> dict[str, str]:
+        """Returns video → split of those narrations that become clips, and "none" for the others."""
+        chosen, rejects = narrated.choose(found, list(labelled), splits or {}, groups=groups)
+        assert sum(map(len, chosen.values())) + len(rejects) == len(found) + len(labelled)
+        return {n.video_uid: "none" for n in found} | {n.video_uid: s for s, lines in chosen.items() for n in lines}
+
+    assert homes() == {name: narrations.split_by_hash(uid) for name, uid in groups.items()}
+    # A video goes with a labelled one of its group, out of training, and has no labels for evaluation itself.
+    of_labels = homes([narration(uid="wv7", label=1)])
+    assert (of_labels["wv7"], of_labels["v7"]) == (narrations.held_out_by_hash("v7"), "none")
+    assert {split for uid, split in of_labels.items() if groups[uid] != "v7"} == {"train"}
+    # What the user says about a video counts for it, and for others of its group about which nothing is said.
+    groups |= {"xv1": "v1", "xv2": "v2"}
+    found += [narration(uid=uid) for uid in ("xv1", "xv2")]
+    said = homes(splits={"v0": "test", "wv1": "train", "v1": "validation", "wv2": "test", "v2": "train", "v3": "train"})
+    assert [said[uid] for uid in ("v0", "wv0")] == ["test", "test"]
+    assert [said[uid] for uid in ("wv1", "v1", "xv1")] == ["train", "validation", "validation"]
+    assert [said[uid] for uid in ("wv2", "v2", "xv2")] == ["test", "train", "test"]  # in any order of the file
+    assert [said[uid] for uid in ("v3", "wv3")] == ["train", "train"]
+
+
 def test_splits_that_name_none_of_the_videos_are_refused_and_those_that_name_some_say_so(tmp_path, capsys):
     rows = [narration(uid="b"), narration(uid="a"), narration(uid="c"), narrations.Narration("../x", "", "", 1.0, "x", -1)]
     rows[-1] = dataclasses.replace(rows[-1], problem="video name points outside the folder")

@@ -60,7 +60,8 @@ def read(path: storage.Path) -> Metadata:
         for inside, interval in _entries(video, "redacted_intervals", where):
             redacted_s[uid].append(_seconds(interval, _INTERVAL, inside))
         for inside, component in _entries(video, "video_components", where):
-            if _flag(component, "redacted", inside):
+            # One without times is not a part of the video.
+            if _flag(component, "redacted", inside) and any(component.get(name) is not None for name in _COMPONENT):
                 redacted_s[uid].append(_seconds(component, _COMPONENT, inside))
     sets = [
         {_uid(video, place) for place, video in _entries(found, "videos", inside)}

@@ -78,7 +78,8 @@ def test_the_file_is_read_as_ego4d_writes_it(tmp_path):
         VIDEO,
         {"video_uid": "b", "video_metadata": {"audio_duration_sec": None}, "is_stereo": True, "has_redacted_regions": True,
          "redacted_intervals": [{"start_sec": 0.0, "end_sec": 1.5, "start_frame": 0, "end_frame": 45}],
-         "video_components": [{**component, "redacted": True}, {**component, "redacted": False}, component]},
+         "video_components": [{**component, "redacted": True}, {**component, "redacted": False}, component,
+                              {"redacted": True, "canonical_video_start_sec": None}]},
         {"video_uid": "c", "is_stereo": None, "redacted_intervals": None, "video_components": None, "video_metadata": None},
     ]  # fmt: skip
     sets = [
@@ -126,7 +127,7 @@ def test_the_file_is_read_as_ego4d_writes_it(tmp_path):
         ),
         ({"videos": [{**VIDEO, "video_components": [{"redacted": 1}]}]}, "components 1: redacted must be true or false"),
         (
-            {"videos": [{**VIDEO, "video_components": [{"redacted": True}]}]},
+            {"videos": [{**VIDEO, "video_components": [{"redacted": True, "canonical_video_end_sec": 3}]}]},
             "video_components 1: canonical_video_start_sec and canonical_video_end_sec must be two times",
         ),
         ({"videos": [], "concurrent_video_sets": 3}, "concurrent_video_sets must be a list, got 3"),

@@ -61,7 +61,7 @@ class _Packets:
         self._container, self._stream = container, stream
         self._source = container.demux(stream)
         self._held: collections.deque[tuple[float, av.Packet]] = collections.deque()  # (time in seconds, packet)
-        self._from_start, self._ended = True, False
+        self._ended = False
         self._read_s = float((stream.start_time or 0) * stream.time_base)
 
     def between(self, start_s: float, stop_s: float, keep_s: float) -> list[av.Packet | None]:
@@ -73,11 +73,8 @@ class _Packets:
             self._go_to(keep_s)
         while not self._ended and self._read_s < stop_s:
             self._read()
-        first = self._first(keep_s)
-        for _ in range(first):
+        for _ in range(self._first(keep_s)):
             self._held.popleft()
-        if first:
-            self._from_start = False
         begin = self._first(start_s)
         behind = next(
             (i for i, (time_s, _) in enumerate(self._held) if i >= begin and time_s >= stop_s), len(self._held)
@@ -100,9 +97,9 @@ class _Packets:
             streams.seek(self._container, self._stream, start_s - back_s)
             self._source = self._container.demux(self._stream)
             self._held.clear()
-            self._ended, self._from_start = False, math.isinf(back_s)
+            self._ended = False
             self._read()
-            if self._from_start or (self._held and self._held[0][0] <= start_s):
+            if math.isinf(back_s) or (self._held and self._held[0][0] <= start_s):
                 return
 
     def _read(self) -> None:

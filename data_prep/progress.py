@@ -53,7 +53,7 @@ class Count:
 def watch(tasks: list[shards.ShardTask], home: storage.Path, name: str, settings: dict) -> Iterator[None]:
     """Shows the progress of the shards while the block runs."""
     count, stop = Count(tasks, home, name, settings), threading.Event()
-    total = sum(task.num_annotations for task in tasks) or None
+    total = sum(task.num_annotations for task in tasks)
     thread = threading.Thread(target=_tell, args=(count, total, stop, storage.is_remote(home), sys.stderr), daemon=True)
     thread.start()
     try:
@@ -63,7 +63,7 @@ def watch(tasks: list[shards.ShardTask], home: storage.Path, name: str, settings
         thread.join()
 
 
-def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool, stream) -> None:
+def _tell(count: Count, total: int, stop: threading.Event, remote: bool, stream) -> None:
     begin = sum(count.look())
     begin_s = told_s = time.monotonic()
     quiet = not stream.isatty()
@@ -81,16 +81,15 @@ def _tell(count: Count, total: int | None, stop: threading.Event, remote: bool, 
                     print(line(clips, rejects, total, clips + rejects - begin, now_s - begin_s), file=stream)
 
 
-def line(clips: int, rejects: int, total: int | None, num_done: int, elapsed_s: float) -> str:
+def line(clips: int, rejects: int, total: int, num_done: int, elapsed_s: float) -> str:
     """Returns the line of progress for logs.
 
     Args:
       clips, rejects: Numbers so far.
-      total: Number of clips and rejects at the end, None if it is not known.
+      total: Number of clips and rejects at the end.
       num_done: Clips and rejects since this run began.
       elapsed_s: Time since this run began, seconds.
     """
     rate = num_done / elapsed_s
-    told = f"{clips + rejects:,} of {total:,} clips" if total else f"{clips + rejects:,} clips"
-    told += f", {rejects:,} of them rejected, {rate:.1f} clips/s"
-    return told + (f", {tqdm.format_interval((total - clips - rejects) / rate)} to go" if total and rate else "")
+    told = f"{clips + rejects:,} of {total:,} clips, {rejects:,} of them rejected, {rate:.1f} clips/s"
+    return told + (f", {tqdm.format_interval((total - clips - rejects) / rate)} to go" if rate else "")

@@ -55,14 +55,14 @@ class ShardTask:
       split, index, num_shards: The shard's split, its number in this split, and the number of shards in the split.
       items: Inputs of `make_clips`, which gets one at a time; plain JSON values. Items of videos hold "video_bytes", the
         file's size or None if there is no file, and "video_version" (see `storage.File`).
-      num_annotations: Number of clips and rejects that the items must give together; 0 if it is not known.
+      num_annotations: Number of clips and rejects that the items must give together.
     """
 
     split: str
     index: int
     num_shards: int
     items: tuple
-    num_annotations: int = 0
+    num_annotations: int
 
     def file(self, name: str) -> str:
         """Returns the shard's file name, in TFDS's format."""
@@ -191,7 +191,7 @@ def _summary(task: ShardTask, file: str, made: list[pieces.Piece]) -> dict:
     twice = [clip_id for clip_id, n in collections.Counter(clip["clip_id"] for clip in clips).items() if n > 1]
     if twice:
         raise ValueError(f"two clips have the id {twice[0]}: ids must differ")
-    if task.num_annotations not in (0, len(clips) + len(rejects)):
+    if task.num_annotations != len(clips) + len(rejects):
         raise ValueError(
             f"{file}: {task.num_annotations} annotations gave {len(clips)} clips and {len(rejects)} rejects, which do not "
             "add up"

@@ -482,10 +482,10 @@ def test_a_missing_video_folder_is_reported_with_those_that_hold_videos(buckets,
 
 def test_a_folder_of_other_videos_is_told_before_all_narrations_are_rejected(capsys, tmp_path):
     items = [{"video_uid": uid, "video_bytes": None} for uid in ("a", "b")]
-    narrated._tell_if_all_miss([shards.ShardTask("train", 0, 1, tuple(items))], tmp_path)
+    narrated._tell_if_all_miss([shards.ShardTask("train", 0, 1, tuple(items), 2)], tmp_path)
     assert f"warning: none of 2 videos is in {tmp_path}, the first is a: is it the right folder?" in capsys.readouterr().err
     items[1]["video_bytes"] = 7
-    narrated._tell_if_all_miss([shards.ShardTask("train", 0, 1, tuple(items))], tmp_path)
+    narrated._tell_if_all_miss([shards.ShardTask("train", 0, 1, tuple(items), 2)], tmp_path)
     assert capsys.readouterr().err == ""
 
 

@@ -477,9 +477,8 @@ def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, 
         "video_dir": str(folder), "window_s": [0.5, 1.0], "num_intervals": 4, "num_candidates": 4, "short_side_px": SIDE,
         "jpeg_quality": 90, "cpu_limit_s": [2.0, 0.5], "memory_limit_mb": 300,
     }  # fmt: skip
-    report = shards.write_shard(
-        shards.ShardTask("train", 0, 1, items), str(tmp_path), "clips", narrated.make_clips, settings
-    )
+    task = shards.ShardTask("train", 0, 1, items, sum(videos.values()))
+    report = shards.write_shard(task, str(tmp_path), "clips", narrated.make_clips, settings)
     info = records.ClipsInfo(
         name="clips", window_s=(0.5, 1.0), num_intervals=4, num_candidates=4, short_side_px=SIDE, canvas_px=(SIDE, SIDE),
         num_samples=24_000, verbs=["do"], nouns=["it"], splits={},

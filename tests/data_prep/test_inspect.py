@@ -42,8 +42,8 @@ def make_clips(item: dict, settings: dict):
 def folder(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("clips")
     tasks = [
-        shards.ShardTask("train", 0, 1, ({"uid": "a", "label": 0}, {"uid": "b", "label": 0})),
-        shards.ShardTask("test", 0, 1, ({"uid": "c", "label": 1},)),
+        shards.ShardTask("train", 0, 1, ({"uid": "a", "label": 0}, {"uid": "b", "label": 0}), 14),
+        shards.ShardTask("test", 0, 1, ({"uid": "c", "label": 1},), 7),
     ]
     reports = [shards.write_shard(task, str(folder), "mine", make_clips, {}) for task in tasks]
     info = records.ClipsInfo("mine", (0.5, 1.0), 2, 2, 16, (16, 16), 24_000, VERBS, NOUNS, {})

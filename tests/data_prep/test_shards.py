@@ -93,11 +93,16 @@ def make_large(item: dict, settings: dict):
         )  # fmt: skip
 
 
+def task_of(split: str, index: int, num_shards: int, items: tuple) -> shards.ShardTask:
+    """Returns the task of items for `make_small`."""
+    return shards.ShardTask(split, index, num_shards, items, sum(item["count"] for item in items))
+
+
 def small_tasks(split: str = "train", num_shards: int = 3, num_videos: int = 7) -> list[shards.ShardTask]:
     uids = [f"v{i}" for i in range(num_videos)]
     groups = shards.assign_shards(uids, num_shards)
     items = [tuple({"uid": uid, "count": 3 + int(uid[1:])} for uid in group) for group in groups]
-    return [shards.ShardTask(split, i, len(groups), part) for i, part in enumerate(items)]
+    return [task_of(split, i, len(groups), part) for i, part in enumerate(items)]
 
 
 def run(tasks, folder: pathlib.Path, settings: dict, num_workers: int = 1, make=make_small, name: str = "clips"):
@@ -177,7 +182,7 @@ def test_one_worker_and_two_write_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("theirs", [0, 1], ids=["at the same shard", "at a shard with the same video"])
 def test_a_piece_that_another_worker_takes_away_is_made_again(tmp_path, theirs):
     items = tuple({"uid": uid, "count": 6} for uid in ("v0", "v1", "v2"))
-    tasks = [shards.ShardTask("train", 0, 1, items), shards.ShardTask("test", 0, 1, items[:1])]
+    tasks = [task_of("train", 0, 1, items), task_of("test", 0, 1, items[:1])]
     settings = {"theirs": shards.plan_of(tasks[theirs], {}), "at": "v1", "met": str(tmp_path / "met")}
     settings["folder"] = str(tmp_path)
     report = shards.write_shard(tasks[0], str(tmp_path), "clips", make_beside_another, settings)
@@ -204,7 +209,7 @@ def test_two_gigabytes_by_two_workers_are_all_there(tmp_path):
     num_videos, count, num_bytes = 40, 150, 350_000
     groups = shards.assign_shards([str(i) for i in range(num_videos)], 8)
     tasks = [
-        shards.ShardTask("train", i, 8, tuple({"uid": uid, "count": count} for uid in group))
+        task_of("train", i, 8, tuple({"uid": uid, "count": count} for uid in group))
         for i, group in enumerate(groups)
     ]
     try:
@@ -232,7 +237,7 @@ def test_two_gigabytes_by_two_workers_are_all_there(tmp_path):
 
 @pytest.mark.parametrize(("count", "words"), [(4, r"\[Errno 28\] .*: '.*/spool'"), (2, "write.* failed: .*/out/.clips-")])
 def test_a_full_disk_is_one_line_that_names_the_folder_and_says_that_a_rerun_resumes(small_disk, count, words):
-    task = shards.ShardTask("train", 0, 1, ({"uid": "0", "count": count},))
+    task = task_of("train", 0, 1, ({"uid": "0", "count": count},))
     with pytest.raises(ValueError, match=f"^a worker failed: {words}.*. Run the same command again to resume after"):
         run([task], small_disk / "out", {"num_bytes": 60_000}, make=make_large)
 
@@ -345,7 +350,7 @@ def test_other_settings_or_videos_redo_the_shards_they_change(tmp_path):
     assert {int(c.audio[0]) for c in read(folder, [{"file": name} for name in after])} == {5}
     calls.write_text("")
     more = ({**tasks[0].items[0], "count": 1}, *tasks[0].items[1:])
-    changed = [shards.ShardTask("train", 0, 3, more), *tasks[1:]]
+    changed = [task_of("train", 0, 3, more), *tasks[1:]]
     run(changed, folder, {"calls": str(calls), "tone": 5})
     assert set(calls.read_text().split()) == {item["uid"] for item in tasks[0].items}
 
@@ -426,14 +431,14 @@ test_shards.shards.write_shard(task, {str(tmp_path)!r}, "clips", test_shards.mak
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_two_clips_of_one_id_are_refused_in_one_line(tmp_path, num_workers):
     with pytest.raises(ValueError, match="two clips have the id same: ids must differ") as error:
-        run([shards.ShardTask("train", 0, 1, ({},))], tmp_path, {}, num_workers, make=make_doubles)
+        run([shards.ShardTask("train", 0, 1, ({},), 2)], tmp_path, {}, num_workers, make=make_doubles)
     assert len(str(error.value).splitlines()) == 1
     assert not list(tmp_path.glob("clips-*"))
 
 
 def test_a_shard_whose_videos_all_fail_is_empty_and_harms_no_reader(tmp_path):
     items = [({"uid": "v0", "count": 3},), ({"uid": "v1", "count": 0},), ({"uid": "v2", "count": 2},)]
-    tasks = [shards.ShardTask("train", i, 3, item) for i, item in enumerate(items)]
+    tasks = [task_of("train", i, 3, item) for i, item in enumerate(items)]
     info = finish(run(tasks, tmp_path, {}), tmp_path)
     assert [s.num_clips for s in info.splits["train"].shards] == [3, 0, 2]
     expected = ["v0_000", "v0_001", "v0_002", "v2_000", "v2_001"]
@@ -446,8 +451,8 @@ def test_a_shard_whose_videos_all_fail_is_empty_and_harms_no_reader(tmp_path):
 
 def test_a_split_whose_videos_all_fail_has_no_shards_until_one_does_not(tmp_path):
     items = [({"uid": "v0", "count": 0},), ({"uid": "v1", "count": 0},)]
-    tests = [shards.ShardTask("test", i, 2, item) for i, item in enumerate(items)]
-    train = [shards.ShardTask("train", 0, 1, ({"uid": "v2", "count": 1},))]
+    tests = [task_of("test", i, 2, item) for i, item in enumerate(items)]
+    train = [task_of("train", 0, 1, ({"uid": "v2", "count": 1},))]
     calls = tmp_path / "calls"
     settings, files = {"calls": str(calls)}, [task.file("clips") for task in tests]
     info = finish(run(train + tests, tmp_path, settings), tmp_path)
@@ -460,7 +465,7 @@ def test_a_split_whose_videos_all_fail_has_no_shards_until_one_does_not(tmp_path
     assert finish(run(train + tests, tmp_path, settings), tmp_path) == info
     assert calls.read_text() == ""
     # One video works now: the other's shard is written again, as it was.
-    more = [tests[0], shards.ShardTask("test", 1, 2, ({"uid": "v1", "count": 1},))]
+    more = [tests[0], task_of("test", 1, 2, ({"uid": "v1", "count": 1},))]
     info = finish(run(train + more, tmp_path, settings), tmp_path)
     assert [shard.num_clips for shard in info.splits["test"].shards] == [0, 1]
     assert verify.verify(tmp_path, 1)[0] == []
@@ -484,7 +489,7 @@ def test_a_lost_record_is_noticed(tmp_path):
 
 def test_without_a_single_clip_there_is_no_data_set_but_the_reasons(tmp_path):
     rejects = [shards.Reject(f"c{i}", "v", "video file is missing") for i in range(3)]
-    reports = run([shards.ShardTask("train", 0, 1, ({"uid": "v", "count": 0},))], tmp_path, {})
+    reports = run([task_of("train", 0, 1, ({"uid": "v", "count": 0},))], tmp_path, {})
     with pytest.raises(ValueError, match=r"none of 3 annotations became a clip \(3 video file is missing\)"):
         finish(reports, tmp_path, rejects=rejects)
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 3

@@ -69,7 +69,7 @@ def test_errors_about_what_stands_in_a_file_drive_no_terminal(tmp_path, capsys):
 
 
 def test_what_inspect_and_verify_print_of_a_data_set_drives_no_terminal(tmp_path, capsys):
-    reports = [shards.write_shard(shards.ShardTask("test", 0, 1, ({},)), str(tmp_path), "clips", make_clips, {})]
+    reports = [shards.write_shard(shards.ShardTask("test", 0, 1, ({},), 1), str(tmp_path), "clips", make_clips, {})]
     shards.finish(reports, tmp_path, info_of(), [], 1)
     with pytest.raises(SystemExit) as ended:
         verify.main([str(tmp_path), "--num_workers", "1"])

@@ -36,9 +36,10 @@ def sound(tmp_path_factory) -> pathlib.Path:
     """Folder of an undamaged data set: three videos in train and one in test, in three shards."""
     folder = tmp_path_factory.mktemp("clips")
     tasks = [
-        shards.ShardTask("train", 0, 2, ({"uid": "a"}, {"uid": "b"})), shards.ShardTask("train", 1, 2, ({"uid": "c"},)),
-        shards.ShardTask("test", 0, 1, ({"uid": "d"},)),
-    ]  # fmt: skip
+        shards.ShardTask("train", 0, 2, ({"uid": "a"}, {"uid": "b"}), 8),
+        shards.ShardTask("train", 1, 2, ({"uid": "c"},), 4),
+        shards.ShardTask("test", 0, 1, ({"uid": "d"},), 4),
+    ]
     reports = [shards.write_shard(task, str(folder), "mine", make_clips, {}) for task in tasks]
     info = records.ClipsInfo("mine", (0.5, 1.0), 2, 1, 16, (16, 16), 100, ["tap"], [], {})
     shards.finish(reports, folder, info, [], 16)

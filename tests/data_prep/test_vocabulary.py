@@ -32,7 +32,7 @@ def clips(tmp_path) -> pathlib.Path:
     folder = tmp_path / "clips"
     folder.mkdir()
     parts = {"train": TEXTS, "test": ["#C C juggles"]}
-    tasks = [shards.ShardTask(split, 0, 1, ({"uid": split, "texts": texts},)) for split, texts in parts.items()]
+    tasks = [shards.ShardTask(split, 0, 1, ({"uid": split, "texts": texts},), len(texts)) for split, texts in parts.items()]
     reports = [shards.write_shard(task, str(folder), "clips", make_clips, {}) for task in tasks]
     info = records.ClipsInfo(
         name="clips", window_s=(0.5, 1.0), num_intervals=1, num_candidates=1, short_side_px=2, canvas_px=(2, 2),

@@ -6,12 +6,14 @@ training reads that file.
 
 import csv
 import dataclasses
+import io
 import json
 import pathlib
 import uuid
 
 import numpy as np
 
+from data_prep import storage
 from data_prep.soundworld import plan, taxonomy
 
 _TOOL_WORDS = {"sponge": "a sponge", "knife": "a knife", "spoon": "a spoon", "cloth": "a rag", "scraper": "a scraper",
@@ -77,16 +79,15 @@ def _votes(segment: plan.Segment, rng: np.random.Generator) -> list[int]:
 
 
 def _write_json(path: pathlib.Path, value) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    storage.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def _write_csv(path: pathlib.Path, header: list[str], rows: list[list]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as f:
-        writer = csv.writer(f)
-        writer.writerow(header)
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    storage.write(path, text.getvalue().encode())
 
 
 def check_same_world(out: pathlib.Path, videos: list[plan.Video], seed: int, ambience: list[str]) -> None:
@@ -111,7 +112,7 @@ def check_same_world(out: pathlib.Path, videos: list[plan.Video], seed: int, amb
 def write_annotations(
     out: pathlib.Path, videos: list[plan.Video], seed: int, ambience: list[str] | None = None
 ) -> None:
-    """Writes all files of a world under `out`, except the videos.
+    """Writes all files of a world under `out`, except the videos. If it fails, each file is the earlier one or a whole one.
 
     Args:
       out: Root of the data set; gets `ego4d.json`, `truth.json` and `v2/annotations/`.
@@ -120,6 +121,7 @@ def write_annotations(
       ambience: Names of the recordings mixed in; recorded in `ego4d.json` too.
     """
     annotations = out / "v2" / "annotations"
+    annotations.mkdir(parents=True, exist_ok=True)
     metadata, narrations, labels, truth = [], {}, [], {}
     for video in videos:
         lines = narrate(video)
@@ -134,9 +136,6 @@ def write_annotations(
         }
         if video.split != "train":
             labels += label_rows(video, lines)
-    _write_json(
-        out / "ego4d.json", {"version": "soundworld-1", "seed": seed, "ambience": ambience or [], "videos": metadata}
-    )
     _write_json(annotations / "narration.json", {"videos": narrations})
     _write_json(out / "truth.json", truth)
     for kind, entries in (("verb", taxonomy.VERBS), ("noun", taxonomy.NOUNS)):
@@ -145,6 +144,10 @@ def write_annotations(
     header = ["video_uid", "annotation_uid", "narration_pass", "timestamp_sec", "narration_text"]
     _write_csv(annotations / "sounding_labels.csv", header + ["vote_1", "vote_2", "vote_3"], labels)
     _write_csv(annotations / "splits.csv", ["video_uid", "split"], [[v.uid, v.split] for v in videos])
+    # Last, since `check_same_world` takes a folder with this file for a world.
+    _write_json(
+        out / "ego4d.json", {"version": "soundworld-1", "seed": seed, "ambience": ambience or [], "videos": metadata}
+    )
 
 
 def _forms(entry: taxonomy.Verb | taxonomy.Noun) -> list[str]:

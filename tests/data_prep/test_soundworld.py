@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import pathlib
+import resource
 import shutil
 
 import av
@@ -332,6 +333,22 @@ def annotations(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("annotations")
     annotate.write_annotations(folder, VIDEOS, 0)
     return folder
+
+
+@pytest.mark.parametrize("num_bytes", [1_000, 20_000])
+def test_a_start_that_cannot_write_its_annotations_leaves_the_world_as_it_was(tmp_path, num_bytes):
+    for num_videos in (4, 40):
+        # Files that are too large fail as on a full disk, in the middle.
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                annotate.write_annotations(tmp_path, VIDEOS[:num_videos], 0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        annotate.check_same_world(tmp_path, VIDEOS[:40], 0, [])
+        assert not list(tmp_path.rglob("*.tmp"))
+        annotate.write_annotations(tmp_path, VIDEOS[:4], 0)
 
 
 def test_narrations_have_ego4ds_shape_and_its_slips(annotations):

@@ -188,7 +188,7 @@ def _all_reports(home: storage.Path, planned: list[tuple[str, str]]) -> Iterator
 
 def _stale(home: storage.Path, planned: list[tuple[str, str]], settings: dict) -> list[str]:
     """Returns the files of the shards that must be written, and prints how many exist and how many are redone."""
-    known = storage.files(home / shards.REPORTS)
+    known = set(storage.names(home / shards.REPORTS))
     missing, again = [], []
     for (file, _), report in zip(planned, _reports(home, planned), strict=True):
         if report is None:

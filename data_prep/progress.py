@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from data_prep import pieces, shards, storage
 
-_LOOK_S, _LOOK_REMOTE_S = 1.0, 30.0
-_TELL_S = 60.0  # between lines, if there is no terminal
+# Seconds between looks at the files. Many jobs may look at the same folder, so nobody looks more often than it is shown.
+_BAR_S, _REMOTE_BAR_S, _LINE_S = 5.0, 30.0, 60.0
 
 
 class Count:
@@ -34,8 +34,8 @@ class Count:
     def look(self) -> tuple[int, int]:
         """Returns (number of clips, number of rejects) so far."""
         # Pieces are listed first, so that a shard that is finished between the two listings is counted once, by its report.
-        found = [re.fullmatch(pieces.NAME, name) for name in storage.files(self._home / pieces.FOLDER)]
-        for name in storage.files(self._home / shards.REPORTS):
+        found = [re.fullmatch(pieces.NAME, name) for name in storage.names(self._home / pieces.FOLDER)]
+        for name in storage.names(self._home / shards.REPORTS):
             file = name.removesuffix(".json")
             if file in self._files and file not in self._finished:
                 with contextlib.suppress(OSError, ValueError, KeyError):  # the report is just being replaced
@@ -64,21 +64,22 @@ def watch(tasks: list[shards.ShardTask], home: storage.Path, name: str, settings
 
 
 def _tell(count: Count, total: int, stop: threading.Event, remote: bool, stream) -> None:
-    begin = sum(count.look())
-    begin_s = told_s = time.monotonic()
-    quiet = not stream.isatty()
-    with tqdm(total=total, initial=begin, unit="clip", desc="convert", disable=quiet, file=stream) as bar:
-        last = False
-        while not last:
-            last = stop.wait(_LOOK_REMOTE_S if remote else _LOOK_S)
-            with contextlib.suppress(OSError):  # from a bucket; if it lasts, the workers report it
+    begin, begin_s, last, quiet = None, time.monotonic(), False, not stream.isatty()
+    wait_s = _LINE_S if quiet else _REMOTE_BAR_S if remote else _BAR_S
+    with tqdm(total=total, unit="clip", desc="convert", disable=quiet, file=stream) as bar:
+        while True:
+            with contextlib.suppress(OSError):  # if it lasts, the workers report it
                 clips, rejects = count.look()
+                if begin is None:
+                    begin = bar.initial = clips + rejects
                 bar.n = clips + rejects
                 bar.set_postfix(rejected=rejects)
-                now_s = time.monotonic()
-                if quiet and now_s - told_s > _TELL_S:
-                    told_s = now_s
-                    print(line(clips, rejects, total, clips + rejects - begin, now_s - begin_s), file=stream)
+                elapsed_s = time.monotonic() - begin_s
+                if quiet and elapsed_s >= _LINE_S:
+                    print(line(clips, rejects, total, clips + rejects - begin, elapsed_s), file=stream)
+            if last:
+                return
+            last = stop.wait(wait_s)
 
 
 def line(clips: int, rejects: int, total: int, num_done: int, elapsed_s: float) -> str:

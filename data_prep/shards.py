@@ -159,7 +159,7 @@ def write_shard(task: ShardTask, folder: str, name: str, make_clips: MakeClips, 
 def _write(task: ShardTask, home: storage.Path, name: str, make_clips: MakeClips, settings: dict, of_plan: str) -> dict:
     """Writes one shard and its report, and removes its pieces; see `write_shard`."""
     spool, file, scratch = home / pieces.FOLDER, task.file(name), settings.get("scratch", "")
-    known = pieces.find(storage.files(spool))
+    known = pieces.find(storage.names(spool))
     with storage.scratch_folder(scratch) if storage.is_remote(home) else contextlib.nullcontext(spool) as local:
         made = [pieces.make(item, settings, make_clips, spool, known, local) for item in task.items]
         report = _summary(task, file, made) | {"fingerprint": of_plan}
@@ -250,7 +250,7 @@ def prepare(folder: storage.Path, name: str) -> None:
     Raises:
       ValueError: The folder holds a data set with another name.
     """
-    names = [re.fullmatch(_SHARD_FILE, file) for file in storage.files(folder)]
+    names = [re.fullmatch(_SHARD_FILE, file) for file in storage.names(folder)]
     others = {found["name"] for found in names if found} - {name}
     if others:
         raise ValueError(f"{folder} already holds the data set {min(others)!r}: choose another folder for {name!r}")

@@ -237,6 +237,19 @@ def files(folder: Path) -> dict[str, File]:
     return {name[len(root) :].lstrip("/"): _file(info) for name, info in found.items()}
 
 
+def names(folder: Path) -> list[str]:
+    """Returns the paths inside the folder of what `files` lists, and of folders on a disk; [] if the folder doesn't exist.
+
+    No file is looked at. On a file system of many machines that would be a request for each.
+    """
+    if is_remote(folder):
+        return list(files(folder))
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
 def remove(path: Path) -> None:
     """Removes a file if it exists."""
     _try(lambda: path.unlink(missing_ok=True), path)

@@ -6,12 +6,13 @@ import io
 import json
 import pathlib
 import re
+import threading
 
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_prep import command, estimate, pieces, pipeline, progress, shards
+from data_prep import command, estimate, pieces, pipeline, progress, shards, storage
 from mc3_jax.data import records
 from tests.data_prep import test_shards
 from tests.data_prep.test_shards import make_small, small_tasks, workers_find_this_module  # noqa: F401
@@ -144,20 +145,64 @@ def test_progress_is_a_bar_on_a_terminal_and_a_line_a_minute_elsewhere(tmp_path,
         def isatty(self):
             return True
 
-    monkeypatch.setattr(progress, "_LOOK_S", 0.01)
+    monkeypatch.setattr(progress, "_BAR_S", 0.01)
     tasks = small_tasks()
     for stream, words, others in (
         (Terminal(), "42/42", "of them"), (io.StringIO(), "42 of 42 clips, 5 of them rejected, ", "convert:"),
     ):  # fmt: skip
         monkeypatch.setattr("sys.stderr", stream)
         folder = tmp_path / type(stream).__name__
-        monkeypatch.setattr(progress, "_TELL_S", 0.0)
+        monkeypatch.setattr(progress, "_LINE_S", 0.0)
         list(pipeline_run(tasks, folder))
         assert words in stream.getvalue()
         assert "rejected" in stream.getvalue()
         assert others not in stream.getvalue()
     assert progress.line(90, 10, 400, 50, 10.0) == "100 of 400 clips, 10 of them rejected, 5.0 clips/s, 01:00 to go"
     assert progress.line(0, 0, 400, 0, 10.0) == "0 of 400 clips, 0 of them rejected, 0.0 clips/s"
+
+
+class Looks(progress.Count):
+    """Counts nothing, and remembers how often it was asked to; the first `num_faults` times the bucket fails."""
+
+    def __init__(self, num_faults: int = 0):
+        self.num, self._num_faults = 0, num_faults
+
+    def look(self) -> tuple[int, int]:
+        self.num += 1
+        if self.num <= self._num_faults:
+            raise OSError("gs://mine: no answer")
+        return 30 + self.num, 0
+
+
+def tell(count: Looks, seconds: float) -> str:
+    """Returns what a log says while a conversion runs for so many seconds."""
+    stop, stream = threading.Event(), io.StringIO()
+    threading.Timer(seconds, stop.set).start()
+    progress._tell(count, 100, stop, True, stream)
+    return stream.getvalue()
+
+
+def test_progress_looks_at_the_files_only_when_it_writes_a_line(monkeypatch):
+    monkeypatch.setattr(progress, "_BAR_S", 0.001)
+    count = Looks()
+    assert tell(count, 0.3) == ""
+    assert count.num == 2  # at the beginning and the end
+    monkeypatch.setattr(progress, "_LINE_S", 0.1)
+    told = tell(count, 0.35).splitlines()
+    assert told
+    assert count.num <= 2 + 1 + len(told)
+
+
+def test_a_bucket_that_fails_for_a_moment_does_not_end_the_progress(monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_S", 0.02)
+    told = tell(Looks(num_faults=2), 0.2).splitlines()
+    assert told[0].startswith("33 of 100 clips, 0 of them rejected, 0.0 clips/s")  # what was there is not of this run
+    assert len(told) > 1
+
+
+def test_progress_and_shards_ask_for_names_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "files", None)
+    list(pipeline_run(small_tasks(), tmp_path / "out"))
 
 
 def pipeline_run(tasks, folder):

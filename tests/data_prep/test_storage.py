@@ -212,6 +212,18 @@ def test_a_file_that_was_replaced_by_one_of_its_size_is_another(buckets, tmp_pat
         assert storage.stat(folder / "none") is storage.size(folder / "none") is None
 
 
+def test_names_are_listed_and_no_file_is_looked_at(buckets, tmp_path, monkeypatch):
+    for at, folder in ((tmp_path / "here", tmp_path / "here"), (buckets / "mine", storage.as_path("gs://mine"))):
+        assert storage.names(folder) == []
+        at.mkdir()
+        for name in ("a", "b"):
+            (at / name).touch()
+        assert sorted(storage.names(folder)) == ["a", "b"]
+    monkeypatch.setattr(os, "scandir", None)
+    monkeypatch.setattr(os, "stat", None)
+    assert sorted(storage.names(tmp_path / "here")) == ["a", "b"]
+
+
 def test_half_an_upload_is_reported(buckets, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"12345")
     monkeypatch.setattr(bucket.Upload, "__exit__", lambda self, *args: self._path.write_bytes(b"123"))

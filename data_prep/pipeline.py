@@ -1,13 +1,15 @@
 """Writes shards by Beam, on all local cores or, with Beam's own options, elsewhere.
 
-Beam only maps over the shards' names and moves no payload. What goes into a shard stands in its plan, one JSON file per shard
-inside the data set's folder, so that the job's graph stays small however many annotations there are.
+Beam only maps over the shards' names, or over local workers that find the names themselves, and moves no payload. What goes
+into a shard stands in its plan, one JSON file per shard inside the data set's folder, so that the job's graph stays small
+however many annotations there are.
 """
 
 import argparse
 import builtins
 import difflib
 import os
+import pathlib
 import re
 import subprocess
 from collections.abc import Iterator
@@ -120,15 +122,16 @@ def run(
     ]:
         storage.remove(path)
 
-    def add(to: beam.Pipeline) -> None:
-        build(to, planned, folder, name, make_clips, passing)
-
     try:
         if beam_args:
             with storage.temporary_files(), beam.Pipeline(options=PipelineOptions(beam_args)) as elsewhere:
-                add(elsewhere)
+                build(elsewhere, planned, folder, name, make_clips, passing)
         else:
-            with progress.watch(tasks, home, name, settings):
+            with progress.watch(tasks, home, name, settings), storage.scratch_folder() as claims:
+
+                def add(to: beam.Pipeline) -> None:
+                    _build_local(to, num_workers, str(claims), planned, folder, name, make_clips, passing)
+
                 local_runner.run(add, num_workers)
     except local_runner.WorkerError:
         raise
@@ -160,10 +163,51 @@ def build(
     )
 
 
+def _build_local(pipeline: beam.Pipeline, num_workers: int, *args) -> None:
+    """Adds the steps by which each local worker runs `_write_claimed` with these arguments.
+
+    Beam's local runner deals values out before any work begins, in turn and in no particular order. One shard that takes
+    long would hold up all others in its worker's list. So each worker gets a single value here and finds its shards itself.
+    """
+    _ = (
+        pipeline
+        | "Workers" >> beam.Create(range(num_workers))
+        | "Spread" >> beam.Reshuffle()
+        | "Write" >> beam.Map(_write_claimed, *args)
+    )
+
+
+def _write_claimed(worker: int, claims: str, planned: list[tuple[str, str]], *args) -> None:
+    """Writes in turn each shard that no other worker has claimed, until none is left or a worker has failed.
+
+    Args:
+      worker: Number of the worker.
+      claims: Local folder with a file for each claimed shard, and one named "failed" after an error.
+      planned: (file, fingerprint of its plan) of each shard, in the order in which they are claimed.
+      *args: Other arguments of `_write`.
+    """
+    failed = pathlib.Path(claims) / "failed"
+    for number, shard in enumerate(planned):
+        if failed.exists():  # Beam may report the error only when all workers are done
+            return
+        try:
+            failed.with_name(str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            _write(shard, *args)
+        except BaseException:
+            failed.touch()
+            raise
+
+
 def _plan(
     tasks: list[shards.ShardTask], home: storage.Path, name: str, settings: dict
 ) -> list[tuple[str, str]]:
-    """Writes the plans and returns (file, fingerprint) of each shard, large ones first, so that none is left for the end."""
+    """Writes the plans and returns (file, fingerprint) of each shard, large ones first.
+
+    Local workers claim them in this order, so that no large one is left for the end.
+    """
     storage.make_folder(home / shards.PLANS)
 
     def write(task: shards.ShardTask) -> tuple[int, str, str]:

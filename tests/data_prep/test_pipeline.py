@@ -1,12 +1,14 @@
 """Beam's graph holds names only, however large the annotations; progress counts what is on the disk."""
 
 import argparse
+import dataclasses
 import errno
 import io
 import json
 import pathlib
 import re
 import threading
+import time
 
 import apache_beam as beam
 import pytest
@@ -54,6 +56,54 @@ def test_a_plan_that_another_run_changed_is_not_followed(tmp_path):
     pipeline._plan(small_tasks(), tmp_path, "clips", {"tone": 1})
     with pytest.raises(ValueError, match=f"the plan of {file} has changed: is a conversion with other options running"):
         pipeline._write((file, fingerprint), str(tmp_path), "clips", make_small, {})
+
+
+def make_while_another_works(item: dict, settings: dict):
+    """Like `make_small`, but while the first shard is made, another worker begins and works until it finds no more."""
+    if item == settings["first"]:
+        pipeline._write_claimed(1, settings["claims"], settings["planned"], *settings["where"], make_small, {})
+    yield from make_small(item, settings)
+
+
+def test_a_shard_that_takes_long_holds_up_no_other_and_large_ones_come_first(tmp_path):
+    tasks, folder, claims, calls = small_tasks(), tmp_path / "out", tmp_path / "claims", tmp_path / "calls"
+    folder.mkdir()
+    claims.mkdir()
+    tasks[2] = dataclasses.replace(tasks[2], items=tuple({**item, "texts": "#C C stirs" * 9} for item in tasks[2].items))
+    planned = pipeline._plan(tasks, folder, "clips", {"calls": str(calls)})
+    assert planned[0][0] == tasks[2].file("clips")
+    where = (str(folder), "clips")
+    passing = {"first": tasks[2].items[0], "claims": str(claims), "planned": planned, "where": where}
+    pipeline._write_claimed(0, str(claims), planned, *where, make_while_another_works, passing)
+    made = calls.read_text().split()
+    assert sorted(made) == [f"v{i}" for i in range(7)]
+    assert set(made[-len(tasks[2].items) :]) == {item["uid"] for item in tasks[2].items}
+    assert sorted(path.name for path in (folder / "reports").iterdir()) == sorted(f"{file}.json" for file, _ in planned)
+
+
+def test_after_an_error_no_worker_begins_another_shard(tmp_path):
+    tasks = [shards.ShardTask("train", i, 3, ({"error": "file", "uid": i},), 1) for i in range(3)]
+    planned = pipeline._plan(tasks, tmp_path, "clips", {})
+    (tmp_path / "claims").mkdir()
+    with pytest.raises(FileNotFoundError, match="/absent/file"):
+        pipeline._write_claimed(0, str(tmp_path / "claims"), planned, str(tmp_path), "clips", make_error, {})
+    pipeline._write_claimed(1, str(tmp_path / "claims"), planned, str(tmp_path), "clips", make_error, {})
+
+
+def make_last(item: dict, settings: dict):
+    """Like `make_small`, but the items of the first shard wait until all others are written."""
+    deadline = time.monotonic() + 60
+    while item["uid"] in settings["last"] and len(list(pathlib.Path(settings["reports"]).glob("[!.]*"))) < settings["num"]:
+        assert time.monotonic() < deadline, "the others are in the list of this worker"
+        time.sleep(0.05)
+    yield from make_small(item, settings)
+
+
+@pytest.mark.slow
+def test_two_workers_take_shards_when_they_are_free(tmp_path):
+    tasks = small_tasks(num_shards=7)
+    settings = {"last": [item["uid"] for item in tasks[3].items], "reports": str(tmp_path / "out" / "reports"), "num": 6}
+    assert len(test_shards.run(tasks, tmp_path / "out", settings, 2, make_last)) == 7
 
 
 @pytest.mark.parametrize("count", [8, 0])

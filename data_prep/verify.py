@@ -1,8 +1,8 @@
 """Reads a clips data set whole and says what is wrong with it: `python -m data_prep.verify CLIPS`.
 
 It checks every shard's size and SHA-256, every record and every JPEG, the counts in `clips.json`, that no id occurs twice,
-and the metadata that TFDS reads. Exit status 0 means an intact data set, 1 damage, with one line per problem, and 2 a wrong
-command line.
+and the metadata that TFDS reads. Exit status 0 means an intact data set, 1 damage, with one line per problem, 2 a wrong
+command line, and 3 that shards were not read, e.g. because memory ran out, and nothing else is wrong.
 """
 
 import argparse
@@ -16,7 +16,10 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
+import threading
+from collections.abc import Callable
 
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
@@ -26,6 +29,10 @@ from data_prep import terminal
 from mc3_jax.data import records
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged JSON file may raise
+# Signals by which others end a process: a user, or the kernel or Slurm when memory runs out. No shard is to blame for them.
+_FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+# Held while a thread starts a process or takes its exit status. Starting one, Python takes those of all that have ended.
+_starting = threading.Lock()
 _MAX_TOLD = 20  # bad records listed per shard: in a shard of another schema every record is bad
 
 
@@ -39,6 +46,7 @@ class ShardReport:
       video_uids: Video uid of each of these records.
       clip_samples: Number of audio samples of each of these records.
       num_labelled, num_positive: Number of clips with a label, and with label 1.
+      unread: Why the shard was not read, one line, or "" if it was.
     """
 
     problems: list[str]
@@ -47,6 +55,7 @@ class ShardReport:
     clip_samples: list[int] = dataclasses.field(default_factory=list)
     num_labelled: int = 0
     num_positive: int = 0
+    unread: str = ""
 
 
 def verify_shard(folder: pathlib.Path, shard: records.Shard, info: records.ClipsInfo) -> ShardReport:
@@ -137,8 +146,10 @@ def _check_values(clip: records.Clip, info: records.ClipsInfo) -> None:
         raise ValueError(f"{name}: its time {clip.time_us} µs is not in [{clip.start_us}, {clip.stop_us}]")
 
 
-def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str, int]]:
-    """Returns the problems of a data set, one line each, and its counts of clips, videos, shards and bytes.
+def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], list[str], dict[str, int]]:
+    """Returns (problems, shards that were not read, counts of clips, videos, shards and bytes) of a data set.
+
+    Problems and unread shards are described in one line each. An unread shard may be intact.
 
     Args:
       folder: Folder of the data set.
@@ -152,19 +163,13 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
     try:
         info = records.ClipsInfo.load(folder)
     except (ValueError, OSError) as error:
-        return [_short(error)], {}
+        return [_short(error)], [], {}
     parts = [(split, shard) for split, value in info.splits.items() for shard in value.shards]
-    with concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        slim = dataclasses.replace(info, splits={})  # small, since it is sent to a worker with every shard
-        jobs = [pool.submit(verify_shard, folder, shard, slim) for _, shard in parts]
-        done = concurrent.futures.as_completed(jobs)
-        for _ in tqdm(done, total=len(jobs), unit="shard", desc="verify", disable=not sys.stderr.isatty()):
-            pass
-        reports = [_result(job, shard) for job, (_, shard) in zip(jobs, parts, strict=True)]
+    reports = _read(folder, [shard for _, shard in parts], info, num_workers)
     problems = [problem for report in reports for problem in report.problems]
     for name, split in info.splits.items():
         mine = [report for (own, _), report in zip(parts, reports, strict=True) if own == name]
-        if not any(report.problems for report in mine):
+        if not any(report.problems or report.unread for report in mine):
             found = tuple(sum(getattr(r, key) for r in mine) for key in ("num_labelled", "num_positive"))
             found = (sum(len(r.clip_ids) for r in mine), *found)
             expected = (split.num_clips, split.num_labelled, split.num_positive)
@@ -179,15 +184,63 @@ def verify(folder: pathlib.Path, num_workers: int) -> tuple[list[str], dict[str,
         "shards": len(parts),
         "bytes": sum(shard.bytes for _, shard in parts),
     }
-    return problems, counts
+    return problems, [report.unread for report in reports if report.unread], counts
 
 
-def _result(job: concurrent.futures.Future, shard: records.Shard) -> ShardReport:
-    """Returns a shard's report, even if reading this or another shard at the same time has ended the worker process."""
-    try:
-        return job.result()
-    except (concurrent.futures.BrokenExecutor, MemoryError) as error:
-        return ShardReport([f"{shard.file}: was not read: {_short(error)}"], [], [])
+def _read(
+    folder: pathlib.Path, shards: list[records.Shard], info: records.ClipsInfo, num_workers: int
+) -> list[ShardReport]:
+    """Returns the report of each shard, read in `num_workers` processes.
+
+    If one of these dies, what the others were reading or had yet to read is lost too. Each of these shards is then read in a
+    process of its own, so that a shard that ends its reader can be told from the others.
+    """
+    slim = dataclasses.replace(info, splits={})  # small, since it is sent to a process with every shard
+    reports: dict[int, ShardReport] = {}
+    with tqdm(total=len(shards), unit="shard", desc="verify", disable=not sys.stderr.isatty()) as bar:
+        with concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+            jobs = {}
+            with contextlib.suppress(concurrent.futures.BrokenExecutor):
+                jobs.update((pool.submit(verify_shard, folder, shard, slim), i) for i, shard in enumerate(shards))
+            for job in concurrent.futures.as_completed(jobs):
+                with contextlib.suppress(concurrent.futures.BrokenExecutor, MemoryError):
+                    reports[jobs[job]] = job.result()
+                    bar.update()
+        left = [i for i in range(len(shards)) if i not in reports]
+        with concurrent.futures.ThreadPoolExecutor(num_workers) as threads:
+            for i, report in zip(left, threads.map(lambda i: _read_alone(folder, shards[i], slim), left), strict=True):
+                reports[i] = report
+                bar.update()
+    return [reports[i] for i in range(len(shards))]
+
+
+def _read_alone(folder: pathlib.Path, shard: records.Shard, info: records.ClipsInfo) -> ShardReport:
+    """Returns the report of a shard that a process of its own reads, even if this process dies."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_report, args=(theirs, verify_shard, folder, shard, info))
+    with _starting:
+        process.start()
+    theirs.close()
+    report = None
+    with ours, contextlib.suppress(EOFError, OSError):  # the process died before or while it sent the report
+        report = ours.recv()
+    with _starting:
+        process.join()
+    if report is not None:
+        return report
+    status = process.exitcode
+    how = signal.Signals(-status).name if status < 0 else f"status {status}"
+    if status < 0 and -status not in _FROM_OUTSIDE:
+        return ShardReport([f"{shard.file}: reading it ended the process ({how})"], [], [])
+    why = f"its reader ended early ({how}), perhaps because memory ran out"
+    told = f"{shard.file}: was not read and may be intact: {why}: use fewer --num_workers"
+    return ShardReport([], [], [], unread=told)
+
+
+def _send_report(pipe, read: Callable[..., ShardReport], *args) -> None:
+    with contextlib.suppress(MemoryError):  # the pipe is then closed without a report
+        pipe.send(read(*args))
 
 
 def _find_doubles(reports: list[ShardReport]) -> list[str]:
@@ -243,7 +296,7 @@ def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Verifies the data set of the command line and ends the process with status 0, 1 or 2."""
+    """Verifies the data set of the command line and ends the process with status 0, 1, 2 or 3."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--num_workers", type=int, default=0, help="number of processes; 0 means one per core")
@@ -251,15 +304,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.num_workers < 0:
         parser.error(f"--num_workers must not be negative, got {args.num_workers}")
     try:
-        problems, counts = verify(args.clips, args.num_workers or os.cpu_count() or 1)
+        problems, unread, counts = verify(args.clips, args.num_workers or len(os.sched_getaffinity(0)))
     except (ValueError, OSError) as error:
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
-    for problem in problems:
-        print(terminal.printable(problem))  # ids from the file may hold any characters
+    for line in problems + unread:
+        print(terminal.printable(line))  # ids from the file may hold any characters
     told = ", ".join(f"{value:,} {name}" for name, value in counts.items())
-    print(f"{args.clips}: {told or 'not read'}; " + (f"{len(problems)} problem(s)" if problems else "intact"))
-    sys.exit(1 if problems else 0)
+    found = [f"{len(problems)} problem(s)"] * bool(problems) + [f"{len(unread)} shard(s) not read"] * bool(unread)
+    print(f"{args.clips}: {told or 'not read'}; {', '.join(found) or 'intact'}")
+    sys.exit(1 if problems else 3 if unread else 0)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def make(args: argparse.Namespace) -> None:
     folder = args.out / "v2" / "video_540ss"
     folder.mkdir(parents=True, exist_ok=True)
     annotate.write_annotations(args.out, videos, args.seed, names)
-    workers = args.num_workers or os.cpu_count() or 1
+    workers = args.num_workers or len(os.sched_getaffinity(0))
     began = time.monotonic()
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(video_file.write_video, video, str(folder), ambience) for video in videos]

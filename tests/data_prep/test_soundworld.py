@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 import pathlib
 import resource
 import shutil
@@ -326,6 +327,21 @@ def test_a_world_can_grow(tmp_path):
         assert sorted(p.stem for p in (tmp_path / "v2" / "video_540ss").glob("*.mp4")) == sorted(
             entry["video_uid"] for entry in entries
         )
+
+
+def test_by_default_there_are_as_many_processes_as_cores_that_it_may_use(tmp_path, monkeypatch):
+    asked = []
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, num_workers, mp_context):
+            asked.append(num_workers)
+            super().__init__(num_workers)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(video_file, "write_video", lambda video, folder, ambience: 1.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8})
+    soundworld.main(["--out", str(tmp_path), "--videos", "2"])
+    assert asked == [3]
 
 
 @pytest.fixture(scope="module")

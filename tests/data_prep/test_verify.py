@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -15,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_prep import shards, verify
 from mc3_jax.data import records
+from tests.data_prep import dying_readers
 
 ROOT = pathlib.Path(__file__).parents[2]
 JPEG = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8))
@@ -82,8 +84,8 @@ def originals(*uids: str) -> list[records.Clip]:
 
 
 def test_a_sound_data_set_has_no_problem_and_is_counted(sound):
-    found, counts = verify.verify(sound, 2)
-    assert found == []
+    found, unread, counts = verify.verify(sound, 2)
+    assert found == unread == []
     assert {name: counts[name] for name in ("clips", "videos", "shards")} == {"clips": 12, "videos": 4, "shards": 3}
 
 
@@ -182,6 +184,46 @@ def test_the_command_says_so_by_its_status(folder):
     done = run()
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch("error: no data folder .*\n", done.stderr)
+
+
+TRAIN, TEST = "mine-train.array_record-00000-of-00002", "mine-test.array_record-00000-of-00001"
+
+
+@pytest.mark.parametrize(
+    ("dying", "status", "lines"),
+    [
+        ({TRAIN: "once"}, 0, []),  # as when memory ran out for a moment
+        ({TRAIN: "SIGSEGV"}, 1, [f"{TRAIN}: reading it ended the process (SIGSEGV)"]),
+        (
+            {TRAIN: "SIGKILL", TEST: "MemoryError"},
+            3,
+            [
+                f"{file}: was not read and may be intact: its reader ended early ({how}), perhaps because memory ran out: "
+                "use fewer --num_workers"
+                for file, how in ((TRAIN, "SIGKILL"), (TEST, "status 0"))
+            ],
+        ),
+    ],
+)
+def test_of_the_shards_that_a_dead_reader_leaves_only_one_that_ends_another_reader_is_damaged(
+    folder, monkeypatch, capsys, dying, status, lines
+):
+    (folder / dying_readers.FILE).write_text(json.dumps(dying))
+    monkeypatch.setattr(verify, "verify_shard", dying_readers.verify_shard)
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(folder), "--num_workers", "2"])
+    *found, last = capsys.readouterr().out.splitlines()
+    assert (ended.value.code, found) == (status, lines)
+    assert last.endswith({0: "; intact", 1: "; 1 problem(s)", 3: "; 2 shard(s) not read"}[status])
+
+
+def test_by_default_there_are_as_many_processes_as_cores_that_it_may_use(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 8})
+    monkeypatch.setattr(verify, "verify", lambda clips, num_workers: (asked.append(num_workers), ([], [], {}))[1])
+    with pytest.raises(SystemExit):
+        verify.main([str(folder)])
+    assert asked == [3]
 
 
 @pytest.mark.parametrize("name", ["rejected.jsonl", "features.json", "dataset_info.json"])

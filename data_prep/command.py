@@ -142,7 +142,8 @@ def write(
       num_in: Number of annotations read.
 
     Raises:
-      ValueError: There is nothing to write, records were lost, or the folder holds another data set.
+      ValueError: There is nothing to write, records were lost, the folder holds another data set, or this machine limits
+        processes to less than a decoder needs.
     """
     left_out = collections.Counter(r.reason for r in rejects)
     if not tasks:
@@ -160,6 +161,10 @@ def write(
             print(estimate.tell(mine, info, rejects, num_workers(args)))
         return info
     storage.make_folder(out)
+    if not beam_args:
+        items = (item for task in mine for item in task.items)
+        most = max((len(item.get("narrations") or item["sounds"]) for item in items), default=0)
+        guard.check_machine(guard.Limits(*args.cpu_limit, args.memory_limit), most)
     settings = settings | {"scratch": str(args.scratch or "")}
     reports = pipeline.run(mine, str(out), args.name, make_clips, settings, num_workers(args), beam_args)
     if args.part:

@@ -4,7 +4,6 @@ standard output. Decoding has a process of its own because media files are untru
 
 import base64
 import json
-import math
 import os
 import pathlib
 import queue
@@ -14,14 +13,10 @@ import sys
 import threading
 import traceback
 
-from data_prep import media, streams
+from data_prep import media, process_limits, streams
 from data_prep.windows import Window
 
-OUT_OF_MEMORY_STATUS = 77
-# FFmpeg mistakes the kernel's refusal of memory for damage or a busy machine. So the parent checks the memory first, and the
-# kernel's limit only stops what grows faster than the parent looks. It is this much higher, since the kernel also counts
-# memory that is reserved and never touched.
-_RESERVED_MB = 4096
+OUT_OF_MEMORY_STATUS, HARD_LIMIT_STATUS = 77, 78
 _MAX_STDERR_BYTES = 1 << 20
 MAX_PART_BYTES = 1 << 20  # per request for a part of a file that the parent reads
 
@@ -42,6 +37,9 @@ def main() -> None:
             _answer(json.loads(requests.get()), replies, requests)
     except MemoryError:
         status = OUT_OF_MEMORY_STATUS
+    except process_limits.HardLimitError as error:
+        status = HARD_LIMIT_STATUS
+        print(error, file=sys.stderr, flush=True)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -57,13 +55,7 @@ def _read_requests(requests: queue.SimpleQueue) -> None:
 
 
 def _answer(request: dict, replies, requests: queue.SimpleQueue) -> None:
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    # Only soft limits, since the next video has limits of its own.
-    for kind, most in (
-        (resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + request["cpu_s"]),
-        (resource.RLIMIT_DATA, request["memory_mb"] + _RESERVED_MB << 20),
-    ):
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    process_limits.limit(request["cpu_s"], request["memory_mb"])
     path = pathlib.Path(request["path"])
     if request["probe"]:
         kinds = tuple(request["probe"])

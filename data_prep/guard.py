@@ -9,7 +9,8 @@ An HDF5 file in a bucket may be too large to copy. The parent reads it and the c
 the file between its replies. So the parser needs no network, and a slow or failing network costs no clip: the child's time
 limit does not run while the parent reads, and an error of the bucket ends the run.
 
-If a child is killed by a signal from outside, such as SIGKILL when memory runs out, the video is not to blame: the run ends.
+If a child is killed by a signal from outside, such as SIGKILL when memory runs out, or if the machine does not let it have
+its limits, the video is not to blame: the run ends.
 """
 
 import atexit
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_prep import decoder_answers, decoder_child, media, streams
+from data_prep import decoder_answers, decoder_child, media, process_limits, streams
 from data_prep.windows import Window, order
 
 COMMAND = (sys.executable, "-P", "-m", "data_prep.decoder_child")
@@ -45,6 +46,7 @@ _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.
 _MAX_CHILDREN = 8  # that may die of one video
 _LOOK_S = 0.02  # interval at which a decoder's memory is checked
 _START_S = 120.0  # time limit for a child's imports, on a busy machine
+_START_CPU_S = 5  # CPU time for them, which has been measured as 0.25 s
 _MAX_LINE_BYTES = 1 << 20
 
 
@@ -83,6 +85,15 @@ class Remote:
     read: Callable[[int, int], bytes]
 
 
+def check_machine(limits: Limits, num_clips: int) -> None:
+    """Checks that this machine lets a decoder have its limits for a video with so many clips.
+
+    Raises:
+      ValueError: A hard limit of this process, which its decoders inherit, is too low.
+    """
+    process_limits.check(_START_CPU_S + limits.cpu_s(num_clips), limits.memory_mb)
+
+
 class DecoderError(Exception):
     """The child died or had to be given up. The message is `reason` or `reason: detail`, as `media.cut_windows` yields it."""
 
@@ -108,7 +119,7 @@ def cut_windows(
       remote: The HDF5 file if it is not on this machine; `path` is not opened then.
 
     Raises:
-      ChildProcessError: A child can't be started, or something other than the video killed it.
+      ChildProcessError: A child can't be started or limited, or something other than the video killed it.
       OSError: `remote` can't be read.
     """
     left = order(windows)
@@ -139,7 +150,7 @@ def probe(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = Lim
       limits: Limits of the child.
 
     Raises:
-      ChildProcessError: A child can't be started, or something other than the file killed it.
+      ChildProcessError: A child can't be started or limited, or something other than the file killed it.
     """
     found = length_s(path, kinds, limits)
     return found if isinstance(found, str) else None
@@ -161,7 +172,8 @@ def length_s(path: str | pathlib.Path, kinds: tuple[str, ...], limits: Limits = 
 def _child() -> Iterator["Decoder"]:
     """Yields a child to decode with. It is kept for the next video if the block ends normally, and killed if not.
 
-    A block that fails, or whose caller stops early, leaves answers unread or a child that can't be trusted.
+    A block that fails, or whose caller stops early, leaves answers unread or a child that can't be trusted. Nor is a child
+    kept if the machine limits the CPU time of a process, since several videos may use up what is enough for one.
     """
     decoder = _take()
     try:
@@ -169,7 +181,10 @@ def _child() -> Iterator["Decoder"]:
     except BaseException:
         decoder.kill()
         raise
-    _idle.append(decoder)
+    if resource.getrlimit(resource.RLIMIT_CPU)[1] == resource.RLIM_INFINITY:
+        _idle.append(decoder)
+    else:
+        decoder.kill()
 
 
 _idle: list["Decoder"] = []  # children waiting for a video, one for every thread that decodes
@@ -258,7 +273,7 @@ class Decoder:
 
         Raises:
           DecoderError: The child died, exceeded a limit or gave an impossible answer.
-          ChildProcessError: The child was killed from outside.
+          ChildProcessError: The child was killed from outside or can't be limited.
           OSError: `remote` can't be read.
         """
         request = {
@@ -295,7 +310,7 @@ class Decoder:
 
         Raises:
           DecoderError: The child died, exceeded a limit or gave an impossible answer.
-          ChildProcessError: The child was killed from outside.
+          ChildProcessError: The child was killed from outside or can't be limited.
         """
         self._send({"path": str(path), "probe": kinds}, limits, 0)
         try:
@@ -371,7 +386,7 @@ class Decoder:
         """Returns an error that says why the child closed its pipe.
 
         Raises:
-          ChildProcessError: The child was killed from outside.
+          ChildProcessError: The child was killed from outside or can't be limited.
         """
         try:
             status = self._process.wait(timeout=10)
@@ -381,6 +396,9 @@ class Decoder:
             return DecoderTimeoutError(f"{TOOK_TOO_LONG}: more than {self._cpu_s:g} s of CPU time")
         if status == decoder_child.OUT_OF_MEMORY_STATUS:
             return self._memory_error()
+        of_what = self._path and f" of {self._path}"
+        if status == decoder_child.HARD_LIMIT_STATUS:
+            raise ChildProcessError(f"the decoder{of_what} can't work: {self._last_words()}")
         if status < 0:
             names = {s.value: s.name for s in signal.Signals}
             name = names.get(-status, -status)
@@ -389,7 +407,7 @@ class Decoder:
             how = f"was ended from outside by {name}"
             if status == -signal.SIGKILL:
                 how = "was killed, perhaps because memory ran out: use fewer --num_workers or a smaller --memory_limit"
-            raise ChildProcessError(f"the decoder{self._path and f' of {self._path}'} {how}")
+            raise ChildProcessError(f"the decoder{of_what} {how}")
         return DecoderError(f"decoder crashed: {self._last_words() or f'exit status {status}'}")
 
     def _memory_error(self) -> DecoderError:

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import queue
 import re
+import resource
 import shlex
 import signal
 import sys
@@ -25,6 +26,7 @@ _WORKER_THREAD = "run_worker"
 _READ_THREADS = ("beam_control_read", "read_grpc_client_inputs")
 _END_S = 10.0
 _MODULE = "data_prep.worker"
+_USED_UP = "used up its CPU time: use `ulimit -t unlimited`, on Slurm `sbatch --propagate=NONE`"
 GOES_ON = "Run the same command again to resume after the last finished video"
 
 
@@ -109,6 +111,10 @@ def _failure(told: str) -> str:
     status = int(found[0]) if found else 1
     if status == -signal.SIGKILL:
         how = "was killed, perhaps because memory ran out: use fewer --num_workers or a smaller --memory_limit"
+        if resource.getrlimit(resource.RLIMIT_CPU)[1] != resource.RLIM_INFINITY:
+            how += f"; or because it {_USED_UP}"
+    elif status == -signal.SIGXCPU:
+        how = _USED_UP
     elif status < 0:
         how = f"crashed ({signal.Signals(-status).name})"
     else:

@@ -5,6 +5,8 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -418,6 +420,95 @@ def test_a_caller_that_stops_early_leaves_no_child(folder):
     answers.close()
     assert_gone(pid, 0.0)
     assert guard._idle == []
+
+
+# Cuts the same 17 clips twice and prints the reasons for lost ones, the number of idle children, or the error.
+CUT_TWICE = """
+import resource, sys
+kind, hard = map(int, sys.argv[2:])
+resource.setrlimit(kind, (hard, hard))
+from data_prep import guard
+from data_prep.windows import Window
+windows = [Window(0.5 + 0.05 * i, 1.5 + 0.05 * i, ()) for i in range(17)]
+try:
+    for _ in range(2):
+        cuts = guard.cut_windows(sys.argv[1], windows, short_side_px=0, limits=guard.Limits())
+        print([cut for _, cut in cuts if isinstance(cut, str)], len(guard._idle))
+except ChildProcessError as error:
+    print(error)
+"""
+
+
+def cut_twice(path: pathlib.Path, kind: int, hard: int) -> list[str]:
+    command = [sys.executable, "-c", CUT_TWICE, str(path), str(kind), str(hard)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "hard", "words"),
+    [
+        (resource.RLIMIT_CPU, 100, r"100 s of CPU time here, but a decoder needs 23\d: use `ulimit -t .*--cpu_limit"),
+        (resource.RLIMIT_DATA, 5 << 30, "5120 MiB of data here, but .* needs 6144: use `ulimit -d .*--memory_limit"),
+        (resource.RLIMIT_AS, 5 << 30, "5120 MiB of address space here, but .* needs 6144: use `ulimit -v .*--memory_limit"),
+    ],
+)
+def test_a_limit_of_the_machine_that_is_too_low_is_no_fault_of_the_video(folder, kind, hard, words):
+    path = folder / "short.mp4"
+    [told] = cut_twice(path, kind, hard)
+    assert re.fullmatch(f"the decoder of {path} can't work: a process may use only {words}", told), told
+
+
+def test_a_conversion_ends_at_its_start_if_the_machine_limits_decoders_too_much(folder, tmp_path):
+    rows = "".join(f"short,{0.5 + 0.05 * i},stirs\n" for i in range(17))
+    (tmp_path / "mine.csv").write_text(f"video,time_s,text\n{rows}")
+    command = [sys.executable, "-m", "data_prep.own_videos", "--videos", folder, "--narrations", tmp_path / "mine.csv"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "out"], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (100, 100)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: a process may use only 100 s of CPU time here, but a decoder needs 235: use `ulimit -t unlimited`, on Slurm "
+        "`sbatch --propagate=NONE`, or a smaller --cpu_limit\n"
+    )
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_under_a_limit_of_cpu_time_each_video_has_a_child_of_its_own(folder):
+    assert cut_twice(folder / "short.mp4", resource.RLIMIT_CPU, 300) == ["[] 0"] * 2
+
+
+def test_a_soft_limit_is_lifted_for_the_decoder(folder):
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (128 << 30, hard))
+    try:
+        assert isinstance(cut(folder / "short.mp4", (1.0,))[0], media.Cut)
+        assert resource.prlimit(child(), resource.RLIMIT_AS)[0] == hard
+        assert resource.prlimit(child(), resource.RLIMIT_DATA)[0] == 6 << 30
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+REFUSED_CHILD = f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+from data_prep import decoder_child
+setrlimit = resource.setrlimit
+
+def refuse(kind, limits):
+    if kind == resource.RLIMIT_DATA:
+        raise ValueError("not allowed")
+    setrlimit(kind, limits)
+
+resource.setrlimit = refuse
+decoder_child.main()
+"""
+
+
+def test_a_kernel_that_refuses_a_limit_is_no_fault_of_the_video(folder, monkeypatch):
+    monkeypatch.setattr(guard, "COMMAND", (sys.executable, "-c", REFUSED_CHILD))
+    with pytest.raises(ChildProcessError, match=r"can't work: the kernel refuses .* 7\d s and 2048 MiB: not allowed"):
+        cut(folder / "short.mp4", (1.0,))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import io
 import logging
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -77,8 +79,16 @@ def test_a_worker_that_dies_ends_the_run(tmp_path, capfd, number):
     assert len(test_shards.run(small_tasks(), tmp_path, {})) == 3
 
 
-def test_a_crash_is_reported_by_the_name_of_its_signal():
-    assert "crashed (SIGSEGV)" in local_runner._failure("Worker subprocess exited with return code -11")
+def test_a_crash_is_reported_by_the_name_of_its_signal_and_used_up_cpu_time_by_its_limit():
+    for status, words in ((-11, "crashed (SIGSEGV)"), (-24, "used up its CPU time: use `ulimit -t unlimited`")):
+        assert words in local_runner._failure(f"Worker subprocess exited with return code {status}")
+
+
+@pytest.mark.parametrize(("hard", "words"), [(resource.RLIM_INFINITY, ""), (300, "; or because it used up its CPU time: .*")])
+def test_a_killed_worker_may_have_used_up_its_cpu_time_if_the_machine_limits_that(monkeypatch, hard, words):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (hard, hard))
+    told = local_runner._failure("Worker subprocess exited with return code -9")
+    assert re.search(rf"because memory ran out: .*a smaller --memory_limit{words}\. Run", told)
 
 
 def test_a_worker_that_does_not_start_ends_the_run_and_says_why(tmp_path, capfd, monkeypatch):

@@ -33,8 +33,8 @@ def check(cpu_s: int, memory_mb: int) -> None:
         # At the hard limit of CPU time the kernel kills as it does when memory runs out, without the signal that tells why.
         if hard != resource.RLIM_INFINITY and hard <= needed * unit:
             raise HardLimitError(
-                f"a process may use only {hard // unit} {what} here, but a decoder needs {needed}: use `ulimit {letter} "
-                f"unlimited`, on Slurm `sbatch --propagate=NONE`, or a smaller {option}"
+                f"a process may use only {hard // unit} {what} here (`ulimit -H {letter}`), but a decoder needs {needed}: "
+                f"raise that limit, or use another machine or a smaller {option}"
             )
 
 

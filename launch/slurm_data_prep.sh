@@ -7,7 +7,8 @@
 #
 # Takes any module of data_prep that has --part. --out must be on a file system that all nodes share. SBATCH_PARTITION,
 # SBATCH_ACCOUNT and similar variables choose the partition. A task that is preempted queues again and continues. If a task
-# fails, the last job is cancelled.
+# fails, the last job is cancelled. Limits of the shell that submits, such as `ulimit -t` on a login node, do not hold for the
+# jobs.
 set -euo pipefail
 
 dry_run=
@@ -31,6 +32,7 @@ submit() {
   fi
 }
 
-parts=$(submit --parsable --requeue --array="0-$((tasks - 1))" --cpus-per-task="$cpus" --wrap="$convert$part")
+options=(--requeue --propagate=NONE --cpus-per-task="$cpus")
+parts=$(submit --parsable "${options[@]}" --array="0-$((tasks - 1))" --wrap="$convert$part")
 after=(--dependency="afterok:${parts%%;*}" --kill-on-invalid-dep=yes)
-submit --requeue "${after[@]}" --cpus-per-task="$cpus" --wrap="${convert% }"
+submit "${options[@]}" "${after[@]}" --wrap="${convert% }"

@@ -447,9 +447,9 @@ def cut_twice(path: pathlib.Path, kind: int, hard: int) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "hard", "words"),
     [
-        (resource.RLIMIT_CPU, 100, r"100 s of CPU time here, but a decoder needs 23\d: use `ulimit -t .*--cpu_limit"),
-        (resource.RLIMIT_DATA, 5 << 30, "5120 MiB of data here, but .* needs 6144: use `ulimit -d .*--memory_limit"),
-        (resource.RLIMIT_AS, 5 << 30, "5120 MiB of address space here, but .* needs 6144: use `ulimit -v .*--memory_limit"),
+        (resource.RLIMIT_CPU, 100, r"100 s of CPU time here \(`ulimit -H -t`\), .* needs 23\d: .* a smaller --cpu_limit"),
+        (resource.RLIMIT_DATA, 5 << 30, r"5120 MiB of data here \(`ulimit -H -d`\), .* 6144: .* a smaller --memory_limit"),
+        (resource.RLIMIT_AS, 5 << 30, r"5120 MiB of address space here \(`ulimit -H -v`\), .* a smaller --memory_limit"),
     ],
 )
 def test_a_limit_of_the_machine_that_is_too_low_is_no_fault_of_the_video(folder, kind, hard, words):
@@ -468,8 +468,8 @@ def test_a_conversion_ends_at_its_start_if_the_machine_limits_decoders_too_much(
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == (
-        "error: a process may use only 100 s of CPU time here, but a decoder needs 235: use `ulimit -t unlimited`, on Slurm "
-        "`sbatch --propagate=NONE`, or a smaller --cpu_limit\n"
+        "error: a process may use only 100 s of CPU time here (`ulimit -H -t`), but a decoder needs 235: raise that limit, "
+        "or use another machine or a smaller --cpu_limit\n"
     )
     assert not list((tmp_path / "out").rglob("*.*"))
 

@@ -511,6 +511,7 @@ def test_slurm_prepares_data_in_parts_and_then_the_whole(tmp_path):
     assert "afterok:5 " in fakes.calls(tmp_path)[1]
     assert flag(parts, "array") == "0-2"
     assert flag(parts, "cpus-per-task") == flag(whole, "cpus-per-task") == "2"
+    assert flag(parts, "propagate") == flag(whole, "propagate") == "NONE"
     assert "--requeue" in parts
     assert "--requeue" in whole
     assert flag(whole, "kill-on-invalid-dep") == "yes"

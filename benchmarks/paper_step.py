@@ -26,6 +26,9 @@ def make_config(*, batch: int, depth: int, dtype: str, remat: str = "none", scan
     config.model.dtype, config.model.remat, config.model.scan_layers = dtype, remat, scan
     config.model.audio.depth = config.model.video.depth = depth
     config.model.text.depth = max(depth // 2, 1)
+    # With "zeros" the output of time attention is 0: no comparison would see a fault in it, and a GPU may multiply zeros
+    # faster than the weights that training has.
+    config.model.video.time_init = "random"
     return config
 
 

@@ -1,11 +1,121 @@
 """What the benchmarks of speed call met and missed, and whether they would notice what they are for."""
 
+import argparse
+import contextlib
+import functools
 import math
+import types
+from collections.abc import Iterator
+from unittest import mock
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import devices_agree, paper_step
+from benchmarks import devices_agree, end_to_end, paper_step
+from mc3_jax import (
+    checkpoint,
+    mesh as mesh_lib,
+    mfu,
+    phases as phases_lib,
+    run as run_lib,
+    stopwatch,
+    train,
+    train_step as step_lib,
+)
+from mc3_jax.data import loader
 from mc3_jax.models import attention, video
+
+STEP_S = 1.0
+
+
+class Clock(stopwatch.Stopwatch):
+    """A simulated device, whose steps take `STEP_S`, and the time of the host that drives it."""
+
+    elapsed_s = worked_s = goodput = free_s = 0.0
+
+    def __init__(self):
+        self.lost_s = {"input": 0.0}
+
+    def wait(self, until_s: float) -> None:
+        self.elapsed_s = max(self.elapsed_s, until_s)
+
+    @contextlib.contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        if what == "compilation":
+            self.elapsed_s += 1000 * STEP_S  # enough for the readers to fill their queue
+        yield
+
+    def settle(self) -> None:
+        pass
+
+    def call(self, step, *args) -> tuple:
+        self.free_s = max(self.free_s, self.elapsed_s) + STEP_S
+        return step(*args), self.free_s
+
+    def done(self, called: float) -> None:
+        self.wait(called)
+
+
+def read(clock: Clock, batch_s: float, *_, num_threads: int, num_workers: int, **__) -> Iterator[dict]:
+    """Yields batches as Grain's readers do: each takes a reader `batch_s`, and only so many are made ahead."""
+    readers, ahead = num_workers or num_threads, num_workers * 4 or num_threads
+    asked, made = [], []
+    while True:
+        asked.append(clock.elapsed_s)
+        while len(made) < len(asked) + ahead:
+            i = len(made)
+            begin = max(asked[i - ahead] if i >= ahead else 0.0, made[i - readers] if i >= readers else 0.0)
+            made.append(begin + batch_s)
+        clock.wait(made[len(asked) - 1])
+        yield {"index": np.zeros(1, np.int32)}
+
+
+def real_over_one_batch(monkeypatch, folder, args: argparse.Namespace, slowdown: float) -> float:
+    """Returns the ratio that `end_to_end` finds for training's own loop, its device and its readers simulated.
+
+    Args:
+      monkeypatch: Pytest's.
+      folder: Folder for the workdirs.
+      args: Arguments of the benchmark.
+      slowdown: Seconds for a batch, with all readers at work, relative to `STEP_S`.
+    """
+    config = end_to_end.make_config(args, folder, folder)
+    state = step_lib.TrainState(jnp.int32(0), {"w": jnp.zeros(1)}, ())
+    healthy = step_lib.Health(True, [], [])
+    compiled = types.SimpleNamespace(compile=lambda: lambda state, *_: (state, {"loss": 1.0}, healthy))
+    monkeypatch.setattr(step_lib, "jit_train_step", lambda *_: types.SimpleNamespace(lower=lambda *_: compiled))
+    monkeypatch.setattr(mfu, "share_of_peak", lambda *_: None)
+    monkeypatch.setattr(train, "_first_state", lambda run: (0, state))
+    source, mesh = ["clip"] * args.clips, mesh_lib.make_mesh()
+    phases = phases_lib.plan_phases(config.phases, args.clips, args.batch)
+    same = dict(config=config, mesh=mesh, phases=phases, source=source)
+    same |= dict.fromkeys(("model", "tokenize", "validation", "wandb"))
+    monkeypatch.setattr(run_lib, "set_up", lambda _, workdir: mock.Mock(spec=run_lib.Run, workdir=workdir, **same))
+    seconds = []
+    for synthetic in (False, True):
+        clock, workdir = Clock(), folder / f"{slowdown}-{synthetic}"
+        monkeypatch.setattr(train, "_start_stopwatch", lambda *_, clock=clock: contextlib.nullcontext(clock))
+        batch_s = slowdown * STEP_S * (args.num_workers or args.num_threads)
+        monkeypatch.setattr(loader, "train_batches", functools.partial(read, clock, batch_s))
+        seconds.append(end_to_end.run(config, str(workdir), synthetic=synthetic)[0])
+        assert checkpoint.steps_of(str(workdir)) == []
+    return seconds[0] / seconds[1]
+
+
+@pytest.mark.parametrize(("num_threads", "num_workers"), [(1, 0), (2, 0), (4, 0), (1, 1), (2, 2), (1, 4)])
+def test_a_loader_slower_than_the_step_is_noticed_whatever_the_number_of_readers(
+    monkeypatch, tmp_path, num_threads, num_workers
+):
+    args = argparse.Namespace(
+        batch=8, depth=2, dtype="float32", remat="none", scan=False, clips=512, steps=30,
+        num_threads=num_threads, num_workers=num_workers,
+    )  # fmt: skip
+    for slowdown in (1.0, 1.01, 1.02, 1.03, 1.16, 1.5, 3.0):
+        assert real_over_one_batch(monkeypatch, tmp_path, args, slowdown) == pytest.approx(slowdown, abs=1e-6)
+    for slowdown in (0.3, 0.9, 0.99):
+        ratio = real_over_one_batch(monkeypatch, tmp_path, args, slowdown)
+        assert 0.97 < ratio < 1.0 + 1e-6
 
 
 def make_small(*, make=paper_step.make_config, **sizes):
@@ -58,3 +168,11 @@ NAN = math.nan
 )
 def test_devices_agree_up_to_the_limits(numbers, missed):
     assert devices_agree.judge({("loss", way): error for way, error in numbers.items()}) == missed
+
+
+@pytest.mark.parametrize(
+    ("real_s", "missed"),
+    [(0.9, []), (1.02, []), (1.021, ["1.021, wanted 1.02"]), (1.16, ["1.160, wanted 1.02"]), (NAN, ["nan, wanted 1.02"])],
+)
+def test_a_step_on_real_data_may_take_two_percent_longer(real_s, missed):
+    assert end_to_end.judge(real_s, 1.0) == missed

@@ -6,7 +6,8 @@ with the spectrum of photographs. Three readers take turns, each on all cores:
   * `mc3_jax.data.loader.train_batches`, onto the device, once with a thread per core and once with a worker per core;
   * torch's DataLoader with a worker per core and the same decoder, from one memory-mapped file.
 Ends with status 1 if threads and workers both miss a goal: 90 % of decode-only, 400 clips/s per core, no slower than the
-DataLoader. `--parts` times the parts of the work on a clip instead, in this process alone.
+DataLoader. The second is not judged on a host where decode-only does not reach it either. `--parts` times the parts of the
+work on a clip instead, in this process alone.
 """
 
 import argparse
@@ -199,6 +200,25 @@ def clips_per_second(stream: Iterator[int], seconds: float) -> float:
     return num / (time.perf_counter() - begin)
 
 
+def judge(decoding: float, own: float, peer: float | None) -> tuple[list[str], str]:
+    """Returns (the goals that are missed, in words; why the goal of clips/s is not judged, or "").
+
+    Args:
+      decoding: Clips/s per core of decoding alone.
+      own: Those of threads or workers, whichever are faster.
+      peer: Those of torch's DataLoader; None if it was not measured.
+    """
+    goals = {f"{own / decoding:.2f} of decode-only, wanted {WANTED_SHARE}": own >= WANTED_SHARE * decoding}
+    wanted, unjudged = f"{WANTED_CLIPS_PER_S:.0f} clips/s per core", ""
+    if decoding >= WANTED_CLIPS_PER_S:
+        goals[f"{own:.0f} clips/s per core, wanted {WANTED_CLIPS_PER_S:.0f}"] = own >= WANTED_CLIPS_PER_S
+    else:
+        unjudged = f"decoding alone gives {decoding:.0f} per core on this host, so that no pipeline could reach {wanted}"
+    if peer is not None:
+        goals[f"{own / peer:.2f} times torch's DataLoader, wanted 1"] = own >= peer
+    return [goal for goal, met in goals.items() if not met], unjudged
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=512)
@@ -245,16 +265,11 @@ def main() -> None:
         [label, f"{medians[label]:.0f}", f"{min(values):.0f} to {max(values):.0f}", f"{medians[label] / decoding:.2f}"]
         for label, values in rates.items()
     ]
-    goals = {
-        f"{own / decoding:.2f} of decode-only, wanted {WANTED_SHARE}": own >= WANTED_SHARE * decoding,
-        f"{own:.0f} clips/s per core, wanted {WANTED_CLIPS_PER_S:.0f}": own >= WANTED_CLIPS_PER_S,
-    }
-    if PEER in medians:
-        goals[f"{own / medians[PEER]:.2f} times torch's DataLoader, wanted 1"] = own >= medians[PEER]
-    missed = [goal for goal, met in goals.items() if not met]
+    missed, unjudged = judge(decoding, own, medians.get(PEER))
     text = (
         f"{inputs}; medians of {args.rounds} rounds.\n\n"
         + record.markdown(["", "clips/s per core", "least and most", "of decode-only"], rows)
+        + (f"\n\nNot judged: {unjudged}." if unjudged else "")
         + (f"\n\nMissed: {'; '.join(missed)}." if missed else "")
     )
     record.append("Input pipeline", text, "grain", "simplejpeg", "torch", path=args.results)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import devices_agree, end_to_end, paper_step
+from benchmarks import contrastive, devices_agree, end_to_end, input_pipeline, paper_step
 from mc3_jax import (
     checkpoint,
     mesh as mesh_lib,
@@ -176,3 +176,39 @@ def test_devices_agree_up_to_the_limits(numbers, missed):
 )
 def test_a_step_on_real_data_may_take_two_percent_longer(real_s, missed):
     assert end_to_end.judge(real_s, 1.0) == missed
+
+
+@pytest.mark.parametrize(
+    ("ratio", "beyond_gib", "missed"),
+    [
+        (1.5, 2.0, []),
+        (None, None, []),
+        (1.6, None, ["1.60 times the whole matrix's time, wanted 1.5"]),
+        (None, 2.1, ["2.10 GiB at 65,536, wanted 2.0"]),
+        (NAN, NAN, ["nan times the whole matrix's time, wanted 1.5", "nan GiB at 65,536, wanted 2.0"]),
+    ],
+)
+def test_infonce_in_blocks_has_goals_of_time_and_memory(ratio, beyond_gib, missed):
+    assert contrastive.judge(ratio, beyond_gib) == missed
+
+
+@pytest.mark.parametrize(
+    ("decoding", "own", "peer", "missed"),
+    [
+        (500.0, 450.0, 450.0, []),
+        (500.0, 450.0, None, []),
+        (600.0, 530.0, 300.0, ["0.88 of decode-only, wanted 0.9"]),
+        (430.0, 390.0, 300.0, ["390 clips/s per core, wanted 400"]),
+        (500.0, 460.0, 500.0, ["0.92 times torch's DataLoader, wanted 1"]),
+        (292.0, 280.0, 266.0, []),
+        (
+            292.0, 87.0, 266.0,
+            ["0.30 of decode-only, wanted 0.9", "0.33 times torch's DataLoader, wanted 1"],
+        ),
+    ],
+)  # fmt: skip
+def test_clips_per_second_are_judged_only_where_decoding_reaches_them(decoding, own, peer, missed):
+    found, unjudged = input_pipeline.judge(decoding, own, peer)
+    assert found == missed
+    said = "decoding alone gives 292 per core on this host, so that no pipeline could reach 400 clips/s per core"
+    assert unjudged == (said if decoding == 292 else "")

@@ -158,6 +158,20 @@ def test_a_form_that_fails_leaves_the_others_their_rows(tmp_path, monkeypatch):
     assert "| 2,048 | 1024 rows at a time | 2 |" in text
 
 
+def test_infonce_in_blocks_is_judged_at_the_largest_batch_that_was_run_whole(tmp_path, monkeypatch):
+    answer = '{"seconds": %s, "compile_s": 1, "beyond_gib": 3}'
+    answers = f"case $* in *--one=4096,1024,*) echo '{answer % 1.6}';; *) echo '{answer % 1}';; esac"
+    command = write_command(tmp_path / "python", answers)
+    monkeypatch.setattr(contrastive.sys, "executable", command)
+    words = ["--batches", "65536,4096,2048", "--dense_up_to", "4096", "--results", str(tmp_path / "r.md")]
+    monkeypatch.setattr(sys, "argv", ["contrastive.py", *words])
+    with pytest.raises(SystemExit, match="1"):
+        contrastive.main()
+    text = (tmp_path / "r.md").read_text()
+    assert "| 4,096 | blocks / whole | 1.60 |" in text
+    assert "Missed: 1.60 times the whole matrix's time, wanted 1.5; 3.00 GiB at 65,536, wanted 2.0." in text
+
+
 @pytest.mark.parametrize(("revision", "commit"), [("0123456789-dirty", ", commit 0123456-dirty"), ("", "")])
 def test_a_table_names_the_command_and_the_commit_that_made_it(monkeypatch, revision, commit):
     monkeypatch.setattr(provenance, "_revision", lambda root: revision)

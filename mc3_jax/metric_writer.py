@@ -1,11 +1,11 @@
 """Writes a run's metrics: to a progress bar on a terminal, `metrics.jsonl`, TensorBoard and, on request, W&B."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import pathlib
+import secrets
 import sys
 import time
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mc3_jax import progress, whole_file
 
 METRICS_FILE, CLIPS_FILE, STARTS_FILE = "metrics.jsonl", "clips.jsonl", "starts.jsonl"
+_WANDB_FILE = "wandb_id.txt"
 TIMES = (
     "clips_per_s",
     "step_s",
@@ -95,6 +96,9 @@ def _append(file: io.FileIO, row: dict) -> None:
 def start_wandb(workdir: str, project: str, name: str, config: dict, *, resumed: bool):
     """Returns W&B's run of a workdir, or None without a project; to be called on process 0 only.
 
+    All starts of a workdir are one run of W&B. Its id lies in the workdir, so training anew in an emptied folder, or in a
+    folder of the same name on another machine, is another run.
+
     Args:
       workdir: Folder of the run.
       project: Weights & Biases project; "" for none.
@@ -104,16 +108,17 @@ def start_wandb(workdir: str, project: str, name: str, config: dict, *, resumed:
 
     Raises:
       ValueError: The run is new, and W&B isn't installed, can't be reached or doesn't know the user.
+      OSError: The id can't be read or written.
     """
     if not project:
         return None
+    run_id = _wandb_id(pathlib.Path(workdir))
     try:
         import wandb
 
         return wandb.init(
-            project=project, name=name, config=config, dir=workdir, id=_wandb_id(pathlib.Path(workdir)), resume="allow",
-            allow_val_change=True,
-        )  # fmt: skip
+            project=project, name=name, config=config, dir=workdir, id=run_id, resume="allow", allow_val_change=True
+        )
     except Exception as error:  # a broken install or the network: W&B may raise anything
         fix = "`pip install mc3_jax[wandb]`" if isinstance(error, ImportError) else "`wandb login`, or WANDB_MODE=offline"
         problem = f"log.wandb_project = {project!r}: W&B can't be started ({_one_line(error)})"
@@ -128,9 +133,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _wandb_id(workdir: pathlib.Path) -> str:
-    """Returns W&B's id of the run: the same at each start of a workdir, different for different workdirs."""
-    path = workdir.absolute()
-    return f"{path.name}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    """Returns W&B's id of the run: drawn at random at its first start with W&B, and kept in the workdir for the others."""
+    path = workdir / _WANDB_FILE
+    known = path.read_text().strip() if path.is_file() else ""
+    if not known:
+        known = secrets.token_hex(8)
+        with whole_file.writing(path) as aside:
+            aside.write_text(f"{known}\n")
+    return known
 
 
 class ClipWriter:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -202,6 +203,20 @@ def test_wandb_gets_name_config_and_rows_under_one_id_at_each_start(tmp_path, mo
     assert wanted.items() <= starts[0].items()
     assert [what for what, *_ in stand_in.asked] == ["init", "log", "log", "finish"] * 2
     assert metric_writer.start_wandb(str(tmp_path), "", "small", {}, resumed=False) is None
+
+
+def test_a_run_that_is_trained_anew_in_the_same_place_is_another_run_of_wandb(tmp_path, monkeypatch):
+    stand_in, place = Wandb(), tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    for _ in range(3):  # on another machine, a folder of the same path is as empty as one that was removed
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        start_wandb(place)
+        start_wandb(place, resumed=True)
+    first, again, *others = [options["id"] for _, _, options in stand_in.asked]
+    assert first == again
+    assert len({first, *others}) == 3
+    assert re.fullmatch("[0-9a-f]{16}", first)
 
 
 def test_a_wandb_failure_is_an_error_at_the_first_start_and_a_warning_for_a_resumed_run(tmp_path, monkeypatch, capsys):

@@ -29,6 +29,7 @@ from mc3_jax import (
     phases as phases_lib,
     tower_tokenizer,
     training_clips,
+    training_facts,
     weights,
     whole_file,
     workdir as workdir_lib,
@@ -386,16 +387,28 @@ def _headline(result: dict) -> str:
     return "  ".join(said)
 
 
+def _as_trained(config: config_lib.Config, workdir: str) -> config_lib.Config:
+    """Returns the config with the settings that the weights were trained with, and prints those that the command lacks.
+
+    See `workdir.as_trained` for a run and `training_facts.as_trained` for `config.checkpoint`.
+    """
+    own: list[str] = []
+    if config.checkpoint:
+        config, own = training_facts.as_trained(config, cli.overridden())
+    elif config.phases:
+        config, own = workdir_lib.as_trained(workdir, config, cli.overridden())
+    if own and jax.process_index() == 0:
+        whose = f"{config.checkpoint} records" if config.checkpoint else f"{workdir} was trained with"
+        print(f"{whose} {' '.join(own)}; evaluation uses these settings", flush=True)
+    return config
+
+
 def main(config: config_lib.Config, workdir: str) -> None:
-    """Evaluates the command line's run with the settings it was trained with; see `workdir.as_trained`."""
+    """Evaluates what the command line names, with the settings it was trained with."""
     with cli.user_errors():
         job_lib.initialize(config.heartbeat_timeout_s)
     with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
-        if not config.checkpoint and config.phases:
-            config, own = workdir_lib.as_trained(workdir, config, cli.overridden())
-            if own and jax.process_index() == 0:
-                print(f"{workdir} was trained with {' '.join(own)}; evaluation uses these settings", flush=True)
-        evaluate(config, workdir)
+        evaluate(_as_trained(config, workdir), workdir)
 
 
 if __name__ == "__main__":

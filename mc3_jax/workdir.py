@@ -94,8 +94,15 @@ def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) ->
     saved = _read_config(workdir)
     if saved is None or saved.name != config.name or len(saved.phases) != len(config.phases):
         return config, []
-    made, here, free = config_lib.to_dict(saved), config_lib.to_dict(config), _free(workdir)
-    for name in (*free, *given):
+    return keep_fields(saved, config, (*_free(workdir), *given))
+
+
+def keep_fields(
+    saved: config_lib.Config, config: config_lib.Config, names: Iterable[str]
+) -> tuple[config_lib.Config, list[str]]:
+    """Returns `saved` with the named fields of `config`, and options of the command line that lead from `config` to it."""
+    made, here = config_lib.to_dict(saved), config_lib.to_dict(config)
+    for name in names:
         _put(made, name, here)
     made = config_lib.from_dict(config_lib.Config, made)
     return made, _overrides(_flatten_config(config_lib.to_dict(made)), _flatten_config(here), ())

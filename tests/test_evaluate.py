@@ -19,6 +19,7 @@ from mc3_jax import (
     mesh as mesh_lib,
     run as run_lib,
     training_clips,
+    weights,
     workdir as workdir_lib,
 )
 from mc3_jax.data import loader, records
@@ -249,6 +250,49 @@ def test_clips_without_labels_are_evaluated(finished, tmp_path, capsys, monkeypa
     page = (place / "report" / "index.html").read_text()
     assert f"{pool} clips without labels" in page
     assert "Not measured: no clip is labelled." in page
+
+
+TRAINED = (
+    "--config.model.audio.num_time_frames=199",
+    "--config.model.video.resize_px=256",
+    "--config.model.text.num_tokens=77",
+    "--config.data.num_samples=32000",
+)
+
+
+def test_the_weights_of_a_run_or_folder_are_evaluated_with_the_sizes_that_it_records(tmp_path, monkeypatch, capsys):
+    trained, config = config_lib.Config(), config_lib.Config(name="theirs")
+    trained.model.audio.num_time_frames, trained.model.video.resize_px, trained.model.text.num_tokens = 199, 256, 77
+    trained.data.num_samples, trained.model.num_classes, trained.model.remat = 32_000, 3, "full"
+    run, folder, given = tmp_path / "run", tmp_path / "folder", ["checkpoint"]
+    (run / "checkpoints" / "7").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(config_lib.to_dict(trained)))
+    weights.write_folder(str(folder), {}, trained.model)
+    evaluated = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda config, workdir: evaluated.append(config))
+    monkeypatch.setattr(evaluate.cli, "overridden", lambda: given)
+    monkeypatch.setattr(evaluate.job_lib, "initialize", lambda *_: None)
+
+    def settings(path) -> tuple:
+        """Evaluates `path` and returns the settings that this is done with."""
+        evaluate.main(dataclasses.replace(config, checkpoint=str(path)), "results")
+        made = evaluated.pop()
+        assert (made.name, made.phases, made.model.remat, made.model.num_classes) == ("theirs", config.phases, "none", 0)
+        model = made.model
+        return model.audio.num_time_frames, model.video.resize_px, model.text.num_tokens, made.data.num_samples
+
+    assert settings(run) == (199, 256, 77, 32_000)
+    assert capsys.readouterr().out == f"{run} records {' '.join(TRAINED)}; evaluation uses these settings\n"
+    assert settings(folder) == (199, 256, 77, 0)
+    assert capsys.readouterr().out == f"{folder} records {' '.join(TRAINED[:3])}; evaluation uses these settings\n"
+    given += ["model.text.num_tokens", "data.num_samples"]  # as if given on the command line
+    assert settings(run) == (199, 256, 30, 0)
+    config.model.text.num_tokens = 600
+    with pytest.raises(SystemExit):
+        settings(run)
+    assert "config.model.text.num_tokens = 600: must be at most num_positions = 512" in capsys.readouterr().err
+    assert settings(tmp_path / "theirs.pth") == (149, 224, 600, 0)
+    assert capsys.readouterr().out == ""
 
 
 def test_results_without_a_run_are_not_written_into_a_runs_workdir(finished):

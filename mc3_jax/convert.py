@@ -23,7 +23,7 @@ import numpy as np
 import transformers
 
 import mc3_jax
-from mc3_jax import checkpoint, config as config_lib, tower_tokenizer, validation, weights, whole_file
+from mc3_jax import checkpoint, config as config_lib, tower_tokenizer, training_facts, validation, weights, whole_file
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files, layouts
 
@@ -123,7 +123,7 @@ def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower
 
 def write_own_folder(
     flat: weights.Flat, config: config_lib.ModelConfig, folder: pathlib.Path, tokenizer: str, origin: list[str],
-    learned: Sequence[str] = (),
+    learned: Sequence[str] = (), untrained: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Writes a folder of our own format, with the tokenizer's files and a model card.
 
@@ -134,6 +134,7 @@ def write_own_folder(
       tokenizer: Folder whose tokenizer is copied; "" copies none.
       origin: Lines that say where the weights come from.
       learned: Digests of further tokenizers that the text tower may be used with, beside the one that is copied.
+      untrained: Towers that were never trained.
 
     Raises:
       ValueError: The tokenizer's folder holds none, or none is to be copied and `folder` already holds one.
@@ -148,15 +149,31 @@ def write_own_folder(
     if tokenizer:
         tokenizer_lib.copy_tokenizer(tokenizer, folder, beside_model=True)
         digests += [tokenizer_lib.tokenizer_digest(place) for place in (tokenizer, folder)]
-    facts = {"mc3_jax_version": mc3_jax.__version__, "origin": origin, tower_tokenizer.DIGESTS: list(dict.fromkeys(digests))}
+    facts = {
+        "mc3_jax_version": mc3_jax.__version__, "origin": origin, tower_tokenizer.DIGESTS: list(dict.fromkeys(digests)),
+        training_facts.UNTRAINED: list(untrained),
+    }  # fmt: skip
     weights.write_folder(str(folder), flat, config, facts)
     sizes = {tower: sum(value.size for value in _tower(flat, tower).values()) for tower in config_lib.MODALITIES}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mc3_jax", "."), keep_trailing_newline=True)
+    trained = [tower for tower in config_lib.MODALITIES if tower not in untrained]
     card = environment.get_template("model_card.md.j2").render(
-        name=folder.name, sizes=sizes, config=config, tokenizer=bool(tokenizer), version=mc3_jax.__version__, origin=origin
-    )
+        name=folder.name, sizes=sizes, config=config, tokenizer=bool(tokenizer), version=mc3_jax.__version__, origin=origin,
+        trained=trained, example=_example(trained),
+        warning=training_facts.describe_untrained(untrained) if untrained else "",
+    )  # fmt: skip
     with whole_file.writing(folder / "README.md") as aside:
         aside.write_text(card)
+
+
+def _example(trained: Sequence[str]) -> str:
+    """Returns a line of code that compares embeddings of two of the trained towers, or makes those of the only one."""
+    calls = {
+        "audio": "model.embed_audio(waveform, 16_000)", "video": "model.embed_video(frames)",
+        "text": 'model.embed_text(["#C C cuts the onion"])',
+    }  # fmt: skip
+    shown = [calls[tower] for tower in trained if tower != "video" or len(trained) < 3]
+    return " @ ".join(shown) + (".T" if len(shown) > 1 and "text" in trained else "")
 
 
 def _read_config(path: str) -> config_lib.ModelConfig:
@@ -227,7 +244,9 @@ def import_weights(args: argparse.Namespace) -> None:
     notes += [f"{tower} is initialised at random (seed {args.seed})" for tower in config_lib.MODALITIES if tower not in paths]
     flat = weights.complete(flat, config, args.seed)
     learned = tower_tokenizer.learned(text) if text else []
-    write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned)
+    known = {tower: training_facts.read_untrained(path) for tower, path in paths.items()}
+    untrained = [tower for tower in config_lib.MODALITIES if tower not in paths or tower in known[tower]]
+    write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned, untrained)
     print("\n".join(notes))
     print(f"{sum(value.size for value in flat.values()):,} parameters -> {args.out}")
 
@@ -311,13 +330,17 @@ def export_weights(args: argparse.Namespace) -> None:
         print(f"the classifier of {config.num_classes} classes is not exported, only the towers are")
         flat = {name: value for name, value in flat.items() if not name.startswith(f"{config_lib.CLASSIFIER}/")}
         config = dataclasses.replace(config, num_classes=0)
+    written = (args.to.removeprefix("hf_"),) if args.to.startswith("hf_") else config_lib.MODALITIES
+    untrained = [tower for tower in training_facts.read_untrained(args.source) if tower in written]
+    if untrained:
+        print(f"warning: {args.source}: {training_facts.describe_untrained(untrained)}", file=sys.stderr)
     out = pathlib.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.to in ("pth", "safetensors"):
         with whole_file.writing(out) as aside:
             (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
     elif args.to == "folder":
-        write_own_folder(flat, config, out, tokenizer, [origin], tower_tokenizer.learned(args.source))
+        write_own_folder(flat, config, out, tokenizer, [origin], tower_tokenizer.learned(args.source), untrained)
     else:
         write_hugging_face(flat, config, args.to.removeprefix("hf_"), out)
         if tokenizer:

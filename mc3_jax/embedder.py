@@ -6,7 +6,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import librosa
 import numpy as np
 from jaxtyping import Float, Num
 
-from mc3_jax import checkpoint, config as config_lib, model as model_lib, tower_tokenizer, weights
+from mc3_jax import checkpoint, config as config_lib, model as model_lib, tower_tokenizer, training_facts, weights
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.data.records import SAMPLE_RATE_HZ
 from mc3_jax.models import frontend
@@ -29,11 +30,12 @@ class Embedder:
       config: Sizes of the model.
       batch_size: Maximum number of rows in a batch.
       params: All parameters, nested as in the model's modules, on the default device.
+      untrained: Towers that were never trained, whose embeddings mean nothing.
     """
 
     def __init__(
         self, params: weights.Flat, config: config_lib.ModelConfig, tokenizer: str = "", batch_size: int = 32,
-        why_no_tokenizer: str = "",
+        why_no_tokenizer: str = "", untrained: Sequence[str] = (),
     ):  # fmt: skip
         """Puts the parameters on the default device.
 
@@ -43,12 +45,13 @@ class Embedder:
           tokenizer: Folder of the tokenizer; "" makes `embed_text` raise an error.
           batch_size: Maximum number of rows in a batch.
           why_no_tokenizer: Reason given in that error.
+          untrained: Towers that were never trained.
 
         Raises:
           ValueError: The parameters don't fit the sizes, or the tokenizer's folder holds none or one with more tokens than
             the model.
         """
-        self.config, self.batch_size = config, batch_size
+        self.config, self.batch_size, self.untrained = config, batch_size, tuple(untrained)
         model = model_lib.make_model(config)
         checkpoint.check_shapes(params, weights.param_shapes(config), "params")
         self.params = jax.device_put(checkpoint.unflatten(params))
@@ -199,6 +202,8 @@ def load(
 ) -> Embedder:
     """Returns a model ready to embed, with weights from a folder, a run or a checkpoint; nothing is downloaded or unpickled.
 
+    A warning names the towers that were never trained, if a folder or a run records that.
+
     Args:
       path: A folder made by `python -m mc3_jax.convert`, the workdir of a run, or somebody else's checkpoint that holds all
         three towers with their projections (see `weights.read_checkpoint`).
@@ -217,5 +222,8 @@ def load(
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
     config = dataclasses.replace(config, num_classes=0)  # embedding needs no classifier
     tokenizer = tower_tokenizer.find(path, tokenizer)
+    untrained = training_facts.read_untrained(path)
     params, _ = weights.read_checkpoint(path, config)
-    return Embedder(params, config, tokenizer, batch_size, tower_tokenizer.why_none(path))
+    if untrained:
+        print(f"warning: {path}: {training_facts.describe_untrained(untrained)}", file=sys.stderr)
+    return Embedder(params, config, tokenizer, batch_size, tower_tokenizer.why_none(path), untrained)

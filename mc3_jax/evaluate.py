@@ -233,8 +233,8 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     _check_labels(config, source.info)
     _check_window(config, source)
     run, trained = _run_of_weights(config, workdir)
-    # If weights belong to no run, it is not known which towers were trained: all are taken as trained.
-    untrained = [] if config.checkpoint and not run else _untrained(trained)
+    path = config.checkpoint
+    untrained = training_facts.read_untrained(path) if path else training_facts.untrained(config)
     tokenize = _make_tokenize(config, workdir if has_run else config.checkpoint or config.init.text, untrained)
     loaded = _load(config, workdir, mesh)
     params = {name: value for name, (_, value) in loaded.items()}
@@ -315,12 +315,6 @@ def _count_seen(
     if config.checkpoint:
         facts.setdefault("data.dir", "")  # not recorded by earlier versions: taken as other data
     return training_clips.count_seen(config, source, rows, trained.data, facts)
-
-
-def _untrained(config: config_lib.Config) -> list[str]:
-    """Returns the towers that no phase uses and no file initialises: similarities with them mean nothing."""
-    looked_at = phases_lib.all_modalities(config.phases)
-    return [name for name in config_lib.MODALITIES if name not in looked_at and not getattr(config.init, name)]
 
 
 def _write(

@@ -21,11 +21,12 @@ import soundfile
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from mc3_jax import embedder, mesh as mesh_lib, model as model_lib
+from mc3_jax import embedder, mesh as mesh_lib, model as model_lib, training_facts
 from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
 from mc3_jax.evals import moments as moments_lib
 
 _MAX_SOUND_S = 60.0  # read of a query's sound file
+_TOWERS = {"audio": ("audio",), "video": ("video",), "both": ("audio", "video")}  # compared with a query by each `--by`
 
 
 def embed_queries(
@@ -76,6 +77,34 @@ def _check_questions(texts: Sequence[str], sounds: Sequence[str]) -> None:
             raise ValueError(
                 f"--sound {path}: {error} Give WAV, FLAC, Ogg or MP3; of a video, `ffmpeg -i VIDEO -vn sound.wav` makes one"
             ) from error
+
+
+def _choose_score(args: argparse.Namespace, untrained: Sequence[str]) -> str:
+    """Returns the score to rank by: that of `--by`; without it both, or the one whose tower was trained, which is printed.
+
+    Args:
+      args: Options of the command line.
+      untrained: Towers of the model that were never trained.
+
+    Raises:
+      ValueError: The score, a query, or the ranking without one needs a tower that was never trained.
+    """
+    free = [by for by in ("both", "audio", "video") if not set(_TOWERS[by]) & set(untrained)]
+    by = args.by or (free[0] if free else "both")
+    needs = {f"--by {by}": (_TOWERS[by], f"use --by {free[0]}" if free else "")}
+    if args.text:
+        needs["--text"] = (("text",), "" if "audio" in untrained else "ask by --sound")
+    if args.sound:
+        needs["--sound"] = (("audio",), "" if "text" in untrained else "ask by --text")
+    if not args.text and not args.sound:
+        needs = {"without --text or --sound": (_TOWERS["both"], "give one of these")}
+    for what, (towers, fix) in needs.items():
+        if bad := [tower for tower in towers if tower in untrained]:
+            told = f"{what}: {training_facts.describe_untrained(bad)}"
+            raise ValueError(f"{told}: {fix + ', or ' if fix else ''}name another --model")
+    if by != "both" and not args.by:
+        print(f"moments are ranked by their {'sound' if by == 'audio' else 'frames'} alone (--by {by})")
+    return by
 
 
 def _read_sound(path: str) -> tuple[np.ndarray, int]:
@@ -175,13 +204,15 @@ def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
     """Runs every query of the command line: prints and writes its hits, and returns query → hits.
 
     Raises:
-      ValueError: An option below 1, or a model, clips or a query that can't be read or don't fit.
+      ValueError: An option below 1, a model, clips or a query that can't be read or don't fit, or a tower that is needed but
+        was never trained.
     """
     for name in ("top", "batch_size", "num_threads"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     _check_questions(args.text, args.sound)
     model = embedder.load(args.model, tokenizer=args.tokenizer)
+    by = _choose_score(args, model.untrained)
     source = _open(args.clips, args.split, model.config.video.num_frames)
     _check_window(model, source, args.clips)
     queries = embed_queries(model, args.text, args.sound)
@@ -192,10 +223,10 @@ def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
     if moments is None:
         moments = embed_moments(model, source, batch_size=args.batch_size, num_threads=args.num_threads)
         moments_lib.save(out / moments_lib.FILE, moments, made_of)
-    found = {name: moments_lib.find(moments, query, args.by, args.top) for name, query in queries.items()}
+    found = {name: moments_lib.find(moments, query, by, args.top, model.untrained) for name, query in queries.items()}
     moments_lib.write_csv(out / "hits.csv", moments, found)
     page = moments_lib.write_page(
-        out, moments, found, title="mc3_jax: moments found", by=args.by, source=source,
+        out, moments, found, title="mc3_jax: moments found", by=by, source=source,
         facts=f"{len(moments)} clips of {len(np.unique(moments.video_uid))} videos in {args.clips}; model {args.model}",
     )  # fmt: skip
     for name, hits in found.items():
@@ -221,7 +252,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", required=True, help="folder for hits.csv, index.html and the embeddings")
     add("--text", action="append", default=[], help="what to find, worded like the training narrations; may be repeated")
     add("--sound", action="append", default=[], help="sound file; finds moments like its loudest part; may be repeated")
-    add("--by", choices=moments_lib.SCORES, default="both", help="compare queries with a moment's sound, frames or both")
+    add("--by", choices=moments_lib.SCORES, help="compare queries with a moment's sound, frames or both (default: both, or "
+        "the one whose tower was trained)")  # fmt: skip
     add("--top", type=int, default=10, help="moments shown per query (default %(default)s)")
     add("--split", default="", help="split of the data set; default: all")
     add("--tokenizer", default="", help="folder of the tokenizer, if the model has none")

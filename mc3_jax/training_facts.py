@@ -1,13 +1,15 @@
 """What is known of the training of weights from what lies beside them: a run's config, or a folder's `config.json`.
 
-Of other people's files nothing is known.
+Of other people's files nothing is known, and of the folders of earlier versions only the sizes.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from mc3_jax import config as config_lib, validation, weights, workdir as workdir_lib
+from mc3_jax import config as config_lib, phases as phases_lib, validation, weights, workdir as workdir_lib
+from mc3_jax.models import checkpoint_files
 
+UNTRAINED = "untrained"  # in a folder's `config.json`
 # Fields of the model that are chosen anew for each use: how it is computed, and whether it has a classifier.
 _FREE = ("model.scan_layers", "model.remat", "model.attention", "model.num_classes")
 
@@ -35,3 +37,36 @@ def as_trained(config: config_lib.Config, given: Iterable[str]) -> tuple[config_
     made, options = workdir_lib.keep_fields(recorded, config, (*_FREE, *given))
     validation.validate_model(made.model)
     return made, options
+
+
+def untrained(config: config_lib.Config) -> list[str]:
+    """Returns the towers of a run that no phase uses and no file initialises: similarities with them mean nothing."""
+    looked_at = phases_lib.all_modalities(config.phases)
+    return [name for name in config_lib.MODALITIES if name not in looked_at and not getattr(config.init, name)]
+
+
+def read_untrained(path: str) -> list[str]:
+    """Returns the towers of a run or folder that were never trained, see `untrained`; [] where that is not recorded.
+
+    Args:
+      path: As for `weights.read_checkpoint`.
+
+    Raises:
+      ValueError: The file that records it is damaged.
+    """
+    if weights.is_run(path):
+        return untrained(weights.read_run_config(path))
+    known = checkpoint_files.read_config(path).get(UNTRAINED, []) if weights.is_own_folder(path) else []
+    if not isinstance(known, list) or not all(name in config_lib.MODALITIES for name in known):
+        among = ", ".join(config_lib.MODALITIES)
+        raise ValueError(f"{path}/{weights.CONFIG_FILE}: {UNTRAINED} must be a list of towers ({among}), got {known!r:.80}")
+    return [name for name in config_lib.MODALITIES if name in known]
+
+
+def describe_untrained(towers: Sequence[str]) -> str:
+    """Returns a clause that says which towers were never trained, why, and what that means; `towers` is not empty."""
+    tower, it, its = ("tower was", "it", "its") if len(towers) == 1 else ("towers were", "them", "their")
+    return (
+        f"the {' and '.join(towers)} {tower} never trained, since no phase used {it} and no file initialised {it}: "
+        f"{its} embeddings mean nothing"
+    )

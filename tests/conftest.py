@@ -1,7 +1,9 @@
 """Set-up of all tests: they run on the CPU as eight devices, with every annotated type and shape checked at run time."""
 
 import contextlib
+import copy
 import fcntl
+import json
 import os
 import pathlib
 import shutil
@@ -27,7 +29,7 @@ import jax
 import numpy as np
 import pytest
 
-from mc3_jax import run as run_lib, train
+from mc3_jax import config as config_lib, run as run_lib, train
 from tests import world
 
 
@@ -120,3 +122,13 @@ def finished(data, tmp_path_factory):
         leaves = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
     state = jax.tree.unflatten(jax.tree.structure(train._plan_state(run, run.phases[-1].stop)[1]), leaves)
     return config, str(workdir), state
+
+
+@pytest.fixture
+def without_video(finished, tmp_path) -> str:
+    """Workdir of a run with the weights of `finished` whose config says that no phase uses video."""
+    config, place = copy.deepcopy(finished[0]), shutil.copytree(finished[1], tmp_path / "without_video")
+    for phase in config.phases:
+        phase.pairs, phase.consensus_weight = ("al",), 0.0
+    (place / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    return str(place)

@@ -188,6 +188,19 @@ def test_a_tower_may_come_from_another_file_than_the_rest(folder, tmp_path):
     assert_equal_bits(flat(tmp_path / "mixed"), flat(folder))
 
 
+def test_towers_that_no_file_gave_are_recorded_as_never_trained_and_stay_so(tmp_path):
+    (tmp_path / "tiny.py").write_text(CONFIG_FILE)
+    start, copy = tmp_path / "start", tmp_path / "copy"
+    convert.main(["import", "--video", f"{GOLDEN}/egovlp_tiny.pth", "--config", f"{tmp_path}/tiny.py", "--out", str(start)])
+    convert.main(["import", "--checkpoint", str(start), "--text", f"{GOLDEN}/egovlp_tiny.pth", "--out", str(copy),
+                  "--config", f"{tmp_path}/tiny.py"])  # fmt: skip
+    for folder, untrained in ((start, ["audio", "text"]), (copy, ["audio"])):
+        assert json.loads((folder / "config.json").read_text())["untrained"] == untrained
+    assert '\nmodel.embed_video(frames)\n```' in (start / "README.md").read_text()
+    example = '\nmodel.embed_video(frames) @ model.embed_text(["#C C cuts the onion"]).T\n```'
+    assert example in (copy / "README.md").read_text()
+
+
 def test_a_folder_of_ours_that_is_the_only_source_brings_its_sizes_along(folder, tmp_path, capsys):
     convert.main(["import", "--checkpoint", str(folder), "--text", f"{folder}/", "--out", str(tmp_path / "copy")])
     assert weights.read_model_config(str(tmp_path / "copy")) == golden_models.model_config()

@@ -23,6 +23,7 @@ from mc3_jax import (
     model as model_lib,
     run as run_lib,
     tower_tokenizer,
+    training_facts,
     weights,
 )
 from mc3_jax.data import loader, tokenizer, transforms
@@ -199,6 +200,33 @@ def test_a_folder_is_used_with_the_tokenizer_that_was_enclosed_and_no_other(fini
     (folder / "config.json").write_text(json.dumps(described))
     assert tower_tokenizer.find(str(folder)) == str(folder)
     assert tower_tokenizer.find(str(folder), other_tokenizer) == other_tokenizer
+
+
+def test_towers_that_were_never_trained_are_named_wherever_the_weights_are_used(without_video, tmp_path, capsys):
+    told = "the video tower was never trained, since no phase used it and no file initialised it: its embeddings mean nothing"
+    folder = tmp_path / "folder"
+    assert mc3_jax.load(without_video).untrained == ("video",)
+    assert capsys.readouterr().err == f"warning: {without_video}: {told}\n"
+    convert.main(["export", without_video, "--to", "folder", "--out", str(folder)])
+    assert capsys.readouterr().err == f"warning: {without_video}: {told}\n"
+    convert.main(["export", without_video, "--to", "hf_text", "--out", str(tmp_path / "text")])
+    assert capsys.readouterr().err == ""  # that one was trained
+    described = json.loads((folder / "config.json").read_text())
+    assert described["untrained"] == ["video"]
+    assert training_facts.read_untrained(str(folder)) == ["video"]
+    card = (folder / "README.md").read_text()
+    assert f"- Do not use all of it: {told}.\n- Audio: mono" in card
+    assert "embed_audio(waveform, 16_000) @ model.embed_text(" in card
+    assert "Tri-modal" not in card
+    assert "- Video" not in card
+    for values, found in (({}, []), ({"untrained": ["text", "audio"]}, ["audio", "text"])):  # none: of an earlier version
+        described.pop("untrained", None)
+        (folder / "config.json").write_text(json.dumps(described | values))
+        assert training_facts.read_untrained(str(folder)) == found
+    for odd in ("video", [["video"]], ["image"]):
+        (folder / "config.json").write_text(json.dumps(described | {"untrained": odd}))
+        with pytest.raises(ValueError, match=r"config.json: untrained must be a list of towers \(audio, video, text\), got "):
+            mc3_jax.load(folder)
 
 
 def test_an_earlier_step_of_a_run_can_be_exported(finished, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from mc3_jax import (
     checkpoint,
     config as config_lib,
+    convert,
     evaluate,
     job as job_lib,
     mesh as mesh_lib,
@@ -136,6 +137,14 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
     assert (results["checkpoint"], results["untrained"], results["num_seen"]) == ("untrained", ["audio", "video"], 0)
     with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):
         run_lib.set_up(config, str(tmp_path / "run"))
+
+
+def test_evaluation_of_a_folder_names_the_towers_that_were_never_trained(without_video, finished, tmp_path, capsys):
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    convert.main(["export", without_video, "--to", "folder", "--out", str(folder)])
+    evaluate.evaluate(dataclasses.replace(finished[0], checkpoint=str(folder)), str(out))
+    assert json.loads((out / "results.json").read_text())["untrained"] == ["video"]
+    assert "no phase uses video, whose similarities mean nothing" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # evaluates twice

@@ -3,6 +3,7 @@
 import copy
 import csv
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +102,55 @@ def test_a_second_query_embeds_no_clip_again_but_another_model_does(finished, fo
     digest = search._made_of(other, source)
     other.params["audio"]["projection"]["bias"] = other.params["audio"]["projection"]["bias"] + 1
     assert search._made_of(other, source) != digest
+
+
+def test_a_tower_that_was_never_trained_ranks_no_moment(finished, found, without_video, tmp_path, capsys):
+    out = shutil.copytree(found, tmp_path / "out")  # its embeddings are those of the same weights
+    run(finished, out, "--text", TEXT, "--by", "audio", "--top", 5)
+    expected = list(csv.DictReader((out / "hits.csv").open(newline="")))
+    other = (finished[0], without_video, finished[2])
+    capsys.readouterr()
+    run(other, out, "--text", TEXT, "--top", 5)
+    said = capsys.readouterr()
+    assert said.out.startswith("moments are ranked by their sound alone (--by audio)\n")
+    assert said.err.startswith(f"warning: {without_video}: the video tower was never trained")
+    rows = list(csv.DictReader((out / "hits.csv").open(newline="")))
+    assert rows == [row | {"video": "", "audio_video": ""} for row in expected]
+    page = (out / "index.html").read_text()
+    assert "<br>sound 0." in page or "<br>sound -0." in page
+    assert "sound with frames" not in page
+    for args, words in (
+        (["--text", TEXT, "--by", "both"], "error: --by both: the video tower was never .*: use --by audio, or name"),
+        ([], "error: without --text or --sound: the video tower was never trained, .*: give one of these, or name"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(other, out, *args)
+        assert ended.value.code == 2
+        assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("args", "untrained", "by", "words"),
+    [
+        (["--text", "x"], [], "both", ""),
+        (["--text", "x", "--by", "video"], ["audio"], "video", ""),
+        (["--text", "x"], ["audio"], "video", ""),
+        (["--sound", "x"], ["text"], "both", ""),
+        ([], ["text"], "both", ""),
+        (["--text", "x"], ["text"], "", "--text: the text tower was never .* nothing: ask by --sound, or name another"),
+        (["--text", "x"], ["video", "text"], "", "--text: the text tower was never .* nothing: ask by --sound, or name"),
+        (["--text", "x", "--sound", "x"], ["audio"], "", "--sound: the audio tower was never .*: ask by --text, or name"),
+        (["--text", "x"], ["audio", "video"], "", "--by both: the audio and video towers were .* nothing: name another"),
+        (["--text", "x", "--by", "audio"], ["audio"], "", "--by audio: the audio tower was .*: use --by video, or name"),
+    ],
+)
+def test_what_needs_a_tower_that_was_never_trained_is_refused(args, untrained, by, words):
+    parsed = search._parse(["--model", "m", "--clips", "c", "--out", "o", *args])
+    if not words:
+        assert search._choose_score(parsed, untrained) == by
+        return
+    with pytest.raises(ValueError, match=words):
+        search._choose_score(parsed, untrained)
 
 
 def test_a_model_without_a_tokenizer_answers_sounds_and_says_what_texts_need(finished):

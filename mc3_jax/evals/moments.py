@@ -51,8 +51,9 @@ class Hit:
       rank: Rank among the hits, from 1.
       row: Row of the moment in `Moments`.
       score: Score that the ranking is by.
-      audio, video: Cosines of the query with the moment's sound and frames; None without a query.
-      agreement: Cosine of the moment's sound and frames.
+      audio, video: Cosines of the query with the moment's sound and frames; None without a query, or if the tower was never
+        trained.
+      agreement: Cosine of the moment's sound and frames; None if one of their towers was never trained.
     """
 
     rank: int
@@ -60,10 +61,12 @@ class Hit:
     score: float
     audio: float | None
     video: float | None
-    agreement: float
+    agreement: float | None
 
 
-def find(moments: Moments, query: Float[np.ndarray, " d"] | None, by: str, top: int) -> list[Hit]:
+def find(
+    moments: Moments, query: Float[np.ndarray, " d"] | None, by: str, top: int, untrained: Sequence[str] = ()
+) -> list[Hit]:
     """Returns the best moments, the best first; a moment that overlaps with a better one in time is skipped.
 
     Args:
@@ -71,11 +74,17 @@ def find(moments: Moments, query: Float[np.ndarray, " d"] | None, by: str, top: 
       query: L2-normalised embedding of a text or a sound; None ranks by `Moments.agreement`.
       by: One of `SCORES`: the query's cosine with the sound, with the frames, or the mean of both.
       top: Maximum number of hits.
+      untrained: Towers that were never trained: hits have no cosines with their embeddings. The score is of none of them.
     """
     audio, video = (None, None) if query is None else (moments.audio @ query, moments.video @ query)
     agreement = moments.agreement
     # Without a query, a moment's score is its own agreement.
     score = agreement if query is None else {"audio": audio, "video": video, "both": (audio + video) / 2}[by]
+    shown = (
+        None if "audio" in untrained else audio,
+        None if "video" in untrained else video,
+        None if {"audio", "video"} & {*untrained} else agreement,
+    )
     hits: list[Hit] = []
     taken: dict[str, list[tuple[int, int]]] = {}
     for row in np.argsort(-score, kind="stable").tolist():
@@ -86,8 +95,8 @@ def find(moments: Moments, query: Float[np.ndarray, " d"] | None, by: str, top: 
         if any(start < other_stop and other_start < stop for other_start, other_stop in spans):
             continue
         spans.append((start, stop))
-        seen = (None, None) if query is None else (float(audio[row]), float(video[row]))
-        hits.append(Hit(len(hits) + 1, row, float(score[row]), *seen, float(agreement[row])))
+        cosines = (None if values is None else float(values[row]) for values in shown)
+        hits.append(Hit(len(hits) + 1, row, float(score[row]), *cosines))
     return hits
 
 
@@ -154,11 +163,21 @@ def write_page(
       by: See `find`.
       source: `loader.ClipSource` of the moments.
     """
-    clips = media.gather(source, (), {hit.row for hits in found.values() for hit in hits})
-    asked = any(hit.audio is not None for hits in found.values() for hit in hits)
+    hits = [hit for some in found.values() for hit in some]
+    clips = media.gather(source, (), {hit.row for hit in hits})
     return page.write(
-        folder, "moments.html.j2", title=title, facts=facts, clips=clips, by=by, asked=asked,
+        folder, "moments.html.j2", title=title, facts=facts, clips=clips, by=by,
+        asked=any(hit.audio is not None or hit.video is not None for hit in hits),
+        agreeing=any(hit.agreement is not None for hit in hits),
         sections=[(f"query-{i}", query) for i, query in enumerate(found, 1)], queries=list(found.items()),
-        video_of=lambda hit: str(moments.video_uid[hit.row]),
+        cosines_of=_describe_cosines, video_of=lambda hit: str(moments.video_uid[hit.row]),
         time_of=lambda hit: clock(int(moments.start_us[hit.row])),
     )  # fmt: skip
+
+
+def _describe_cosines(hit: Hit) -> str:
+    """Returns the hit's cosines in words; "" without a query, where the score is the only one."""
+    if hit.audio is None and hit.video is None:
+        return ""
+    cosines = {"sound": hit.audio, "frames": hit.video, "sound with frames": hit.agreement}
+    return ", ".join(f"{name} {value:.3f}" for name, value in cosines.items() if value is not None)

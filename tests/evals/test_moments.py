@@ -52,6 +52,20 @@ def test_without_a_query_moments_are_ranked_by_the_agreement_of_sound_and_pictur
     assert [hit.score for hit in hits] == pytest.approx([0.30, 0.18])
 
 
+def test_a_hit_has_no_cosine_with_a_tower_that_was_never_trained(moments, tmp_path):
+    hits = moments_lib.find(moments, UNIT[0], "video", 2, ("audio",))
+    assert [(hit.row, hit.audio, hit.agreement) for hit in hits] == [(1, None, None), (2, None, None)]
+    assert [hit.video for hit in hits] == pytest.approx([0.8, 0.6])
+    assert moments_lib._describe_cosines(hits[0]) == "frames 0.800"
+    of_all = moments_lib.find(moments, UNIT[0], "video", 2, ("text",))
+    assert moments_lib._describe_cosines(of_all[0]) == "sound 0.100, frames 0.800, sound with frames 0.080"
+    assert moments_lib._describe_cosines(moments_lib.find(moments, None, "both", 1)[0]) == ""
+    moments_lib.write_csv(tmp_path / "hits.csv", moments, {"x": hits})
+    with (tmp_path / "hits.csv").open(newline="") as f:
+        row = next(csv.DictReader(f))
+    assert (row["audio"], row["video"], row["audio_video"]) == ("", "0.8000", "")
+
+
 def test_only_the_best_of_moments_that_overlap_in_a_video_is_found():
     cosines = [0.5, 0.9, 0.6, 0.8, 0.7]
     vectors = [turned(c, 0, 1) for c in cosines]

@@ -123,7 +123,7 @@ def write_hugging_face(flat: weights.Flat, config: config_lib.ModelConfig, tower
 
 def write_own_folder(
     flat: weights.Flat, config: config_lib.ModelConfig, folder: pathlib.Path, tokenizer: str, origin: list[str],
-    learned: Sequence[str] = (), untrained: Sequence[str] = (),
+    learned: Sequence[str] = (), untrained: Sequence[str] = (), num_samples: int = 0,
 ) -> None:  # fmt: skip
     """Writes a folder of our own format, with the tokenizer's files and a model card.
 
@@ -135,6 +135,7 @@ def write_own_folder(
       origin: Lines that say where the weights come from.
       learned: Digests of further tokenizers that the text tower may be used with, beside the one that is copied.
       untrained: Towers that were never trained.
+      num_samples: Samples at 16 kHz that every sound had in training; 0 if that is not known.
 
     Raises:
       ValueError: The tokenizer's folder holds none, or none is to be copied and `folder` already holds one.
@@ -151,7 +152,7 @@ def write_own_folder(
         digests += [tokenizer_lib.tokenizer_digest(place) for place in (tokenizer, folder)]
     facts = {
         "mc3_jax_version": mc3_jax.__version__, "origin": origin, tower_tokenizer.DIGESTS: list(dict.fromkeys(digests)),
-        training_facts.UNTRAINED: list(untrained),
+        training_facts.UNTRAINED: list(untrained), training_facts.NUM_SAMPLES: num_samples,
     }  # fmt: skip
     weights.write_folder(str(folder), flat, config, facts)
     sizes = {tower: sum(value.size for value in _tower(flat, tower).values()) for tower in config_lib.MODALITIES}
@@ -246,7 +247,8 @@ def import_weights(args: argparse.Namespace) -> None:
     learned = tower_tokenizer.learned(text) if text else []
     known = {tower: training_facts.read_untrained(path) for tower, path in paths.items()}
     untrained = [tower for tower in config_lib.MODALITIES if tower not in paths or tower in known[tower]]
-    write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned, untrained)
+    num_samples = _num_samples(paths["audio"], config) if "audio" in paths else 0
+    write_own_folder(flat, config, pathlib.Path(args.out), tokenizer, notes, learned, untrained, num_samples)
     print("\n".join(notes))
     print(f"{sum(value.size for value in flat.values()):,} parameters -> {args.out}")
 
@@ -269,6 +271,13 @@ def _read_sizes(named: str, sources: list[str]) -> tuple[config_lib.ModelConfig,
         # Only towers are imported, no classifier.
         return dataclasses.replace(weights.read_model_config(sources[0]), num_classes=0), f"those of {sources[0]}"
     return _read_config(""), "the paper's; name others by --config FILE"
+
+
+def _num_samples(source: str, config: config_lib.ModelConfig) -> int:
+    """Returns the number of samples that sounds had in an audio tower's training; 0 if unknown, or if its window changes."""
+    num_samples = training_facts.read_num_samples(source)
+    frames = weights.read_model_config(source).audio.num_time_frames if num_samples else 0
+    return num_samples if frames == config.audio.num_time_frames else 0
 
 
 def _find_tokenizer(source: str, named: str | None, config: config_lib.ModelConfig) -> str:
@@ -340,7 +349,8 @@ def export_weights(args: argparse.Namespace) -> None:
         with whole_file.writing(out) as aside:
             (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
     elif args.to == "folder":
-        write_own_folder(flat, config, out, tokenizer, [origin], tower_tokenizer.learned(args.source), untrained)
+        learned, num_samples = tower_tokenizer.learned(args.source), training_facts.read_num_samples(args.source)
+        write_own_folder(flat, config, out, tokenizer, [origin], learned, untrained, num_samples)
     else:
         write_hugging_face(flat, config, args.to.removeprefix("hf_"), out)
         if tokenizer:

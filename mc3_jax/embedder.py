@@ -35,7 +35,7 @@ class Embedder:
 
     def __init__(
         self, params: weights.Flat, config: config_lib.ModelConfig, tokenizer: str = "", batch_size: int = 32,
-        why_no_tokenizer: str = "", untrained: Sequence[str] = (),
+        why_no_tokenizer: str = "", untrained: Sequence[str] = (), num_samples: int = 0,
     ):  # fmt: skip
         """Puts the parameters on the default device.
 
@@ -46,12 +46,14 @@ class Embedder:
           batch_size: Maximum number of rows in a batch.
           why_no_tokenizer: Reason given in that error.
           untrained: Towers that were never trained.
+          num_samples: Samples at 16 kHz that every sound had in training; 0 if that is not known.
 
         Raises:
           ValueError: The parameters don't fit the sizes, or the tokenizer's folder holds none or one with more tokens than
             the model.
         """
         self.config, self.batch_size, self.untrained = config, batch_size, tuple(untrained)
+        self._num_samples = num_samples
         model = model_lib.make_model(config)
         checkpoint.check_shapes(params, weights.param_shapes(config), "params")
         self.params = jax.device_put(checkpoint.unflatten(params))
@@ -87,12 +89,13 @@ class Embedder:
 
     @property
     def window_samples(self) -> int:
-        """Number of samples at 16 kHz to which shorter sounds are padded with silence, as the loader pads clips.
+        """Number of samples at 16 kHz to which shorter sounds are padded with silence: that of every sound in training.
 
-        For 149 spectrogram frames it is 24,000. Otherwise the spectrogram would be padded with AudioSet's mean, which in
-        training is found in the last frame only.
+        The loader pads clips in the same way. What then is still missing from `config.audio.num_time_frames` is padded with
+        AudioSet's mean in the spectrogram, as in training. If the number is not recorded, it is that of the longest sound
+        that the tower hears whole: for 149 frames 24,000.
         """
-        return round(model_lib.heard_s(self.config) * SAMPLE_RATE_HZ)
+        return self._num_samples or round(model_lib.heard_s(self.config) * SAMPLE_RATE_HZ)
 
     def embed_audio(self, waveform: Num[np.ndarray, "*batch n"], sample_rate: float) -> Float[np.ndarray, "*batch d"]:
         """Returns L2-normalised embeddings of mono sounds.
@@ -102,8 +105,8 @@ class Embedder:
         [2, n], `waveform.mean(1)` of soundfile's [n, 2].
 
         Args:
-          waveform: One sound [n] or several of the same length [b, n]; floats in [-1, 1] or int16. Sounds shorter than the
-            model's window are padded with silence, as in training.
+          waveform: One sound [n] or several of the same length [b, n]; floats in [-1, 1] or int16. Sounds shorter than
+            `window_samples` are padded with silence, as in training.
           sample_rate: Sample rate in Hz; other rates than 16 kHz are resampled.
 
         Raises:
@@ -222,8 +225,8 @@ def load(
     config = weights.read_model_config(path) if known else model or config_lib.ModelConfig()
     config = dataclasses.replace(config, num_classes=0)  # embedding needs no classifier
     tokenizer = tower_tokenizer.find(path, tokenizer)
-    untrained = training_facts.read_untrained(path)
+    untrained, num_samples = training_facts.read_untrained(path), training_facts.read_num_samples(path)
     params, _ = weights.read_checkpoint(path, config)
     if untrained:
         print(f"warning: {path}: {training_facts.describe_untrained(untrained)}", file=sys.stderr)
-    return Embedder(params, config, tokenizer, batch_size, tower_tokenizer.why_none(path), untrained)
+    return Embedder(params, config, tokenizer, batch_size, tower_tokenizer.why_none(path), untrained, num_samples)

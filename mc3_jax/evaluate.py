@@ -161,7 +161,7 @@ def _check_window(config: config_lib.Config, source: loader.ClipSource) -> None:
     if num_samples > model_lib.most_samples(config.model):
         raise ValueError(f"{told}: {fix}")
     if clip_s < heard_s - 0.05 and jax.process_index() == 0:
-        print(f"warning: {told}: the rest is silence; {fix}", file=sys.stderr)
+        print(f"warning: {told}: the rest of its spectrogram is padding, AudioSet's mean; {fix}", file=sys.stderr)
 
 
 def _find_tokenizer(config: config_lib.Config, path: str) -> str:

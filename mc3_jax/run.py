@@ -102,7 +102,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # again: another run may have claimed it since the first check
         wandb = _start_wandb(config, workdir, is_trained)
-        facts = {"num_clips": len(source), "classes": list(source.info.classes)}
+        facts = {"num_clips": len(source), "classes": list(source.info.classes), "num_samples": num_samples}
         workdir_lib.claim_workdir(workdir, config, digests, facts)
         workdir_lib.check_data(workdir, digests)
         if "data.tokenizer" in digests:

@@ -170,8 +170,8 @@ def embed_moments(
 
 
 def _made_of(model: embedder.Embedder, source: loader.ClipSource) -> str:
-    """Returns the digest of everything that the embeddings depend on: clips, sizes and parameters."""
-    digest = hashlib.sha256(f"{source.digest} {model.config}".encode())
+    """Returns the digest of everything that the embeddings depend on: clips, length of sounds, sizes and parameters."""
+    digest = hashlib.sha256(f"{source.digest} {model.window_samples} {model.config}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf))
@@ -188,12 +188,12 @@ def _open(folder: str, split: str, num_frames: int) -> loader.ClipSource:
 
 def _check_window(model: embedder.Embedder, source: loader.ClipSource, folder: str) -> None:
     """Warns if any of the clips is longer or shorter than the model's audio window."""
-    heard_s = model_lib.heard_s(model.config)
+    window_s = model.window_samples / records.SAMPLE_RATE_HZ
     least_s, most_s = (float(end(source.clip_samples)) / records.SAMPLE_RATE_HZ for end in (np.min, np.max))
-    if max(heard_s - least_s, most_s - heard_s) > 0.05:
+    if max(window_s - least_s, most_s - window_s) > 0.05:
         last = f"{least_s:g} s" if least_s == most_s else f"{least_s:g} to {most_s:g} s"
         print(
-            f"warning: the clips of {folder} last {last}, but the model's window is {heard_s:g} s: longer clips are "
+            f"warning: the clips of {folder} last {last}, but the model's window is {window_s:g} s: longer clips are "
             "embedded with the middle of their sound but frames of the whole, shorter ones are padded with silence; cut them "
             "again with --window",
             file=sys.stderr,

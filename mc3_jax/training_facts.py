@@ -6,10 +6,18 @@ Of other people's files nothing is known, and of the folders of earlier versions
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from mc3_jax import config as config_lib, phases as phases_lib, validation, weights, workdir as workdir_lib
+from mc3_jax import (
+    config as config_lib,
+    model as model_lib,
+    phases as phases_lib,
+    validation,
+    weights,
+    workdir as workdir_lib,
+)
 from mc3_jax.models import checkpoint_files
 
 UNTRAINED = "untrained"  # in a folder's `config.json`
+NUM_SAMPLES = "num_samples"  # in a run's `data.json` and a folder's `config.json`
 # Fields of the model that are chosen anew for each use: how it is computed, and whether it has a classifier.
 _FREE = ("model.scan_layers", "model.remat", "model.attention", "model.num_classes")
 
@@ -18,8 +26,8 @@ def as_trained(config: config_lib.Config, given: Iterable[str]) -> tuple[config_
     """Returns the config to evaluate `config.checkpoint` with, and options of the command line that lead from `config` to it.
 
     The sizes of a run or a folder of `mc3_jax.convert` are those that it records, also those which shapes don't show (number
-    of tokens, crop), and so is a run's `data.num_samples`. Fields that are overridden on the command line stay as they are.
-    With other people's files `config` is returned unchanged.
+    of tokens, crop). `data.num_samples` is that of the run, or the length of sounds that the folder records. Fields that are
+    overridden on the command line stay as they are. With other people's files `config` is returned unchanged.
 
     Args:
       config: Config of the command line: file and overrides.
@@ -28,11 +36,14 @@ def as_trained(config: config_lib.Config, given: Iterable[str]) -> tuple[config_
     Raises:
       ValueError: What is recorded is damaged or of another version, or an override doesn't fit it.
     """
-    path, data = config.checkpoint, config.data
+    path = config.checkpoint
     if weights.is_run(path):
-        data = dataclasses.replace(data, num_samples=weights.read_run_config(path).data.num_samples)
-    elif not weights.is_own_folder(path):
+        num_samples = weights.read_run_config(path).data.num_samples
+    elif weights.is_own_folder(path):
+        num_samples = read_num_samples(path) or config.data.num_samples
+    else:
         return config, []
+    data = dataclasses.replace(config.data, num_samples=num_samples)
     recorded = dataclasses.replace(config, model=weights.read_model_config(path), data=data)
     made, options = workdir_lib.keep_fields(recorded, config, (*_FREE, *given))
     validation.validate_model(made.model)
@@ -70,3 +81,30 @@ def describe_untrained(towers: Sequence[str]) -> str:
         f"the {' and '.join(towers)} {tower} never trained, since no phase used {it} and no file initialised {it}: "
         f"{its} embeddings mean nothing"
     )
+
+
+def read_num_samples(path: str) -> int:
+    """Returns the number of samples at 16 kHz that every sound had in training; 0 where that is not recorded.
+
+    The loader cropped longer sounds to it and padded shorter ones with silence. If the spectrogram of so many samples is
+    shorter than the model's `num_time_frames`, `frontend.log_mel` padded it with AudioSet's mean.
+
+    Args:
+      path: As for `weights.read_checkpoint`.
+
+    Raises:
+      ValueError: The file that records it is damaged.
+    """
+    if weights.is_run(path):
+        config = weights.read_run_config(path)
+        if "audio" not in phases_lib.all_modalities(config.phases):
+            return 0  # whatever the length, the audio tower has never heard it
+        name, num = workdir_lib.DATA_FILE, config.data.num_samples or workdir_lib.trained_on(path).get(NUM_SAMPLES, 0)
+    elif weights.is_own_folder(path):
+        name, num = weights.CONFIG_FILE, checkpoint_files.read_config(path).get(NUM_SAMPLES, 0)
+    else:
+        return 0
+    most = model_lib.most_samples(weights.read_model_config(path))
+    if type(num) is not int or not 0 <= num <= most:
+        raise ValueError(f"{path}/{name}: {NUM_SAMPLES} must be a whole number from 0 to {most}, got {num!r:.80}")
+    return num

@@ -268,7 +268,8 @@ def _read_of_process_0(path: pathlib.Path) -> str:
 
 
 def trained_on(workdir: str) -> dict:
-    """Returns what is known of the data that a run is trained on: digests by field of the config, `num_clips`, `classes`.
+    """Returns what is known of the data that a run is trained on: digests by field of the config, `num_clips`, `classes`,
+    and `num_samples` of every sound.
 
     For runs of earlier versions some or all of these are missing.
 

@@ -19,7 +19,7 @@ ALLOWED = {
     "evaluate": ENTRY | {"evaluate_sounds", "training_clips"},
     "evaluate_sounds": ENTRY | {"training_clips"},
     "training_clips": {"config", "data"},
-    "training_facts": {"config", "models", "phases", "validation", "weights", "workdir"},
+    "training_facts": {"config", "model", "models", "phases", "validation", "weights", "workdir"},
     "compile": {"cli", "config", "data", "hlo", "mesh", "mfu", "model", "phases", "topology", "train_step"},
     "convert": LIBRARY,
     "embedder": LIBRARY,

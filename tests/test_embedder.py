@@ -22,6 +22,7 @@ from mc3_jax import (
     evaluate,
     model as model_lib,
     run as run_lib,
+    search,
     tower_tokenizer,
     training_facts,
     weights,
@@ -99,6 +100,67 @@ def test_a_short_sound_is_padded_as_the_loader_pads_it(model, clips):
         filled = np.stack([transforms.crop_audio(sound[:length], 0, audio.shape[1])[0] for sound in audio])
         expected = model.embed_audio(filled, 16_000)
         np.testing.assert_allclose(model.embed_audio(audio[:, :length], 16_000), expected, atol=1e-6)
+
+
+@pytest.fixture
+def trained_on_1_s(finished, tmp_path) -> str:
+    """Workdir of a run with the weights of `finished` that says it was trained on 1 s of each sound, with a window of 1.5."""
+    place = shutil.copytree(finished[1], tmp_path / "trained_on_1_s")
+    config = json.loads((place / "config.json").read_text())
+    config["data"]["num_samples"] = 16_000
+    (place / "config.json").write_text(json.dumps(config))
+    return str(place)
+
+
+def test_sounds_shorter_than_the_window_are_embedded_as_in_evaluation(finished, trained_on_1_s, clips, tmp_path):
+    config, _, state = finished
+    source = loader.open_split(config.data.dir, "test", config.model.video.num_frames)
+    options = {"num_threads": 1, "num_samples": 16_000}
+    batch = next(loader.eval_batches(source, tokenizer.blank(16), batch_size=8, **options))
+    embed = jax.jit(model_lib.make_embed_fn(model_lib.make_model(config.model), config.model))
+    inputs = ("audio", "video", "video_size", "text_ids", "text_mask")
+    expected = np.asarray(embed(state.params, {name: batch[name] for name in inputs})["audio"])
+    sounds = np.stack([clip.audio for clip in clips[0]])
+    convert.main(["export", trained_on_1_s, "--to", "folder", "--out", str(tmp_path / "folder")])
+    for path in (trained_on_1_s, tmp_path / "folder"):
+        again = mc3_jax.load(path, batch_size=8)
+        np.testing.assert_allclose(again.embed_audio(sounds[:, 4_000:20_000], 16_000), expected[:6], atol=1e-5)
+        filled = np.stack([transforms.crop_audio(sound[:8_000], 0, 16_000)[0] for sound in sounds])
+        shorter = again.embed_audio(sounds[:, :8_000], 16_000)
+        np.testing.assert_allclose(shorter, again.embed_audio(filled, 16_000), atol=1e-6)
+    found = search.embed_moments(again, source, batch_size=8, num_threads=1)
+    np.testing.assert_allclose(found.audio[:8], expected, atol=1e-5)
+    whole = mc3_jax.load(finished[1])
+    assert search._made_of(again, source) != search._made_of(whole, source)
+    padded_with_silence = whole.embed_audio(sounds[:, 4_000:20_000], 16_000)
+    assert np.abs(padded_with_silence - expected[:6]).max() > 0.01
+
+
+def test_the_length_of_sounds_in_training_is_recorded_unless_sounds_were_not_looked_at(finished, trained_on_1_s, tmp_path):
+    read, folder = training_facts.read_num_samples, tmp_path / "folder"
+    assert read(finished[1]) == 24_000  # the data set's
+    assert read(trained_on_1_s) == 16_000
+    values = json.loads(pathlib.Path(f"{finished[1]}/config.json").read_text())
+    run = tmp_path / "run"
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(values))
+    assert read(str(run)) == 0  # of an earlier version
+    values["data"]["num_samples"] = 99_999
+    for phase in values["phases"]:
+        phase["pairs"], phase["consensus_weight"] = ["vl"], 0.0
+    (run / "config.json").write_text(json.dumps(values))
+    assert read(str(run)) == 0
+    sizes = golden_models.model_config()
+    for recorded in ({}, {"num_samples": 16_000}):
+        weights.write_folder(str(folder), {}, sizes, recorded)
+        assert read(str(folder)) == recorded.get("num_samples", 0)
+    for frames, expected in ((148, 16_000), (199, 0)):
+        assert convert._num_samples(str(folder), golden_models.model_config(audio__num_time_frames=frames)) == expected
+    assert read(str(golden_models.GOLDEN / "egovlp_tiny.pth")) == 0
+    for odd in (24_080, -1, 1.5, "x"):
+        weights.write_folder(str(folder), {}, sizes, {"num_samples": odd})
+        with pytest.raises(ValueError, match=r"folder/config.json: num_samples must be a whole number from 0 to 24079, got"):
+            mc3_jax.load(folder)
 
 
 def test_sounds_at_another_rate_are_resampled(model, clips):

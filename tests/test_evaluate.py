@@ -294,6 +294,9 @@ def test_the_weights_of_a_run_or_folder_are_evaluated_with_the_sizes_that_it_rec
     assert capsys.readouterr().out == f"{run} records {' '.join(TRAINED)}; evaluation uses these settings\n"
     assert settings(folder) == (199, 256, 77, 0)
     assert capsys.readouterr().out == f"{folder} records {' '.join(TRAINED[:3])}; evaluation uses these settings\n"
+    weights.write_folder(str(folder), {}, trained.model, {"num_samples": 32_000})
+    assert settings(folder) == (199, 256, 77, 32_000)
+    assert capsys.readouterr().out == f"{folder} records {' '.join(TRAINED)}; evaluation uses these settings\n"
     given += ["model.text.num_tokens", "data.num_samples"]  # as if given on the command line
     assert settings(run) == (199, 256, 30, 0)
     config.model.text.num_tokens = 600
@@ -338,7 +341,8 @@ def test_what_can_not_be_measured_is_said_before_anything_is_computed(finished, 
     evaluate._check_window(config, source)
     config.model.audio.num_time_frames = 199
     evaluate._check_window(config, source)
-    assert "gives 1.5 s of sound, but the model's window is 2 s: the rest is silence" in capsys.readouterr().err
+    told = "gives 1.5 s of sound, but the model's window is 2 s: the rest of its spectrogram is padding, AudioSet's mean"
+    assert told in capsys.readouterr().err
     config.model.audio.num_time_frames = 149
     evaluate._check_window(config, source)
     assert capsys.readouterr().err == ""

@@ -81,6 +81,9 @@ def test_clips_longer_than_the_models_window_are_heard_in_their_middle(finished,
     source.clip_samples[0] = 8_000  # as in a data set of sounds, whose length is each its own
     search._check_window(model, source, "here")
     assert "the clips of here last 0.5 to 1.5 s, but the model's window is 1 s" in capsys.readouterr().err
+    source.clip_samples[:] = 12_000
+    search._check_window(embedder.Embedder(flat, sizes, num_samples=12_000), source, "here")  # as it was trained
+    assert capsys.readouterr().err == ""
 
 
 def test_a_second_query_embeds_no_clip_again_but_another_model_does(finished, found, monkeypatch, capsys, tmp_path):

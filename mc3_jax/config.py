@@ -267,7 +267,8 @@ class PhaseConfig:
       mixup: Parameter of the Beta distribution that mixup draws from; 0 is off. Mixup mixes the waveform of each sound, as
         AST does, and its class with those of another sound of the batch (Zhang et al., ICLR 2018).
       consensus: Details of Eq. 2 and 3.
-      trainable: Towers to train, each with its projection, and "classifier"; those that the loss does not use stay fixed.
+      trainable: Towers to train, each with its projection, and "classifier"; those that the loss does not use stay fixed. A
+        phase that classifies has to name "classifier", which starts at random, unless an earlier phase has trained it.
       optimizer: Optimizer of this phase.
       reset_optimizer: Whether to start from fresh moments instead of those of the previous phase (open: they are kept).
     """

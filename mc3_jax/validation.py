@@ -156,6 +156,7 @@ def validate(config: Config) -> None:
         _validate_phase(f"phases[{i}]", phase)
         _validate_memory(f"phases[{i}]", phase, config.data, config.model.num_classes)
         _validate_classification(f"phases[{i}]", phase, config)
+    _validate_classifier(config)
     known = config.init.temporal in ("zeros", "linear")
     _require(known, "init.temporal", config.init.temporal, "must be zeros or linear")
 
@@ -252,6 +253,17 @@ def _validate_classification(where: str, phase: PhaseConfig, config: Config) -> 
     _require(alone, f"{where}.mixup", phase.mixup, "is for phases whose only loss is classification: set 0")
     value = config.data.chunk_size
     _require(value == 0, "data.chunk_size", value, f"must be 0, since {where}.mixup mixes rows of the whole batch")
+
+
+def _validate_classifier(config: Config) -> None:
+    """Checks that a classifier is trained before anything is fitted to it or measured with it."""
+    classifying = [(i, phase) for i, phase in enumerate(config.phases) if phase.classification_weight > 0]
+    value, fix = config.model.num_classes, "no phase classifies: set 0, or classification_weight of a phase above 0"
+    _require(value == 0 or not config.phases or len(classifying) > 0, "model.num_classes", value, fix)
+    # The classifier starts at random, whatever config.init names, so the first phase that uses it has to train it.
+    for i, phase in classifying[:1]:
+        fix = f"must name {CLASSIFIER!r}, since the phase classifies and no phase before it has trained the classifier"
+        _require(CLASSIFIER in phase.trainable, f"phases[{i}].trainable", phase.trainable, fix)
 
 
 def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig, num_classes: int) -> None:

@@ -258,6 +258,11 @@ def test_a_classifier_is_evaluated_by_its_run_alone(scratch):
         ({"mixup": -1.0}, "mixup = -1.0: must not be negative"),
         ({"memory": MemoryConfig(16, 16), "contrastive_weight": 1.0, "mixup": 0.0}, "pool_size = 16: holds keys of"),
         ({"num_bootstrap": 0}, "eval.num_bootstrap = 0: must be at least 1"),
+        ({"trainable": ("audio",)}, r"phases\[0\].trainable = \('audio',\): must name 'classifier', since the phase"),
+        (
+            {"classification_weight": 0.0, "contrastive_weight": 1.0, "mixup": 0.0},
+            "model.num_classes = 3: no phase classifies: set 0, or classification_weight",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(clips, change, message):
@@ -267,6 +272,22 @@ def test_impossible_settings_are_refused(clips, change, message):
         setattr(holder, field, value)
     with pytest.raises(ValueError, match=message):
         validation.validate(config)
+
+
+def test_a_classifier_may_stay_fixed_only_after_a_phase_that_has_trained_it():
+    config = esc.get_config("finetune")
+    (trains,) = config.phases
+    fixed = dataclasses.replace(trains, name="fixed", trainable=("audio",))
+    aligns = dataclasses.replace(  # names the classifier, but has no loss that would train it
+        trains, name="aligns", contrastive_weight=1.0, classification_weight=0.0, mixup=0.0
+    )
+    config.phases = [aligns, trains, fixed]
+    validation.validate(config)
+    config.phases = [aligns, fixed, trains]
+    with pytest.raises(ValueError, match=r"phases\[1\].trainable = .*: must name 'classifier', .* no phase before it"):
+        validation.validate(config)
+    config.phases = []
+    validation.validate(config)
 
 
 def test_a_phase_can_not_train_a_classifier_that_the_model_lacks():

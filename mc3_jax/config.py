@@ -328,8 +328,8 @@ class EvalConfig:
     Attributes:
       split: Split evaluated, or several joined by "+".
       folds: Folds of these splits evaluated; empty means all.
-      hop_samples: For sounds longer than the window: the scores of windows this many samples apart are averaged. 0 takes
-        only the middle window.
+      hop_samples: With a classifier, for sounds longer than the window: the scores of windows this many samples apart are
+        averaged. 0 takes only the middle window.
       batch_size: Global batch size, over all processes and devices.
       num_bootstrap: Number of bootstrap resamples for each 95 % interval.
       instance_pool: Number of clips, drawn at random, for instance retrieval: each of them has to find itself among them by

@@ -157,6 +157,8 @@ def validate(config: Config) -> None:
         _validate_memory(f"phases[{i}]", phase, config.data, config.model.num_classes)
         _validate_classification(f"phases[{i}]", phase, config)
     _validate_classifier(config)
+    value, fix = config.eval.hop_samples, "is used with a classifier, model.num_classes above 0, only: set 0"
+    _require(value == 0 or config.model.num_classes > 0, "eval.hop_samples", value, fix)
     known = config.init.temporal in ("zeros", "linear")
     _require(known, "init.temporal", config.init.temporal, "must be zeros or linear")
 
@@ -237,9 +239,10 @@ def _validate_phase(where: str, phase: PhaseConfig) -> None:
     _require(known, f"{where}.consensus.inverse", consensus.inverse, "must be argmin, linear or per_modality")
     known = optimizer.schedule in ("constant", "cosine")
     _require(known, f"{where}.optimizer.schedule", optimizer.schedule, "must be constant or cosine")
-    share = optimizer.hold_share
-    fits = share == 0 or optimizer.schedule == "cosine"
-    _require(fits, f"{where}.optimizer.hold_share", share, "is used with schedule = 'cosine' only: set 0")
+    for field in ("final_scale", "hold_share"):
+        value = getattr(optimizer, field)
+        fits = value == 0 or optimizer.schedule == "cosine"
+        _require(fits, f"{where}.optimizer.{field}", value, "is used with schedule = 'cosine' only: set 0")
 
 
 def _validate_classification(where: str, phase: PhaseConfig, config: Config) -> None:
@@ -269,6 +272,10 @@ def _validate_classifier(config: Config) -> None:
 def _validate_memory(where: str, phase: PhaseConfig, data: DataConfig, num_classes: int) -> None:
     memory = phase.memory
     if not memory.pool_size:
+        for field in ("dictionary_size", "momentum"):
+            value, unused = getattr(memory, field), getattr(MemoryConfig(), field)
+            fix = f"is used with a memory.pool_size above 0 only: set {unused}"
+            _require(value == unused, f"{where}.memory.{field}", value, fix)
         return
     fix = f"must be a multiple of data.batch_size = {data.batch_size}"
     for field in ("pool_size", "dictionary_size"):

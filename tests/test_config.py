@@ -259,6 +259,7 @@ def test_numbers_have_a_range_and_what_is_outside_or_not_finite_is_refused(field
     not_finite = () if isinstance(bad[0], int) else (float("nan"), float("inf"))
     for value in (*bad, *not_finite, *good):
         config = config_lib.Config()
+        config.phases[0].optimizer.schedule = "cosine"  # which final_scale needs
         found = config
         for name in holder.split("."):
             found = getattr(found, name)
@@ -269,6 +270,41 @@ def test_numbers_have_a_range_and_what_is_outside_or_not_finite_is_refused(field
             continue
         with pytest.raises(ValueError, match=re.escape(f"config.{field} = {value!r}: must ") + f".*{says}"):
             validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "needs", "says"),
+    [
+        ("optimizer.final_scale", 0.1, {"optimizer.schedule": "cosine"}, "is used with schedule = 'cosine' only: set 0"),
+        ("optimizer.hold_share", 0.5, {"optimizer.schedule": "cosine"}, "is used with schedule = 'cosine' only: set 0"),
+        ("memory.dictionary_size", 256, {"memory.pool_size": 512}, "is used with a memory.pool_size above 0 only: set 0"),
+        (
+            "memory.momentum",
+            0.5,
+            {"memory.pool_size": 512, "memory.dictionary_size": 256},
+            "is used with a memory.pool_size above 0 only: set 0.9",
+        ),
+    ],
+)
+def test_options_of_a_phase_that_would_have_no_effect_are_refused(field, value, needs, says):
+    config = config_lib.Config()
+
+    def put(name, value):
+        part, _, last = name.partition(".")
+        setattr(getattr(config.phases[0], part), last, value)
+
+    put(field, value)
+    with pytest.raises(ValueError, match=re.escape(f"config.phases[0].{field} = {value}: {says}") + "$"):
+        validation.validate(config)
+    for name, needed in needs.items():
+        put(name, needed)
+    validation.validate(config)
+
+
+def test_a_hop_between_windows_needs_a_classifier():
+    config = config_lib.Config(eval=config_lib.EvalConfig(hop_samples=8_000))
+    with pytest.raises(ValueError, match=r"eval.hop_samples = 8000: is used with a classifier, .*num_classes.*: set 0$"):
+        validation.validate(config)
 
 
 def test_every_float_of_a_config_has_a_range():

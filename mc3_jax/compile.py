@@ -148,9 +148,12 @@ def compile_step(
       num_clips: Number of clips in the training split; only the learning rate schedule depends on it.
 
     Raises:
-      ValueError: The topology is unknown or can't be compiled for, or the phase or the data's shapes don't fit the config.
+      ValueError: The topology is unknown or can't be compiled for, the config has no phases, or the phase or the data's
+        shapes don't fit it.
       MemoryError: The step doesn't fit the chip; the message says by how much.
     """
+    if not config.phases:
+        raise ValueError("config.phases is empty: there is no train step to compile, name a --config that trains")
     names = [p.name for p in config.phases]
     if phase and phase not in names:
         raise ValueError(f"--phase={phase} is not a phase of this config: choose one of {', '.join(names)}")

@@ -182,6 +182,12 @@ def test_attention_that_a_topology_can_not_have_is_refused():
         small_report(config)
 
 
+def test_a_config_without_phases_has_no_step():
+    config = dataclasses.replace(small_config(), phases=[])
+    with pytest.raises(ValueError, match=r"^config.phases is empty: there is no train step to compile, name a --config"):
+        small_report(config)
+
+
 def test_what_does_not_divide_is_refused():
     config = small_config()
     config.data.batch_size = 12

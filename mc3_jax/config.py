@@ -270,7 +270,8 @@ class PhaseConfig:
       trainable: Towers to train, each with its projection, and "classifier"; those that the loss does not use stay fixed. A
         phase that classifies has to name "classifier", which starts at random, unless an earlier phase has trained it.
       optimizer: Optimizer of this phase.
-      reset_optimizer: Whether to start from fresh moments instead of those of the previous phase (open: they are kept).
+      reset_optimizer: Whether to start from fresh moments instead of those of the previous phase (open: they are kept). They
+        can be kept if both phases train the same parameters.
     """
 
     name: str = "align"

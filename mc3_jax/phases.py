@@ -123,8 +123,11 @@ def all_modalities(phases: list[PhaseConfig]) -> tuple[str, ...]:
     return tuple(name for name in MODALITIES if name in found)
 
 
-def check_carried(phase: PhaseConfig, tx: optax.GradientTransformation, params, opt_state):
-    """Returns `opt_state`, the optimizer state of the phase before, if the phase can keep it.
+def carry_moments(phase: PhaseConfig, tx: optax.GradientTransformation, params, opt_state):
+    """Returns `opt_state`, the optimizer state of the phase before, in the form that the phase's own optimizer has.
+
+    Adam's moments and count are all that a state holds. Where they stand in it depends on the optimizer's other steps,
+    clipping and weight decay, in which the two phases may differ.
 
     Args:
       phase: The phase that begins.
@@ -133,11 +136,18 @@ def check_carried(phase: PhaseConfig, tx: optax.GradientTransformation, params, 
       opt_state: Optimizer state at the end of the phase before.
 
     Raises:
-      ValueError: It can't, since its tree structure differs: other towers learn, or the optimizer is of another kind.
+      ValueError: The phase before has moments of other parameters, since other towers learn in it.
     """
-    if jax.tree.structure(jax.eval_shape(tx.init, params)) != jax.tree.structure(opt_state):
+    own = jax.eval_shape(tx.init, params)
+    if _names_of_moments(own) != _names_of_moments(opt_state):
         raise ValueError(
-            f"phase {phase.name!r} keeps the optimizer state of the previous phase, but its own has another structure "
-            "(other towers are trained, or the optimizer differs): set reset_optimizer=True"
+            f"phase {phase.name!r} keeps the optimizer state of the previous phase, but trains other parameters (towers, a "
+            "classifier or a learned scale): set reset_optimizer=True"
         )
-    return opt_state
+    return jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(opt_state))
+
+
+def _names_of_moments(opt_state) -> list[tuple]:
+    """Returns the path to each leaf of an optimizer state, without the positions in the chain of its steps."""
+    paths = (path for path, _ in jax.tree.leaves_with_path(opt_state))
+    return [tuple(key for key in path if not isinstance(key, jax.tree_util.SequenceKey)) for path in paths]

@@ -97,14 +97,14 @@ def enter_phase(
       abstract: Shapes and shardings of the new phase's state.
 
     Raises:
-      ValueError: The optimizer state is to be kept, but the new phase's has another structure.
+      ValueError: The optimizer state is to be kept, but the new phase trains other parameters.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     tx = phases_lib.make_optimizer(phase.config, state.params)
     if phase.config.reset_optimizer:
         opt_state = jax.jit(tx.init, out_shardings=places.opt_state)(state.params)
     else:
-        opt_state = phases_lib.check_carried(phase.config, tx, state.params, state.opt_state)
+        opt_state = phases_lib.carry_moments(phase.config, tx, state.params, state.opt_state)
     return state.replace(opt_state=opt_state, memory=begin_memory(config, phase, state.params, abstract))
 
 
@@ -170,7 +170,7 @@ def check_shapes(
         jax.eval_shape(make_loss_fn(model, config, phase.config), shapes, step, batch, memory)
         tx = phases_lib.make_optimizer(phase.config, shapes)
         if opt_state is not None and not phase.config.reset_optimizer:
-            phases_lib.check_carried(phase.config, tx, shapes, opt_state)
+            phases_lib.carry_moments(phase.config, tx, shapes, opt_state)
         opt_state = jax.eval_shape(tx.init, shapes)
     return shapes
 

@@ -49,8 +49,9 @@ class VideoConfig:
       num_positions: Length of the table of temporal positions; EgoVLP's checkpoint holds 16, of which the first
         `num_frames` are used.
       width, depth, num_heads: Sizes of the transformer.
-      time_init: "zeros", as in EgoVLP, starts time attention with output 0, for weights inflated from images; "random" is
-        for training from scratch, where zeros would keep the output at 0.
+      time_init: How time attention starts where no file holds it. "zeros", as in EgoVLP's code: with output 0, so that a
+        tower from an image model sees a still as that model does, but without a gradient other than rounding errors.
+        "random": like all other weights, with a gradient from the first step. See `mc3_jax.models.video`.
       resize_px: Length that a frame's short side is resized to in evaluation, before the centre crop of `image_size_px`.
         If both are equal, the crop is the whole central square, as in EgoVLP's evaluation; a larger value cuts off the
         border of that square.

@@ -99,6 +99,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     if config.validation.every_steps:
         validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames, source)
     initial, notes = ({}, []) if is_trained else weights.read_initial(config)
+    notes += [] if is_trained else _note_time_attention(config, initial)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # again: another run may have claimed it since the first check
         wandb = _start_wandb(config, workdir, is_trained)
@@ -157,6 +158,17 @@ def _tell_of_padding(config: config_lib.Config, num_samples: int) -> None:
             "longer --window",
             sys.stderr,
         )
+
+
+def _note_time_attention(config: config_lib.Config, initial: weights.Flat) -> list[str]:
+    """Returns a line if time attention is trained from zeros, see `mc3_jax.models.video`; otherwise no line."""
+    trained = any("video" in phases_lib.modalities(phase) and "video" in phase.trainable for phase in config.phases)
+    if not trained or config.model.video.time_init != "zeros" or any("/time_attention/" in name for name in initial):
+        return []
+    return [
+        "no file holds time attention, so it starts as config.model.video.time_init = 'zeros' says: at first only rounding "
+        "errors change it; with 'random' it learns from the first step, but a still gets other features at first"
+    ]
 
 
 def _tell_of_short_phases(phases: list[phases_lib.Phase]) -> None:

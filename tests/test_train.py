@@ -198,6 +198,19 @@ def test_a_run_is_resumed_on_moved_data_but_not_on_other_data(finished, tmp_path
         run_lib.set_up(config, workdir)
 
 
+def test_time_attention_that_starts_without_a_gradient_is_told_of(finished, tmp_path, capsys):
+    config, told = copy.deepcopy(finished[0]), "no file holds time attention, so it starts as config.model.video.time_init"
+    config.model.video.time_init = "zeros"
+    run_lib.set_up(config, str(tmp_path / "run"))
+    assert told in capsys.readouterr().out
+    assert told in run_lib._note_time_attention(config, {"video/encoder/norm/scale": np.ones(2)})[0]  # from an image model
+    assert not run_lib._note_time_attention(config, {"video/encoder/block_0/time_attention/qkv/bias": np.ones(2)})
+    for phase in config.phases:
+        phase.trainable = ("audio", "text")
+    assert not run_lib._note_time_attention(config, {})
+    assert not run_lib._note_time_attention(finished[0], {})  # which starts it at random
+
+
 def test_clips_shorter_than_what_the_audio_tower_hears_are_told(finished, capsys):
     config = copy.deepcopy(finished[0])
     run_lib._tell_of_padding(config, 24_000)

@@ -171,10 +171,11 @@ class SpaceTimeTransformer(nn.Module):
       num_positions: Number of temporal positions; a clip of fewer frames uses the first ones.
       width, depth, num_heads: Width, number of blocks and number of attention heads of the transformer.
       mlp_ratio: Hidden width of the MLP divided by the width.
-      time_init: Initialisation of the time attention. "zeros", the source's, is meant for weights inflated from an image
-        model: the output of the time branch is 0. Beware when training from scratch: the output weights are all ones, and
-        the LayerNorm that follows removes the mean over channels, so the gradients of the branch's qkv and output weights
-        are exactly 0. Only rounding errors, which Adam amplifies, change them. "random" draws them like all other weights.
+      time_init: Initialisation of the time attention. "zeros" is the source's: the output of the time branch is 0, so that a
+        tower inflated from an image model sees a still as that model does. But the output weights are all ones, and the
+        LayerNorm that follows removes the mean over channels, so the gradients of the branch's qkv and output weights are
+        exactly 0, whatever the other weights are. Only rounding errors, which Adam scales up to full steps, change them.
+        "random" draws them like all other weights, and they have a gradient from the first step.
       dtype: Compute dtype; parameters are float32.
       scan_layers: Whether all blocks but the last run as one loop; see `layers.apply_blocks`.
       remat: Which activations of a block are kept for the backward pass; see `layers.REMAT_POLICIES`.

@@ -130,6 +130,7 @@ def test_time_attention_starts_at_zero_or_at_random():
 
 
 def test_the_time_branch_has_a_gradient_if_it_starts_at_random_but_none_if_it_starts_at_zero():
+    """Whatever the other weights are, such as those of an image model."""
     tokens = to_jax(random_tokens())
 
     def gradient(time_init):
@@ -137,7 +138,10 @@ def test_the_time_branch_has_a_gradient_if_it_starts_at_random_but_none_if_it_st
 
         @jax.jit
         def grads(key):
-            params = module.init(key, tokens)["params"]
+            others = module.init(key, tokens)["params"]
+            time = {"time_attention": others.pop("time_attention")}
+            moved = jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), others)
+            params = moved | time
             return jax.grad(lambda p: jnp.sum(jnp.sin(module.apply({"params": p}, tokens)[0])))(params)
 
         return np.max(np.abs(grads(jax.random.key(0))["time_attention"]["qkv"]["kernel"]))

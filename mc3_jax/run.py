@@ -30,7 +30,7 @@ class Run:
     """A run that is ready for training, made by `set_up`.
 
     Attributes:
-      config, workdir: As given to `set_up`.
+      config, workdir: As given to `set_up`, but of a run that has a checkpoint `config.init` is the one it began with.
       mesh: Mesh of all devices.
       model: The three towers.
       phases: Phases with their steps.
@@ -75,6 +75,9 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     mesh_lib.check_batch_size(mesh, config.data.batch_size, "data.batch_size")
     mesh_lib.check_batch_size(mesh, config.data.chunk_size, "data.chunk_size")
     is_trained = checkpoint.newest_step(workdir) > 0  # the same on all processes; if not, all read the initial weights
+    if is_trained:
+        config, own = workdir_lib.as_begun(workdir, config)
+        _tell_of_init(own)
     looked_at = phases_lib.all_modalities(config.phases)
     num_frames = config.model.video.num_frames if "video" in looked_at else 0
     source = loader.open_split(config.data.dir, config.data.split, num_frames, config.data.folds)
@@ -113,6 +116,15 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     for note in notes:
         progress.notice(note)
     return Run(config, workdir, mesh, model, phases, source, tokenize, validation, initial, wandb)
+
+
+def _tell_of_init(own: list[str]) -> None:
+    """Warns if a run is resumed with another `init` than it began with; `own` are the options that differ."""
+    if own:
+        progress.notice(
+            f"warning: config.init has no effect, since the run resumes from a checkpoint; it began with {' '.join(own)}",
+            sys.stderr,
+        )
 
 
 def _start_wandb(config: config_lib.Config, workdir: str, is_trained: bool):

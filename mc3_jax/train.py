@@ -192,8 +192,7 @@ def _first_state(run: run_lib.Run) -> tuple[int, step_lib.TrainState]:
     if saved:
         progress.notice("warning: no checkpoint is intact, starting at step 0", sys.stderr)
         with cli.user_errors():
-            workdir_lib.check_workdir(run.workdir, run.config)  # without checkpoints, config.init must match as well
-            initial, _ = weights.read_initial(run.config)
+            initial, _ = weights.read_initial(run.config)  # whose init is the one that the run began with
     init, abstract = _plan_state(run, 0)
     state = step_lib.draw_state(init, abstract)
     params = mesh_lib.replace_leaves(state.params, checkpoint.unflatten(initial))

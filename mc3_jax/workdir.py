@@ -1,6 +1,7 @@
 """The folder of a run: checks that it belongs to this run and to no other, and a lock against two jobs at once."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -70,10 +71,20 @@ def _read_config(workdir: str) -> config_lib.Config | None:
     return config_lib.from_dict(config_lib.Config, saved, str(path))  # the same on every process, as the text is
 
 
-def _free(workdir: str) -> tuple[str, ...]:
-    """Returns the fields that may differ at this start. Called by every process."""
-    # Once there is a checkpoint, the files that the towers started from are not read again.
-    return (*_FREE, "init") if checkpoint.newest_step(workdir) else _FREE
+def as_begun(workdir: str, config: config_lib.Config) -> tuple[config_lib.Config, list[str]]:
+    """Returns `config` with the `init` that the run in a workdir began with, and options that lead from `config` to it.
+
+    Once there is a checkpoint, the files that `init` names are not read again. Called by every process.
+
+    Args:
+      workdir: Folder of a run, for which `check_workdir` accepts the config.
+      config: Config of the command line.
+
+    Raises:
+      ValueError: The run's config is damaged or of another version.
+    """
+    made = dataclasses.replace(config, init=_read_config(workdir).init)
+    return made, _overrides(*(_flatten_config(config_lib.to_dict(each)) for each in (made, config)), ())
 
 
 def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) -> tuple[config_lib.Config, list[str]]:
@@ -94,7 +105,7 @@ def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) ->
     saved = _read_config(workdir)
     if saved is None or saved.name != config.name or len(saved.phases) != len(config.phases):
         return config, []
-    return keep_fields(saved, config, (*_free(workdir), *given))
+    return keep_fields(saved, config, (*_FREE, *given))
 
 
 def keep_fields(
@@ -143,7 +154,9 @@ def check_workdir(workdir: str, config: config_lib.Config, *, must_exist: bool =
         the run was trained with), no run although one must exist, or checkpoints of an unknown run. All
         processes raise it.
     """
-    free, problem = _free(workdir), ""
+    problem = ""
+    # A start from a checkpoint takes `init` from the run, see `as_begun`; an evaluation tells by it what is untrained.
+    free = (*_FREE, "init") if checkpoint.newest_step(workdir) and not must_exist else _FREE
     try:
         _compare(workdir, _read_config(workdir), config, free, must_exist=must_exist)
     except ValueError as error:

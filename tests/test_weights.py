@@ -12,6 +12,7 @@ import pytest
 
 from mc3_jax import (
     checkpoint,
+    config as config_lib,
     convert,
     evaluate,
     model as model_lib,
@@ -67,6 +68,28 @@ def test_a_resumed_run_does_not_need_the_files_it_started_from(finished, exporte
     with pytest.raises(ValueError, match="gone.pth is not a file"):
         run_lib.set_up(config, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_resumed_run_has_the_init_it_began_with_and_says_so_if_another_is_given(finished, tmp_path, capsys):
+    place, config = shutil.copytree(finished[1], tmp_path / "run"), copy.deepcopy(finished[0])
+    assert run_lib.set_up(config, str(place)).config == finished[0]
+    assert "config.init has no effect" not in capsys.readouterr().err
+    config.init.audio = "gone.pth"
+    assert run_lib.set_up(config, str(place)).config == finished[0]  # which starts.jsonl records
+    told = "config.init has no effect, since the run resumes from a checkpoint; it began with --config.init.audio=''\n"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow  # initialises towers
+def test_a_run_whose_checkpoints_are_all_damaged_begins_again_from_its_own_init(finished, exported, tmp_path, monkeypatch):
+    place, config = shutil.copytree(finished[1], tmp_path / "run"), copy.deepcopy(finished[0])
+    config.init.audio = exported
+    (place / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    config.init.audio = "gone.pth"
+    monkeypatch.setattr(checkpoint, "restore_newest", lambda *_: (0, None))
+    params, theirs = first_params(config, place), weights.read_run(finished[1])[1]
+    tower = [name for name in params if name.startswith("audio/")]
+    assert all(np.array_equal(params[name], theirs[name]) for name in tower)
 
 
 def test_a_file_is_evaluated_without_a_run_and_as_the_run_it_came_from(finished, exported, tmp_path):

@@ -114,7 +114,7 @@ def test_a_process_waits_until_its_file_server_shows_what_process_0_has_written(
     assert not slept
     monkeypatch.setattr(workdir_lib.job_lib, "from_process_0", lambda value: value or 5)  # it sees the config and step 5
     config.init.audio = "gone by now"  # so it is read no more
-    workdir_lib.check_workdir(str(tmp_path), config, must_exist=True)
+    workdir_lib.check_workdir(str(tmp_path), config)
     assert slept == [1]
     monkeypatch.setattr(workdir_lib.job_lib, "first_message", lambda message: message or "process 1 has another config")
     with pytest.raises(workdir_lib.WorkdirError, match="^process 1 has another config$"):
@@ -211,6 +211,22 @@ def test_a_run_is_evaluated_as_it_was_trained_without_its_overrides_and_never_ot
     last.phases[-1].trainable = ("text",)
     made, own = workdir_lib.as_trained(str(tmp_path), last, ["phases[-1].trainable"])  # counted from the end
     assert (made.phases[1].trainable, own) == (("text",), options[:2])
+
+
+def test_a_run_with_a_checkpoint_keeps_the_init_it_began_with(tmp_path):
+    trained, config = demo.get_config(), demo.get_config()
+    trained.init.audio, config.init.audio, config.init.temporal = "first.pth", "other.pth", "linear"
+    workdir_lib.claim_workdir(str(tmp_path), trained, DIGESTS)
+    with pytest.raises(workdir_lib.WorkdirError, match="config.init.audio is 'first.pth' there and 'other.pth' here"):
+        workdir_lib.check_workdir(str(tmp_path), config)  # which would start from these files
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    workdir_lib.check_workdir(str(tmp_path), config)
+    options = ["--config.init.audio=first.pth", "--config.init.temporal=zeros"]
+    assert workdir_lib.as_begun(str(tmp_path), config) == (trained, options)
+    assert workdir_lib.as_trained(str(tmp_path), config, []) == (trained, options)
+    made, _ = workdir_lib.as_trained(str(tmp_path), config, ["init.audio"])  # as if given on the command line
+    with pytest.raises(workdir_lib.WorkdirError, match="config.init.audio is 'first.pth' there and 'other.pth' here"):
+        workdir_lib.check_workdir(str(tmp_path), made, must_exist=True)
 
 
 def test_options_of_a_run_are_read_by_the_command_line_as_they_were(monkeypatch):

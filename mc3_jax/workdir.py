@@ -92,7 +92,8 @@ def as_trained(workdir: str, config: config_lib.Config, given: Iterable[str]) ->
 
     Fields that evaluation can't choose are taken from the run, so that its overrides need not be given again. Fields that are
     overridden on the command line stay as they are; `check_workdir` refuses them if the run was trained with other values. A
-    config with another name or number of phases belongs to another run and is returned unchanged. Called by every process.
+    config with another name or number of phases may belong to another run and is returned unchanged; `check_workdir` refuses
+    it. Called by every process.
 
     Args:
       workdir: Folder of the run; if it holds no run, `config` is returned unchanged.
@@ -190,8 +191,12 @@ def _compare(
 
 def _advise(workdir: str, there: dict, here: dict, free: tuple[str, ...]) -> str:
     """Returns advice on how to change the command so that its config is that of the run in the workdir."""
-    if there["name"] != here["name"] or there["phases"] != here["phases"]:
-        return f"name the --config that it was trained with, see {pathlib.Path(workdir) / CONFIG_FILE}"
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    if there["phases"] != here["phases"]:
+        return f"name the --config that it was trained with, see {path}"
+    if there["name"] != here["name"]:  # a name of the command line, or another config: its other fields would tell nothing
+        option = f"--config.name={shlex.quote(there['name'])}"
+        return f"if this is the --config that it was trained with, add {option}, otherwise name that one, see {path}"
     return f"it was trained with {' '.join(_overrides(there, here, free))}: give the same options"
 
 

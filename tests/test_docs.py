@@ -11,6 +11,7 @@ import typing
 
 import pytest
 
+from mc3_jax import workdir
 from mc3_jax.config import Config
 from tests.world import ROOT
 
@@ -95,6 +96,14 @@ def test_modules_and_fields_in_running_text_exist():
             assert importlib.util.find_spec(module), f"{page.name}: {module}"
         for field in re.findall(r"--config\.([a-z_]+(?:\[\d\])?(?:\.[a-z0-9_]+)*)=", text):
             field_of(field)
+
+
+def test_the_fields_that_may_differ_at_the_next_start_are_listed():
+    page = (ROOT / "docs" / "training.md").read_text()
+    section = page.split("\n## What may differ at the next start\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([\w.]+)`", row)]
+    assert sorted(named) == sorted(workdir._FREE)
 
 
 def test_the_steps_of_the_readme_are_those_of_make_demo():

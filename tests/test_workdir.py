@@ -200,11 +200,14 @@ def test_a_run_is_evaluated_as_it_was_trained_without_its_overrides_and_never_ot
         assert str(raised.value).endswith(f"it was trained with {' '.join(told)}: give the same options")
     with pytest.raises(workdir_lib.WorkdirError, match="give the same options; choose another workdir for another run$"):
         workdir_lib.check_workdir(str(tmp_path), config)
-    for change in (lambda c: setattr(c, "name", "other"), lambda c: c.phases.pop()):
+    for change, advice in (
+        (lambda c: setattr(c, "name", "other"), "'demo' there and 'other' here; if .*, add --config.name=demo, otherwise"),
+        (lambda c: c.phases.pop(), "; name the --config that it was trained with, see .*config.json$"),
+    ):
         other = demo.get_config()
         change(other)
         assert workdir_lib.as_trained(str(tmp_path), other, []) == (other, [])
-        with pytest.raises(workdir_lib.WorkdirError, match="name the --config that it was trained with, see .*config.json$"):
+        with pytest.raises(workdir_lib.WorkdirError, match=advice):
             workdir_lib.check_workdir(str(tmp_path), other, must_exist=True)
     assert workdir_lib.as_trained(str(tmp_path / "absent"), config, []) == (config, [])
     last = demo.get_config()

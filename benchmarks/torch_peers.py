@@ -3,7 +3,8 @@
 AST and DistilBERT are Hugging Face's. The video encoder follows EgoVLP's code (`model/video_transformer.py` of
 showlab/EgoVLP): for each attention, heads and groups are moved into the batch axis, the class token attends to all tokens,
 and its key and value are copied into every group. With `fused=True`, PyTorch's scaled_dot_product_attention replaces matmul
-and softmax, and heads have an axis of their own after the batch, as its kernels expect.
+and softmax, and heads have an axis of their own after the batch, as its kernels expect. Attention over time, whose five keys
+a kernel for long sequences would pad, is then sums of products, which torch.compile fuses; without it they take much memory.
 """
 
 import torch
@@ -57,23 +58,42 @@ class DividedAttention(nn.Module):
         return torch.cat([class_out, out], dim=1).view(b, h, n, d)
 
     def _fused(self, query, key, value, num_frames: int):
-        b, h, n, d = query.shape
-        places = (n - 1) // num_frames
         class_out = F.scaled_dot_product_attention(query[:, :, :1], key, value)
-        order = (0, 3, 1, 2, 4) if self.over == "time" else (0, 2, 1, 3, 4)
+        attend = self._over_time if self.over == "time" else self._over_space
+        return torch.cat([class_out, attend(query, key, value, num_frames).flatten(2, 3)], dim=2)
 
-        def group(part):  # patches of a clip -> [b, groups, h, patches of a group, d]
-            return part.reshape(b, h, num_frames, places, d).permute(order)
+    def _over_time(self, query, key, value, num_frames: int):
+        """Returns the patches' output [b, h, frames, places, d], by sums that torch.compile makes few kernels of.
+
+        Matrix products on four axes would not do: Inductor recognises attention in them and calls SDPA after all.
+        """
+
+        def group(part):
+            return part[:, :, 1:].unflatten(2, (num_frames, -1))
+
+        def with_class(part):
+            patches = group(part)
+            first = part[:, :, None, :1].expand(-1, -1, -1, patches.shape[3], -1)
+            return torch.cat([first, patches], dim=2)
+
+        scores = (group(query)[:, :, :, None] * with_class(key)[:, :, None]).sum(-1) * query.shape[-1] ** -0.5
+        out = (scores.softmax(3)[..., None] * with_class(value)[:, :, None]).sum(3)
+        return out.to(value.dtype)  # autocast's softmax is in float32
+
+    def _over_space(self, query, key, value, num_frames: int):
+        """Returns the patches' output [b, h, frames, places, d], by PyTorch's scaled_dot_product_attention."""
+
+        def group(part):  # patches of a clip -> [b, frames, h, places, d]
+            return part.unflatten(2, (num_frames, -1)).transpose(1, 2)
 
         def with_class(part):
             patches = group(part[:, :, 1:])
-            first = part[:, None, :, :1].expand(-1, patches.shape[1], -1, -1, -1)
+            first = part[:, None, :, :1].expand(-1, num_frames, -1, -1, -1)
             return torch.cat([first, patches], dim=3).flatten(0, 1)
 
         asked = group(query[:, :, 1:])
-        out = F.scaled_dot_product_attention(asked.flatten(0, 1), with_class(key), with_class(value)).view(asked.shape)
-        back = (0, 2, 3, 1, 4) if self.over == "time" else (0, 2, 1, 3, 4)
-        return torch.cat([class_out, out.permute(back).reshape(b, h, n - 1, d)], dim=2)
+        out = F.scaled_dot_product_attention(asked.flatten(0, 1), with_class(key), with_class(value))
+        return out.view(asked.shape).transpose(1, 2)
 
 
 class SpaceTimeBlock(nn.Module):

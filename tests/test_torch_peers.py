@@ -47,6 +47,28 @@ def test_the_video_peer_computes_what_egovlp_did(fused):
     np.testing.assert_allclose(found, golden["video_features"], atol=2e-5)
 
 
+@pytest.mark.parametrize(("over", "num_queries"), [("time", [1]), ("space", [1, 9])])
+def test_no_kernel_for_long_sequences_attends_over_time(over, num_queries, monkeypatch):
+    asked, real = [], torch_peers.F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch_peers.F, "scaled_dot_product_attention", lambda q, k, v: asked.append(q.shape[-2]) or real(q, k, v)
+    )
+    attention = torch_peers.DividedAttention(16, 2, over, fused=True)
+    eager = torch_peers.DividedAttention(16, 2, over, fused=False)
+    eager.load_state_dict(attention.state_dict())
+    x = torch.randn(3, 1 + 4 * 9, 16)
+    torch.testing.assert_close(attention(x, 4), eager(x, 4))
+    assert asked == num_queries  # of the class token, and over space of a frame's patches
+
+
+def test_attention_over_time_is_as_narrow_as_its_values():
+    attention = torch_peers.DividedAttention(16, 2, "time", fused=True)
+    query = torch.randn(3, 2, 1 + 4 * 9, 8)
+    value = query.bfloat16()  # as on a GPU, where autocast computes the softmax of bfloat16 in float32
+    out = attention._over_time(query, query, value, 4)
+    assert out.dtype == torch.bfloat16
+
+
 # Tower → (layer of the peer's head → its name in the checkpoints whose layout the tower has).
 HEADS = {
     "audio": {"0": "mlp_head.0", "1": "mlp_head.1"}, "video": {"": "vid_proj.0"}, "text": {"1": "txt_proj.1"},

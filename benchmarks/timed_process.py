@@ -7,6 +7,7 @@ seconds of one and the most memory it has held.
 import contextlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -21,6 +22,12 @@ KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
     "glibc.malloc.top_pad=67108864"
 }
+
+
+def peak_resident_bytes() -> int:
+    """Returns the most memory that this process has had resident; `getrusage` may give that of the process it comes from."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def serve(
@@ -86,8 +93,10 @@ class TimedProcess:
         timer = threading.Timer(max(self._began + limit_s - time.time(), 1.0), end)
         if limit_s:
             timer.start()
-        answer = self._read()
-        timer.cancel()
+        try:
+            answer = self._read()
+        finally:
+            timer.cancel()
         if is_late.is_set():
             self.failed = f"no step within {limit_s:g} s"
         elif answer:
@@ -117,6 +126,12 @@ class TimedProcess:
             self.process.stdin.close()
             self.process.wait()
 
+    def cut_off(self) -> None:
+        """Ends the process at once; it has failed if it has not answered yet."""
+        self.process.kill()
+        if not self.answers:
+            self.failed = self.failed or "cut off"
+
     @property
     def seconds(self) -> float:
         """Median over rounds of the seconds per step, NaN if there was none."""
@@ -124,6 +139,6 @@ class TimedProcess:
 
     @property
     def memory_gib(self) -> str:
-        """Peak memory in GiB as text, a dash if it isn't measured."""
+        """Peak memory in GiB as text, on a CPU named as resident; a dash if it isn't measured."""
         most = max((answer["bytes"] for answer in self.answers), default=0)
-        return f"{most / 2**30:.1f}" if most else "–"
+        return f"{most / 2**30:.1f}{' resident' * (self.platform == 'cpu')}" if most else "–"

@@ -11,26 +11,49 @@ update parameters, and is compared with "ours, loss and gradient". `--dtype bflo
 accelerators, float32 for CPUs.
 
 Prints milliseconds, clips per second, MFU, memory and seconds until the first step. MFU is the model's own FLOPs
-(`mc3_jax.compile.model_flops`, forward and twice that backward) per second, relative to a matrix product measured in the same
-run, and, in bfloat16 on a card that `mc3_jax.topology` knows by its exact name, to the data sheet. Those FLOPs count only the
-class tokens in the last block, as ours computes it; PyTorch's towers compute all of it. In float32 on a GPU both sides use
-TensorFloat-32. A system that fails, for example for lack of memory, or whose first step takes longer than `--first_step_s`,
-is reported, and the others go on.
+(`mc3_jax.compile.model_flops`, forward and twice that backward) per second, relative to the fastest matrix product of
+`benchmarks.matmul` in the same run, and, in bfloat16 on a card that `mc3_jax.topology` knows by its exact name, to the data
+sheet. Those FLOPs count only the class tokens in the last block, as ours computes it; PyTorch's towers compute all of it. In
+float32 on a GPU both sides use TensorFloat-32. Memory is the most that a system has held on the device; on a CPU it is the
+most that was resident in its process, compiler included.
+
+A system that fails, for example for lack of memory, or whose first step takes longer than `--first_step_s`, is reported, and
+the others go on. If SIGTERM or Ctrl-C cuts the benchmark off, it writes what it has measured. It ends with status 1 if a
+system failed or one of the `GOALS` for this machine is missed. They hold for the model's full depth, in bfloat16 on a GPU and
+in float32 on a CPU; a goal whose systems were not run is not judged.
 """
 
 import argparse
+import importlib.util
+import math
 import os
 import pathlib
+import signal
 import sys
 
-from benchmarks import paper_step
-from benchmarks.timed_process import TimedProcess, serve
+from benchmarks import matmul, paper_step
+from benchmarks.timed_process import TimedProcess, peak_resident_bytes, serve
 
 SYSTEMS = {
     "ours": "mc3_jax, whole step", "ours_gradient": "mc3_jax, loss and gradient", "eager": "PyTorch eager",
     "compiled": "PyTorch compiled", "again": "mc3_jax, whole step, started again",
 }  # fmt: skip
-NUM_PRODUCTS = 8  # matrix products in one measurement of their rate
+DEPTH, DTYPES = 12, {"gpu": "bfloat16", "cpu": "float32"}  # at which goals are judged
+MFU_BATCH = 128  # from which MFU is judged: its goal is for 256 clips, of which a card of 80 GB holds half
+# Goals by platform: what is measured → the limit, and on which side of it the measured number has to be.
+GOALS = {
+    "gpu": {
+        "times the clips/s of PyTorch eager": (2.0, "at least"),
+        "times the clips/s of PyTorch compiled": (1.15, "at least"),
+        "% of the fastest matrix product": (45.0, "at least"),
+        "s to the first step, nothing cached": (120.0, "at most"),
+        "s to the first step, started again": (20.0, "at most"),
+    },
+    "cpu": {
+        "times the time of PyTorch eager": (1.0, "at most"),
+        "times the time of PyTorch compiled": (1.05, "at most"),
+    },
+}
 SIZES = ("batch", "depth", "dtype", "remat", "scan", "chunk_size")  # options that `paper_step.make_config` takes
 
 
@@ -42,7 +65,7 @@ def start(system: str, *, backward_only: bool = False, **sizes) -> TimedProcess:
     """Starts a system in a process of its own.
 
     Args:
-      system: Of `SYSTEMS`, or "matmul".
+      system: Of `SYSTEMS` or `matmul.LIBRARIES`.
       backward_only: Whether PyTorch does without its optimizer.
       **sizes: Of `paper_step.make_config`.
     """
@@ -52,10 +75,13 @@ def start(system: str, *, backward_only: bool = False, **sizes) -> TimedProcess:
 
 
 def _peak_bytes() -> int:
-    """Returns the most memory that JAX has held on its first device, 0 where JAX does not count it."""
+    """Returns the most memory that JAX has held on its first device; on a CPU, the most that was resident in the process."""
     import jax
 
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return peak_resident_bytes()
+    return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
 def serve_ours(args: argparse.Namespace) -> None:
@@ -99,10 +125,8 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     from benchmarks import torch_peers
 
     config = paper_step.make_config(**_sizes(args))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = matmul.set_up_torch()
     torch.manual_seed(0)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high")  # TensorFloat-32 on a GPU, as by default in JAX
     model = torch_peers.ThreeTowers(config.model, fused=compiled).to(device).train()
     inputs = {name: torch.from_numpy(value).to(device) for name, value in paper_step.make_inputs(config).items()}
     inputs["video"] = inputs["video"].permute(0, 1, 4, 2, 3).contiguous()
@@ -128,32 +152,9 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     step()
 
     def peak_bytes() -> int:
-        return torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        return torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes()
 
     serve(step, peak_bytes, device.replace("cuda", "gpu"), is_first_done=True, note=note)
-
-
-def serve_matmul(args: argparse.Namespace) -> None:
-    """Serves matrix products, whose rate is taken as the most that the machine can do."""
-    import jax
-
-    platform = jax.devices()[0].platform
-    size = _product_size(platform)
-    x = (jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5).astype(args.dtype)  # products stay as large as x
-
-    @jax.jit
-    def products(x):  # several, so that the cost of starting them does not count
-        y = x
-        for _ in range(NUM_PRODUCTS):
-            y = x @ y
-        return y
-
-    serve(lambda: jax.block_until_ready(products(x)), lambda: 0, platform)
-
-
-def _product_size(platform: str) -> int:
-    """Returns the number of rows, and of columns, of the matrices whose products are timed."""
-    return 2048 if platform == "cpu" else 8192
 
 
 def main() -> None:
@@ -180,27 +181,56 @@ def main() -> None:
             "ours": lambda: serve_ours(args), "again": lambda: serve_ours(args),
             "ours_gradient": lambda: serve_gradient(args),
             "eager": lambda: serve_torch(args, compiled=False), "compiled": lambda: serve_torch(args, compiled=True),
-            "matmul": lambda: serve_matmul(args),
+            "matmul": lambda: matmul.serve_jax(args.dtype), "matmul_torch": lambda: matmul.serve_torch(args.dtype),
         }  # fmt: skip
         serve[args.serve]()
         return
-    report(args, measure(args))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cold = is_cache_empty()
+    report(args, measure(args), cold=cold)
+
+
+def is_cache_empty() -> bool:
+    """Returns whether JAX has no compiled programs to find."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return not folder or not any(pathlib.Path(folder).glob("*"))
 
 
 def measure(args: argparse.Namespace) -> dict[str, TimedProcess]:
-    """Returns each system by name, timed in every round, and "matmul" as the last.
+    """Returns each system by name, timed in every round, and those of `matmul.LIBRARIES` as the last.
+
+    If SIGTERM or Ctrl-C cuts it off, the systems that have not answered yet have failed; the others keep their answers.
 
     Raises:
       SystemExit: Some run on a CPU and others on an accelerator.
     """
+    systems: dict[str, TimedProcess] = {}
+    try:
+        _take_turns(args, systems)
+    except KeyboardInterrupt:
+        for system in systems.values():
+            system.cut_off()
+    platforms = {system.platform for name, system in systems.items() if system.platform and name not in matmul.LIBRARIES}
+    if len(platforms) > 1:
+        told = ", ".join(f"{name} on {system.platform}" for name, system in systems.items())
+        raise SystemExit(f"error: no comparison, {told}: install a PyTorch and a JAX that both see the accelerator")
+    return systems
 
-    def begin(name: str) -> TimedProcess:
-        return start(name, backward_only=args.backward_only, **_sizes(args))
 
-    names = [*args.systems.split(","), "matmul"]
-    systems = {name: begin(name) for name in names} if args.together else {}
+def _take_turns(args: argparse.Namespace, systems: dict[str, TimedProcess]) -> None:
+    """Starts every system, puts it into `systems` and times it in every round."""
+    products = [name for name in matmul.LIBRARIES if name == "matmul" or importlib.util.find_spec("torch")]
+    names = [*args.systems.split(","), *products]
+
+    def begin(name: str) -> None:
+        systems[name] = start(name, backward_only=args.backward_only, **_sizes(args))
+
+    for name in names if args.together else products if args.alone else ():  # products need little memory until their turn
+        begin(name)
     for name in names:
-        system = systems[name] = systems.get(name) or begin(name)
+        if name not in systems:
+            begin(name)
+        system = systems[name]
         system.wait(args.first_step_s)
         told = system.failed or f"on {system.platform}, first step after {system.started_s:.0f} s"
         if args.alone:
@@ -215,15 +245,57 @@ def measure(args: argparse.Namespace) -> dict[str, TimedProcess]:
                 system.run(args.steps)
         for system in systems.values():
             system.stop()
-    platforms = {system.platform for system in systems.values() if system.platform}
-    if len(platforms) > 1:
-        told = ", ".join(f"{name} on {system.platform}" for name, system in systems.items())
-        raise SystemExit(f"error: no comparison, {told}: install a PyTorch and a JAX that both see the accelerator")
-    return systems
 
 
-def report(args: argparse.Namespace, systems: dict[str, TimedProcess]) -> None:
-    """Prints the table and appends it to the results; ends the process, with status 1 if a system failed."""
+def judge(platform: str, numbers: dict[str, float]) -> tuple[list[str], list[str]]:
+    """Returns the goals that are met and those that are missed, as text.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      numbers: What was measured, by its name in `GOALS`. A goal whose number is not there is not judged.
+    """
+    met, missed = [], []
+    for name, (limit, side) in GOALS.get(platform, {}).items():
+        if name in numbers:
+            is_met = numbers[name] >= limit if side == "at least" else numbers[name] <= limit
+            (met if is_met else missed).append(f"{numbers[name]:.3g} {name}, wanted {side} {limit:g}")
+    return met, missed
+
+
+def numbers_of(args: argparse.Namespace, systems: dict[str, TimedProcess], shares: dict[str, float], *, cold: bool) -> dict:
+    """Returns what the goals for this machine are about, by its name in `GOALS`; {} at other sizes than the goals are for.
+
+    Args:
+      args: Of `main`.
+      systems: Systems that have answered.
+      shares: System → its FLOP/s in percent of the fastest matrix product's.
+      cold: Whether JAX had no compiled programs to find when the first system started.
+    """
+    own = systems.get("ours_gradient" if args.backward_only else "ours")
+    if own is None or args.depth != DEPTH or args.dtype != DTYPES.get(own.platform):
+        return {}
+    others = {name: systems[name] for name in ("eager", "compiled") if name in systems}
+    if args.backward_only:
+        return {f"times the time of {SYSTEMS[name]}": own.seconds / other.seconds for name, other in others.items()}
+    numbers = {f"times the clips/s of {SYSTEMS[name]}": other.seconds / own.seconds for name, other in others.items()}
+    if args.batch >= MFU_BATCH and "ours" in shares:
+        numbers["% of the fastest matrix product"] = shares["ours"]
+    if not args.together:  # started beside others a first step takes longer, and "again" finds nothing in the cache yet
+        if cold:
+            numbers["s to the first step, nothing cached"] = own.started_s
+        if "again" in systems and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            numbers["s to the first step, started again"] = systems["again"].started_s
+    return numbers
+
+
+def report(args: argparse.Namespace, systems: dict[str, TimedProcess], *, cold: bool = False) -> None:
+    """Prints the table and appends it to the results; ends the process, with status 1 if a system failed or a goal is missed.
+
+    Args:
+      args: Of `main`.
+      systems: What `measure` returned.
+      cold: Whether JAX had no compiled programs to find when the first system started.
+    """
     import jax
 
     from benchmarks import record
@@ -231,41 +303,54 @@ def report(args: argparse.Namespace, systems: dict[str, TimedProcess]) -> None:
 
     config = paper_step.make_config(**_sizes(args))
     flops = args.batch * compile_lib.model_flops(config, config.phases[1])
-    has_failed = any(system.failed for system in systems.values())
-    matmul = systems.pop("matmul")
-    peak = NUM_PRODUCTS * 2 * _product_size(matmul.platform) ** 3 / matmul.seconds
-    measured = f"gives {peak / 1e12:.2f} TFLOP/s" if matmul.answers else f"was not measured: {matmul.failed}"
+    products = {name: systems.pop(name) for name in matmul.LIBRARIES if name in systems}
+    good = {name: system for name, system in systems.items() if not system.failed}
+    platform = next((system.platform for system in good.values()), "")
+    peak, product = matmul.fastest(products, platform)
+    shares = {} if math.isnan(peak) else {name: 100 * flops / system.seconds / peak for name, system in good.items()}
     chip = topology.chip_of(jax.devices()[0].device_kind) if args.dtype == "bfloat16" else None
     rows = []
     for name, system in systems.items():
         if system.failed:
             rows.append([SYSTEMS[name], system.failed, *[""] * 5])
             continue
-        rate, label = flops / system.seconds, ", ".join(filter(None, (SYSTEMS[name], system.note)))
         rows.append([
-            label, f"{1000 * system.seconds:.0f}", f"{args.batch / system.seconds:.1f}",
-            f"{100 * rate / peak:.1f}" if matmul.answers else "–",
-            f"{100 * rate / chip.flops_per_s:.1f}" if chip else "–", system.memory_gib, f"{system.started_s:.0f}",
+            ", ".join(filter(None, (SYSTEMS[name], system.note))), f"{1000 * system.seconds:.0f}",
+            f"{args.batch / system.seconds:.1f}", f"{shares[name]:.1f}" if shares else "–",
+            f"{100 * flops / system.seconds / chip.flops_per_s:.1f}" if chip else "–", system.memory_gib,
+            f"{system.started_s:.0f}",
         ])  # fmt: skip
     # Compared are steps with an optimizer on both sides, or on neither.
     own = "ours_gradient" if args.backward_only else "ours"
     for other in ("eager", "compiled"):
-        if own in systems and other in systems and not (systems[own].failed or systems[other].failed):
-            ratio = systems[own].seconds / systems[other].seconds
+        if own in good and other in good:
+            ratio = good[own].seconds / good[other].seconds
             rows.append([f"{SYSTEMS[own]} / {SYSTEMS[other]}", f"{ratio:.2f}", *[""] * 5])
     header = ["", "ms a step", "clips/s", "MFU, % of measured", "% of data sheet", "GiB at its peak", "s to the first step"]
+    measured = f"gives {peak / 1e12:.2f} TFLOP/s ({product})" if shares else f"was not measured ({product})"
+    text = _circumstances(args, flops, measured)
+    text += "\n\n" + record.markdown(header, rows)
+    met, missed = judge(platform, numbers_of(args, good, shares, cold=cold))
+    timed = [system for system in [*systems.values(), *products.values()] if not system.failed]
+    is_cut = not systems.keys() >= set(args.systems.split(",")) or any(len(system.answers) < args.rounds for system in timed)
+    text += "\n\nCut off before its end." if is_cut else ""
+    text += "".join(f"\n\n{told}: {'; '.join(goals)}." for told, goals in (("Met", met), ("Missed", missed)) if goals)
+    record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)
+    has_failed = len(timed) < len(systems) + len(products)
+    sys.exit(1 if has_failed or is_cut or missed else 0)
+
+
+def _circumstances(args: argparse.Namespace, flops: float, measured: str) -> str:
+    """Returns how the systems were timed, in a sentence; `measured`: what a matrix product gave."""
     layers = "in a loop" if args.scan else "one after the other"
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    text = (
+    return (
         f"Batch {args.batch}, depth {args.depth}, ours with blocks {layers}, remat {args.remat}, {args.dtype}; PyTorch "
         f"{'without' if args.backward_only else 'with'} its optimizer; {flops / 1e12:.2f} TFLOP a step; a matrix product "
         f"{measured}; medians of {args.rounds} rounds of {args.steps} behind one more, "
         f"{'one system after the other' if args.alone else 'in turn'}{', started together' * args.together}; malloc keeps "
-        "memory; "
-        f"{'compilation cache of JAX in use' if cache else 'no compilation cache'}.\n\n" + record.markdown(header, rows)
+        f"memory; {'compilation cache of JAX in use' if cache else 'no compilation cache'}."
     )
-    record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)
-    sys.exit(1 if has_failed else 0)
 
 
 if __name__ == "__main__":

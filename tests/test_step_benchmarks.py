@@ -8,11 +8,12 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from benchmarks import matmul, timed_process, train_step
-from mc3_jax import compile as compile_lib
+from benchmarks import matmul, scaling, timed_process, train_step
+from mc3_jax import compile as compile_lib, hlo
 from tests import world
 
 
@@ -218,3 +219,54 @@ def test_the_memory_of_a_process_on_a_cpu_is_its_own(tmp_path):
     child = "from benchmarks import timed_process; print(timed_process.peak_resident_bytes())"
     done = subprocess.run([sys.executable, "-c", child], cwd=world.ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert 2**23 < int(done.stdout) < 2**28
+
+
+def scale(tmp_path: pathlib.Path, monkeypatch, *words: str) -> tuple[BaseException, list[str]]:
+    """Runs `benchmarks.scaling` and returns (what ended it, the sections in its results)."""
+    monkeypatch.setattr(scaling.jax.config, "update", lambda *setting: None)  # the number of devices is fixed by now
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *words, f"--results={tmp_path}/r.md"])
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as end:
+        scaling.main()
+    return end.value, (tmp_path / "r.md").read_text().split("## Scaling")[1:]
+
+
+def test_a_step_that_does_not_fit_a_topology_is_a_row_and_status_1(tmp_path, monkeypatch, sigterm):
+    def compile_step(config, topology):
+        if topology == "v5e:1x1":
+            raise MemoryError("does not fit v5e:1x1: needs 99.00 GiB per chip")
+        counts = hlo.Counts(flops=10**12, memory_bytes=2 * 10**9)
+        return compile_lib.Report(topology, 1, (1, 1), 4, "refine", 0, 0, 0, 0, 0, counts, 1e12, 1.0, 2.0)
+
+    monkeypatch.setattr(compile_lib, "compile_step", compile_step)
+    monkeypatch.setattr(scaling.topology_lib, "find_devices", lambda topology: [0])
+    monkeypatch.setattr(scaling, "measure_work", lambda args: iter([(["1"] * 7, True)]))
+    end, (measured, compiled) = scale(tmp_path, monkeypatch, "--batches=4", "--topologies=v5e:1x1,cpu:1")
+    assert end.code == 1
+    assert "| 1 | 1 | 1 | 1 | 1 | 1 | 1 |" in measured
+    assert "| v5e:1x1 | 4 | does not fit v5e:1x1: needs 99.00 GiB per chip |  |" in compiled
+    assert "| cpu:1 | 4 | 1.00 | 1.000 | 2.0 | 0 |" in compiled
+    end, _ = scale(tmp_path, monkeypatch, "--batches=4", "--topologies=cpu:1")
+    assert end.code == 0
+
+
+def test_scaling_keeps_the_batches_it_has_measured_when_it_is_cut_off(tmp_path, monkeypatch, sigterm):
+    def measure_work(args):
+        yield ["1"] * 7, True
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(scaling, "measure_work", measure_work)
+    end, (measured,) = scale(tmp_path, monkeypatch, "--batches=4,8", "--topologies=cpu:1")
+    assert isinstance(end, KeyboardInterrupt)
+    assert "| 1 | 1 | 1 | 1 | 1 | 1 | 1 |" in measured
+    assert "Cut off before its end." in measured
+
+
+def test_a_batch_that_fails_is_a_row_and_status_1(tmp_path, monkeypatch, sigterm):
+    monkeypatch.setattr(compile_lib, "model_flops", lambda config, phase: 1e12)
+    fails = SYSTEMS.replace("*serve=eager*) sleep 60", "*batch=8*) exit 3")
+    monkeypatch.setattr(timed_process.sys, "executable", write_command(tmp_path / "python", fails))
+    end, (measured,) = scale(tmp_path, monkeypatch, "--batches=4,8", "--topologies=")
+    assert end.code == 1
+    assert "| 4 | 500 | 125.0 | 1.00 | 8.00 | 3.0 resident |" in measured
+    assert "| 8 | ended with status 3 |  |" in measured

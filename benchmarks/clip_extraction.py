@@ -34,6 +34,7 @@ import imageio_ffmpeg
 import numpy as np
 import simplejpeg
 
+from benchmarks import record
 from data_prep import guard
 from data_prep.windows import Window, frame_times
 
@@ -44,9 +45,15 @@ BEFORE_S, AFTER_S, NUM_FRAMES = 0.5, 1.0, 16
 # Goals: (seconds between clips, peer) → least ratio of our clips per CPU second to the peer's; most memory of a child.
 WANTED = {(2.7, "output seek"): 80.0, (2.7, "input seek"): 2.0, (30.0, "input seek"): 1.4}
 MEMORY_MB = 600
-_ROW = (
-    "{clips} | {clips_per_cpu_s:.3g} | {clips_per_wall_s:.3g} | {ours_over_it:.3g} | {jpeg_bytes:.0f} | {luma_step:.1f}"
-)
+# Columns of the table: title → format of a row's field.
+COLUMNS = {
+    "clips": "{clips}", "clips per CPU second": "{clips_per_cpu_s:.3g}", "clips per wall second": "{clips_per_wall_s:.3g}",
+    "ours relative to it, by CPU time": "{ours_over_it:.3g}", "bytes of a JPEG": "{jpeg_bytes:,.0f}",
+    "luma step": "{luma_step:.1f}",
+}  # fmt: skip
+MEMORY_COLUMNS = {
+    "clips": "{clips:,}", "at, s": "{at_s:.0f}", "MiB resident": "{resident_mb:.0f}", "at its peak": "{peak_mb:.0f}",
+}  # fmt: skip
 
 
 def make_base(path: pathlib.Path, seed: int) -> None:
@@ -265,21 +272,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, help="measure memory along a file of this length instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
+    parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args(argv)
-    told = {"versions": versions()}
-    print(", ".join(f"{key} {value}" for key, value in told["versions"].items()))
+    told, rows = {"versions": versions()}, []
     with tempfile.TemporaryDirectory() as work:
         base, path = pathlib.Path(work) / "base.mp4", pathlib.Path(work) / "long.mp4"
         make_base(base, args.seed)
         seconds = 3600 * args.hours if args.hours else 60 * args.minutes
         lengthen(base, path, seconds)
-        print(f"{seconds:g} s, {8 * path.stat().st_size / seconds / 1e6:.2f} Mbit/s")
+        file = f"{seconds:g} s of video at {8 * path.stat().st_size / seconds / 1e6:.2f} Mbit/s"
         if args.hours:
             told["memory"] = memory(path, seconds, args.gaps[0])
-            told["missed"] = [f"{row['peak_mb']:.0f} MiB" for row in told["memory"] if row["peak_mb"] > MEMORY_MB][-1:]
-            for row in told["memory"]:
-                print("| {at_s:.0f} s | {clips} clips | {resident_mb:.0f} MiB | peak {peak_mb:.0f} MiB |".format(**row))
+            told["missed"] = [
+                f"{row['peak_mb']:.0f} MiB, wanted {MEMORY_MB}" for row in told["memory"] if row["peak_mb"] > MEMORY_MB
+            ][-1:]
+            header, rows = list(MEMORY_COLUMNS), [_cells(MEMORY_COLUMNS, row) for row in told["memory"]]
         else:
+            header = ["distance of the clips, s", "cut by", *COLUMNS, "goal"]
             told["speed"], told["missed"] = {}, []
             for n, gap_s in enumerate(args.gaps):
                 peers = {"input seek": args.input_seeks, **({"output seek": args.output_seeks} if n == 0 else {})}
@@ -287,15 +296,20 @@ def main(argv: list[str] | None = None) -> None:
                 for name, row in found.items():
                     row["ours_over_it"] = found["ours"]["clips_per_cpu_s"] / row["clips_per_cpu_s"]
                     wanted = WANTED.get((gap_s, name), 0.0)
-                    goal = f"wanted {wanted:g}" if wanted else ""
-                    print(f"| {gap_s:g} s | {name} | {_ROW.format(**row)} | {goal} |", flush=True)
+                    rows.append([f"{gap_s:g}", name, *_cells(COLUMNS, row), f"at least {wanted:g}" if wanted else ""])
+                    print(rows[-1], file=sys.stderr, flush=True)
                     if row["ours_over_it"] < wanted:
                         told["missed"].append(f"{row['ours_over_it']:.2f} times {name} at {gap_s:g} s, wanted {wanted:g}")
     if args.json:
         args.json.write_text(json.dumps(told, indent=1))
-    for line in told["missed"]:
-        print(f"missed: {line}")
+    text = f"{file}; libavcodec {told['versions']['its libavcodec']}, ffmpeg {told['versions']['ffmpeg']}.\n\n"
+    text += record.markdown(header, rows) + (f"\n\nMissed: {'; '.join(told['missed'])}." if told["missed"] else "")
+    record.append("Clip extraction", text, "av", "imageio-ffmpeg", path=args.results)
     sys.exit(1 if told["missed"] else 0)
+
+
+def _cells(columns: dict[str, str], row: dict[str, float]) -> list[str]:
+    return [form.format(**row) for form in columns.values()]
 
 
 if __name__ == "__main__":

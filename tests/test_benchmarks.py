@@ -1,14 +1,17 @@
 """The benchmarks that run the project's commands: what they choose, what they skip, and what their tables say."""
 
 import dataclasses
+import importlib
 import json
+import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import runs, search_by, sounds, supplementary, table_pages, tables, timed_process
+from benchmarks import checkpoint, runs, search_by, sounds, supplementary, table_pages, tables, timed_process
 from mc3_jax import phases as phases_lib, validation
 from mc3_jax.data import records
 from mc3_jax.evals import comparison, embeddings as embeddings_lib, metrics, suite_report
@@ -511,3 +514,64 @@ def test_a_text_is_compared_with_sound_pictures_and_both_and_its_own_clip_is_no_
     assert found["chance"] == pytest.approx(3 / 11)
     with pytest.raises(ValueError, match="no clip that sounds has 2 others"):
         search_by.precision(embeddings, known | {"label": np.zeros(12, int)})
+
+
+@pytest.mark.parametrize(("on_disk_s", "status"), [(29.9, 0), (30.1, 1)])
+def test_a_slow_save_is_in_the_results_as_missed(on_disk_s, status, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.jax.config, "update", lambda *setting: None)  # the number of devices is fixed by now
+    monkeypatch.setattr(checkpoint, "make_state", lambda mesh: ({"x": np.zeros(2**18, np.float32)}, None))
+    monkeypatch.setattr(checkpoint, "measure_ours", lambda *of: {"blocked": 1.0, "on disk": on_disk_s, "restore": 2.0})
+    monkeypatch.setattr(checkpoint, "measure_orbax", lambda *of: {"blocked": 0.5, "on disk": 99.0, "restore": 2.0})
+    monkeypatch.setattr(checkpoint.mesh_lib, "make_mesh", lambda fsdp: None)
+    monkeypatch.setattr(sys, "argv", ["checkpoint.py", "--repeats=1", f"--results={tmp_path}/r.md"])
+    with pytest.raises(SystemExit) as end:
+        checkpoint.main()
+    assert end.value.code == status
+    text = (tmp_path / "r.md").read_text()
+    assert "## A save of the paper's run\n\n`python -m benchmarks.checkpoint --repeats=1`" in text
+    assert f"| 1 | ours | 1.0 | {on_disk_s} | 2.0 |\n| 1 | Orbax alone | 0.5 | 99.0 | 2.0 |" in text
+    assert ("Missed: a save is on disk after 30.1 s, wanted 30." in text) == bool(status)
+
+
+@pytest.fixture
+def extraction(tmp_path, monkeypatch):
+    """Returns a function (measure, words) → (status, results) of `benchmarks.clip_extraction` with `measure` in its place."""
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", types.SimpleNamespace(get_ffmpeg_version=lambda: "n9.0.2"))
+    clip_extraction = importlib.import_module("benchmarks.clip_extraction")
+    monkeypatch.setattr(clip_extraction, "make_base", lambda path, seed: None)
+    monkeypatch.setattr(clip_extraction, "lengthen", lambda base, path, seconds: path.write_bytes(bytes(600_000)))
+
+    def run(measure, *words: str) -> tuple[int, str]:
+        monkeypatch.setattr(clip_extraction, measure.__name__, measure)
+        with pytest.raises(SystemExit) as end:
+            clip_extraction.main([*words, f"--results={tmp_path}/r.md"])
+        return end.value.code, (tmp_path / "r.md").read_text()
+
+    return run
+
+
+@pytest.mark.parametrize(("slower", "status"), [(4.0, 0), (1.9, 1)])
+def test_clips_per_second_are_in_the_results(slower, status, extraction):
+    def measure(path, gap_s, rounds, peers, seconds):
+        rates = {"ours": 12.0, "input seek": 12.0 / slower, "output seek": 0.1}
+        return {name: {"clips": 5, "clips_per_cpu_s": rates[name], "clips_per_wall_s": 1.0, "jpeg_bytes": 18_792.4,
+                       "luma_step": 11.5} for name in ("ours", *peers)}  # fmt: skip
+
+    found, text = extraction(measure, "--minutes=0.1", "--gaps", "2.7")
+    assert found == status
+    assert "\n6 s of video at 0.80 Mbit/s; libavcodec " in text
+    assert ", ffmpeg n9.0.2." in text
+    goal = "at least 2"
+    assert f"| 2.7 | input seek | 5 | {12 / slower:.3g} | 1 | {slower:.3g} | 18,792 | 11.5 | {goal} |" in text
+    assert ("Missed: 1.90 times input seek at 2.7 s, wanted 2." in text) == bool(status)
+
+
+@pytest.mark.parametrize(("peak_mb", "status"), [(600.0, 0), (601.0, 1)])
+def test_the_memory_of_a_child_is_in_the_results(peak_mb, status, extraction):
+    def memory(path, seconds, gap_s):
+        return [{"at_s": 9.0, "clips": 1234, "resident_mb": 150.0, "peak_mb": peak_mb}]
+
+    found, text = extraction(memory, "--hours=0.001")
+    assert found == status
+    assert f"| 1,234 | 9 | 150 | {peak_mb:.0f} |" in text
+    assert ("Missed: 601 MiB, wanted 600." in text) == bool(status)

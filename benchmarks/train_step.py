@@ -30,6 +30,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 
 from benchmarks import matmul, paper_step
 from benchmarks.timed_process import TimedProcess, peak_resident_bytes, serve
@@ -173,6 +174,7 @@ def main() -> None:
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--alone", action="store_true", help="one system after the other, if memory can't hold them together")
     order.add_argument("--together", action="store_true", help="start all at once: sooner done, but first steps take longer")
+    parser.add_argument("--begin_after", type=pathlib.Path, help="file to wait for before rounds: other work is done")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -239,6 +241,8 @@ def _take_turns(args: argparse.Namespace, systems: dict[str, TimedProcess]) -> N
             system.stop()
             told += "" if system.failed else f", {1000 * system.seconds:.0f} ms a step"
         print(f"{name}: {told}", file=sys.stderr, flush=True)
+    while args.begin_after and not args.begin_after.exists():
+        time.sleep(0.1)
     if not args.alone:
         for _ in range(args.rounds):
             for system in systems.values():

@@ -31,7 +31,7 @@ def options(**values) -> argparse.Namespace:
     return argparse.Namespace(**{
         "batch": 256, "depth": 12, "dtype": "bfloat16", "remat": "none", "chunk_size": 0, "scan": False,
         "backward_only": False, "together": False, "alone": False, "systems": "ours", "first_step_s": 0, "rounds": 1,
-        "steps": 1, "results": pathlib.Path(),
+        "steps": 1, "begin_after": None, "results": pathlib.Path(),
     } | values)  # fmt: skip
 
 
@@ -199,6 +199,18 @@ def test_a_benchmark_that_is_cut_off_writes_what_it_has_measured(tmp_path, monke
     for name in ("mc3_jax, whole step", "PyTorch eager"):
         assert f"| {name} | 500 | 4.0 | 400.0 | – | 3.0 resident |" in text
     assert "Cut off before its end." in text
+
+
+def test_rounds_begin_when_other_work_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(timed_process.sys, "executable", write_command(tmp_path / "python", SYSTEMS))
+    quiet, ran, run = tmp_path / "quiet", [], timed_process.TimedProcess.run
+    monkeypatch.setattr(train_step.time, "sleep", lambda seconds: quiet.touch())
+    monkeypatch.setattr(
+        timed_process.TimedProcess, "run", lambda process, steps: ran.append(quiet.exists()) or run(process, steps)
+    )
+    systems = train_step.measure(options(together=True, begin_after=quiet))
+    assert not any(system.failed for system in systems.values())
+    assert ran == [True] * 3  # ours, and the products of JAX and of PyTorch
 
 
 def test_a_system_that_is_cut_off_has_failed_only_if_it_never_answered(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ if [[ ${SMALL:-} == 1 ]]; then
   step=(--batch 2 --depth 2 --rounds 2)
   read=(--batch 2 --rounds 1 --clips 32)
   run 200 devices_agree --batch 2
-  run 300 train_step "${step[@]}" --systems ours,eager,compiled --first_step_s 200
+  run 600 train_step "${step[@]}" --systems ours,eager,compiled --first_step_s 400
   run 200 train_step "${step[@]}" --systems ours,again --alone
   run 300 end_to_end "${read[@]}" --num_threads 1
   run 300 end_to_end "${read[@]}" --num_workers 1

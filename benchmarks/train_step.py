@@ -3,7 +3,7 @@
   * ours: the step that training runs, from decoded clips (uint8 frames, int16 sound) to updated parameters;
   * ours, loss and gradient: the same model from prepared inputs, without optimizer;
   * PyTorch eager: Hugging Face's AST and DistilBERT, EgoVLP's video blocks as in EgoVLP's code, Adam;
-  * PyTorch compiled: torch.compile, scaled_dot_product_attention, fused Adam;
+  * PyTorch compiled: torch.compile, scaled_dot_product_attention except over time, fused Adam;
   * with `--systems ours,again`, ours once more in a new process: what a warm JAX_COMPILATION_CACHE_DIR saves.
 Each system is a process of its own (`benchmarks.timed_process`). They take turns, so that what slows the machine slows all of
 them; every turn begins with a step that is not timed. PyTorch starts from prepared inputs. With `--backward_only` it does not

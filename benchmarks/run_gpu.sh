@@ -65,7 +65,7 @@ run_beside() {
 
 if [[ ${SMALL:-} == 1 ]]; then
   step=(--batch 2 --depth 2 --rounds 2)
-  read=(--batch 2 --rounds 1 --clips 32)
+  read=(--batch 2 --rounds 1 --clips 32 --steps 8)
   run 200 devices_agree --batch 2
   run 600 train_step "${step[@]}" --systems ours,eager,compiled --first_step_s 400
   run 200 train_step "${step[@]}" --systems ours,again --alone

@@ -1,4 +1,4 @@
-"""Every benchmark of speed runs and writes its table, even if others fail."""
+"""Every benchmark of speed writes its table, even if a part of it fails."""
 
 import argparse
 import os
@@ -13,31 +13,12 @@ from benchmarks import contrastive, record, train_step
 from mc3_jax import compile as compile_lib, provenance
 from tests import world
 
-SECTIONS = (
-    "The accelerator against the CPU", "Train step", "Train step", "Real data against one batch", "Input pipeline",
-    "Six-pair InfoNCE, 256-d", "Scaling",
-)  # fmt: skip
-
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # it asks for eight devices
     return subprocess.run(
         command, cwd=world.ROOT, env=inherited | environment, capture_output=True, text=True, check=False
     )
-
-
-@pytest.mark.large
-@pytest.mark.timeout(1800)
-def test_the_benchmarks_for_a_gpu_run_at_sizes_for_a_cpu(tmp_path):
-    results = tmp_path / "results.md"
-    done = run("bash", "benchmarks/run_gpu.sh", str(results), SMALL="1", PYTHON=sys.executable)
-    told = [line.removeprefix("## ") for line in results.read_text().splitlines() if line.startswith("## ")]
-    assert tuple(told) == SECTIONS, done.stderr
-    assert "ended with status" not in done.stdout + results.read_text()
-    assert "was ended" not in done.stdout
-    assert "was killed" not in done.stdout
-    # A busy machine may miss a goal of speed, but what is computed must agree.
-    assert "devices_agree: " not in done.stdout
 
 
 @pytest.mark.large
@@ -66,51 +47,6 @@ def write_command(path: pathlib.Path, text: str) -> str:
     return str(path)
 
 
-def parts_for_a_gpu(tmp_path: pathlib.Path, *, memory_mib: int, status: str = "exit 0", **environment: str) -> tuple:
-    """Runs `run_gpu.sh` and returns (arguments of each benchmark that it started, in order; lines printed at the end).
-
-    Args:
-      tmp_path: Folder for stand-ins and results.
-      memory_mib: Memory of the GPU.
-      status: Bash commands that stand for every benchmark, whose module is $2.
-      **environment: Environment variables of the script.
-    """
-    write_command(tmp_path / "nvidia-smi", f"echo {memory_mib}")
-    python = write_command(tmp_path / "python", f'echo "$*" >> {tmp_path}/parts\n{status}')
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    (tmp_path / "parts").write_text("")
-    done = run("bash", "benchmarks/run_gpu.sh", str(tmp_path / "r.md"), PYTHON=python, PATH=path, **environment)
-    told = [line for line in done.stdout.splitlines() if not line.startswith(("==", "the GPU has"))]
-    assert (done.returncode == 0) == (told == ["all goals are met"]), done.stderr
-    return (tmp_path / "parts").read_text().splitlines(), told
-
-
-def test_on_a_gpu_what_matters_most_comes_first_and_batches_are_those_its_memory_holds(tmp_path):
-    for memory_mib, beside_torch, alone in ((143_771, 64, 256), (81_559, 24, 128)):
-        parts, told = parts_for_a_gpu(tmp_path, memory_mib=memory_mib)
-        assert told == ["all goals are met"]
-        assert sum("benchmarks.devices_agree" in part for part in parts) == 1  # beside the first benchmark
-        parts = [part.removeprefix("-m benchmarks.") for part in parts if "devices_agree" not in part]
-        names = ["train_step", "train_step", "end_to_end", "input_pipeline", "contrastive", "scaling"]
-        assert [part.split()[0] for part in parts] == names
-        for part, words in zip(parts, (beside_torch, alone, alone, "", "", f"{beside_torch},{alone}"), strict=True):
-            assert re.search(rf"--batch(es)? {words} " if words else "", part)
-
-
-def test_a_benchmark_that_fails_or_has_no_time_left_keeps_no_other_from_running(tmp_path):
-    fails = "case $2 in *train_step) exit 3;; *devices_agree) exit 137;; *end_to_end) exit 1;; *contrastive) exit 124;; esac"
-    parts, told = parts_for_a_gpu(tmp_path, memory_mib=143_771, status=fails)
-    assert len(parts) == 7
-    assert told == [
-        "train_step: ended with status 3", "devices_agree: was killed: it did not end in time, or memory ran out",
-        "train_step: ended with status 3", "end_to_end: a goal is missed, or it failed: see above",
-        "contrastive: took too long and was ended",
-    ]  # fmt: skip
-    parts, told = parts_for_a_gpu(tmp_path, memory_mib=143_771, LIMIT_S="40")
-    assert [part.split()[1] for part in parts] == ["benchmarks.scaling"]  # others have limits of over twice 40 s
-    assert told[0] == "train_step: left out, of 40 s too few are left"
-
-
 # Stand-ins for the systems: one ends after its first step, one never gets to it, ours answers.
 SYSTEMS = """
 case "$*" in
@@ -119,19 +55,23 @@ case "$*" in
   *serve=matmul*) MATMUL;;
 esac
 echo '{"platform": "cpu", "ready": 0, "note": ""}'
-while read -r _; do echo '{"seconds": 0.5, "bytes": 1}'; done
+while read -r _; do echo '{"seconds": 0.5, "bytes": 1, "rates": [2.5e11]}'; done
 """
 
 
 @pytest.mark.parametrize(
     ("matmul", "product", "share"),
-    [(":", "gives 0.27 TFLOP/s", "1455.2"), ("exit 1", "was not measured: ended with status 1", "–")],
+    [
+        (":", "gives 0.25 TFLOP/s (2,048 x 2,048 x 2,048 by PyTorch)", "1600.0"),
+        ("exit 1", "was not measured (JAX: ended with status 1; PyTorch: ended with status 1)", "–"),
+    ],
 )
 def test_a_system_that_is_late_or_ends_leaves_the_others_their_rows(matmul, product, share, tmp_path, monkeypatch):
     monkeypatch.setattr(compile_lib, "model_flops", lambda config, phase: 1e12)
     args = argparse.Namespace(
         batch=2, depth=1, dtype="float32", remat="none", chunk_size=0, scan=False, backward_only=False, together=True,
-        alone=False, systems="ours,eager,compiled", first_step_s=1.0, rounds=2, steps=1, results=tmp_path / "r.md",
+        alone=False, systems="ours,eager,compiled", first_step_s=1.0, rounds=2, steps=1, begin_after=None,
+        results=tmp_path / "r.md",
     )  # fmt: skip
     command = write_command(tmp_path / "python", SYSTEMS.replace("MATMUL", matmul))
     monkeypatch.setattr(train_step.sys, "executable", command)

@@ -112,7 +112,7 @@ def evaluate(config: config_lib.Config, workdir: str) -> dict:
     if config.checkpoint:
         raise ValueError(
             f"config.checkpoint = {config.checkpoint!r}: a model with {config.model.num_classes} classes is evaluated from "
-            "its run: name --workdir instead; to evaluate only the towers set config.model.num_classes=0"
+            "its run: name --workdir instead; to evaluate only the towers name a --config without classes"
         )
     workdir_lib.check_workdir(workdir, config, must_exist=True)
     mesh = mesh_lib.make_mesh(fsdp=config.fsdp)

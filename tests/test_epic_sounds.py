@@ -69,7 +69,7 @@ def small_config(clips, mode: str):
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.large  # a minute: three phases of the recipe
 def test_public_rows_are_trained_on_by_the_recipe_and_measured_as_the_data_set_does(clips, tmp_path):
     config, workdir = small_config(clips, "finetune"), str(tmp_path / "finetune")
     state = train.train(run_lib.set_up(config, workdir))

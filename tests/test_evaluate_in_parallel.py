@@ -61,6 +61,7 @@ def test_results_do_not_depend_on_devices_processes_and_workers(finished, tmp_pa
         assert result["taxonomy"] == results["taxonomy"]
 
 
+@pytest.mark.large
 def test_scores_of_sounds_do_not_depend_on_devices_and_processes(clips, tmp_path):  # noqa: F811
     config, workdir = test_sounds.small_config(clips, "scratch"), tmp_path / "run"
     config.phases[0].epochs = 2

@@ -19,7 +19,7 @@ import numpy as np
 # Set for every process. XLA and PyTorch allocate a step's memory by malloc, which would otherwise return it to the kernel, to
 # be cleared again for the next step. The Makefile sets the same for training on a CPU, but for the single arena: glibc takes
 # what is too large for a thread's own arena from mmap, whatever `mmap_max` says, such as half a gigabyte that one of XLA's
-# threads allocates. The demo's steps have no such arrays, and its threads would wait for each other.
+# threads allocates. The demo, whose arrays are small, is slower with a single arena.
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
     "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1"

@@ -100,8 +100,14 @@ def init_params(model: MC3, config: config_lib.ModelConfig, seed: int):
     ids = jnp.zeros((1, text.num_tokens), jnp.int32)
     key = jax.random.key(seed)
     inputs = {"audio": log_mel, "video": frames, "text_ids": ids, "text_mask": jnp.ones_like(ids)}
-    # Compiled, XLA drops the forward pass and only draws the parameters; otherwise it would run operation by operation.
-    return jax.jit(lambda key: model.init(key, **inputs, train=False)["params"])(key)
+    with fast_draws():  # also where only shapes are wanted, so that JAX traces the model once for these and for the draw
+        return _draw(model, key, inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(model: MC3, key: PRNGKeyArray, inputs: dict[str, Array]):
+    """Returns new parameters. Compiled, XLA drops the forward pass; otherwise it would run operation by operation."""
+    return model.init(key, **inputs, train=False)["params"]
 
 
 @contextlib.contextmanager

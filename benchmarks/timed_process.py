@@ -16,14 +16,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Set for every process. XLA and PyTorch allocate a step's memory by malloc, which would otherwise return it to the kernel, to
-# be cleared again for the next step. The Makefile sets the same for training on a CPU, but for the single arena: glibc takes
-# what is too large for a thread's own arena from mmap, whatever `mmap_max` says, such as half a gigabyte that one of XLA's
-# threads allocates. The demo, whose arrays are small, is slower with a single arena.
+# Set for every process where there is no GPU. XLA and PyTorch allocate a step's memory by malloc, which would otherwise
+# return it to the kernel, to be cleared again for the next step. The Makefile sets the same for training on a CPU, without
+# the single arena: glibc takes what is too large for a thread's own arena from mmap, whatever `mmap_max` says, such as half a
+# gigabyte that one of XLA's threads allocates. The demo, whose arrays are small, is slower with a single arena.
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:"
     "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1"
 }
+
+
+def settings(devices: str | os.PathLike = "/dev") -> dict[str, str]:
+    """Returns environment variables for the processes; `devices` is the folder that lists the machine's devices.
+
+    On a GPU malloc holds nothing of a step, and with a single arena programs take longer to compile.
+    """
+    keep = {} if any(pathlib.Path(devices).glob("nvidia[0-9]*")) else KEEP_MEMORY
+    return keep | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def peak_resident_bytes() -> int:
@@ -76,10 +85,10 @@ class TimedProcess:
 
     def __init__(self, words: list[str]):
         """Starts `python -m` with these words; call `wait` before anything else."""
-        environment = os.environ | KEEP_MEMORY | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+            [sys.executable, "-m", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | settings(),
+        )  # fmt: skip
         self.answers, self.failed, self.note, self.platform, self.started_s = [], "", "", "", float("nan")
         self._began = time.time()
 

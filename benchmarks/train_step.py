@@ -33,7 +33,7 @@ import sys
 import time
 
 from benchmarks import matmul, paper_step
-from benchmarks.timed_process import TimedProcess, peak_resident_bytes, serve
+from benchmarks.timed_process import TimedProcess, peak_resident_bytes, serve, settings
 
 SYSTEMS = {
     "ours": "mc3_jax, whole step", "ours_gradient": "mc3_jax, loss and gradient", "eager": "PyTorch eager",
@@ -352,8 +352,9 @@ def _circumstances(args: argparse.Namespace, flops: float, measured: str) -> str
         f"Batch {args.batch}, depth {args.depth}, ours with blocks {layers}, remat {args.remat}, {args.dtype}; PyTorch "
         f"{'without' if args.backward_only else 'with'} its optimizer; {flops / 1e12:.2f} TFLOP a step; a matrix product "
         f"{measured}; medians of {args.rounds} rounds of {args.steps} behind one more, "
-        f"{'one system after the other' if args.alone else 'in turn'}{', started together' * args.together}; malloc keeps "
-        f"memory; {'compilation cache of JAX in use' if cache else 'no compilation cache'}."
+        f"{'one system after the other' if args.alone else 'in turn'}{', started together' * args.together}; "
+        f"{'malloc keeps memory; ' * ('GLIBC_TUNABLES' in settings())}"
+        f"{'compilation cache of JAX in use' if cache else 'no compilation cache'}."
     )
 
 

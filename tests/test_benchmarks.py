@@ -492,8 +492,14 @@ def test_each_fold_is_held_out_once(monkeypatch, tmp_path):
 
 def test_steps_are_timed_with_the_memory_settings_of_the_makefile_and_one_arena():
     makefile = (world.ROOT / "Makefile").read_text().replace("$\\\n\t", "")
-    (settings,) = timed_process.KEEP_MEMORY.values()
-    assert f"KEEP_MEMORY = GLIBC_TUNABLES={settings.removesuffix(':glibc.malloc.arena_max=1')}\n" in makefile
+    (kept,) = timed_process.KEEP_MEMORY.values()
+    assert f"KEEP_MEMORY = GLIBC_TUNABLES={kept.removesuffix(':glibc.malloc.arena_max=1')}\n" in makefile
+
+
+def test_malloc_keeps_memory_only_where_there_is_no_gpu(tmp_path):
+    assert timed_process.settings(tmp_path).keys() == {"GLIBC_TUNABLES", "XLA_PYTHON_CLIENT_PREALLOCATE"}
+    (tmp_path / "nvidia0").touch()
+    assert timed_process.settings(tmp_path).keys() == {"XLA_PYTHON_CLIENT_PREALLOCATE"}
 
 
 def test_a_text_is_compared_with_sound_pictures_and_both_and_its_own_clip_is_no_hit():

@@ -112,9 +112,10 @@ def _draw(model: MC3, key: PRNGKeyArray, inputs: dict[str, Array]):
 
 @contextlib.contextmanager
 def fast_draws():
-    """Makes functions that are jitted in this context draw random numbers on a GPU by JAX's own kernel, bit for bit the same.
+    """Makes what is compiled in this context draw random numbers on a GPU by JAX's own kernel, bit for bit the same.
 
-    Fused into other kernels, the draws keep XLA compiling for a minute.
+    Fused into other kernels, the draws keep XLA compiling for a minute. The call of the outermost jitted function has to be
+    in the context: inside that function, where JAX only traces, the context would have no effect on what is compiled.
     """
     before = jax.config.jax_threefry_gpu_kernel_lowering
     jax.config.update("jax_threefry_gpu_kernel_lowering", True)

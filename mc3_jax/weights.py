@@ -334,14 +334,17 @@ def read_initial(config: config_lib.Config) -> tuple[Flat, list[str]]:
 def complete(flat: Flat, config: config_lib.ModelConfig, seed: int) -> Flat:
     """Returns all parameters: those given, and the others initialised from the seed as by `init_params`."""
     missing = [name for name in param_shapes(config) if name not in flat]
+    if not missing:
+        return flat
     model = model_lib.make_model(config)
 
-    def fresh():
-        with model_lib.fast_draws():
-            drawn = checkpoint.flatten(model_lib.init_params(model, config, seed))
+    @jax.jit
+    def draw():
+        drawn = checkpoint.flatten(model_lib.init_params(model, config, seed))
         return {name: drawn[name] for name in missing}  # XLA computes only what is returned
 
-    return flat | ({name: np.asarray(value) for name, value in jax.jit(fresh)().items()} if missing else {})
+    with model_lib.fast_draws():
+        return flat | jax.device_get(draw())
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], path: pathlib.Path, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""A batch is masked, flipped and cropped for the model as its config says."""
+"""A model is initialised once and fast; a batch is masked, flipped and cropped for it as its config says."""
 
 import copy
 
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mc3_jax import config as config_lib, model as model_lib
+from mc3_jax import checkpoint, config as config_lib, model as model_lib, weights
 from mc3_jax.models import frontend
+from mc3_jax.models.mc3 import MC3
 
 SIZE_PX = 24
 
@@ -56,3 +57,53 @@ def test_frames_are_flipped_as_often_and_cropped_as_much_as_the_config_says(batc
     found = model_lib.prepare(batch, cut, None)["video"]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert np.abs(found - plain).max() > 0.1
+
+
+def tiny_config() -> config_lib.ModelConfig:
+    """Returns sizes that compile fast, and that no other test has."""
+    config = config_lib.ModelConfig(embed_dim=5)
+    for tower in (config.audio, config.video, config.text):
+        tower.width, tower.depth, tower.num_heads = 4, 1, 1
+    config.audio.num_mel = config.audio.num_time_frames = config.video.image_size_px = config.video.patch_px = 16
+    config.text.mlp_width = config.text.vocab_size = 8
+    return config
+
+
+def test_a_models_shapes_and_parameters_of_any_seed_take_one_trace_and_another_model_has_its_own(monkeypatch):
+    traced, init = [], MC3.init
+    monkeypatch.setattr(MC3, "init", lambda *args, **kwargs: traced.append(args[0]) or init(*args, **kwargs))
+    config = tiny_config()
+    shapes = weights.param_shapes(config)
+    one, other = (checkpoint.flatten(model_lib.init_params(model_lib.make_model(config), config, seed)) for seed in (0, 1))
+    with model_lib.fast_draws():  # as where a state is drawn
+        jax.eval_shape(lambda: model_lib.init_params(model_lib.make_model(config), config, 0))
+    assert len(traced) == 1
+    assert jax.tree.map(jnp.shape, one) == {name: leaf.shape for name, leaf in shapes.items()}
+    assert (one["text/projection/kernel"] != other["text/projection/kernel"]).any()
+    config.num_classes = 3
+    assert {*weights.param_shapes(config)} - {*shapes} == {
+        f"classifier/{name}" for name in ("norm/scale", "norm/bias", "head/kernel", "head/bias")
+    }
+    assert len(traced) == 2
+
+
+def test_parameters_that_files_lack_are_those_of_the_seed_and_compile_as_fast_on_a_gpu():
+    config = tiny_config()
+    drawn = checkpoint.flatten(model_lib.init_params(model_lib.make_model(config), config, 0))
+    read = {name: np.zeros(leaf.shape) for name, leaf in drawn.items() if name != "text/projection/kernel"}
+    lowered = {}
+
+    def listen(event, duration_s, fun_name="", **_):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            lowered[fun_name] = jax.config.jax_threefry_gpu_kernel_lowering
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        full = weights.complete(read, config, 0)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert full.keys() == drawn.keys()
+    assert all((full[name] == 0).all() for name in read)
+    np.testing.assert_array_equal(full["text/projection/kernel"], drawn["text/projection/kernel"])
+    assert lowered["jit(draw)"]
+    assert not jax.config.jax_threefry_gpu_kernel_lowering

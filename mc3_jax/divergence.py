@@ -20,8 +20,9 @@ class DivergedError(Exception):
 def warn_of_collapse(step: int, phase: str, metrics: Mapping[str, float]) -> str:
     """Returns a warning if the consensus has collapsed, "" if not.
 
-    With stopped gradient the consensus loss only pulls scores towards the lowest one. If each modality is the bottleneck of
-    some clips and the contrastive loss is too weak to raise the scores again, all of them fall to -1, where the loss is 0.
+    With stopped gradient the consensus loss mostly lowers scores, towards that of the bottleneck. If each modality is the
+    bottleneck of some clips and the contrastive loss is too weak to raise the scores again, all of them fall to -1, where the
+    loss is 0.
 
     Args:
       step: Number of steps done.

@@ -161,6 +161,16 @@ def test_a_video_that_agrees_less_than_the_bottleneck_is_pulled_closer_unless_in
         assert not np.any(grads["text"])
 
 
+def test_equal_scores_have_no_loss_and_inverted_by_each_modalitys_own_exponent_only_at_the_ends():
+    equal = np.array([-1, -0.5, 0, 0.5, 1])
+    for inverse, all_fine in (("argmin", True), ("per_modality", False)):
+        losses = [
+            float(consensus_loss(with_scores(video=[s], text=[s]), anchor="audio", alphas=ALPHAS, inverse=inverse)[0])
+            for s in equal
+        ]
+        np.testing.assert_array_equal(np.abs(losses) < 1e-5, all_fine | (np.abs(equal) == 1))
+
+
 def test_with_exponents_of_1_all_inverses_are_the_same():
     x = to_jax(embeddings())
     found = [

@@ -204,19 +204,21 @@ def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
     """Runs every query of the command line: prints and writes its hits, and returns query → hits.
 
     Raises:
-      ValueError: An option below 1, a model, clips or a query that can't be read or don't fit, or a tower that is needed but
-        was never trained.
+      ValueError: An option below 1, an `--out` that is a file, a model, clips or a query that can't be read or don't fit,
+        or a tower that is needed but was never trained.
     """
     for name in ("top", "batch_size", "num_threads"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     _check_questions(args.text, args.sound)
+    out = pathlib.Path(args.out)
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file: name a folder")
     model = embedder.load(args.model, tokenizer=args.tokenizer)
     by = _choose_score(args, model.untrained)
     source = _open(args.clips, args.split, model.config.video.num_frames)
     _check_window(model, source, args.clips)
     queries = embed_queries(model, args.text, args.sound)
-    out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     made_of = _made_of(model, source)
     moments = moments_lib.load(out / moments_lib.FILE, made_of)
@@ -263,13 +265,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Searches; for bad input, prints one line and exits with status 2."""
+    """Searches; for bad input, prints one line and exits with status 2, after Ctrl-C with 130."""
     args = _parse(argv)
     try:
         search(args)
     except (ValueError, OSError) as error:
         print(f"error: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again; embeddings are kept once all are made", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

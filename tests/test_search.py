@@ -175,6 +175,7 @@ def test_a_model_without_a_tokenizer_answers_sounds_and_says_what_texts_need(fin
         (["--split", "tests"], "has no split 'tests'"),
         (["--model", "nowhere"], "nowhere"),
         (["--clips", "nowhere"], "no data folder nowhere"),
+        (["--model", "nowhere", "--out", __file__], f"--out {__file__} is a file: name a folder"),  # before the model is read
     ],
 )
 def test_bad_arguments_end_with_one_line_and_status_2(finished, tmp_path, capsys, args, words):
@@ -184,3 +185,15 @@ def test_bad_arguments_end_with_one_line_and_status_2(finished, tmp_path, capsys
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert words in line
+
+
+def test_ctrl_c_ends_with_one_line_and_status_130(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedder, "load", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        search.main(["--model", "a", "--clips", "b", "--out", "c", "--text", TEXT])
+    assert ended.value.code == 130
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("interrupted: run the same command again")

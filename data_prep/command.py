@@ -142,8 +142,8 @@ def write(
       num_in: Number of annotations read.
 
     Raises:
-      ValueError: There is nothing to write, records were lost, the folder holds another data set, or this machine limits
-        processes to less than a decoder needs.
+      ValueError: There is nothing to write, `--out` is a file, records were lost, the folder holds another data set, or
+        this machine limits processes to less than a decoder needs.
     """
     left_out = collections.Counter(r.reason for r in rejects)
     if not tasks:
@@ -151,6 +151,8 @@ def write(
         first = f"; the first belongs to {rejects[0].video_uid!r} in {folder}" if rejects else ""
         raise ValueError(f"none of {num_in} annotations can become a clip: {_told(left_out)}{first}")
     out = storage.absolute(args.out)
+    if not storage.is_remote(out) and out.is_file():
+        raise ValueError(f"--out {args.out} is a file: name a folder")
     first, step = part_of(args)
     mine = tasks[first::step]
     if args.dry_run:

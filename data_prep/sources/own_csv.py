@@ -24,8 +24,8 @@ def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
     be used, with the reason as their `problem`.
 
     Raises:
-      ValueError: As `files.read_csv`; also for a column that nothing reads, a time that is not a number, or a label other
-        than 1, 0 or empty.
+      ValueError: As `files.read_csv`; also for a table without rows, a column that nothing reads, a time that is not a
+        number, or a label other than 1, 0 or empty.
     """
     found: list[Narration] = []
     find = functools.cache(video_files.finder(video_dir))
@@ -41,6 +41,8 @@ def read(path: storage.Path, video_dir: storage.Path) -> list[Narration]:
         time_s = files.seconds(row["time_s"].strip() or None, f"{where}: time_s")
         label = files.label(row.get("label", ""), f"{where}: label")
         found.append(Narration(uid, "", "own_csv", time_s, text, label, problem=problem))
+    if not found:
+        raise ValueError(f"{path} has no rows below the names of its columns: add one for each narration")
     return found
 
 

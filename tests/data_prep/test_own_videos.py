@@ -171,7 +171,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
         ([], ["video;time_s;text"], "lacks the column(s) text, time_s, video; it has 'video;time_s;text'"),
         ([["a", 1, "x", 1]], [*HEADER[:3], "lable"], "the unknown column 'lable': only video, time_s, text and label"),
         ([["a", 1, "x", 1]], [*HEADER[:3], "text"], "has the column 'text' more than once"),
-        ([], HEADER, "none of 0 annotations can become a clip"),
+        ([], HEADER, "mine.csv has no rows below the names of its columns: add one for each narration"),
         (
             [["gone", 1, "x", ""]], HEADER,
             "none of 1 annotations can become a clip: 1 video file is missing; the first belongs to 'gone' in VIDEOS",
@@ -188,6 +188,17 @@ def test_a_table_of_another_shape_is_one_line_and_status_2(videos, tmp_path, cap
     assert len(err.splitlines()) == 1
     assert words.replace("VIDEOS", str(videos)) in err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_is_a_file_is_one_line_and_stays(videos, tmp_path, capsys):
+    path, out = write(tmp_path, ["a", 1, "x", ""]), tmp_path / "out"
+    out.write_text("kept")
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(SystemExit) as ended:
+            own_videos.main(["--videos", str(videos), "--narrations", str(path), "--out", str(out), *more])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"error: --out {out} is a file: name a folder\n"
+    assert out.read_text() == "kept"
 
 
 def test_a_folder_is_listed_once_a_table_however_many_names_lack_their_suffix(tmp_path, monkeypatch):

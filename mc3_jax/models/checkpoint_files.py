@@ -46,6 +46,7 @@ _MAX_NAME = 1000  # Names grow with every level of dictionaries.
 _CHUNK_BYTES = 1 << 24
 _SLACK_BYTES = 1 << 20
 _ANEW = "download or copy it again"
+_SOURCES = "a folder in Hugging Face's layout or of `mc3_jax.convert`, or the workdir of a run"
 
 
 def read_tensors(path: pathlib.Path | str) -> Tensors:
@@ -83,7 +84,7 @@ def _read_json(path: pathlib.Path) -> dict:
     try:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): give a folder that has it") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give {_SOURCES}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({_one_line(error)}): {_ANEW}") from error
     if not isinstance(value, dict):
@@ -127,7 +128,7 @@ def _read_shards(index: pathlib.Path) -> Tensors:
 
 def _read_file(path: pathlib.Path) -> Tensors:
     if not path.is_file():  # a pipe, too, is refused: reading it could wait for ever
-        raise ValueError(f"{path} is not a file or folder: give a file of weights, or a folder in Hugging Face's layout")
+        raise ValueError(f"{path} is not a file or folder: give a file of weights, {_SOURCES}")
     try:
         with path.open("rb") as file:
             return _read_by_content(file, path)

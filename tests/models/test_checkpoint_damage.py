@@ -72,7 +72,7 @@ def test_an_index_leads_only_to_whole_shards_beside_it(tmp_path, weight_map, mes
 
 
 def test_a_folder_without_config_or_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="config.json cannot be read .*: give a folder that has it"):
+    with pytest.raises(ValueError, match="config.json cannot be read .*: give a folder .*, or the workdir of a run"):
         checkpoint_files.read_tensors(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
@@ -132,7 +132,7 @@ def test_another_kind_of_file_is_named_with_the_fix(tmp_path, content, message):
 def test_what_is_missing_or_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
     for path in (tmp_path / "no.pth", tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(ValueError, match="is not a file or folder"):
+        with pytest.raises(ValueError, match="is not a file or folder: give .*, or the workdir of a run"):
             checkpoint_files.read_tensors(path)
 
 

@@ -7,6 +7,7 @@ with the state saved; 76 a process of the job was lost or hangs (`job.LOST`); 77
 
 import contextlib
 import dataclasses
+import difflib
 import pathlib
 import re
 import sys
@@ -82,6 +83,24 @@ def _die(line: str) -> None:
     sys.exit(USER_ERROR)
 
 
+def _missing_field(config, override: str) -> str | None:
+    """Returns a line on the first part of an override, such as "config.phases[7].epochs", that `config` lacks, or None."""
+    here, path = config, "config"
+    for part in re.findall(r"\w+", override)[1:]:
+        if isinstance(here, list):
+            if not part.isdecimal() or int(part) >= len(here):
+                return f"no config field {override}: {path} has {len(here)} entries, write {path}[0] to [{len(here) - 1}]"
+            here, path = here[int(part)], f"{path}[{part}]"
+        else:
+            names = [field.name for field in dataclasses.fields(here)] if dataclasses.is_dataclass(here) else []
+            if part not in names:
+                near = difflib.get_close_matches(part, names, 1)
+                fix = f"did you mean {path}.{near[0]}?" if near else f"{path} has {', '.join(names) or 'no fields'}"
+                return f"no config field {override}: {fix}"
+            here, path = getattr(here, part), f"{path}.{part}"
+    return None
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags; errors of absl and config_flags become one line and status 2."""
     config = next((a for a in argv if a.lstrip("-").startswith("config=")), "--config")
@@ -93,9 +112,11 @@ def _parse(argv: list[str]) -> list[str]:
     except (flags.Error, LookupError, ValueError, TypeError, OSError) as error:
         text = str(error)
         if isinstance(error, LookupError) or text.startswith("list indices must be"):
-            # config_flags passes on the lookup's own exception, without the flag: name all overrides.
+            # config_flags passes on the lookup's own exception, without the flag.
             overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
-            _die(f"no such config field in {', '.join(overrides)}: {error.args[0]!s}")
+            loaded = flags.FLAGS["config"].parser.parse(config.partition("=")[2])
+            missing = next(filter(None, (_missing_field(loaded, name) for name in overrides)), None)
+            _die(missing or f"no such config field in {', '.join(overrides)}: {error.args[0]!s}")
         if "Traceback (most" in text:  # config_flags puts the config file's whole traceback into the message
             raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
             _die(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")

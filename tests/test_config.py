@@ -352,11 +352,17 @@ def test_to_dict_holds_every_field():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config.nope=3"], "nope"),
-        (["--config.model.nope.x=3"], "model.nope"),
+        (["--config.seed=1", "--config.nope=3"], "error: no config field config.nope: config has name, "),
+        (["--config.model.nope.x=3"], "error: no config field config.model.nope.x: config.model has audio, "),
+        (
+            ["--config.data.dir=x", "--config.data.batchsize=8"],
+            "error: no config field config.data.batchsize: did you mean config.data.batch_size?",
+        ),
+        (["--config.phase[0].epochs=2"], "no config field config.phase[0].epochs: did you mean config.phases?"),
+        (["--config.seed.x=2"], "error: no config field config.seed.x: config.seed has no fields"),
         (["--config.data.batch_size=many"], "'many'"),
-        (["--config.phases[7].epochs=2"], "phases[7].epochs"),
-        (["--config.phases.epochs=2"], "error: no such config field in config.phases.epochs: list indices must be"),
+        (["--config.phases[7].epochs=2"], "phases[7].epochs: config.phases has 2 entries, write config.phases[0] to [1]"),
+        (["--config.phases.epochs=2"], "error: no config field config.phases.epochs: config.phases has 2 entries, write"),
         (["--config.phases[0].epochs=-2"], "config.phases[0].epochs = -2.0: must be positive"),
         (["--config.phases=[]"], "error: config.phases can't be set as a whole: set its fields, e.g. --config.phases[0]"),
         (["--config.phases[0]=3"], "error: config.phases[0] can't be set as a whole: set its fields"),

@@ -359,7 +359,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
-    print(f"{args.out}: {written}")
+    print(f"written to {args.out}: {written}")
 
 
 if __name__ == "__main__":

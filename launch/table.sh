@@ -17,6 +17,9 @@ configs=()
 while (($#)) && [[ $1 != -- ]]; do configs+=("$1") && shift; done
 (($# == 0)) || shift
 ((${#configs[@]})) || { echo "usage: $0 [--dry_run] CONFIG... [-- FLAGS...]" >&2; exit 2; }
+for config in "${configs[@]}"; do  # all of them before the first row is trained, which takes long
+  [[ -f ${config%%:*} ]] || { echo "error: no config file ${config%%:*}: name a .py file such as configs/mc3_ego4d.py" >&2; exit 2; }
+done
 how=("$(dirname "$0")/local.sh")
 [[ ! ${HOW:-} ]] || read -ra how <<<"$HOW"
 
@@ -24,7 +27,7 @@ run() {
   if [[ $dry_run ]]; then
     printf '%q ' "$@" >&2
     echo >&2
-    echo JOB  # what --parsable prints
+    [[ $1 != sbatch ]] || echo JOB  # what --parsable prints
   else
     "$@"
   fi

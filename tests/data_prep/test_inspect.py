@@ -71,6 +71,7 @@ def test_the_command_writes_pictures_and_numbers(folder, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "test: 7 clips of 1 videos" in done.stdout
+    assert f"written to {tmp_path / 'o'}: contact_sheet.png (train), statistics.png, statistics.json" in done.stdout
     sheet = np.asarray(Image.open(tmp_path / "o" / "contact_sheet.png").convert("RGB"))
     assert min(sheet.shape[:2]) > 200
     drawn = {tuple(colour) for colour in sheet.reshape(-1, 3)[::7].tolist()}

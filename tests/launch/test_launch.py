@@ -331,6 +331,22 @@ def test_a_table_stops_at_a_row_that_fails(tmp_path):
     assert len(fakes.calls(tmp_path)) == 1
 
 
+def test_a_table_with_a_config_that_is_not_there_starts_no_row(tmp_path):
+    env = fakes.make(tmp_path, "python")
+    line = ["bash", LAUNCH / "table.sh", "configs/demo.py", "configs/nope.py:ego4d"]
+    done = subprocess.run(line, env=env, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no config file configs/nope.py: ")
+    assert not fakes.calls(tmp_path)
+
+
+def test_a_dry_run_of_a_table_prints_a_line_for_each_command_and_nothing_else(tmp_path):
+    line = ["bash", LAUNCH / "table.sh", "--dry_run", "configs/demo.py"]
+    done = subprocess.run(line, env=fakes.make(tmp_path, "python"), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == ""
+    assert [line.split()[1] for line in done.stderr.splitlines()] == ["mc3_jax.train", "mc3_jax.evaluate"]
+
+
 def test_a_table_that_gets_a_signal_to_end_passes_it_to_its_run_and_starts_no_other(tmp_path):
     env = fakes.make(tmp_path, "python", python=["until_term"])
     run = subprocess.Popen(["bash", LAUNCH / "table.sh", "configs/demo.py"], env=env, cwd=ROOT, start_new_session=True)

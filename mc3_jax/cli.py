@@ -89,7 +89,8 @@ def _missing_field(config, override: str) -> str | None:
     for part in re.findall(r"\w+", override)[1:]:
         if isinstance(here, list):
             if not part.isdecimal() or int(part) >= len(here):
-                return f"no config field {override}: {path} has {len(here)} entries, write {path}[0] to [{len(here) - 1}]"
+                written = f"write {path}[0] to [{len(here) - 1}]" if here else "which no option can change"
+                return f"no config field {override}: {path} has {len(here)} entries, {written}"
             here, path = here[int(part)], f"{path}[{part}]"
         else:
             names = [field.name for field in dataclasses.fields(here)] if dataclasses.is_dataclass(here) else []
@@ -114,7 +115,8 @@ def _parse(argv: list[str]) -> list[str]:
         if isinstance(error, LookupError) or text.startswith("list indices must be"):
             # config_flags passes on the lookup's own exception, without the flag.
             overrides = [a.split("=")[0].lstrip("-") for a in argv if a.lstrip("-").startswith("config.")]
-            loaded = flags.FLAGS["config"].parser.parse(config.partition("=")[2])
+            named = re.findall(r"(?m)^--?config(?:=|\n)(.+)", "\n".join(argv))  # "--config=FILE", or two words
+            loaded = flags.FLAGS["config"].parser.parse(named[-1])
             missing = next(filter(None, (_missing_field(loaded, name) for name in overrides)), None)
             _die(missing or f"no such config field in {', '.join(overrides)}: {error.args[0]!s}")
         if "Traceback (most" in text:  # config_flags puts the config file's whole traceback into the message

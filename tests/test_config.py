@@ -385,6 +385,12 @@ def test_bad_command_lines_end_with_one_line_and_status_2(words, message, train_
     assert "Traceback" not in said
 
 
+def test_an_unknown_field_is_named_also_when_flags_and_values_are_words_of_their_own(train_by):
+    status, said = train_by("--config", "configs/demo.py", "--config.sed", "3")
+    assert status == 2, said
+    assert "error: no config field config.sed: did you mean config.seed?" in said.splitlines()
+
+
 @pytest.mark.slow  # initialises the towers
 def test_a_damaged_shard_ends_training_with_one_line_and_status_2(train_by, data, tmp_path):
     shutil.copytree(data / "clips", tmp_path / "clips")

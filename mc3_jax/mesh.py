@@ -50,20 +50,23 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def abstract_state(mesh: Mesh, shapes):
-    """Returns `shapes` with a sharding for every leaf.
+def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """Returns how a parameter is sharded: its largest dimension that is divisible by `fsdp` over axis "fsdp".
 
-    The largest dimension that is divisible by the size of axis "fsdp" is sharded over that axis; a leaf without such a
-    dimension is replicated.
+    A parameter without such a dimension is replicated.
     """
-    fsdp = mesh.shape["fsdp"]
+    divisible = [d for d, size in enumerate(shape) if size % fsdp == 0 and size > 0]
+    spec = [None] * len(shape)
+    if fsdp > 1 and divisible:
+        spec[max(divisible, key=lambda d: shape[d])] = "fsdp"
+    return PartitionSpec(*spec)
+
+
+def abstract_state(mesh: Mesh, shapes):
+    """Returns `shapes` with a sharding for every leaf, by `leaf_spec`."""
 
     def place(leaf):
-        divisible = [d for d, size in enumerate(leaf.shape) if size % fsdp == 0 and size > 0]
-        spec = [None] * leaf.ndim
-        if fsdp > 1 and divisible:
-            spec[max(divisible, key=lambda d: leaf.shape[d])] = "fsdp"
-        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        sharding = NamedSharding(mesh, leaf_spec(leaf.shape, mesh.shape["fsdp"]))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, shapes)

@@ -56,6 +56,17 @@ def test_the_report_of_a_small_step():
     assert "MFU" not in text  # the peak of a CPU is not known
 
 
+@pytest.mark.large
+def test_sharded_parameters_are_gathered_once_and_activations_stay_where_they_are():
+    config = small_config()
+    config.fsdp = 4
+    counts, num_parameters = small_report(config).counts, sum(s.size for s in weights.param_shapes(config.model).values())
+    embeddings = 3 * 16 * config.model.embed_dim * 4
+    assert counts.payload("all-gather") == 4 * num_parameters + embeddings
+    assert counts.payload("all-to-all") == 0
+    assert counts.payload("collective-permute") < embeddings
+
+
 @pytest.mark.slow  # the paper's sizes
 def test_model_flops_of_the_papers_video_tower_are_those_counted_by_hand():
     config = config_lib.Config()
@@ -275,6 +286,12 @@ def run_for_gpus(*flags: str, patch: str = "") -> str:
     return done.stdout
 
 
+def bytes_sent(report: str) -> dict[tuple[str, str], float]:
+    """Returns (kind of collective, dtype) → bytes that it handles on each chip, as reported."""
+    sent = re.findall(r"^(\S+?) *([\d.]+) MB of (\w+) per chip", report, re.MULTILINE)
+    return {(kind, dtype): float(megabytes) * 1e6 for kind, megabytes, dtype in sent}
+
+
 def memory_and_traffic(report: str) -> tuple[float, float]:
     """Returns (memory in GiB, memory traffic in GB) of one chip, as reported."""
     memory = re.search(r"memory per chip +([\d.]+) GiB", report)[1]
@@ -297,12 +314,10 @@ def test_on_a_gpu_gradients_of_queries_keys_and_values_are_written_once():
 @pytest.mark.timeout(900)
 def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
     """At the paper's widths, with audio and video towers of 3 layers and a text tower of 1."""
-    run_for_gpus("--topology=h100:8", "--config.fsdp=8")  # XLA must not split cuDNN's heads, which can't be split
     found = {}
     for form in ("auto", "einsum"):
         report = run_for_gpus("--topology=h100:8", f"--config.model.attention={form}")
-        sent = re.findall(r"^(\S+) +([\d.]+) MB of (\w+) per chip", report, re.MULTILINE)
-        payload = {(kind, dtype): float(megabytes) * 1e6 for kind, megabytes, dtype in sent}
+        payload = bytes_sent(report)
         assert payload["all-gather", "f32"] == pytest.approx(3 * 256 * 256 * 4, rel=0.02)
         assert ("all-reduce", "f32") in payload
         assert " GiB of 79 GiB, of which JAX uses 59.25:" in report
@@ -311,3 +326,17 @@ def test_on_eight_gpus_attention_is_cudnns_and_embeddings_are_gathered_once():
         found[form] = memory_and_traffic(report)
     assert found["auto"][0] < found["einsum"][0]
     assert found["auto"][1] < 0.6 * found["einsum"][1]  # cuDNN's scores never reach the memory
+
+
+@needs_cuda
+@pytest.mark.large
+@pytest.mark.timeout(900)
+def test_on_eight_gpus_sharded_parameters_are_gathered_and_gradients_scattered_in_float32():
+    """XLA must not split cuDNN's heads, which can't be split, nor move activations."""
+    payload, text = bytes_sent(run_for_gpus("--topology=h100:8", "--config.fsdp=8")), config_lib.TextConfig()
+    word_embeddings = 4 * text.vocab_size * text.width  # each device computes its share of their gradient
+    gathered, scattered = payload["all-gather", "f32"], payload["reduce-scatter", "f32"]
+    assert scattered == pytest.approx(gathered - word_embeddings, rel=0.02)
+    others = {key: num for key, num in payload.items() if key not in (("all-gather", "f32"), ("reduce-scatter", "f32"))}
+    assert sum(others.values()) < 0.1 * word_embeddings
+    assert sum(num for (_, dtype), num in others.items() if dtype != "f32") < 0.001 * gathered

@@ -95,7 +95,8 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     _tell_of_short_phases(phases)
     model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
-    shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
+    with jax.set_mesh(mesh):  # training's own, so that it finds the initialisation traced
+        shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
     if "audio" in looked_at:
         _tell_of_padding(config, num_samples)
     validation = None

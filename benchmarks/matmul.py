@@ -73,8 +73,8 @@ def serve_jax(dtype: str) -> None:
     product = jax.jit(lambda x, y: x @ y)
 
     def make(m: int, n: int) -> Callable[[int], None]:
-        first, x = (jax.random.normal(jax.random.key(i), (rows, n)) for i, rows in enumerate((m, n)))
-        first, x = first.astype(dtype), (x * n**-0.5).astype(dtype)  # products stay as large as the first factor
+        first, x = (jax.random.normal(jax.random.key(i), (rows, n), dtype) for i, rows in enumerate((m, n)))
+        x = x * n**-0.5  # products stay as large as the first factor
 
         def run(num: int) -> None:
             y = first
@@ -94,8 +94,8 @@ def serve_torch(dtype: str) -> None:
     device = set_up_torch()
 
     def make(m: int, n: int) -> Callable[[int], None]:
-        first, x = (torch.randn(rows, n, device=device) for rows in (m, n))
-        first, x = first.to(getattr(torch, dtype)), (x * n**-0.5).to(getattr(torch, dtype))
+        first, x = (torch.randn(rows, n, device=device, dtype=getattr(torch, dtype)) for rows in (m, n))
+        x *= n**-0.5
 
         def run(num: int) -> None:
             y = first

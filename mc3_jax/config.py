@@ -378,8 +378,9 @@ class Config:
     Attributes:
       name: Name of the run.
       seed: Seed of initialisation, data order, augmentation and dropout.
-      fsdp: Number of devices that parameters are sharded over, which is the size of mesh axis "fsdp". The other axis, "data",
-        has the size that is left.
+      fsdp: Number of devices that parameters and optimizer state are sharded over, which is the size of mesh axis "fsdp". The
+        other axis, "data", has the size that is left. A step gathers all parameters on every device and scatters their
+        gradients.
       loss_block_rows: Rows of a pair's similarity matrix [batch, batch] held at once, for batches whose matrix would not fit
         in memory; 0 holds all. The loss and its gradient are the same. A phase with a memory has no such matrix.
       heartbeat_timeout_s: Seconds after which a silent process counts as lost, so that the other processes end.

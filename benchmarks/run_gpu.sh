@@ -85,7 +85,7 @@ else
   fi
   paper=(--dtype bfloat16)
   # Numbers in brackets are seconds on an H200, estimated from the times in RESULTS.md. Without the last benchmark they add up
-  # to 490. If PyTorch needs all of its limit, the one before it is left out as well.
+  # to 505. If PyTorch needs all of its limit, the one before it is left out as well.
   #
   # For two minutes PyTorch compiles, and the GPU has nothing else to do. Meanwhile devices_agree and contrastive run
   # [75 + 55], and the rounds wait for them. [160]
@@ -111,8 +111,8 @@ else
   run 105 end_to_end "${read[@]}" --num_workers 4
   unset XLA_PYTHON_CLIENT_MEM_FRACTION
   # Four ways to read, each timed for a second after two seconds of warm-up, twice: 24 s. Making clips and starting processes
-  # takes another 20 s. [45]
-  run 55 input_pipeline --rounds 2 --seconds 1
+  # takes another 30 s. [60]
+  run 70 input_pipeline --rounds 2 --seconds 1
   # The steps at the other two batches are measured by now. One between them has to be compiled first, which is worth the time
   # only if some is left. [80]
   start 105 scaling --batches "$between" "${paper[@]}" --rounds 1 --steps 3 --topologies ''

@@ -380,7 +380,7 @@ class Config:
       seed: Seed of initialisation, data order, augmentation and dropout.
       fsdp: Number of devices that parameters and optimizer state are sharded over, which is the size of mesh axis "fsdp". The
         other axis, "data", has the size that is left. A step gathers all parameters on every device and scatters their
-        gradients.
+        gradients; with `data.chunk_size` it does so for each chunk.
       loss_block_rows: Rows of a pair's similarity matrix [batch, batch] held at once, for batches whose matrix would not fit
         in memory; 0 holds all. The loss and its gradient are the same. A phase with a memory has no such matrix.
       heartbeat_timeout_s: Seconds after which a silent process counts as lost, so that the other processes end.

@@ -51,9 +51,9 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """Returns how a parameter is sharded: its largest dimension that is divisible by `fsdp` over axis "fsdp".
+    """Returns how an array of the state is sharded: its largest dimension that is divisible by `fsdp`, over axis "fsdp".
 
-    A parameter without such a dimension is replicated.
+    An array without such a dimension is replicated.
     """
     divisible = [d for d, size in enumerate(shape) if size % fsdp == 0 and size > 0]
     spec = [None] * len(shape)

@@ -95,14 +95,15 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     _tell_of_short_phases(phases)
     model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
-    with jax.set_mesh(mesh):  # training's own, so that it finds the initialisation traced
+    with jax.set_mesh(mesh):  # as in training: JAX keeps traces by mesh, so training finds the initialisation traced
         shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
     if "audio" in looked_at:
         _tell_of_padding(config, num_samples)
     validation = None
     if config.validation.every_steps:
         validation = validation_loss.ValidationLoss(config, mesh, model, tokenize, num_frames, source)
-    initial, notes = ({}, []) if is_trained else weights.read_initial(config)
+    with jax.set_mesh(mesh):  # the same trace gives the towers' shapes
+        initial, notes = ({}, []) if is_trained else weights.read_initial(config)
     notes += [] if is_trained else _note_time_attention(config, initial)
     with workdir_lib.lock_workdir(workdir):
         workdir_lib.check_workdir(workdir, config)  # again: another run may have claimed it since the first check

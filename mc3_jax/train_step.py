@@ -183,9 +183,11 @@ def _constrain(tree, spec: PartitionSpec):
 
 
 def _gather(params):
-    """Returns parameters that are sharded over axis "fsdp" whole on every device; their gradients are sharded as they are.
+    """Returns parameters that are sharded over axis "fsdp" whole on every device; their gradients are sharded as they were.
 
-    Left to itself, XLA leaves them sharded and moves the activations of every layer between the devices instead.
+    Left to itself, XLA leaves the parameters sharded and moves the activations of every layer between the devices. The
+    gradient of a plain constraint would be whole on every device as well: an all-reduce, which sends twice what a
+    reduce-scatter does.
     """
     return jax.tree.map(_gather_leaf, params) if _are_params_sharded() else params
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "search": LIBRARY | {"embedder", "evals"},
     "tower_tokenizer": {"data", "job", "models", "weights", "workdir"},
     "weights": {"checkpoint", "config", "mesh", "model", "models", "validation", "whole_file"},
-    "train_step": {"config", "losses", "model", "models", "objective", "phases"},
+    "train_step": {"config", "losses", "mesh", "model", "models", "objective", "phases"},
     "model": {"config", "models"},
     "objective": {"config", "losses"},
     "phases": {"config"},

@@ -1,4 +1,4 @@
-"""The mesh of all devices, with axes ("data", "fsdp"), and how batches and parameters are sharded over it."""
+"""The mesh of all devices, with axes ("data", "fsdp"), and how batches and parameters are sharded over it and gathered."""
 
 import jax
 import numpy as np
@@ -70,6 +70,35 @@ def abstract_state(mesh: Mesh, shapes):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, shapes)
+
+
+def shards_params() -> bool:
+    """Returns whether the mesh of `jax.set_mesh` shards parameters: whether its axis "fsdp" has several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["fsdp"] > 1
+
+
+def gather(params):
+    """Returns parameters that are sharded over axis "fsdp" whole on every device; their gradients are sharded as they were.
+
+    Left to itself, XLA leaves the parameters sharded and moves the activations of every layer between the devices. The
+    gradient of a plain constraint would be whole on every device as well: an all-reduce, which sends twice what a
+    reduce-scatter does. To be called under `jax.jit`, within the mesh; without one it returns the parameters as they are.
+    """
+    return jax.tree.map(_gather_leaf, params) if shards_params() else params
+
+
+@jax.custom_vjp
+def _gather_leaf(x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def _scatter_gradient(_, gradient: jax.Array) -> tuple[jax.Array]:
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    return (jax.lax.with_sharding_constraint(gradient, leaf_spec(gradient.shape, fsdp)),)
+
+
+_gather_leaf.defvjp(lambda x: (_gather_leaf(x), None), _scatter_gradient)
 
 
 def replace_leaves(tree, new):

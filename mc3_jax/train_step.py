@@ -182,34 +182,6 @@ def _constrain(tree, spec: PartitionSpec):
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 
 
-def _gather(params):
-    """Returns parameters that are sharded over axis "fsdp" whole on every device; their gradients are sharded as they were.
-
-    Left to itself, XLA leaves the parameters sharded and moves the activations of every layer between the devices. The
-    gradient of a plain constraint would be whole on every device as well: an all-reduce, which sends twice what a
-    reduce-scatter does.
-    """
-    return jax.tree.map(_gather_leaf, params) if _are_params_sharded() else params
-
-
-@jax.custom_vjp
-def _gather_leaf(x: Array) -> Array:
-    return _constrain(x, PartitionSpec())
-
-
-def _scatter_gradient(_, gradient: Array) -> tuple[Array]:
-    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
-    return (_constrain(gradient, mesh_lib.leaf_spec(gradient.shape, fsdp)),)
-
-
-_gather_leaf.defvjp(lambda x: (_gather_leaf(x), None), _scatter_gradient)
-
-
-def _are_params_sharded() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.shape["fsdp"] > 1
-
-
 def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib.PhaseConfig) -> Callable:
     """Returns `embed(params, step, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], with augmentation.
 
@@ -223,7 +195,7 @@ def make_train_embed_fn(model: MC3, config: config_lib.Config, phase: config_lib
         towers = {
             name: params[name] if name in phase.trainable else jax.lax.stop_gradient(params[name]) for name in used
         }
-        towers = _gather(towers)
+        towers = mesh_lib.gather(towers)
         augment_key, dropout_key = jax.random.split(_step_key(config, step))
         inputs = _of_modalities(names, model_lib.prepare(batch, config.model, augment_key))
         return model.apply({"params": towers}, **inputs, row=batch["row"], train=True, rngs={"dropout": dropout_key})
@@ -321,7 +293,7 @@ def make_validation_fn(model: MC3, config: config_lib.Config, phase: config_lib.
 
     def embed(params, batch: Batch):
         inputs = _of_modalities(names, model_lib.prepare(batch, config.model, None))
-        return model.apply({"params": _gather({name: params[name] for name in used})}, **inputs, train=False)
+        return model.apply({"params": mesh_lib.gather({name: params[name] for name in used})}, **inputs, train=False)
 
     def validate(params, batch: Batch):
         _, targets = _make_targets(config, phase, 0, batch)
@@ -415,7 +387,7 @@ def _leaf_norms(tree) -> Array:
     Small leaves of equal size share one reduction, since a GPU takes longer to start a reduction than to do it. Where leaves
     are sharded over devices (fsdp > 1), each has its own.
     """
-    leaves, groups, whole = jax.tree.leaves(tree), {}, not _are_params_sharded()
+    leaves, groups, whole = jax.tree.leaves(tree), {}, not mesh_lib.shards_params()
     for i, leaf in enumerate(leaves):
         groups.setdefault(leaf.size if whole and leaf.size <= SMALL_LEAF else f"leaf {i}", []).append(i)
     norms = []

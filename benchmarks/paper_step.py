@@ -4,9 +4,12 @@ JAX is imported where it is used: PyTorch's process (`benchmarks.train_step`) ta
 its time and memory must not hold JAX's.
 """
 
+import concurrent.futures
 import functools
 
 import numpy as np
+
+NUM_SAMPLES, CANVAS_PX = 24_000, (256, 344)  # clips of 1.5 s, video of 4:3
 
 
 def make_config(*, batch: int, depth: int, dtype: str, remat: str = "none", scan: bool = False, chunk_size: int = 0):
@@ -49,13 +52,13 @@ def make_batch(config) -> dict[str, np.ndarray]:
     """Returns decoded clips as the loader yields them: noise of the paper's sizes, another text for each clip."""
     from mc3_jax import train_step as step_lib
 
-    rng, canvas_px = np.random.default_rng(0), (256, 344)
-    shapes = step_lib.batch_shapes(config, 24_000, canvas_px)
+    rng = np.random.default_rng(0)
+    shapes = step_lib.batch_shapes(config, NUM_SAMPLES, CANVAS_PX)
     batch = {name: np.ones(shape.shape, shape.dtype) for name, shape in shapes.items()}
     batch["video"] = rng.integers(0, 256, shapes["video"].shape, np.uint8)
     batch["audio"] = rng.integers(-3000, 3000, shapes["audio"].shape).astype(np.int16)
     batch["text_ids"] = rng.integers(1000, 2000, shapes["text_ids"].shape).astype(np.int32)
-    batch["video_size"] = np.tile(np.int32(canvas_px), (config.data.batch_size, 1))
+    batch["video_size"] = np.tile(np.int32(CANVAS_PX), (config.data.batch_size, 1))
     batch["row"] = np.arange(config.data.batch_size, dtype=np.int32)
     return batch
 
@@ -67,29 +70,41 @@ def refine(config):
     return phases_lib.Phase(config.phases[1], 0, 1_000_000)
 
 
-def draw_state(model, config):
-    """Returns a new state of `refine` on all devices; to be called within the mesh of `mc3_jax.mesh.make_mesh`."""
+def plan_state(model, config) -> tuple:
+    """Returns a function that makes a new state of `refine`, and that state's shapes on all devices."""
     import jax
 
     from mc3_jax import mesh as mesh_lib, train_step as step_lib
 
     init = functools.partial(step_lib.init_state, model, config, refine(config))
-    return step_lib.draw_state(init, mesh_lib.abstract_state(mesh_lib.make_mesh(), jax.eval_shape(init)))
+    return init, mesh_lib.abstract_state(mesh_lib.make_mesh(), jax.eval_shape(init))
+
+
+def draw_state(model, config):
+    """Returns a new state of `refine` on all devices; to be called within the mesh of `mc3_jax.mesh.make_mesh`."""
+    from mc3_jax import train_step as step_lib
+
+    return step_lib.draw_state(*plan_state(model, config))
 
 
 def make_step(config) -> tuple:
     """Returns (compiled, run): training's own step of `refine`, and a function that runs it once and returns its metrics.
 
     Every run goes on from the state that the last one left, on the same batch. To be called within the mesh of
-    `mc3_jax.mesh.make_mesh`. The step is compiled as training compiles it, so that the two share a compilation cache.
+    `mc3_jax.mesh.make_mesh`. As in training, the step is compiled while the state is drawn, and the two share a compilation
+    cache.
     """
     from mc3_jax import mesh as mesh_lib, model as model_lib, train_step as step_lib
 
-    model = model_lib.make_model(config.model)
-    state, step = draw_state(model, config), 0
-    batch = mesh_lib.put_batch(mesh_lib.make_mesh(), make_batch(config))
-    jitted = step_lib.jit_train_step(model, config, refine(config), state)
-    compiled = jitted.lower(state, batch, np.int32(0)).compile()
+    model, mesh = model_lib.make_model(config.model), mesh_lib.make_mesh()
+    shapes = mesh_lib.abstract_batch(mesh, step_lib.batch_shapes(config, NUM_SAMPLES, CANVAS_PX))
+    _, state = plan_state(model, config)
+    lowered = step_lib.jit_train_step(model, config, refine(config), state).lower(state, shapes, np.int32(0))
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        compiling = thread.submit(lowered.compile)
+        state, step = draw_state(model, config), 0
+        batch = mesh_lib.put_batch(mesh, make_batch(config))
+        compiled = compiling.result()
 
     def run():
         nonlocal state, step

@@ -22,7 +22,6 @@ import time
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
 
 from mc3_jax import (
     cli,
@@ -174,15 +173,11 @@ def _compile(
     model_lib.check_attention(config.model, device)
     model = model_lib.make_model(config.model, device)
     placed = phases_lib.plan_phases(config.phases, num_clips, config.data.batch_size)
-    step_lib.check_shapes(model, config, placed, num_samples, canvas_px)
+    batch = mesh_lib.abstract_batch(mesh, step_lib.batch_shapes(config, num_samples, canvas_px))
+    step_lib.check_shapes(model, config, placed, batch)
     chosen = next(p for p in placed if p.config.name == phase)
     init = functools.partial(step_lib.init_state, model, config, chosen)
     state = mesh_lib.abstract_state(mesh, jax.eval_shape(init))
-    rows = NamedSharding(mesh, PartitionSpec(mesh_lib.AXES))
-    batch = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
-        for name, leaf in step_lib.batch_shapes(config, num_samples, canvas_px).items()
-    }
     begin = time.monotonic()
     options = {"xla_gpu_autotune_level": 0} if chip and chip.gpu else None
     try:

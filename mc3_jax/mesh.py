@@ -46,8 +46,14 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Returns the global batch on the devices, its rows sharded over both mesh axes, made of this process's rows."""
-    sharding = NamedSharding(mesh, PartitionSpec(AXES))
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    rows = NamedSharding(mesh, PartitionSpec(AXES))
+    return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
+
+
+def abstract_batch(mesh: Mesh, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a global batch with the shardings that `put_batch` gives it."""
+    rows = NamedSharding(mesh, PartitionSpec(AXES))
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows) for name, leaf in shapes.items()}
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:

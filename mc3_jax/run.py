@@ -35,6 +35,7 @@ class Run:
       model: The three towers.
       phases: Phases with their steps.
       source: Training clips.
+      batch: Shapes of a global batch that the train step takes, with their shardings.
       tokenize: Function from text to token ids and mask.
       validation: Measures the loss on clips that are not trained on; None if the config asks for no validation.
       initial: Flat parameters of the towers that start from files; empty if the run has a checkpoint.
@@ -47,6 +48,7 @@ class Run:
     model: MC3
     phases: list[phases_lib.Phase]
     source: loader.ClipSource
+    batch: dict[str, jax.ShapeDtypeStruct]
     tokenize: Callable
     validation: validation_loss.ValidationLoss | None
     initial: weights.Flat
@@ -95,8 +97,9 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     _tell_of_short_phases(phases)
     model = model_lib.make_model(config.model)
     num_samples = config.data.num_samples or source.info.num_samples
+    batch = mesh_lib.abstract_batch(mesh, step_lib.batch_shapes(config, num_samples, source.info.canvas_px))
     with jax.set_mesh(mesh):  # as in training: JAX keeps traces by mesh, so training finds the initialisation traced
-        shapes = step_lib.check_shapes(model, config, phases, num_samples, source.info.canvas_px)
+        shapes = step_lib.check_shapes(model, config, phases, batch)
     if "audio" in looked_at:
         _tell_of_padding(config, num_samples)
     validation = None
@@ -117,7 +120,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
     progress.notice(f"{len(source)} clips, {num_parameters:,} parameters, {phases[-1].stop} steps, {mesh.size} device(s)")
     for note in notes:
         progress.notice(note)
-    return Run(config, workdir, mesh, model, phases, source, tokenize, validation, initial, wandb)
+    return Run(config, workdir, mesh, model, phases, source, batch, tokenize, validation, initial, wandb)
 
 
 def _tell_of_init(own: list[str]) -> None:

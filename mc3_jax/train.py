@@ -37,6 +37,7 @@ from mc3_jax import (
     progress,
     provenance,
     run as run_lib,
+    step_compiler,
     train_step as step_lib,
     weights,
     workdir as workdir_lib,
@@ -51,6 +52,7 @@ class _Loop:
     """What all steps of one start share; a run may be started several times."""
 
     run: run_lib.Run
+    compiler: step_compiler.StepCompiler
     batches: Iterator
     checkpoints: checkpoint.Checkpoints
     writer: metric_writer.MetricWriter
@@ -111,6 +113,11 @@ def train(
                 run.workdir, every_steps=save.every_steps, keep=save.keep, keep_steps=stops, tell=progress.say
             )
         )
+        compiler = stack.enter_context(step_compiler.StepCompiler(functools.partial(_lower, run)))
+        expected = checkpoint.newest_step(run.workdir)  # if that checkpoint is damaged, the run goes on from an earlier one
+        if expected < stops[-1]:
+            with watchdog.at("tracing the step of the phase", long=True):
+                compiler.begin(phases_lib.phase_at(run.phases, expected), expected)
         with watchdog.at("restoring or initialising the state", long=True):
             step, state = _first_state(run)
         if step >= stops[-1]:
@@ -136,8 +143,8 @@ def train(
         )  # fmt: skip
         clips = stack.enter_context(metric_writer.ClipWriter(run.workdir, start_step=step, active=config.log.clips))
         tracer = stack.enter_context(profiler.Profiler(f"{run.workdir}/profile/process-{jax.process_index()}", profile))
-        batches = _place(run.mesh, batches, step, clips)
-        loop = _Loop(run, batches, checkpoints, writer, clips, stopwatch, watchdog, tracer)
+        batches = _place(run, batches, step, clips)
+        loop = _Loop(run, compiler, batches, checkpoints, writer, clips, stopwatch, watchdog, tracer)
         first = step
         for phase, following in zip(run.phases, [*run.phases[1:], None], strict=True):
             if step < phase.stop:
@@ -172,11 +179,11 @@ def _start_stopwatch(run: run_lib.Run, step: int, began: float) -> Stopwatch:
     return Stopwatch(since_s=since_s, worked_s=rows[-1]["goodput"] * rows[-1]["elapsed_s"] if rows else 0.0)
 
 
-def _place(mesh: jax.sharding.Mesh, batches: Iterator[loader.Batch], step: int, clips) -> Iterator:
+def _place(run: run_lib.Run, batches: Iterator[loader.Batch], step: int, clips) -> Iterator:
     """Yields the batches that follow after `step` steps, each put on the devices, and writes down the clips of each."""
     for following, batch in enumerate(batches, step + 1):
-        clips.write(following, batch.pop("index"))
-        yield mesh_lib.put_batch(mesh, batch)
+        clips.write(following, batch["index"])
+        yield mesh_lib.put_batch(run.mesh, {name: batch[name] for name in run.batch})
 
 
 def _first_state(run: run_lib.Run) -> tuple[int, step_lib.TrainState]:
@@ -207,6 +214,12 @@ def _plan_state(run: run_lib.Run, step: int) -> tuple[Callable[[], step_lib.Trai
     return init, mesh_lib.abstract_state(run.mesh, jax.eval_shape(init))
 
 
+def _lower(run: run_lib.Run, phase: phases_lib.Phase) -> jax.stages.Lowered:
+    """Returns the train step of a phase, lowered for the run's state and batches."""
+    _, state = _plan_state(run, phase.start)
+    return step_lib.jit_train_step(run.model, run.config, phase, state).lower(state, run.batch, np.int32(0))
+
+
 def _run_phase(
     loop: _Loop, phase: phases_lib.Phase, following: phases_lib.Phase | None, state: step_lib.TrainState, step: int
 ) -> tuple[int, step_lib.TrainState]:
@@ -215,12 +228,8 @@ def _run_phase(
     with loop.during("input", f"reading the batch of step {step + 1}"):
         batch = next(loop.batches)
     with loop.during("compilation", f"compiling the step of phase {phase.config.name!r}", long=True):
-        begin, name = time.monotonic(), phase.config.name
-        progress.say(f"{name}  compiling, to run from step {step} to {phase.stop}")
-        train_step = step_lib.jit_train_step(run.model, run.config, phase, state)
-        train_step = train_step.lower(state, batch, np.int32(step)).compile()
+        train_step = loop.compiler.finish(phase, step)
         checkpoints.prepare(step_lib.to_tree(state))
-        progress.say(f"{name}  compiled in {time.monotonic() - begin:.1f} s")
     watch = loop.stopwatch
     loop.last_row = loop.last_row or (step, watch.worked_s, watch.lost_s["input"])
     unread, is_counted = None, jax.process_index() != 0

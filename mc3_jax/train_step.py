@@ -124,7 +124,7 @@ def begin_memory(config: config_lib.Config, phase: phases_lib.Phase, params, abs
 def batch_shapes(
     config: config_lib.Config, num_samples: int, canvas_px: tuple[int, int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a global batch, as `mc3_jax.data.loader` makes it for the phases of the run.
+    """Returns the shapes of what train steps take of a global batch that `mc3_jax.data.loader` makes.
 
     Args:
       config: Config of the run.
@@ -148,7 +148,7 @@ def batch_shapes(
 
 
 def check_shapes(
-    model: MC3, config: config_lib.Config, phases: list[phases_lib.Phase], num_samples: int, canvas_px: tuple[int, int]
+    model: MC3, config: config_lib.Config, phases: list[phases_lib.Phase], batch: Mapping[str, jax.ShapeDtypeStruct]
 ):
     """Returns the parameters' shapes, after tracing every phase's loss on a batch of the data's shapes; computes nothing.
 
@@ -156,15 +156,13 @@ def check_shapes(
       model: Model of the config.
       config: Config of the run.
       phases: Phases of the run.
-      num_samples: Audio samples per clip.
-      canvas_px: (height, width) of the canvas that holds the video frames.
+      batch: Shapes of a batch, of `batch_shapes`.
 
     Raises:
       ValueError: Data and model don't fit, or a phase can't keep the optimizer state of the phase before.
     """
     shapes = jax.eval_shape(lambda: model_lib.init_params(model, config.model, 0) | objective.init_params(config))
-    batch, step = batch_shapes(config, num_samples, canvas_px), jax.ShapeDtypeStruct((), jnp.int32)
-    opt_state = None
+    step, opt_state = jax.ShapeDtypeStruct((), jnp.int32), None
     for phase in phases:
         memory = jax.eval_shape(lambda params: objective.init_memory(config, phase.config, params), shapes)  # noqa: B023
         jax.eval_shape(make_loss_fn(model, config, phase.config), shapes, step, batch, memory)

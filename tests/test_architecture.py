@@ -14,7 +14,8 @@ ENTRY = LIBRARY | {"cli", "evals", "job", "metric_writer", "phases", "workdir"}
 # Module or package of mc3_jax → the modules and packages of mc3_jax that it may import.
 ALLOWED = {
     "train": {"checkpoint", "cli", "config", "data", "job", "mesh", "metric_writer", "phases", "weights", "workdir"}
-    | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance", "run", "stopwatch", "train_step", "watchdog"},
+    | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance", "run", "step_compiler", "stopwatch"}
+    | {"train_step", "watchdog"},
     "run": (ENTRY - {"cli", "evals"}) | {"progress", "train_step", "validation_loss"},
     "evaluate": ENTRY | {"evaluate_sounds", "training_clips"},
     "evaluate_sounds": ENTRY | {"training_clips"},
@@ -50,6 +51,7 @@ ALLOWED = {
     "provenance": set(),
     "divergence": {"whole_file"},
     "profiler": set(),
+    "step_compiler": {"phases", "progress"},
     "stopwatch": set(),
     "validation_loss": {"config", "data", "mesh", "models", "phases", "train_step"},
     "watchdog": {"job"},

@@ -108,7 +108,7 @@ def test_the_encoders_of_a_memory_start_with_the_weights_that_are_read(tmp_path)
     read = weights.complete({}, config.model, config.seed + 1)  # other random values stand for the files of config.init
     mesh, model = mesh_lib.make_mesh(devices=jax.devices()[:1]), model_lib.make_model(config.model)
     source = object.__new__(loader.ClipSource)  # no clip is read from it
-    run = run_lib.Run(config, str(tmp_path), mesh, model, phases, source, tokenizer.blank(6), None, read)
+    run = run_lib.Run(config, str(tmp_path), mesh, model, phases, source, {}, tokenizer.blank(6), None, read)
     with jax.set_mesh(mesh):
         step, state = train._first_state(run)
     assert step == 0

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from mc3_jax import config as config_lib
+from mc3_jax import config as config_lib, mesh as mesh_lib
 from mc3_jax.models import attention, frontend
 from mc3_jax.models.audio import AudioSpectrogramTransformer
 from mc3_jax.models.mc3 import MC3
@@ -165,10 +165,11 @@ def prepare(batch: Batch, config: config_lib.ModelConfig, key: PRNGKeyArray | No
 def make_embed_fn(model: MC3, config: config_lib.ModelConfig) -> Callable[[Any, Batch], dict[str, Array]]:
     """Returns `embed(params, batch) -> {"audio", "video", "text"}`, each L2-normalised [b, d], without randomness.
 
+    On a mesh the parameters may be sharded; to be called under `jax.jit`.
     For a batch without video frames "video" is missing; if the model has classes, the result holds "logits" [b, c] as well.
     """
 
     def embed(params, batch: Batch):
-        return model.apply({"params": params}, **prepare(batch, config, None), train=False)
+        return model.apply({"params": mesh_lib.gather(params)}, **prepare(batch, config, None), train=False)
 
     return embed

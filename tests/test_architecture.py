@@ -28,7 +28,7 @@ ALLOWED = {
     "tower_tokenizer": {"data", "job", "models", "weights", "workdir"},
     "weights": {"checkpoint", "config", "mesh", "model", "models", "validation", "whole_file"},
     "train_step": {"config", "losses", "mesh", "model", "models", "objective", "phases"},
-    "model": {"config", "models"},
+    "model": {"config", "mesh", "models"},
     "objective": {"config", "losses"},
     "phases": {"config"},
     "cli": {"config", "validation"},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mc3_jax import checkpoint, config as config_lib, model as model_lib, weights
+from mc3_jax import checkpoint, config as config_lib, hlo, mesh as mesh_lib, model as model_lib, weights
 from mc3_jax.models import frontend
 from mc3_jax.models.mc3 import MC3
 
@@ -107,3 +107,18 @@ def test_parameters_that_files_lack_are_those_of_the_seed_and_compile_as_fast_on
     np.testing.assert_array_equal(full["text/projection/kernel"], drawn["text/projection/kernel"])
     assert lowered["jit(draw)"]
     assert not jax.config.jax_threefry_gpu_kernel_lowering
+
+
+def test_where_parameters_are_sharded_they_are_gathered_and_no_activation_moves(batch):
+    config = tiny_config()
+    config.text.vocab_size = 32
+    for tower in (config.audio, config.video, config.text):
+        tower.depth = 2  # the last block cuts columns out of a kernel
+    model, mesh = model_lib.make_model(config), mesh_lib.make_mesh(fsdp=4)
+    params = mesh_lib.abstract_state(mesh, jax.eval_shape(lambda: model_lib.init_params(model, config, 0)))
+    rows = {name: jax.ShapeDtypeStruct((8, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    rows["audio"] = jax.ShapeDtypeStruct((8, model_lib.most_samples(config)), jnp.int16)
+    with jax.set_mesh(mesh):
+        embed = jax.jit(model_lib.make_embed_fn(model, config))
+        exchanges = hlo.count(embed.lower(params, mesh_lib.abstract_batch(mesh, rows)).compile().as_text()).exchanges
+    assert {exchange.kind for exchange in exchanges} == {"all-gather"}

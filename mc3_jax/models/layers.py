@@ -214,7 +214,10 @@ _affine.defvjp(_affine_forward, _affine_backward)
 
 
 def _whole(parameter: Array) -> Array:
-    """Returns a parameter, gathered whole on every device of a mesh: slicing a sharded one would move its parts around."""
+    """Returns a parameter, gathered whole on every device of a mesh: to slice a sharded one, parts of it would be moved.
+
+    It says so for parameters that are gathered already as well: otherwise XLA may shard the slice, and move activations.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return parameter
     return jax.lax.with_sharding_constraint(parameter, PartitionSpec())

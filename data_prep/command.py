@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     limits = guard.Limits()
     add(
         "--cpu_limit", nargs=2, type=float, default=(limits.video_cpu_s, limits.clip_cpu_s), metavar=("VIDEO", "CLIP"),
-        help="limit of CPU seconds for decoding a video: VIDEO plus CLIP for each of its clips (default %(default)s); "
-        "the limit of wall-clock time is three times as long",
+        help="limit of CPU seconds for decoding a video: VIDEO plus CLIP for each of its clips (default "
+        f"{limits.video_cpu_s:g} and {limits.clip_cpu_s:g}); the limit of wall-clock time is three times as long",
     )  # fmt: skip
     add("--memory_limit", type=int, default=limits.memory_mb, help="memory limit of a decoder, MiB (default %(default)s)")
     add("--dry_run", action="store_true", help="print what would be done, without decoding or writing anything")

@@ -67,7 +67,10 @@ def read_csv(
             names = list(reader.fieldnames or ())
             if columns - set(names):
                 missing = ", ".join(sorted(columns - set(names)))
-                raise ValueError(f"{path} lacks the column(s) {missing}; it has {', '.join(map(repr, names)) or 'none':.200}")
+                told = f"{path} lacks the column(s) {missing}; it has {', '.join(map(repr, names)) or 'none':.200}"
+                other = next((mark for mark in ";\t," if mark != delimiter and mark in "".join(names)), "")
+                hint = f": separate the values by {delimiter!r} instead of {other!r}" if other and len(names) == 1 else ""
+                raise ValueError(told + hint)
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{path} has the column {twice[0]!r} more than once: rename or remove one")

@@ -428,7 +428,7 @@ def test_rows_are_counted_as_an_editor_counts_them(tmp_path):
     [
         ("", "lacks the column.s. split, video_uid; it has none"),
         ("video_uid\nv\n", "lacks the column.s. split; it has 'video_uid'"),
-        ("video_uid;split\nv;train\n", "lacks the column.s. split, video_uid; it has 'video_uid;split'"),
+        ("video_uid;split\nv;train\n", "it has 'video_uid;split': separate the values by ',' instead of ';'"),
         ("video_uid,split\nv\n", "row 2: it does not have one value per column"),
         ("video_uid,split\nv,Train\n", "row 2: split 'Train' is not one of"),
         ("video_uid,split\nv,train\nw,test\nv,test\n", "row 4: video v is in 'test', but was in 'train' before"),

@@ -168,7 +168,7 @@ def test_rows_that_can_be_no_clip_are_counted_and_cost_the_others_nothing(videos
         ([["a", 1, "chops, then stirs"], ["a", 1, "x", "y"]], HEADER[:3], "row 3: it does not have one value per column"),
         ([["a", 1]], HEADER[:3], "row 2: it does not have one value per column"),
         ([], ["video", "text"], "lacks the column(s) time_s; it has 'video', 'text'"),
-        ([], ["video;time_s;text"], "lacks the column(s) text, time_s, video; it has 'video;time_s;text'"),
+        ([], ["video;time_s;text"], "it has 'video;time_s;text': separate the values by ',' instead of ';'"),
         ([["a", 1, "x", 1]], [*HEADER[:3], "lable"], "the unknown column 'lable': only video, time_s, text and label"),
         ([["a", 1, "x", 1]], [*HEADER[:3], "text"], "has the column 'text' more than once"),
         ([], HEADER, "mine.csv has no rows below the names of its columns: add one for each narration"),

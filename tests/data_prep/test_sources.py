@@ -119,7 +119,7 @@ def test_missing_or_repeated_columns_and_loose_quotation_marks_are_reported(tmp_
     path = tmp_path / "list.csv"
     for content, words in (
         ("", "lacks the column.s. clip_text, narration_ind, .*it has none"),
-        ("video_uid,clip_text\nv,t\n", "lacks the column.s. clip_text, .* it has 'video_uid,clip_text'"),
+        ("video_uid,clip_text\nv,t\n", r"it has 'video_uid,clip_text': separate the values by '\\t' instead of ','"),
         ("\t".join([*CLIP, "clip_text"]) + "\n", "has the column 'clip_text' more than once"),
     ):
         path.write_text(content)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
@@ -70,6 +71,7 @@ def read(
         return iter(numbers.map(make).to_iter_dataset(options))
     if not hasattr(os, "memfd_create"):
         raise ValueError(f"config.data.num_workers = {num_workers}: worker processes need Linux, set it to 0")
+    _check_not_started_by_import()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads absl flags of its own, which no command parses: they keep their defaults
     shared = memory_lib.SharedMemory()
@@ -80,6 +82,12 @@ def read(
     one_by_one = grain_experimental.WithOptionsIterDataset(one_by_one, small)
     each = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=max(prefetch // num_workers, 1))
     return _of_workers(one_by_one.mp_prefetch(each, worker_init_fn=_begin_worker))
+
+
+def _check_not_started_by_import() -> None:
+    """Ends this process in one line if it is itself a worker, which imports the script that started it and so came here."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what multiprocessing looks at, to raise its error
+        sys.exit("error: a worker runs this script once more: put what it does under `if __name__ == '__main__':`")
 
 
 @dataclasses.dataclass(frozen=True)

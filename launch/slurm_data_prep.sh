@@ -26,7 +26,7 @@ submit() {
   if [[ $dry_run ]]; then
     printf '%q ' sbatch "$@" >&2
     echo >&2
-    echo JOB
+    [[ $1 != --parsable ]] || echo JOB
   else
     sbatch "$@"
   fi

@@ -7,14 +7,16 @@ with the spectrum of photographs. Three readers take turns, each on all cores:
   * torch's DataLoader with a worker per core and the same decoder, from one memory-mapped file, onto the device as well.
 A batch is copied to a GPU while the next one is waited for, as in training; on a CPU nothing is copied.
 Ends with status 1 if threads and workers both miss a goal: 90 % of decode-only, 400 clips/s per core, no slower than the
-DataLoader. The second is not judged on a host where decode-only does not reach it either. `--parts` times the parts of the
-work on a clip instead, in this process alone.
+DataLoader. The second is not judged on a host where decode-only does not reach it either. `--candidates 4` makes records of
+the size that `data_prep` makes by default: whole records are read, while DataLoader reads the chosen frames alone. `--parts`
+times the parts of the work on a clip instead, in this process alone.
 """
 
 import argparse
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -58,19 +60,19 @@ def choose_quality(pictures: list[np.ndarray]) -> int:
     return min(range(30, 99, 2), key=distance)
 
 
-def make_clips(folder: pathlib.Path, num_clips: int) -> list[records.Clip]:
-    """Writes a data set with a training split into `folder` and returns its clips."""
+def make_clips(folder: pathlib.Path, num_clips: int, candidates: int = 1) -> list[records.Clip]:
+    """Writes a data set with a training split into `folder` and returns its clips, with `candidates` frames an interval."""
     rng = np.random.default_rng(0)
     pictures = [make_picture(rng) for _ in range(64)]
     quality = choose_quality(pictures[:8])
     files = [simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420") for picture in pictures]
-    clips = []
+    clips, num_frames = [], NUM_FRAMES * candidates
     for i in range(num_clips):
         clips.append(
             records.Clip(
                 clip_id=f"clip_{i}", video_uid=f"video_{i // 16}", narration="#C C opens the drawer", source="benchmark",
-                time_us=500_000, start_us=0, stop_us=1_500_000, frames=[files[j] for j in rng.integers(0, 64, NUM_FRAMES)],
-                frame_times_us=np.arange(NUM_FRAMES) * 375_000, frame_height=HEIGHT_PX, frame_width=WIDTH_PX,
+                time_us=500_000, start_us=0, stop_us=1_500_000, frames=[files[j] for j in rng.integers(0, 64, num_frames)],
+                frame_times_us=np.arange(num_frames) * 1_500_000 // num_frames, frame_height=HEIGHT_PX, frame_width=WIDTH_PX,
                 audio=rng.integers(-3000, 3000, NUM_SAMPLES, np.int16),
             )
         )  # fmt: skip
@@ -82,7 +84,7 @@ def make_clips(folder: pathlib.Path, num_clips: int) -> list[records.Clip]:
     per_video = [len(clips[i : i + 16]) for i in range(0, num_clips, 16)]
     shard = records.Shard(name, num_clips, (folder / name).stat().st_size, "", per_video)
     records.ClipsInfo(
-        name="bench", window_s=(0.5, 1.0), num_intervals=NUM_FRAMES, num_candidates=1, short_side_px=HEIGHT_PX,
+        name="bench", window_s=(0.5, 1.0), num_intervals=NUM_FRAMES, num_candidates=candidates, short_side_px=HEIGHT_PX,
         canvas_px=(HEIGHT_PX, WIDTH_PX), num_samples=NUM_SAMPLES, verbs=[], nouns=[],
         splits={"train": records.SplitInfo(num_clips, 0, 0, [shard])},
     ).dump(folder)  # fmt: skip
@@ -229,20 +231,22 @@ def judge(decoding: float, own: float, peer: float | None) -> tuple[list[str], s
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=512)
+    parser.add_argument("--candidates", type=int, default=1, help="frames stored per interval, of which one is decoded")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds for each reader in a round")
     parser.add_argument("--parts", action="store_true", help="time the parts of a clip instead, over --rounds batches")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
-    if not 0 < args.batch_size <= args.clips or args.rounds < 1:
-        parser.error("--rounds must be at least 1, and --batch_size from 1 to --clips")
+    if not 0 < args.batch_size <= args.clips or min(args.rounds, args.candidates) < 1:
+        parser.error("--rounds and --candidates must be at least 1, and --batch_size from 1 to --clips")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        clips = make_clips(folder, args.clips)
+        clips = make_clips(folder, args.clips, args.candidates)
         size = np.mean([len(frame) for clip in clips for frame in clip.frames])
         inputs = f"Four JPEG files of {HEIGHT_PX} x {WIDTH_PX} px and {size / 1000:.1f} KB a clip"
+        inputs += f" out of {NUM_FRAMES * args.candidates} that the record holds" * (args.candidates > 1)
         inputs += f", batches of {args.batch_size}"
         if args.parts:
             rows = time_parts(folder, args.batch_size, args.rounds)
@@ -250,13 +254,14 @@ def main() -> None:
             text = f"{inputs}; one process, medians of {args.rounds} batches, in turn.\n\n{table}"
             record.append("What a clip takes", text, "grain", "simplejpeg", path=args.results)
             return
+        shown = [dataclasses.replace(clip, frames=clip.frames[:: args.candidates]) for clip in clips]
         streams = {
-            DECODING: decode_only(clips, cores),
+            DECODING: decode_only(shown, cores),
             "mc3_jax, threads": ours(folder, args.batch_size, num_threads=cores),
             "mc3_jax, workers": ours(folder, args.batch_size, num_workers=cores),
         }
         try:
-            streams[PEER] = peer(folder, clips, args.batch_size, cores)
+            streams[PEER] = peer(folder, shown, args.batch_size, cores)
             next(streams[PEER])
         except ImportError:
             print("torch is not installed: its DataLoader is left out", file=sys.stderr)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -54,7 +55,7 @@ class Clip:
     time_us: int
     start_us: int
     stop_us: int
-    frames: list[bytes]
+    frames: Sequence[bytes]
     frame_times_us: Int64[np.ndarray, " n"]
     frame_height: int
     frame_width: int
@@ -164,7 +165,7 @@ def decode(record: bytes) -> Clip:
 
     fields = {name: values(name, "bytes_list", 1)[0].decode() for name in _TEXTS}
     fields |= {name: values(name, "int64_list", 1)[0] for name in _INTEGERS}
-    frames = list(values("frames", "bytes_list"))
+    frames = values("frames", "bytes_list")  # as protobuf's sequence: a frame is copied out of it when it is asked for
     times = np.array(values("frame_times_us", "int64_list", len(frames)), np.int64)
     pcm = values("audio", "bytes_list", 1)[0]
     if len(pcm) % 2:

@@ -98,11 +98,11 @@ def make_step(config) -> tuple:
 
     model, mesh = model_lib.make_model(config.model), mesh_lib.make_mesh()
     shapes = mesh_lib.abstract_batch(mesh, step_lib.batch_shapes(config, NUM_SAMPLES, CANVAS_PX))
-    _, state = plan_state(model, config)
-    lowered = step_lib.jit_train_step(model, config, refine(config), state).lower(state, shapes, np.int32(0))
+    init, abstract = plan_state(model, config)
+    lowered = step_lib.jit_train_step(model, config, refine(config), abstract).lower(abstract, shapes, np.int32(0))
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         compiling = thread.submit(lowered.compile)
-        state, step = draw_state(model, config), 0
+        state, step = step_lib.draw_state(init, abstract), 0
         batch = mesh_lib.put_batch(mesh, make_batch(config))
         compiled = compiling.result()
 

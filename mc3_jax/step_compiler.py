@@ -1,6 +1,7 @@
 """Compiles a train step in another thread, while the caller reads a checkpoint or draws parameters."""
 
 import concurrent.futures
+import sys
 import time
 from collections.abc import Callable
 
@@ -10,10 +11,10 @@ from mc3_jax import phases as phases_lib, progress
 
 
 class StepCompiler:
-    """Compiles the train steps of a run, one at a time. Use as a context.
+    """Compiles the train steps of a run, one after the other. Use as a context.
 
     XLA compiles a program, or loads it from the compilation cache, without holding Python's lock; at the paper's sizes this
-    takes seconds even from the cache. It can't be stopped: a process that ends with an error ends after the compilation.
+    takes seconds even from the cache. It can't be stopped: after an error a process that is alone waits for its end.
     """
 
     def __init__(self, lower: Callable[[phases_lib.Phase], jax.stages.Lowered]):
@@ -24,25 +25,33 @@ class StepCompiler:
         """
         self._lower = lower
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "step_compiler")
-        self._begun: tuple[phases_lib.Phase, float, concurrent.futures.Future] | None = None
+        self._begun: tuple[phases_lib.Phase, concurrent.futures.Future] | None = None
 
     def __enter__(self) -> "StepCompiler":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error, *_) -> None:
         self._thread.shutdown(wait=False)
+        is_compiling = self._begun is not None and not self._begun[1].done()
+        if error is not None and is_compiling and jax.process_count() == 1:  # several end together, see `mc3_jax.job`
+            line = "this process ends when XLA, which can't be stopped, has compiled the step; Ctrl-C twice ends it at once"
+            progress.notice(line, sys.stderr)
 
-    def begin(self, phase: phases_lib.Phase, step: int) -> None:
-        """Lowers the step of a phase, which is to run from `step` on, and begins to compile it."""
+    def begin(self, phase: phases_lib.Phase) -> None:
+        """Lowers the step of a phase and begins to compile it."""
         begin = time.monotonic()
-        progress.say(f"{phase.config.name}  compiling, to run from step {step} to {phase.stop}")
-        self._begun = phase, begin, self._thread.submit(self._lower(phase).compile)
+        progress.say(f"{phase.config.name}  compiling")
+        lowered = self._lower(phase)
+        self._begun = phase, self._thread.submit(lambda: (lowered.compile(), time.monotonic() - begin))
 
     def finish(self, phase: phases_lib.Phase, step: int) -> Callable:
-        """Returns the compiled step of a phase; if another phase was begun last, or none, compiles it only now."""
+        """Returns the compiled step of a phase, which is to run from `step` on; raises what lowering or compiling raises.
+
+        If another phase was begun last, or none, the step is lowered and compiled only now, after the one begun.
+        """
         if self._begun is None or self._begun[0] is not phase:
-            self.begin(phase, step)
-        (_, begin, compiling), self._begun = self._begun, None
-        compiled = compiling.result()
-        progress.say(f"{phase.config.name}  compiled in {time.monotonic() - begin:.1f} s")
+            self.begin(phase)
+        (_, compiling), self._begun = self._begun, None
+        compiled, took_s = compiling.result()
+        progress.say(f"{phase.config.name}  compiled in {took_s:.1f} s, to run from step {step} to {phase.stop}")
         return compiled

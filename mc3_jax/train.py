@@ -116,8 +116,9 @@ def train(
         compiler = stack.enter_context(step_compiler.StepCompiler(functools.partial(_lower, run)))
         expected = checkpoint.newest_step(run.workdir)  # if that checkpoint is damaged, the run goes on from an earlier one
         if expected < stops[-1]:
-            with watchdog.at("tracing the step of the phase", long=True):
-                compiler.begin(phases_lib.phase_at(run.phases, expected), expected)
+            phase = phases_lib.phase_at(run.phases, expected)
+            with watchdog.at(f"tracing the step of phase {phase.config.name!r}", long=True):
+                compiler.begin(phase)
         with watchdog.at("restoring or initialising the state", long=True):
             step, state = _first_state(run)
         if step >= stops[-1]:

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 import types
 
 import pytest
@@ -31,15 +32,24 @@ def compiler():
 
 def test_the_caller_goes_on_while_a_step_is_compiled_and_waits_for_it_at_the_end(compiler, capsys):
     compiler, lowered, may_end = compiler
-    compiler.begin(ALIGN, 3)  # returns, though the compilation can't end yet
+    compiler.begin(ALIGN)  # returns, though the compilation can't end yet
     assert lowered == ["align"]
     threading.Timer(0.2, may_end.set).start()
     assert compiler.finish(ALIGN, 3)() == "align"
     assert may_end.is_set()
     assert lowered == ["align"]
     begun, done = capsys.readouterr().out.splitlines()
-    assert begun.endswith("  align  compiling, to run from step 3 to 10")
-    assert float(re.search(r"  align  compiled in ([0-9.]+) s$", done)[1]) >= 0.2  # from its beginning on
+    assert begun.endswith("  align  compiling")
+    assert float(re.search(r"  align  compiled in ([0-9.]+) s, to run from step 3 to 10$", done)[1]) >= 0.2
+
+
+def test_the_time_it_took_is_that_of_compiling_not_until_the_step_was_asked_for(compiler, capsys):
+    compiler, _, may_end = compiler
+    may_end.set()
+    compiler.begin(ALIGN)
+    time.sleep(1)
+    compiler.finish(ALIGN, 0)
+    assert float(re.search(r"compiled in ([0-9.]+) s", capsys.readouterr().out)[1]) < 0.5
 
 
 def test_a_step_that_was_not_begun_is_compiled_when_it_is_asked_for(compiler):
@@ -52,18 +62,36 @@ def test_a_step_that_was_not_begun_is_compiled_when_it_is_asked_for(compiler):
 
 def test_a_step_of_another_phase_than_the_one_begun_is_not_taken_for_it(compiler):
     compiler, lowered, may_end = compiler
-    compiler.begin(REFINE, 12)  # as after the newest checkpoint, which then proves damaged
+    compiler.begin(REFINE)  # as after the newest checkpoint, which then proves damaged
     may_end.set()
     assert compiler.finish(ALIGN, 7)() == "align"
     assert compiler.finish(REFINE, 10)() == "refine"
     assert lowered == ["refine", "align", "refine"]
 
 
-def test_an_error_of_the_compiler_is_raised_where_the_step_is_asked_for(compiler):
+def test_an_error_of_the_compiler_is_raised_where_the_step_is_asked_for():
     def fail():
         raise MemoryError("too large")
 
     with StepCompiler(lambda phase: types.SimpleNamespace(compile=fail)) as failing:
-        failing.begin(ALIGN, 0)
+        failing.begin(ALIGN)
         with pytest.raises(MemoryError, match="too large"):
             failing.finish(ALIGN, 0)
+
+
+def fail(compiler, *, is_compiled: bool) -> None:
+    with compiler:
+        compiler.begin(ALIGN)
+        if is_compiled:
+            compiler.finish(ALIGN, 0)
+        raise OSError("no such checkpoint")
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_process_that_fails_while_a_step_is_compiled_says_why_it_does_not_end(compiler, capsys, is_compiled):
+    compiler, _, may_end = compiler
+    if is_compiled:
+        may_end.set()
+    with pytest.raises(OSError, match="no such checkpoint"):
+        fail(compiler, is_compiled=is_compiled)
+    assert capsys.readouterr().err.startswith("this process ends when XLA") != is_compiled

@@ -30,6 +30,7 @@ from mc3_jax import (
     weights,
 )
 from mc3_jax.data import loader, tokenizer, transforms
+from mc3_jax.step_compiler import StepCompiler
 from tests import world
 
 
@@ -40,17 +41,33 @@ def assert_equal_bits(left, right):
 
 
 @pytest.mark.parametrize(
-    "where", ["at the switch", *(pytest.param(f"within {p}", marks=pytest.mark.large) for p in ("align", "refine"))]
+    "where",
+    [
+        "at the switch",
+        pytest.param("before a damaged switch", marks=pytest.mark.slow),
+        *(pytest.param(f"within {p}", marks=pytest.mark.large) for p in ("align", "refine")),
+    ],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, capsys, where):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_path, monkeypatch, capsys, where):
     config, workdir, state = finished
     stops = [int(p.stop) for p in run_lib.set_up(config, workdir).phases]
-    step = {"within align": 3, "at the switch": stops[0], "within refine": stops[0] // 3 * 3 + 3}[where]
     shutil.copytree(workdir, tmp_path / "run")
-    kept = sorted(int(p.name) for p in checkpoint.checkpoint_dir(str(tmp_path / "run")).iterdir())
+    folder = checkpoint.checkpoint_dir(str(tmp_path / "run"))
+    kept = sorted(int(p.name) for p in folder.iterdir())
+    step = {
+        "within align": 3, "before a damaged switch": max(s for s in kept if s < stops[0]), "at the switch": stops[0],
+        "within refine": stops[0] // 3 * 3 + 3,
+    }[where]  # fmt: skip
+    newest = max(step, stops[0]) if "damaged" in where else step
+    if newest != step:
+        largest = max((p for p in (folder / str(newest)).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1])
     assert step in kept
-    for later in (s for s in kept if s > step):
-        shutil.rmtree(checkpoint.checkpoint_dir(str(tmp_path / "run")) / str(later))
+    for later in (s for s in kept if s > newest):
+        shutil.rmtree(folder / str(later))
+    events, first_state, begin = [], train._first_state, StepCompiler.begin
+    monkeypatch.setattr(train, "_first_state", lambda run: events.append("restore") or first_state(run))
+    monkeypatch.setattr(StepCompiler, "begin", lambda self, phase: events.append(phase.config.name) or begin(self, phase))
     config = copy.deepcopy(config)  # measuring the validation loss changes nothing
     config.validation = config_lib.ValidationConfig(every_steps=4, split="validation+test", num_batches=1)
     resumed = train.train(run_lib.set_up(config, str(tmp_path / "run")))
@@ -75,9 +92,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, tmp_pat
     assert [line.split("  ")[1] for line in log if "  step " in line] == [f"step {i}/{stops[-1]}" for i in later]
     saved = {int(found[1]) for line in log if (found := re.fullmatch(r"saved step ([0-9]+) in [0-9.]+ s", line))}
     assert saved == set(kept) & set(later)
+    # The step of the newest checkpoint's phase is compiled before that is read; if it is damaged, once more in its turn.
+    expected = {"within align": "align restore refine", "before a damaged switch": "refine restore align refine"}
+    assert events == expected.get(where, "refine restore").split()
     if where == "at the switch":
-        assert log[0] == f"refine  compiling, to run from step {step} to {stops[1]}"
-        assert re.fullmatch(r"refine  compiled in [0-9.]+ s", log[1])
+        assert log[0] == "refine  compiling"
+        assert re.fullmatch(rf"refine  compiled in [0-9.]+ s, to run from step {step} to {stops[1]}", log[1])
 
 
 @pytest.mark.large  # test_survival and test_fits compare such meshes with one device for a small model

@@ -333,7 +333,7 @@ def _save(folder: pathlib.Path, **figures: figure.Figure) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Inspects a data set; after an error the process ends with one line and status 2."""
+    """Inspects a data set; after an error the process ends with one line and status 2, after Ctrl-C with 130."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("inspect"), help="folder for the pictures")
@@ -359,6 +359,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     print(f"written to {args.out}: {written}")
 
 

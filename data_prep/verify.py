@@ -296,7 +296,7 @@ def _verify_files(folder: pathlib.Path, info: records.ClipsInfo) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Verifies the data set of the command line and ends the process with status 0, 1, 2 or 3."""
+    """Verifies the data set of the command line and ends the process with status 0, 1, 2, 3 or, after Ctrl-C, 130."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=pathlib.Path, help="folder of a data set")
     parser.add_argument("--num_workers", type=int, default=0, help="number of processes; 0 means one per core")
@@ -308,6 +308,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(terminal.error_line(error), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     for line in problems + unread:
         print(terminal.printable(line))  # ids from the file may hold any characters
     told = ", ".join(f"{value:,} {name}" for name, value in counts.items())

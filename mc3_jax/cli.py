@@ -1,8 +1,8 @@
 """Command lines of the entry points: `--config` with overrides, and one clear line for every mistake of the user.
 
 Exit statuses: 0 done; 1 any other error, with a traceback; 2 bad input, with one line that says what to mend; 75 preempted,
-with the state saved; 76 a process of the job was lost or hangs (`job.LOST`); 77 Ctrl-C, with the state saved. After 75 and
-76, start the same command again.
+with the state saved; 76 a process of the job was lost or hangs (`job.LOST`); 77 Ctrl-C, with the state saved; 130 Ctrl-C,
+with nothing saved. After 75 and 76, start the same command again.
 """
 
 import contextlib
@@ -166,6 +166,10 @@ def run(
                 workdir = f"runs/{config_flag.value.name}"  # weights are evaluated without a run
             if not workdir and needs_workdir:
                 raise ValueError(missing)
-        main(config_flag.value, workdir or "")
+        try:
+            main(config_flag.value, workdir or "")
+        except KeyboardInterrupt:  # training has its own handler, see `mc3_jax.interrupt`
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     app.run(start, flags_parser=_parse)

@@ -410,13 +410,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command; for bad input, prints one line and exits with status 2."""
+    """Runs a command; for bad input, prints one line and exits with status 2, after Ctrl-C with 130."""
     args = _parse(argv)
     try:
         args.run(args)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import shutil
 import subprocess
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes half the time without LLVM's optimisations and with XLA's older emitters, which jaxlib 0.11 no longer has: an
-# unknown flag ends the process. XLA's own optimisations, which decide what is computed, stay on.
+# Compiling takes half the time without LLVM's optimisations and with XLA's older emitters. jaxlib 0.11 no longer has these,
+# and an unknown flag ends the process. XLA's own optimisations, which decide what is computed, stay on.
 _FLAGS = ["force_host_platform_device_count=8", "backend_optimization_level=0", "llvm_disable_expensive_passes=true"]
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     _FLAGS.append("cpu_use_fusion_emitters=false")

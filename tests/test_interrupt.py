@@ -4,7 +4,10 @@ import signal
 import subprocess
 import sys
 
-from mc3_jax import interrupt
+import pytest
+
+from data_prep import inspect, verify
+from mc3_jax import convert, interrupt
 from tests import world
 
 BUSY = """
@@ -50,3 +53,39 @@ def test_an_ignored_interrupt_stays_ignored():
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20) == ("False\n", "")
         assert process.returncode == 0
+
+
+COMMANDS = {
+    "verify": (verify, "verify", ["clips"]),
+    "inspect": (inspect, "_show_drawn", ["clips"]),
+    "convert": (convert, "export_weights", ["export", "--to", "pth", "--out", "o.pth", "run"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_where_nothing_is_to_be_saved_an_interrupt_ends_the_process_with_one_line(monkeypatch, capsys, name):
+    module, function, words = COMMANDS[name]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, function, interrupted)
+    with pytest.raises(SystemExit) as ended:
+        module.main(words)
+    assert ended.value.code == interrupt.AT_ONCE
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+EVALUATE = """
+import sys
+from mc3_jax import cli
+def main(config, workdir):
+    raise KeyboardInterrupt
+sys.argv = ["evaluate.py", "--config=configs/demo.py", "--workdir=w"]
+cli.run(main)
+"""
+
+
+def test_so_do_the_commands_that_take_a_config():
+    found = subprocess.run([sys.executable, "-c", EVALUATE], cwd=world.ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (interrupt.AT_ONCE, "interrupted\n")

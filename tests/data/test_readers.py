@@ -1,5 +1,6 @@
 """Threads and worker processes that make batches."""
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -26,11 +27,12 @@ def test_the_content_of_batches_that_are_kept_does_not_change(tmp_path, keep, re
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
     batches = loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers)
     kept, copies = [], []
-    for _ in range(12):
-        video = next(batches)["video"]
-        kept.append(keep(video))
-        copies.append(video[-len(kept[-1]) :].copy())
-        del video
+    with contextlib.closing(batches):
+        for _ in range(12):
+            video = next(batches)["video"]
+            kept.append(keep(video))
+            copies.append(video[-len(kept[-1]) :].copy())
+            del video
     for part, copy in zip(kept, copies, strict=True):
         np.testing.assert_array_equal(part, copy)
 
@@ -38,11 +40,10 @@ def test_the_content_of_batches_that_are_kept_does_not_change(tmp_path, keep, re
 @pytest.mark.parametrize("readers", [{"num_threads": 2}, {"num_workers": 2}], ids=["threads", "workers"])
 def test_frames_are_put_on_a_cpu_device_without_a_copy(tmp_path, readers):
     source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
-    batches = (
-        loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers),
-        loader.eval_batches(source, test_sounds.tokenize, batch_size=3, **readers),
-    )
-    for batch in (*(next(batches[0]) for _ in range(5)), *batches[1]):
+    batches = loader.train_batches(source, test_sounds.tokenize, batch_size=3, seed=0, **readers)
+    with contextlib.closing(batches):
+        some = list(itertools.islice(batches, 5))
+    for batch in (*some, *loader.eval_batches(source, test_sounds.tokenize, batch_size=3, **readers)):
         placed = jax.device_put(batch["video"], jax.devices("cpu")[0])
         assert placed.unsafe_buffer_pointer() == batch["video"].ctypes.data
 

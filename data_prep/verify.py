@@ -2,7 +2,7 @@
 
 It checks every shard's size and SHA-256, every record and every JPEG, the counts in `clips.json`, that no id occurs twice,
 and the metadata that TFDS reads. Exit status 0 means an intact data set, 1 damage, with one line per problem, 2 a wrong
-command line, and 3 that shards were not read, e.g. because memory ran out, and nothing else is wrong.
+command line, 3 that shards were not read, e.g. because memory ran out, and nothing else is wrong, and 130 Ctrl-C.
 """
 
 import argparse
@@ -19,7 +19,8 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
@@ -198,20 +199,49 @@ def _read(
     slim = dataclasses.replace(info, splits={})  # small, since it is sent to a process with every shard
     reports: dict[int, ShardReport] = {}
     with tqdm(total=len(shards), unit="shard", desc="verify", disable=not sys.stderr.isatty()) as bar:
-        with concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        pool = concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))
+        with pool, _ending_readers(pool):
             jobs = {}
-            with contextlib.suppress(concurrent.futures.BrokenExecutor):
+            with _ctrl_c_waits(), contextlib.suppress(concurrent.futures.BrokenExecutor):  # submitting starts the processes
                 jobs.update((pool.submit(verify_shard, folder, shard, slim), i) for i, shard in enumerate(shards))
             for job in concurrent.futures.as_completed(jobs):
                 with contextlib.suppress(concurrent.futures.BrokenExecutor, MemoryError):
                     reports[jobs[job]] = job.result()
                     bar.update()
         left = [i for i in range(len(shards)) if i not in reports]
-        with concurrent.futures.ThreadPoolExecutor(num_workers) as threads:
+        threads = concurrent.futures.ThreadPoolExecutor(num_workers, initializer=_block_ctrl_c)
+        with threads, _ending_readers(threads):
             for i, report in zip(left, threads.map(lambda i: _read_alone(folder, shards[i], slim), left), strict=True):
                 reports[i] = report
                 bar.update()
     return [reports[i] for i in range(len(shards))]
+
+
+def _block_ctrl_c() -> None:
+    """Makes this thread, and the processes that it starts, deaf to Ctrl-C, which a terminal sends to all of them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    resource_tracker.ensure_running()  # before the signal is blocked: its start unblocks it again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _ending_readers(pool: concurrent.futures.Executor) -> Iterator[None]:
+    """Ends all processes that read after Ctrl-C. Otherwise the pool would first read every shard that it was given."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
 
 
 def _read_alone(folder: pathlib.Path, shard: records.Shard, info: records.ClipsInfo) -> ShardReport:

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+import signal
 import sys
 import time
 
@@ -243,6 +244,8 @@ def _data_shapes(config: config_lib.Config) -> dict:
 
 def main(config: config_lib.Config, _workdir: str) -> None:
     """Prints the report on the step that the command line names."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would run only when XLA is done
     with cli.user_errors():
         topology = flags.FLAGS.topology
         if not topology:

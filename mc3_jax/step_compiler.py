@@ -1,6 +1,7 @@
 """Compiles a train step in another thread, while the caller reads a checkpoint or draws parameters."""
 
 import concurrent.futures
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -34,15 +35,13 @@ class StepCompiler:
         self._thread.shutdown(wait=False)
         is_compiling = self._begun is not None and not self._begun[1].done()
         if error is not None and is_compiling and jax.process_count() == 1:  # several end together, see `mc3_jax.job`
-            line = "this process ends when XLA, which can't be stopped, has compiled the step; Ctrl-C twice ends it at once"
-            progress.notice(line, sys.stderr)
+            progress.notice("this process ends when XLA, which can't be stopped, has compiled the step", sys.stderr)
 
     def begin(self, phase: phases_lib.Phase) -> None:
         """Lowers the step of a phase and begins to compile it."""
-        begin = time.monotonic()
         progress.say(f"{phase.config.name}  compiling")
-        lowered = self._lower(phase)
-        self._begun = phase, self._thread.submit(lambda: (lowered.compile(), time.monotonic() - begin))
+        lowered, lowering_s = _timed(functools.partial(self._lower, phase))
+        self._begun = phase, self._thread.submit(_timed, lowered.compile, lowering_s)
 
     def finish(self, phase: phases_lib.Phase, step: int) -> Callable:
         """Returns the compiled step of a phase, which is to run from `step` on; raises what lowering or compiling raises.
@@ -51,7 +50,13 @@ class StepCompiler:
         """
         if self._begun is None or self._begun[0] is not phase:
             self.begin(phase)
-        (_, compiling), self._begun = self._begun, None
-        compiled, took_s = compiling.result()
+        compiled, took_s = self._begun[1].result()
+        self._begun = None
         progress.say(f"{phase.config.name}  compiled in {took_s:.1f} s, to run from step {step} to {phase.stop}")
         return compiled
+
+
+def _timed(function: Callable, before_s: float = 0.0) -> tuple:
+    """Returns (the function's result, `before_s` and the seconds it took)."""
+    begin = time.monotonic()
+    return function(), before_s + time.monotonic() - begin

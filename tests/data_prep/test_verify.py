@@ -6,8 +6,11 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -215,6 +218,45 @@ def test_of_the_shards_that_a_dead_reader_leaves_only_one_that_ends_another_read
     *found, last = capsys.readouterr().out.splitlines()
     assert (ended.value.code, found) == (status, lines)
     assert last.endswith({0: "; intact", 1: "; 1 problem(s)", 3: "; 2 shard(s) not read"}[status])
+
+
+INTERRUPTED = """import signal, sys
+from data_prep import verify
+from tests.data_prep import dying_readers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
+verify.verify_shard = dying_readers.verify_shard
+verify.main([sys.argv[1], "--num_workers", "1"])
+"""
+
+
+ALL_HANG = {TRAIN: "hang", TRAIN.replace("00000", "00001"): "hang", TEST: "hang"}
+
+
+@pytest.mark.parametrize("dying", [ALL_HANG, {TRAIN: "SIGSEGV", TEST: "hang"}], ids=["together", "alone"])
+def test_ctrl_c_ends_all_readers_at_once_and_says_so_in_one_line(folder, dying):
+    (folder / dying_readers.FILE).write_text(json.dumps(dying))
+    command = [sys.executable, "-c", INTERRUPTED, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        wait_until((folder / dying_readers.HANGS).exists)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.communicate(timeout=30) == (None, "interrupted\n")
+    assert process.returncode == 130
+    wait_until(lambda: not is_group_alive(process.pid))  # multiprocessing's resource tracker ends last
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_by_default_there_are_as_many_processes_as_cores_that_it_may_use(folder, monkeypatch):

@@ -224,6 +224,7 @@ def _block_ctrl_c() -> None:
 
 @contextlib.contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
+    """Holds Ctrl-C back meanwhile; processes started inside never get it."""
     resource_tracker.ensure_running()  # before the signal is blocked: its start unblocks it again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -114,11 +114,7 @@ def train(
             )
         )
         compiler = stack.enter_context(step_compiler.StepCompiler(functools.partial(_lower, run)))
-        expected = checkpoint.newest_step(run.workdir)  # if that checkpoint is damaged, the run goes on from an earlier one
-        if expected < stops[-1]:
-            phase = phases_lib.phase_at(run.phases, expected)
-            with watchdog.at(f"tracing the step of phase {phase.config.name!r}", long=True):
-                compiler.begin(phase)
+        _compile_ahead(run, compiler, watchdog)
         with watchdog.at("restoring or initialising the state", long=True):
             step, state = _first_state(run)
         if step >= stops[-1]:
@@ -162,6 +158,15 @@ def train(
             f"{step - first} steps; the devices waited for {lost}; goodput since the first start {stopwatch.goodput:.1%}"
         )
     return state
+
+
+def _compile_ahead(run: run_lib.Run, compiler: step_compiler.StepCompiler, watchdog: Watchdog) -> None:
+    """Begins to compile the step of the newest checkpoint's phase; if that is damaged, it may be in vain."""
+    expected = checkpoint.newest_step(run.workdir)
+    if expected < run.phases[-1].stop:
+        phase = phases_lib.phase_at(run.phases, expected)
+        with watchdog.at(f"tracing the step of phase {phase.config.name!r}", long=True):
+            compiler.begin(phase)
 
 
 def _start_stopwatch(run: run_lib.Run, step: int, began: float) -> Stopwatch:

@@ -89,3 +89,26 @@ cli.run(main)
 def test_so_do_the_commands_that_take_a_config():
     found = subprocess.run([sys.executable, "-c", EVALUATE], cwd=world.ROOT, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (interrupt.AT_ONCE, "interrupted\n")
+
+
+COMPILE = """
+import ctypes, signal, sys
+from mc3_jax import cli, compile as compile_lib
+def busy(*_, **__):
+    print("busy", flush=True)
+    ctypes.CDLL(None).poll(None, 0, 60_000)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
+compile_lib.compile_step = busy
+compile_lib._define_flags()
+sys.argv = ["compile.py", "--config=configs/mc3_ego4d.py", "--topology=cpu:1"]
+cli.run(compile_lib.main, needs_workdir=False)
+"""
+
+
+def test_compiling_for_a_machine_is_ended_by_the_signal_itself_for_which_xla_need_not_be_done():
+    command = [sys.executable, "-c", COMPILE]
+    with subprocess.Popen(command, cwd=world.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == -signal.SIGINT

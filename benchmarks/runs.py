@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterator
 
 from configs.tables import shared
-from data_prep import terminal
-from mc3_jax import cli, whole_file
+from mc3_jax import terminal, whole_file
 from mc3_jax.data import records
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -111,7 +110,7 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
         odd = ", ".join(sorted(set(took["words"]) ^ set(said)))
         raise ValueError(f"{workdir} holds a run with other options ({odd}): remove it, or name another --out")
     if _diverged(workdir):
-        raise DivergedError(words, cli.USER_ERROR, f"{workdir}/log.txt")
+        raise DivergedError(words, terminal.USER_ERROR, f"{workdir}/log.txt")
     if not took["done"]:
         workdir.mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
@@ -121,7 +120,7 @@ def run(suite: Suite, config: str, workdir: pathlib.Path, flags: list[str], *, t
                     call([sys.executable, "-m", module, *words, *suite.reading], log)
             took["done"] = True
         except RunError as error:
-            if error.status == cli.USER_ERROR and _diverged(workdir):
+            if error.status == terminal.USER_ERROR and _diverged(workdir):
                 raise DivergedError(words, error.status, f"{workdir}/log.txt", error.last) from error
             raise
         finally:
@@ -233,8 +232,7 @@ def ending_in_one_line() -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(terminal.error_line(error), file=sys.stderr)
         sys.exit(error.status if error.status > 0 else 128 - error.status)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(cli.USER_ERROR)
+        terminal.fail(error)

@@ -6,12 +6,12 @@ import difflib
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from data_prep import estimate, guard, pipeline, shards, storage, streams, terminal
+from data_prep import estimate, guard, pipeline, shards, storage, streams
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 _MAX_LIMIT_S = 86400
@@ -230,12 +230,7 @@ def run(
     """
     logging.set_verbosity(logging.WARNING)
     args, beam_args = parser.parse_known_args(argv)
-    try:
+    resume = "interrupted: run the same command again to resume after the last finished video"
+    with terminal.errors_in_one_line(), terminal.interrupts(resume):
         _check_names(parser, beam_args)
         convert(args, beam_args)
-    except (ValueError, OSError) as error:
-        print(terminal.error_line(error), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume after the last finished video", file=sys.stderr)
-        sys.exit(130)

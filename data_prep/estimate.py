@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 
-from data_prep import shards, terminal, video_files
+from data_prep import shards, video_files
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 # CPU seconds per clip of 540p H.264 with a keyframe every 250 frames and a narration every 16 s, as in Ego4D; on one core of

@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import json
 import pathlib
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +22,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from matplotlib import figure
 
-from data_prep import terminal
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
@@ -354,14 +353,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--clip_id must be given at most 100 times, got {len(args.clip_id)}")
     if args.seed < 0:
         parser.error(f"--seed must not be negative, got {args.seed}")
-    try:
+    with terminal.errors_in_one_line(RuntimeError), terminal.interrupts():
         written = _show_named(args) if args.clip_id else _show_drawn(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(terminal.error_line(error), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     print(f"written to {args.out}: {written}")
 
 

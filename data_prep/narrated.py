@@ -11,8 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 
-from data_prep import command, media, narrations, shards, storage, terminal, video_files
+from data_prep import command, media, narrations, shards, storage, video_files
 from data_prep.windows import Window, frame_times, num_samples
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 _MAX_WINDOW_S = 60.0  # pieces of shards and batches would become too large long before

@@ -10,8 +10,9 @@ labels, videos with a label go to validation and test and the rest to training. 
 
 import argparse
 
-from data_prep import command, guard, narrated, narrations, shards, storage, terminal
+from data_prep import command, guard, narrated, narrations, shards, storage
 from data_prep.sources import grid, own_csv
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 _MIN_EVERY_S, _MAX_EVERY_S = 0.05, 3600.0

@@ -26,7 +26,7 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
-from data_prep import terminal
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged JSON file may raise
@@ -334,14 +334,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.num_workers < 0:
         parser.error(f"--num_workers must not be negative, got {args.num_workers}")
-    try:
+    with terminal.errors_in_one_line(), terminal.interrupts():
         problems, unread, counts = verify(args.clips, args.num_workers or len(os.sched_getaffinity(0)))
-    except (ValueError, OSError) as error:
-        print(terminal.error_line(error), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     for line in problems + unread:
         print(terminal.printable(line))  # ids from the file may hold any characters
     told = ", ".join(f"{value:,} {name}" for name, value in counts.items())

@@ -7,12 +7,11 @@ import argparse
 import collections
 import itertools
 import pathlib
-import sys
 
 import tokenizers
 import transformers
 
-from data_prep import terminal
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -119,22 +118,19 @@ def read_texts(folder: pathlib.Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains and saves a vocabulary; after an error the process ends with one line and status 2."""
+    """Trains and saves a vocabulary; after an error the process ends with one line and status 2, after Ctrl-C with 130."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.vocabulary", description=__doc__.split("\n")[0])
     parser.add_argument("--clips", required=True, type=pathlib.Path, help="folder of a data set with narrations")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the tokenizer")
     parser.add_argument("--size", type=int, default=600, help="maximum number of tokens, including special ones")
     args = parser.parse_args(argv)
-    try:
+    with terminal.errors_in_one_line(), terminal.interrupts():
         if args.size < 64:
             raise ValueError(f"--size must be at least 64, got {args.size}")
         texts = read_texts(args.clips)
         args.out.mkdir(parents=True, exist_ok=True)  # transformers would only log that it can't
         tokenizer = train_vocabulary(texts, args.size)
         tokenizer.save_pretrained(args.out)
-    except (ValueError, OSError) as error:
-        print(terminal.error_line(error), file=sys.stderr)
-        sys.exit(2)
     print(f"{len(tokenizer)} tokens from {len(texts)} narrations -> {args.out}")
 
 

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mc3_jax import config as config_lib, validation
+from mc3_jax import config as config_lib, terminal, validation
 
-USER_ERROR = 2  # exit status for bad input, as in argparse
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 77  # differs from SIGTERM's: after Ctrl-C no launch file should start the run again
 _HELP = ("help", "helpshort", "helpfull", "helpxml", "?")
@@ -75,12 +74,7 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> I
     except kinds as error:
         if "Gloo" in str(error):  # a process was lost, see `job.ending_together`
             raise
-        _die(" ".join(str(error).split()))
-
-
-def _die(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    sys.exit(USER_ERROR)
+        terminal.fail(error)
 
 
 def _missing_field(config, override: str) -> str | None:
@@ -118,17 +112,18 @@ def _parse(argv: list[str]) -> list[str]:
             named = re.findall(r"(?m)^--?config(?:=|\n)(.+)", "\n".join(argv))  # "--config=FILE", or two words
             loaded = flags.FLAGS["config"].parser.parse(named[-1])
             missing = next(filter(None, (_missing_field(loaded, name) for name in overrides)), None)
-            _die(missing or f"no such config field in {', '.join(overrides)}: {error.args[0]!s}")
+            terminal.fail(missing or f"no such config field in {', '.join(overrides)}: {error.args[0]!s}")
         if "Traceback (most" in text:  # config_flags puts the config file's whole traceback into the message
             raised = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
-            _die(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")
+            terminal.fail(f"{config} can't be read: {raised[-1] if raised else text.splitlines()[-1]}")
         if "not supported for overriding" in text or "as instance of <class 'mc3_jax" in text:
             field = re.search(r"--(config\.[^=\s]+)|field (config\.\S+)", text)
             whole = field[1] or field[2] if field else "a part of the config"
-            _die(f"{whole} can't be set as a whole: set its fields, e.g. --config.phases[0].epochs=2, or change {config}")
-        _die(" ".join(text.split()))
+            fix = f"set its fields, e.g. --config.phases[0].epochs=2, or change {config}"
+            terminal.fail(f"{whole} can't be set as a whole: {fix}")
+        terminal.fail(text)
     except Exception as error:  # a config file is code: any error in it is the user's to mend
-        _die(f"{config} can't be read: {type(error).__name__}: {' '.join(str(error).split())}")
+        terminal.fail(f"{config} can't be read: {type(error).__name__}: {error}")
     return argv
 
 
@@ -166,10 +161,7 @@ def run(
                 workdir = f"runs/{config_flag.value.name}"  # weights are evaluated without a run
             if not workdir and needs_workdir:
                 raise ValueError(missing)
-        try:
+        with terminal.interrupts():  # training has its own handler, see `mc3_jax.interrupt`
             main(config_flag.value, workdir or "")
-        except KeyboardInterrupt:  # training has its own handler, see `mc3_jax.interrupt`
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
 
     app.run(start, flags_parser=_parse)

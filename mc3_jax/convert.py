@@ -23,7 +23,16 @@ import numpy as np
 import transformers
 
 import mc3_jax
-from mc3_jax import checkpoint, config as config_lib, tower_tokenizer, training_facts, validation, weights, whole_file
+from mc3_jax import (
+    checkpoint,
+    config as config_lib,
+    terminal,
+    tower_tokenizer,
+    training_facts,
+    validation,
+    weights,
+    whole_file,
+)  # fmt: skip
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files, layouts
 
@@ -412,14 +421,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Runs a command; for bad input, prints one line and exits with status 2, after Ctrl-C with 130."""
     args = _parse(argv)
-    try:
+    with terminal.errors_in_one_line(), terminal.interrupts():
         args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from mc3_jax import (
     metric_writer,
     model as model_lib,
     phases as phases_lib,
+    terminal,
     tower_tokenizer,
     training_clips,
     training_facts,
@@ -401,7 +402,7 @@ def main(config: config_lib.Config, workdir: str) -> None:
     """Evaluates what the command line names, with the settings it was trained with."""
     with cli.user_errors():
         job_lib.initialize(config.heartbeat_timeout_s)
-    with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
+    with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors(), terminal.interrupts():
         evaluate(_as_trained(config, workdir), workdir)
 
 

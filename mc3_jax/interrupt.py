@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 
-AT_ONCE = 130  # exit status after the second Ctrl-C, a shell's for SIGINT; nothing was saved
+from mc3_jax import terminal
 
 
 class Interrupt:
@@ -34,7 +34,7 @@ class Interrupt:
             if os.read(reader, 1)[0] != signal.SIGINT:
                 continue
             if self.came:
-                os._exit(AT_ONCE)
+                os._exit(terminal.AT_ONCE)
             self.came = True
             line = "interrupted: saving after the next step; press Ctrl-C again to end at once without saving"
             print(line, file=sys.stderr, flush=True)

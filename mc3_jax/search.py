@@ -21,7 +21,7 @@ import soundfile
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from mc3_jax import embedder, mesh as mesh_lib, model as model_lib, training_facts
+from mc3_jax import embedder, mesh as mesh_lib, model as model_lib, terminal, training_facts
 from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
 from mc3_jax.evals import moments as moments_lib
 
@@ -52,7 +52,7 @@ def embed_queries(
             waveform, rate = _read_sound(path)
             start, stop = _loudest(waveform, int(rate * model.window_samples / records.SAMPLE_RATE_HZ))
             if (start, stop) != (0, len(waveform)):
-                print(f"--sound {_printable(path)}: its loudest part, from {start / rate:.2f} to {stop / rate:.2f} s")
+                print(f"--sound {terminal.printable(path)}: its loudest part, from {start / rate:.2f} to {stop / rate:.2f} s")
             found[path] = model.embed_audio(waveform[start:stop], rate)
         except (ValueError, OSError, soundfile.SoundFileError) as error:
             raise ValueError(f"--sound {path}: {error}") from error
@@ -232,17 +232,12 @@ def search(args: argparse.Namespace) -> dict[str, list[moments_lib.Hit]]:
         facts=f"{len(moments)} clips of {len(np.unique(moments.video_uid))} videos in {args.clips}; model {args.model}",
     )  # fmt: skip
     for name, hits in found.items():
-        print(_printable(name))
+        print(terminal.printable(name))
         for hit in hits:
             at = moments_lib.clock(int(moments.start_us[hit.row]))
-            print(f"  {hit.rank:>3}  {hit.score:.3f}  {at:>9}  {_printable(str(moments.video_uid[hit.row]))}")
+            print(f"  {hit.rank:>3}  {hit.score:.3f}  {at:>9}  {terminal.printable(str(moments.video_uid[hit.row]))}")
     print(f"{out / 'hits.csv'}\n{page}")
     return found
-
-
-def _printable(text: str) -> str:
-    """Returns untrusted text with its unprintable characters escaped, safe for a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -267,14 +262,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Searches; for bad input, prints one line and exits with status 2, after Ctrl-C with 130."""
     args = _parse(argv)
-    try:
+    again = "interrupted: run the same command again; embeddings are kept once all are made"
+    with terminal.errors_in_one_line(), terminal.interrupts(again):
         search(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again; embeddings are kept once all are made", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

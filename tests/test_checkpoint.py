@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from mc3_jax import checkpoint, cli, integrity, job as job_lib, mesh as mesh_lib
+from mc3_jax import checkpoint, cli, integrity, job as job_lib, mesh as mesh_lib, terminal
 
 
 def make_state(mesh, seed):
@@ -253,7 +253,7 @@ def test_a_checkpoint_of_another_model_is_no_damage(saved):
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(small_disk, capsys):
     with pytest.raises(SystemExit) as ended, cli.user_errors((checkpoint.CheckpointError,)):
         save(small_disk, *range(1, 20), keep=20)
-    assert ended.value.code == cli.USER_ERROR
+    assert ended.value.code == terminal.USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the checkpoint of step ")
     assert "No space left on device" in line

@@ -1,13 +1,15 @@
 """Ctrl-C saves as SIGTERM does, and a second one ends at once, even while no Python code can run."""
 
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from data_prep import inspect, verify
-from mc3_jax import convert, interrupt
+from data_prep import inspect, verify, vocabulary
+from data_prep.soundworld import __main__ as soundworld
+from mc3_jax import convert, search, terminal
 from tests import world
 
 BUSY = """
@@ -37,7 +39,7 @@ def test_the_first_interrupt_is_reported_and_the_second_ends_the_process_at_once
         said = "interrupted: saving after the next step; press Ctrl-C again to end at once without saving\n"
         assert process.stderr.readline() == said
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == interrupt.AT_ONCE
+        assert process.wait(10) == terminal.AT_ONCE
         assert process.communicate() == ("", "")
 
 
@@ -58,7 +60,10 @@ def test_an_ignored_interrupt_stays_ignored():
 COMMANDS = {
     "verify": (verify, "verify", ["clips"]),
     "inspect": (inspect, "_show_drawn", ["clips"]),
+    "vocabulary": (vocabulary, "read_texts", ["--clips", "clips", "--out", "words"]),
+    "soundworld": (soundworld, "make", ["--out", "world"]),
     "convert": (convert, "export_weights", ["export", "--to", "pth", "--out", "o.pth", "run"]),
+    "search": (search, "search", ["--model", "run", "--clips", "clips", "--out", "found"]),
 }
 
 
@@ -72,8 +77,8 @@ def test_where_nothing_is_to_be_saved_an_interrupt_ends_the_process_with_one_lin
     monkeypatch.setattr(module, function, interrupted)
     with pytest.raises(SystemExit) as ended:
         module.main(words)
-    assert ended.value.code == interrupt.AT_ONCE
-    assert capsys.readouterr().err == "interrupted\n"
+    assert ended.value.code == terminal.AT_ONCE
+    assert re.fullmatch("interrupted(: run the same command again.*)?\n", capsys.readouterr().err)
 
 
 EVALUATE = """
@@ -88,7 +93,7 @@ cli.run(main)
 
 def test_so_do_the_commands_that_take_a_config():
     found = subprocess.run([sys.executable, "-c", EVALUATE], cwd=world.ROOT, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stderr) == (interrupt.AT_ONCE, "interrupted\n")
+    assert (found.returncode, found.stderr) == (terminal.AT_ONCE, "interrupted\n")
 
 
 COMPILE = """

@@ -23,6 +23,7 @@ from mc3_jax import (
     job as job_lib,
     metric_writer,
     run as run_lib,
+    terminal,
     train,
     train_step as step_lib,
 )
@@ -235,21 +236,38 @@ ENDS_FIRST = """
 import sys, time
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from mc3_jax import cli, job
+from mc3_jax import cli, job, terminal
 job.initialize(10)
 with job.ending_together(10):
     multihost_utils.process_allgather(np.ones(3))
     if jax.process_index() == 0:
         time.sleep(3)
-        cli._die("the checkpoint of step 7 can't be written")
+        terminal.fail("the checkpoint of step 7 can't be written")
 sys.exit(cli.PREEMPTED)
 """
 
 
 def test_a_process_that_is_done_while_another_fails_ends_as_lost_and_does_not_hang(tmp_path):
     (first, _), (second, log) = run_together(["-c", ENDS_FIRST], tmp_path)
-    assert (first, second) == (cli.USER_ERROR, job_lib.LOST), log
+    assert (first, second) == (terminal.USER_ERROR, job_lib.LOST), log
     assert log.splitlines()[-1].startswith("error: process 1 of 2 ends because another process ended"), log
+
+
+EVALUATION_INTERRUPTED = """
+import types
+from mc3_jax import evaluate
+def interrupted(*_):
+    raise KeyboardInterrupt
+evaluate._as_trained = interrupted
+evaluate.main(types.SimpleNamespace(heartbeat_timeout_s=10), "run")
+"""
+
+
+def test_ctrl_c_ends_every_process_of_an_evaluation_with_one_line(tmp_path):
+    for status, log in run_together(["-c", EVALUATION_INTERRUPTED], tmp_path):
+        assert status == terminal.AT_ONCE, log
+        assert log.splitlines()[-1] == "interrupted", log
+        assert "Traceback" not in log
 
 
 UNWRITTEN = """
@@ -273,7 +291,7 @@ with job.ending_together(100), cli.user_errors((checkpoint.CheckpointError,)):
 def test_a_process_that_alone_cant_write_its_part_of_a_checkpoint_ends_all_of_them_with_one_line(tmp_path):
     job = run_together(["-c", UNWRITTEN, str(tmp_path / "run")], tmp_path)
     for status, log in job:
-        assert status == cli.USER_ERROR, log
+        assert status == terminal.USER_ERROR, log
         assert "error: the checkpoint of step 2 can't be written to " in log.splitlines()[-1]
     assert checkpoint.steps_of(str(tmp_path / "run")) == [1]
 
@@ -313,7 +331,7 @@ def test_two_processes_that_diverge_stop_together_and_save_the_state_before(data
     config_file = write_config(tmp_path, config)
     job = run_together(["-m", "mc3_jax.train", f"--config={config_file}", f"--workdir={workdir}"], tmp_path)
     for status, log in job:
-        assert status == cli.USER_ERROR, log
+        assert status == terminal.USER_ERROR, log
         assert "error: step 2 of phase 'align': loss nan, gradient norm nan. The state before it is saved" in log
         assert "Traceback" not in log, log
     assert checkpoint.steps_of(str(workdir)) == [1]

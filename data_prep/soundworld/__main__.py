@@ -15,8 +15,8 @@ import time
 
 from tqdm import tqdm
 
-from data_prep import terminal
 from data_prep.soundworld import annotate, plan, video_file
+from mc3_jax import terminal
 
 _RECORDINGS = (".wav", ".ogg", ".flac", ".mp3")
 
@@ -45,13 +45,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Makes the world that the command line describes; an error is printed as one line, with exit status 2."""
+    """Makes the world that the command line describes; an error ends it with one line and status 2, Ctrl-C with 130."""
     args = _arguments(argv)
-    try:
+    with terminal.errors_in_one_line(), terminal.interrupts("interrupted: run the same command again to continue"):
         make(args)
-    except (ValueError, OSError) as error:
-        print(terminal.error_line(error), file=sys.stderr)
-        sys.exit(2)
 
 
 def make(args: argparse.Namespace) -> None:

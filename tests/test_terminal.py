@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from data_prep import ego4d, estimate, inspect, shards, terminal, verify
+from data_prep import ego4d, estimate, inspect, shards, verify
+from mc3_jax import terminal
 from mc3_jax.data import records
 
 EVIL = "\x1b]0;pwned\x07\x1b[2J\u202e\n"

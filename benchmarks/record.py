@@ -15,6 +15,8 @@ import jax
 from mc3_jax import provenance
 
 RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
+# What every benchmark sets for the processes it starts, and what a shell may be set to anyway.
+_NOT_TOLD = {"JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE"}
 
 
 def machine() -> str:
@@ -48,13 +50,22 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def made_by() -> str:
-    """Returns the command of this process without `--results`, and the commit of the code if it is known."""
+    """Returns the command of this process without `--results`, and the commit of the code if it is known.
+
+    Environment variables that change what a program does are named before it; paths in them are left out.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--results")
     words = parser.parse_known_args()[1]
     revision = provenance.facts().get("revision", "")
     commit = f", commit {revision[:7]}{'-dirty' * revision.endswith('-dirty')}" if revision else ""
-    return f"`{shlex.join(['python', '-m', f'benchmarks.{pathlib.Path(sys.argv[0]).stem}', *words])}`{commit}"
+    settings = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(os.environ.items()) if _is_told(name, value))
+    command = shlex.join(["python", "-m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}", *words])
+    return f"`{settings}{command}`{commit}"
+
+
+def _is_told(name: str, value: str) -> bool:
+    return name.startswith(("JAX_", "XLA_")) and name not in _NOT_TOLD and bool(value) and "/" not in value
 
 
 def append(title: str, text: str, *packages: str, path: pathlib.Path | None = None) -> None:

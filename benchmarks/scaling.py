@@ -10,6 +10,7 @@ other rows as they are, and the benchmark then ends with status 1.
 """
 
 import argparse
+import os
 import pathlib
 import signal
 import sys
@@ -111,6 +112,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="steps per round")
     parser.add_argument("--results", type=pathlib.Path, help="file to append to instead of RESULTS.md; '' only prints")
     args = parser.parse_args()
+    # This process counts FLOPs after the first batch: it must leave the GPU's memory to the processes that it times.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     cpus = [int(topology.partition(":")[2]) for topology in args.topologies.split(",") if topology.startswith("cpu:")]
     jax.config.update("jax_num_cpu_devices", max(cpus, default=1))
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -10,6 +10,7 @@ a kernel for long sequences would pad, is then sums of products, which torch.com
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ASTConfig, ASTModel, DistilBertConfig, DistilBertModel
 
 from mc3_jax.config import ModelConfig
@@ -176,3 +177,17 @@ class ThreeTowers(nn.Module):
             logits = one @ other.T / 0.05
             loss = loss + F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
         return loss
+
+
+def clip_flops(config: ModelConfig) -> float:
+    """Returns the FLOPs that a clip takes in a training step: three times those of the forward pass, as PyTorch counts them.
+
+    `mfu.model_flops` counts ours in the same way, but these towers compute all tokens of their last blocks.
+    """
+    size = config.video.image_size_px
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:  # nothing is computed
+        audio = torch.empty(1, config.audio.num_time_frames, config.audio.num_mel)
+        video = torch.empty(1, config.video.num_frames, 3, size, size)
+        text_ids = torch.empty(1, config.text.num_tokens, dtype=torch.int64)
+        ThreeTowers(config, fused=False)(audio, video, text_ids, None)
+    return 3.0 * counted.get_total_flops()

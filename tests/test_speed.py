@@ -78,7 +78,7 @@ def test_a_system_that_is_late_or_ends_leaves_the_others_their_rows(matmul, prod
     with pytest.raises(SystemExit, match="1"):
         train_step.report(args, train_step.measure(args))
     text = args.results.read_text()
-    assert f"| mc3_jax, whole step | 500 | 4.0 | {share} | – |" in text
+    assert f"| mc3_jax, whole step | 500 | 4.0 | 1000.0 | {share} | – |" in text
     assert "| PyTorch eager | ended with status 0 |" in text
     assert "| PyTorch compiled | no step within 1 s |" in text
     assert f"a matrix product {product};" in text
@@ -115,6 +115,13 @@ def test_infonce_in_blocks_is_judged_at_the_largest_batch_that_was_run_whole(tmp
 @pytest.mark.parametrize(("revision", "commit"), [("0123456789-dirty", ", commit 0123456-dirty"), ("", "")])
 def test_a_table_names_the_command_and_the_commit_that_made_it(monkeypatch, revision, commit):
     monkeypatch.setattr(provenance, "_revision", lambda root: revision)
+    for name in [name for name in os.environ if name.startswith(("JAX_", "XLA_"))]:
+        monkeypatch.delenv(name)
     for words in (["--results", "/a b/r.md"], ["--results="], []):
         monkeypatch.setattr(sys, "argv", ["/x/benchmarks/scaling.py", "--batches", "", *words])
         assert record.made_by() == f"`python -m benchmarks.scaling --batches ''`{commit}"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_b=2")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.94")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/home/somebody")
+    settings = "XLA_FLAGS='--xla_a=1 --xla_b=2' XLA_PYTHON_CLIENT_MEM_FRACTION=0.94"
+    assert record.made_by() == f"`{settings} python -m benchmarks.scaling --batches ''`{commit}"

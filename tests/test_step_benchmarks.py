@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import jax
 import pytest
 
 from benchmarks import matmul, scaling, timed_process, train_step
@@ -23,7 +25,7 @@ class Answers:
     def __init__(self, seconds: float = 1.0, *, platform: str = "gpu", started_s: float = 10.0, failed: str = "", rates=()):
         self.answers = [] if failed else [{"seconds": seconds, "bytes": 2**31, "rates": each} for each in rates or [[]]]
         self.seconds, self.platform, self.started_s, self.failed = seconds, platform, started_s, failed
-        self.note, self.memory_gib = "", "2.0"
+        self.note, self.memory_gib, self.clip_flops = "", "2.0", 0.0
 
 
 def options(**values) -> argparse.Namespace:
@@ -40,7 +42,6 @@ def options(**values) -> argparse.Namespace:
     [
         ("gpu", "times the clips/s of PyTorch eager", 2.0, 1.99),
         ("gpu", "times the clips/s of PyTorch compiled", 1.15, 1.14),
-        ("gpu", "% of the fastest matrix product", 45.0, 44.9),
         ("gpu", "s to the first step, nothing cached", 120.0, 121.0),
         ("gpu", "s to the first step, started again", 20.0, 20.1),
         ("cpu", "times the time of PyTorch eager", 1.0, 1.01),
@@ -55,8 +56,16 @@ def test_a_goal_is_met_at_its_limit_and_missed_beyond(platform, name, met, misse
     assert train_step.judge(platform, {}) == train_step.judge("tpu", {name: met}) == ([], [])
 
 
+def test_of_two_limits_one_may_be_met_and_the_other_missed():
+    name = "% of what matrix products reach"
+    told = {goal: f"{{}} {name}, wanted at least {goal}" for goal in (45, 60)}
+    assert train_step.judge("gpu", {name: 44.9}) == ([], [told[45].format(44.9), told[60].format(44.9)])
+    assert train_step.judge("gpu", {name: 45.0}) == ([told[45].format(45)], [told[60].format(45)])
+    assert train_step.judge("gpu", {name: 60.0}) == ([told[45].format(60), told[60].format(60)], [])
+
+
 def numbers(systems: dict[str, Answers], *, share: float = 50.0, cold: bool = True, **values) -> dict[str, float]:
-    return train_step.numbers_of(options(**values), systems, {"ours": share}, cold=cold)
+    return train_step.numbers_of(options(**values), systems, share, cold=cold)
 
 
 def test_goals_are_judged_on_the_systems_that_were_run_at_the_sizes_they_are_for(monkeypatch):
@@ -65,7 +74,7 @@ def test_goals_are_judged_on_the_systems_that_were_run_at_the_sizes_they_are_for
     peers = {"eager": Answers(1.0), "compiled": Answers(0.5)}
     ratios = {"times the clips/s of PyTorch eager": 2.5, "times the clips/s of PyTorch compiled": 1.25}
     first = {"s to the first step, nothing cached": 80, "s to the first step, started again": 15}
-    mfu = {"% of the fastest matrix product": 50.0}
+    mfu = {"% of what matrix products reach": 50.0}
     systems = {"ours": ours, "again": again, **peers}
     assert numbers(systems) == ratios | mfu | first
     assert set(numbers(systems)) == set(train_step.GOALS["gpu"])
@@ -73,6 +82,7 @@ def test_goals_are_judged_on_the_systems_that_were_run_at_the_sizes_they_are_for
     assert numbers(systems, together=True) == ratios | mfu
     assert numbers(systems, cold=False) == ratios | mfu | {"s to the first step, started again": 15}
     assert numbers({"ours": ours}) == mfu | {"s to the first step, nothing cached": 80}
+    assert numbers({"ours": ours}, share=math.nan, cold=False) == {}
     assert numbers(peers) == numbers(systems, depth=2) == numbers(systems, dtype="float32") == {}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     assert "s to the first step, started again" not in numbers(systems)
@@ -113,7 +123,23 @@ def test_the_table_says_what_was_met_and_the_status_whether_all_was(seconds, fai
     text = args.results.read_text()
     assert told in text
     assert "a matrix product gives 400.00 TFLOP/s (16,384 x 8,192 x 8,192 by JAX);" in text
-    assert "| mc3_jax, whole step | 1000 | 64.0 | 16.0 | – | 2.0 | 10 |" in text
+    assert "| mc3_jax, whole step | 1000 | 64.0 | 1000.0 | 16.0 | – | 2.0 | 10 |" in text
+
+
+@pytest.mark.parametrize(("card", "told"), [("NVIDIA H200", "32.4 %"), ("an H200's cousin", "64 %")])
+def test_each_system_is_told_by_its_own_flops_and_the_goal_by_the_fastest_products_known(card, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_lib, "model_flops", lambda config, phase: 1e12)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind=card, platform="gpu")])
+    systems = {"ours": Answers(1.0), "eager": Answers(1.0), "matmul": Answers(rates=[[3e14, 4e14, 2e14]])}
+    systems["eager"].clip_flops = 1.1e12
+    args = options(systems="ours,eager", results=tmp_path / "r.md", together=True)
+    with pytest.raises(SystemExit, match="1"):
+        train_step.report(args, systems)
+    text = args.results.read_text()
+    sheet = [f"{100 * flops * 256e12 / 989.4e12:.1f}" if card == "NVIDIA H200" else "–" for flops in (1.0, 1.1)]
+    assert f"| mc3_jax, whole step | 1000 | 256.0 | 1000.0 | 64.0 | {sheet[0]} | 2.0 | 10 |" in text
+    assert f"| PyTorch eager | 1000 | 256.0 | 1100.0 | 70.4 | {sheet[1]} | 2.0 | 10 |" in text
+    assert f"{told} of what matrix products reach, wanted at least 45" in text
 
 
 def test_mfu_is_relative_to_the_fastest_product_of_either_library_on_the_systems_machine():
@@ -197,7 +223,7 @@ def test_a_benchmark_that_is_cut_off_writes_what_it_has_measured(tmp_path, monke
         train_step.main()
     text = (tmp_path / "r.md").read_text()
     for name in ("mc3_jax, whole step", "PyTorch eager"):
-        assert f"| {name} | 500 | 4.0 | 400.0 | – | 3.0 resident |" in text
+        assert f"| {name} | 500 | 4.0 | 1000.0 | 400.0 | – | 3.0 resident |" in text
     assert "Cut off before its end." in text
 
 
@@ -231,6 +257,20 @@ def test_the_memory_of_a_process_on_a_cpu_is_its_own(tmp_path):
     child = "from benchmarks import timed_process; print(timed_process.peak_resident_bytes())"
     done = subprocess.run([sys.executable, "-c", child], cwd=world.ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert 2**23 < int(done.stdout) < 2**28
+
+
+def test_between_its_processes_scaling_leaves_them_the_gpus_memory(tmp_path, monkeypatch):
+    """A process that uses JAX, as this one does to count FLOPs, takes three quarters of it unless it is told not to."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    seen = []
+
+    def measure_work(args):
+        seen.append(os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"])
+        yield ["1"] * 7, True
+
+    monkeypatch.setattr(scaling, "measure_work", measure_work)
+    scale(tmp_path, monkeypatch, "--batches=4,8", "--topologies=")
+    assert seen == ["false"]
 
 
 def scale(tmp_path: pathlib.Path, monkeypatch, *words: str) -> tuple[BaseException, list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import torch_peers
+from benchmarks import paper_step, torch_peers
 from mc3_jax import checkpoint, model as model_lib, weights
 from mc3_jax.losses import contrastive
 from mc3_jax.models import checkpoint_files, layouts
@@ -59,6 +59,12 @@ def test_no_kernel_for_long_sequences_attends_over_time(over, num_queries, monke
     x = torch.randn(3, 1 + 4 * 9, 16)
     torch.testing.assert_close(attention(x, 4), eager(x, 4))
     assert asked == num_queries  # of the class token, and over space of a frame's patches
+
+
+def test_the_flops_of_the_peer_are_those_of_all_its_tokens():
+    """A forward pass of the paper's towers takes 184.6 (785 tokens), 30.0 (170) and 2.6 GFLOP (30), by arithmetic."""
+    config = paper_step.make_config(batch=7, depth=12, dtype="float32")
+    assert torch_peers.clip_flops(config.model) == pytest.approx(3 * (184.6 + 30.0 + 2.6) * 1e9, rel=1e-3)
 
 
 def test_attention_over_time_is_as_narrow_as_its_values():

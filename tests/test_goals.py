@@ -5,7 +5,7 @@ import contextlib
 import functools
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import jax.numpy as jnp
@@ -71,7 +71,13 @@ def read(clock: Clock, batch_s: float, *_, num_threads: int, num_workers: int, *
         yield {"index": np.zeros(1, np.int32)}
 
 
-def real_over_one_batch(monkeypatch, folder, args: argparse.Namespace, slowdown: float) -> float:
+def healthy_step(state: step_lib.TrainState, _batch, _number) -> tuple:
+    return state, {"loss": 1.0}, step_lib.Health(True, [], [])
+
+
+def real_over_one_batch(
+    monkeypatch, folder, args: argparse.Namespace, slowdown: float, step: Callable = healthy_step
+) -> float:
     """Returns the ratio that `end_to_end` finds for training's own loop, its device and its readers simulated.
 
     Args:
@@ -79,11 +85,11 @@ def real_over_one_batch(monkeypatch, folder, args: argparse.Namespace, slowdown:
       folder: Folder for the workdirs.
       args: Arguments of the benchmark.
       slowdown: Seconds for a batch, with all readers at work, relative to `STEP_S`.
+      step: The compiled step.
     """
     config = end_to_end.make_config(args, folder, folder)
     state = step_lib.TrainState(jnp.int32(0), {"w": jnp.zeros(1)}, ())
-    healthy = step_lib.Health(True, [], [])
-    compiled = types.SimpleNamespace(compile=lambda: lambda state, *_: (state, {"loss": 1.0}, healthy))
+    compiled = types.SimpleNamespace(compile=lambda: step)
     monkeypatch.setattr(train, "_lower", lambda *_: compiled)
     monkeypatch.setattr(mfu, "share_of_peak", lambda *_: None)
     monkeypatch.setattr(train, "_first_state", lambda run: (0, state))
@@ -101,6 +107,48 @@ def real_over_one_batch(monkeypatch, folder, args: argparse.Namespace, slowdown:
         seconds.append(end_to_end.run(config, str(workdir), synthetic=synthetic)[0])
         assert checkpoint.steps_of(str(workdir)) == []
     return seconds[0] / seconds[1]
+
+
+class Late(float):
+    """A number that a step computes on the device: whoever looks at it waits for the step."""
+
+    def __new__(cls, waits: list, step: int):
+        made = super().__new__(cls, 1.0)
+        made.look = lambda: waits.append(step)
+        return made
+
+    def block_until_ready(self) -> "Late":
+        self.look()
+        return self
+
+    def __bool__(self) -> bool:
+        self.look()
+        return True
+
+    def __float__(self) -> float:
+        self.look()
+        return 1.0
+
+
+def test_the_devices_have_the_next_step_before_the_host_waits_for_one(monkeypatch, tmp_path):
+    args = argparse.Namespace(
+        batch=8, depth=2, dtype="float32", remat="none", scan=False, clips=512, steps=30, num_threads=1, num_workers=0,
+    )  # fmt: skip
+    events, waits = [], []
+
+    def step(state, _batch, number):
+        events.append((int(number), list(waits)))
+        waits.clear()
+        return state, {"loss": Late(waits, int(number))}, step_lib.Health(Late(waits, int(number)), [], [])
+
+    real_over_one_batch(monkeypatch, tmp_path, args, 0.5, step)
+    runs = [i for i, (number, _) in enumerate(events) if number == 0]
+    assert len(runs) == 2
+    assert len(events) >= 2 * args.steps
+    for i, (number, waited) in enumerate(events):
+        # Since the call of the last step, only steps before it were waited for.
+        assert i in runs or max(waited, default=-1) <= number - 2, (number, waited)
+    assert sum(len(waited) for _, waited in events) >= len(events) - 2 * len(runs)
 
 
 @pytest.mark.parametrize(("num_threads", "num_workers"), [(1, 0), (2, 0), (4, 0), (1, 1), (2, 2), (1, 4)])

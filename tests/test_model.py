@@ -1,6 +1,8 @@
 """A model is initialised once and fast; a batch is masked, flipped and cropped for it as its config says."""
 
 import copy
+import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -121,3 +123,12 @@ def test_where_parameters_are_sharded_they_are_gathered_once_and_no_activation_m
     spread = [leaf for leaf in jax.tree.leaves(params) if "fsdp" in leaf.sharding.spec]
     assert {exchange.kind for exchange in exchanges} == {"all-gather"}
     assert sum(exchange.num_bytes for exchange in exchanges) == 4 * sum(leaf.size for leaf in spread)
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["centre", "random"])
+@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "HIGH"), ("float32", "HIGHEST")])
+def test_frames_are_resampled_in_products_of_the_precision_that_the_towers_need(batch, monkeypatch, key, dtype, precision):
+    monkeypatch.setattr(frontend, "log_mel", lambda audio, **_: jnp.zeros((2, 10, 10)))
+    config = dataclasses.replace(small_config(), dtype=dtype)
+    text = jax.jit(lambda batch: model_lib.prepare(batch, config, key)["video"]).lower(batch).as_text()
+    assert set(re.findall(r"dot_general.* precision = \[(\w+), (\w+)\]", text)) == {(precision, precision)}

@@ -95,6 +95,36 @@ def test_xla_knows_the_options_that_a_gpu_is_given():
         jax.jit(jnp.sin, compiler_options={"xla_gpu_no_such_option": 1})(0.0)
 
 
+def test_the_step_on_a_gpu_gets_these_options(monkeypatch):
+    for platform in ("gpu", "cuda", "rocm"):
+        assert step_lib.compiler_options(mock.Mock(spec=jax.Device, platform=platform)) == step_lib.GPU_OPTIONS
+    given, jit = [], jax.jit
+    monkeypatch.setattr(step_lib, "compiler_options", lambda device: {"of": device})
+    monkeypatch.setattr(jax, "jit", lambda function, **options: given.append(options) or jit(function))
+    config = test_fits.small_config()
+    model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 100)
+    abstract = mesh_lib.abstract_state(
+        mesh_lib.make_mesh(), jax.eval_shape(functools.partial(step_lib.init_state, model, config, phase))
+    )
+    given.clear()
+    step_lib.jit_train_step(model, config, phase, abstract)
+    assert given[-1]["compiler_options"] == {"of": jax.devices()[0]}
+
+
+def test_updates_are_computed_again_behind_a_barrier_instead_of_being_kept():
+    config = test_fits.small_config()
+    model, phase = model_lib.make_model(config.model), phases_lib.Phase(config.phases[1], 0, 100)
+    state = jax.eval_shape(functools.partial(step_lib.init_state, model, config, phase))
+    step = step_lib.make_train_step(model, config, phase, phases_lib.make_optimizer(phase.config, state.params))
+    program = jax.make_jaxpr(step)(state, test_fits.batch(), np.int32(0)).jaxpr
+    kept, again = [part for part in program.eqns if part.params.get("name") == "update_fn"]
+    num = len(jax.tree.leaves((state.params, state)))  # gradients have the shapes of the parameters
+    barriers = [part for part in program.eqns if part.primitive.name == "optimization_barrier"]
+    [barrier] = [part for part in barriers if len(part.invars) == num]
+    assert set(kept.invars) <= set(barrier.invars)
+    assert set(again.invars) <= set(barrier.outvars)
+
+
 @pytest.mark.slow  # compiles a step for a mesh
 def test_a_finite_step_counts_and_says_by_how_much_each_tower_changed(stepping):
     make_state, step, batch = stepping

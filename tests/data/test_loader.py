@@ -5,6 +5,7 @@ import pytest
 import simplejpeg
 
 from mc3_jax.data import loader, transforms
+from tests.data import test_sounds
 
 VIDEO_CLIPS = [7, 1, 12, 4, 0, 9]
 VIDEO = np.repeat(np.arange(len(VIDEO_CLIPS)), VIDEO_CLIPS)
@@ -32,6 +33,17 @@ def test_clips_come_in_groups_of_a_video_that_differ_from_epoch_to_epoch():
         assert len(cuts) + 1 <= sum(-(-n // 4) for n in VIDEO_CLIPS)
         groups.append(frozenset(order[:4].tolist()))
     assert len(set(groups)) > 10
+
+
+def test_an_order_is_drawn_once_an_epoch(tmp_path, monkeypatch):
+    drawn, order = [], loader.epoch_order
+    monkeypatch.setattr(loader, "epoch_order", lambda *of: drawn.append(of[-1]) or order(*of))
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    batches = loader.train_batches(
+        source, test_sounds.tokenize, batch_size=2, seed=0, num_steps=len(source), num_threads=1
+    )
+    assert len(list(batches)) == len(source)
+    assert drawn == [0, 1]
 
 
 def test_single_clips_do_not_come_in_groups():

@@ -1,6 +1,7 @@
 """Memory that is reused, within a process and between two."""
 
 import gc
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -49,6 +50,19 @@ def test_memory_holds_arrays_of_several_sizes_at_once(make):
 
 def send(batch):
     return pickle.loads(pickle.dumps(batch))
+
+
+def test_a_block_that_comes_again_lies_where_it_lay():
+    shared, borrowed = memory_lib.SharedMemory(), memory_lib.Borrowed()
+    places, others = set(), []
+    for _ in range(3):
+        handed = shared.hand_over({"own": shared.take(SHAPE, np.int16)})
+        there = borrowed.take_over(send(handed))
+        places.add(there["own"].ctypes.data)
+        del handed, there
+        gc.collect()
+        others.append(mmap.mmap(-1, mmap.PAGESIZE))  # would lie where a mapping had just been given back
+    assert len(places) == 1
 
 
 def test_what_is_handed_over_is_the_same_memory_and_free_once_nobody_holds_a_part_of_it():

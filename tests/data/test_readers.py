@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -73,6 +74,50 @@ def test_large_arrays_are_made_in_reusable_memory(monkeypatch):
     for batch in readers_lib.read(make_row, None, range(1, 7), num_workers=0, **ROWS):
         assert batch["audio"].ctypes.data in taken
         assert batch["row"].ctypes.data not in taken
+
+
+def test_threads_make_batches_at_the_same_time():
+    both = threading.Barrier(2)
+
+    def row(number):
+        both.wait(20)  # broken if the other thread makes none meanwhile
+        return make_row(number)
+
+    rows = ROWS | {"batch_size": 1, "process_index": 0, "process_count": 1, "num_threads": 2}
+    assert len(list(readers_lib.read(row, None, range(8), num_workers=0, **rows))) == 8
+
+
+def make_row_and_leave_a_file(folder, number):
+    (folder / str(number)).touch()
+    return make_row(number)
+
+
+@pytest.mark.parametrize("readers", [{"num_threads": 2}, {"num_workers": 1}, {"num_workers": 2}], ids=str)
+def test_batches_are_made_ahead_while_nobody_asks_for_them(tmp_path, readers):
+    rows = ROWS | {"batch_size": 1, "process_index": 0, "process_count": 1, "num_workers": 0, "prefetch": 8} | readers
+    batches = readers_lib.read(functools.partial(make_row_and_leave_a_file, tmp_path), None, range(100), **rows)
+    next(batches)
+    until = time.monotonic() + 20
+    while len(os.listdir(tmp_path)) < 1 + 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert 1 + 8 <= len(os.listdir(tmp_path)) < 50
+    batches.close()
+
+
+def test_several_rows_are_read_before_the_first_is_decoded(monkeypatch):
+    done = []
+
+    def row(number):
+        done.append(f"read {number}")
+        return transforms.Sample(str(number), {}, [b""])
+
+    def decode(jpegs, canvas, clip_id):
+        done.append(f"decode {clip_id}")
+        return np.zeros(2, np.int32)
+
+    monkeypatch.setattr(transforms, "decode_frames", decode)
+    readers_lib._MakeBatch(row, (1, 2, 2, 3), 3, 0, 3, 2, memory_lib.Memory())(1)
+    assert done == ["read 3", "read 4", "decode 3", "decode 4", "read 5", "decode 5"]
 
 
 def list_shared():

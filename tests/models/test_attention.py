@@ -142,6 +142,33 @@ ENCODERS = {
 
 @pytest.mark.usefixtures("flash_on_a_cpu")
 @pytest.mark.parametrize(
+    ("name", "form", "barriers", "layouts"),
+    [
+        # Norms and GELU keep their input for the backward pass. Patches and class token go through each on their own.
+        ("audio", "einsum", 2 + 1, 0),
+        ("video", "einsum", 2 * (3 + 1), 0),
+        # Forward and back: branches are kept apart from their sum, columns of queries, keys and values written once, and
+        # tokens stored row by row, as are the sums over all patches: two of each class query, two for its key and value.
+        ("audio", "cudnn", 2 + 1 + 2 * (2 + 1), 2),
+        ("video", "cudnn", 2 * (3 + 1) + 2 * (2 * 3 + 2), 2 * 2 + 2 * 2 + 2),
+    ],
+)
+def test_each_block_asks_xla_for_what_makes_it_fast(name, form, barriers, layouts):
+    """Counts what the last block of two doesn't have, in the program of the gradient; equal blocks are one function there."""
+    make, shape = ENCODERS[name]
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def count(depth):
+        encoder = make(depth=depth, form=form)
+        params = jax.eval_shape(encoder.init, jax.random.key(0), x)
+        program = jax.jit(jax.grad(lambda params, x: jnp.sum(encoder.apply(params, x)))).lower(params, x).as_text()
+        return np.array([program.count(word) for word in ("optimization_barrier", "LayoutConstraint")])
+
+    assert (count(2) - count(1)).tolist() == [barriers, layouts]
+
+
+@pytest.mark.usefixtures("flash_on_a_cpu")
+@pytest.mark.parametrize(
     ("name", "scan_layers", "remat", "on_a_mesh"),
     [
         ("audio", False, "none", False),

@@ -144,13 +144,15 @@ def _read_file(path: pathlib.Path) -> Tensors:
 def _read_by_content(file, path: pathlib.Path) -> Tensors:
     size, head = os.fstat(file.fileno()).st_size, file.read(512)
     file.seek(0)
+    # safetensors come first: they begin with the length of their header, whose lowest byte may be 0x80, as that of a pickle
+    # is. The ninth byte of a pickle or a zip archive is never "{": it is within a number that would be far too large.
+    header_bytes = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and header_bytes <= _MAX_HEADER_BYTES:
+        return _read_safetensors(path)
     if head.startswith(b"PK\x03\x04"):
         return _read_zip(file, size)
     if head[:1] == b"\x80":
         return _read_stream(file, size)
-    header_bytes = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and header_bytes <= _MAX_HEADER_BYTES:
-        return _read_safetensors(path)
     raise RefusedError(_describe_kind(head, size))
 
 

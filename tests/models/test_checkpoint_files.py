@@ -234,6 +234,15 @@ def test_a_folder_of_hugging_face_is_read(tmp_path, kind, layout):
     assert checkpoint_files.read_config(tmp_path)["model_type"] in (kind, "audio-spectrogram-transformer")
 
 
+def test_safetensors_are_read_whatever_byte_the_length_of_their_header_begins_with(tmp_path):
+    path, begins = tmp_path / "model.safetensors", set()
+    for length in range(1, 257):
+        safetensors.torch.save_file({"w" * length: torch.ones(1)}, path)
+        begins.add(path.read_bytes()[0])
+        assert list(checkpoint_files.read_tensors(path)) == ["w" * length]
+    assert 0x80 in begins  # as a pickle begins
+
+
 def test_safetensors_are_preferred(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     save({"w": torch.zeros(1)}, tmp_path / "pytorch_model.bin")

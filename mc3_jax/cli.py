@@ -127,6 +127,27 @@ def _parse(argv: list[str]) -> list[str]:
     return argv
 
 
+def _typed(config: config_lib.Config) -> config_lib.Config:
+    """Returns a config after checking the types inside tuples, which config_flags does not; `--config.x=` is an empty tuple.
+
+    Raises:
+      ValueError: A value has another type than its field; the message names it.
+    """
+
+    def emptied(value):
+        if isinstance(value, dict):
+            return {name: emptied(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [emptied(each) for each in value]
+        return () if value == ("",) else value
+
+    try:
+        return config_lib.from_dict(config_lib.Config, emptied(dataclasses.asdict(config)))
+    except ValueError as error:
+        is_of_tuple = re.match(r"\S+\[\d+\] = ", str(error))
+        raise ValueError(f"{error}{', several values are written as (1,2)' if is_of_tuple else ''}") from error
+
+
 def overridden() -> list[str]:
     """Returns the names of the config fields that the command line sets, such as "phases[0].epochs"."""
     return list(config_flags.get_override_values(flags.FLAGS["config"]))
@@ -155,13 +176,14 @@ def run(
             if not isinstance(config_flag.value, config_lib.Config):
                 kind = type(config_flag.value).__name__
                 raise ValueError(f"get_config() must return mc3_jax.config.Config, got {kind}")
-            validation.validate(config_flag.value)
+            config = _typed(config_flag.value)
+            validation.validate(config)
             workdir = workdir_flag.value
-            if not workdir and (config_flag.value.checkpoint or not config_flag.value.phases):
-                workdir = f"runs/{config_flag.value.name}"  # weights are evaluated without a run
+            if not workdir and (config.checkpoint or not config.phases):
+                workdir = f"runs/{config.name}"  # weights are evaluated without a run
             if not workdir and needs_workdir:
                 raise ValueError(missing)
         with terminal.interrupts():  # training has its own handler, see `mc3_jax.interrupt`
-            main(config_flag.value, workdir or "")
+            main(config, workdir or "")
 
     app.run(start, flags_parser=_parse)

@@ -153,7 +153,7 @@ class DataConfig:
       tokenizer: Folder of a `distilbert-base-uncased` tokenizer, or one made by `python -m data_prep.vocabulary`; not needed
         if no phase uses text.
       split: Split trained on, or several joined by "+".
-      folds: Folds of these splits trained on; empty means all.
+      folds: Folds of these splits trained on; empty (`--config.data.folds=`) means all.
       num_samples: Length of the audio window in samples; longer clips are cropped at random. 0 takes the data set's length.
       silence_db: For sounds longer than the window: windows more than this many dB quieter than the sound's loudest window
         are not trained on, nor counted when evaluation averages the scores of windows; 0 takes all windows.

@@ -15,7 +15,15 @@ import librosa
 import numpy as np
 from jaxtyping import Float, Num
 
-from mc3_jax import checkpoint, config as config_lib, model as model_lib, tower_tokenizer, training_facts, weights
+from mc3_jax import (
+    checkpoint,
+    config as config_lib,
+    model as model_lib,
+    terminal,
+    tower_tokenizer,
+    training_facts,
+    weights,
+)
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.data.records import SAMPLE_RATE_HZ
 from mc3_jax.models import frontend
@@ -184,6 +192,8 @@ class Embedder:
     def embed_text(self, texts: Iterable[str]) -> Float[np.ndarray, "b d"]:
         """Returns L2-normalised embeddings of sentences, each cut at the model's number of tokens.
 
+        A warning says how many are cut or have no word that the tokenizer knows.
+
         Raises:
           ValueError: The model has no tokenizer, or `texts` is a single string or holds anything but strings.
         """
@@ -194,6 +204,11 @@ class Embedder:
         texts = list(texts)
         if other := [text for text in texts if not isinstance(text, str)]:
             raise ValueError(f"texts must be a list of strings, got {other[0]!r:.40} among them")
+        lost = [(text, what) for text in texts if (what := self._tokenize.find_loss(text))]
+        if lost:
+            text, what = lost[0]
+            told = f"{len(lost)} of {len(texts)} texts are not seen whole: {terminal.printable(text[:40])!r} {what}"
+            print(f"warning: {told}", file=sys.stderr)
         tokens = [self._tokenize(text) for text in texts]
         shape = (len(tokens), self.config.text.num_tokens)
         ids, mask = (np.array([t[i] for t in tokens], np.int32).reshape(shape) for i in (0, 1))

@@ -25,7 +25,7 @@ from mc3_jax import (
     whole_file,
     workdir as workdir_lib,
 )
-from mc3_jax.data import loader, tokenizer as tokenizer_lib
+from mc3_jax.data import loader, records, tokenizer as tokenizer_lib
 from mc3_jax.evals import classification, sound_report
 
 METRICS = ("top1", "top5", "mean_class_accuracy", "mAP", "mAUC")
@@ -62,15 +62,23 @@ def class_scores(
 
 
 def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipSource, facts: dict) -> None:
-    """Raises a ValueError unless the data has the classes that the run was trained on, in the same order."""
+    """Raises a ValueError unless the data has the classes that the run was trained on, in the same order.
+
+    The name of a class of which the annotations had no example is not known, and then fits any other.
+    """
     classes = list(source.info.classes)
     learned = list(facts.get("classes", classes))
-    if len(classes) != config.model.num_classes or classes != learned:
+    if len(classes) != config.model.num_classes:
         raise ValueError(
-            f"{config.data.dir} has the {len(classes)} classes {', '.join(classes[:3])}, ..., but the run in {workdir} was "
-            f"trained on {config.model.num_classes} classes {', '.join(learned[:3])}, ...: evaluate it on data with these "
-            "classes"
+            f"{config.data.dir} has {len(classes)} classes, but the run in {workdir} was trained on "
+            f"{config.model.num_classes}: evaluate it on data with these classes"
         )
+    for i, (own, other) in enumerate(zip(learned, classes, strict=True)):
+        if own != other and records.unnamed_class(i) not in (own, other):
+            raise ValueError(
+                f"class {i} of {config.data.dir} is {other!r}, but that of the run in {workdir} is {own!r}: evaluate it on "
+                "data with the classes that it was trained on"
+            )
 
 
 def _scores(

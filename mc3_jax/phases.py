@@ -142,7 +142,8 @@ def carry_moments(phase: PhaseConfig, tx: optax.GradientTransformation, params, 
     if _names_of_moments(own) != _names_of_moments(opt_state):
         raise ValueError(
             f"phase {phase.name!r} keeps the optimizer state of the previous phase, but trains other parameters (towers, a "
-            "classifier or a learned scale): set reset_optimizer=True"
+            f"classifier or a learned scale; its loss uses {', '.join(modalities(phase))}): set its reset_optimizer, for the "
+            "second phase --config.phases[1].reset_optimizer=True"
         )
     return jax.tree.unflatten(jax.tree.structure(own), jax.tree.leaves(opt_state))
 

@@ -251,7 +251,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--sound", action="append", default=[], help="sound file; finds moments like its loudest part; may be repeated")
     add("--by", choices=moments_lib.SCORES, help="compare queries with a moment's sound, frames or both (default: both, or "
         "the one whose tower was trained)")  # fmt: skip
-    add("--top", type=int, default=10, help="moments shown per query (default %(default)s)")
+    add("--top", type=int, default=10, help="most moments per query (default %(default)s), of overlapping ones the best")
     add("--split", default="", help="split of the data set; default: all")
     add("--tokenizer", default="", help="folder of the tokenizer, if the model has none")
     add("--batch_size", type=int, default=64, help="clips embedded at a time (default %(default)s)")

@@ -13,7 +13,7 @@ import sys
 import pytest
 from absl import flags
 
-from configs import mc3_ego4d
+from configs import esc, mc3_ego4d
 from mc3_jax import cli, config as config_lib, phases as phases_lib, validation
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -370,6 +370,7 @@ def test_to_dict_holds_every_field():
         (["--config.init.audio=", "a.pth", "--config.seed=1"], "error: 'a.pth' is not a flag: write --config.x=value,"),
         (["--workdir={tmp}/w", "--", "--config.seed=7"], "'--config.seed=7' is not a flag"),
         (["--workdir={tmp}/w", "config.seed=7"], "'config.seed=7' is not a flag"),
+        (["--workdir={tmp}/w", "--config.data.folds=1,x"], "folds[0] = '1,x': must be int, several values are written as"),
         (["--nope=3"], "nope"),
         ([], "--workdir is missing"),
         (["--workdir={tmp}/w", "--config.data.dir="], "config.data.dir is empty"),
@@ -383,6 +384,14 @@ def test_bad_command_lines_end_with_one_line_and_status_2(words, message, train_
     assert len(lines) == 1
     assert message in lines[0]
     assert "Traceback" not in said
+
+
+def test_an_option_without_a_value_empties_a_tuple():
+    config = esc.get_config()
+    assert config.data.folds
+    config.data.folds = config.phases[0].pairs = ("",)  # what config_flags makes of --config.data.folds=
+    typed = cli._typed(config)
+    assert (typed.data.folds, typed.phases[0].pairs, typed.eval.folds) == ((), (), (5,))
 
 
 def test_an_unknown_field_is_named_also_when_flags_and_values_are_words_of_their_own(train_by):

@@ -82,6 +82,14 @@ def test_embeddings_are_of_length_1_and_do_not_depend_on_the_batch(model, clips)
     np.testing.assert_array_equal(model.embed_text(iter(texts)), model.embed_text(texts))
 
 
+def test_texts_that_are_not_seen_whole_are_told_in_one_line(model, capsys):
+    model.embed_text(["#C C cuts the onion"])
+    assert capsys.readouterr().err == ""
+    model.embed_text(["#C C cuts the onion", "cuts " * 40 + "\x1b", "🔪"])
+    told = "2 of 3 texts are not seen whole: '" + "cuts " * 8 + "' is cut after 16 tokens"
+    assert capsys.readouterr().err == f"warning: {told}\n"
+
+
 def test_a_shape_is_compiled_once_per_power_of_two_up_to_the_batch_size(model, clips):
     audio = np.stack([clip.audio for clip in clips[0]])
     for num in (1, 2, 3, 4, 6):  # compiles batches of 1, 2 and 4 rows

@@ -12,7 +12,7 @@ import re
 from data_prep import storage
 from data_prep.sounds import Sound
 from data_prep.sources import files
-from mc3_jax.data.records import UNKNOWN
+from mc3_jax.data.records import UNKNOWN, unnamed_class
 
 ANNOTATED_RATE_HZ = 24_000
 FILES = {
@@ -89,7 +89,7 @@ def read(paths: list[storage.Path]) -> tuple[list[Sound], list[str]]:
     doubles = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
     if doubles:
         raise ValueError(f"class {doubles[0]!r} has several ids: {sorted(i for i in names if names[i] == doubles[0])}")
-    return found, [names.get(i, f"class {i}") for i in range(max(names, default=-1) + 1)]
+    return found, [names.get(i, unnamed_class(i)) for i in range(max(names, default=-1) + 1)]
 
 
 def _segment(row: dict[str, str], where: str) -> tuple[float, float, str]:

@@ -379,6 +379,11 @@ class ClipsInfo:
         return [str(path) for path in paths]
 
 
+def unnamed_class(class_id: int) -> str:
+    """Returns the name in `ClipsInfo.classes` of a class that no annotation names."""
+    return f"class {class_id}"
+
+
 def check(clip: Clip, info: ClipsInfo) -> None:
     """Checks that a clip is what `clips.json` promises.
 

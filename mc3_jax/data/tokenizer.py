@@ -1,5 +1,6 @@
 """Turns narrations into token ids, with the tokenizer of a folder: `distilbert-base-uncased` or one trained on narrations."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import pathlib
 import shutil
 
 import numpy as np
+import tokenizers
 import transformers
 
 from mc3_jax.data.transforms import Tokenize
@@ -16,8 +18,33 @@ _ENOUGH = ("tokenizer.json", "vocab.txt")  # either one is enough for a tokenize
 _DIGESTED = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")  # hashed in this order
 
 
-def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) -> Tokenize:
-    """Returns `tokenize(text) -> (ids, mask)`, both int32 [num_tokens], padded or cut at the end; it is thread-safe.
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Function text → (ids, mask), both int32 [num_tokens], padded or cut at the end; it is thread-safe.
+
+    Attributes:
+      backend: Tokenizer that cuts and pads.
+      unknown_id: Id of the token for unknown words, None if there is none.
+    """
+
+    backend: tokenizers.Tokenizer
+    unknown_id: int | None
+
+    def __call__(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self.backend.encode(text)
+        return np.array(encoded.ids, np.int32), np.array(encoded.attention_mask, np.int32)
+
+    def find_loss(self, text: str) -> str:
+        """Returns what of a text is lost: that it is cut, or that none of its words is known; "" if neither."""
+        encoded = self.backend.encode(text)
+        if encoded.overflowing:
+            return f"is cut after {len(encoded.ids)} tokens"
+        told = [id_ for id_, special in zip(encoded.ids, encoded.special_tokens_mask, strict=True) if not special]
+        return "" if any(id_ != self.unknown_id for id_ in told) else "has no word that the tokenizer knows"
+
+
+def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) -> Tokenizer:
+    """Returns the tokenizer in a folder.
 
     Args:
       path: Folder with `tokenizer.json` or `vocab.txt`; nothing is downloaded, and no code in it is run.
@@ -48,12 +75,7 @@ def load_tokenizer(path: str | os.PathLike, num_tokens: int, vocab_size: int) ->
     # Truncation and padding are settings of the object that threads share. They are set only here, so threads just read them.
     backend.enable_truncation(num_tokens)
     backend.enable_padding(length=num_tokens, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-
-    def tokenize(text: str) -> tuple[np.ndarray, np.ndarray]:
-        encoded = backend.encode(text)
-        return np.array(encoded.ids, np.int32), np.array(encoded.attention_mask, np.int32)
-
-    return tokenize
+    return Tokenizer(backend, tokenizer.unk_token_id)
 
 
 def _open(path: str | os.PathLike) -> transformers.PreTrainedTokenizerFast:

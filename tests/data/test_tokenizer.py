@@ -30,6 +30,14 @@ def test_text_becomes_ids_and_a_mask_padded_or_cut_to_one_length(tmp_path):
     np.testing.assert_array_equal(ids, [2])
 
 
+def test_what_a_text_loses_is_told(tmp_path):
+    make_folder(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    tokenize = load_tokenizer(tmp_path, 3, 4)
+    assert tokenize.find_loss("cut onion") == tokenize.find_loss("cut the onion") == ""
+    assert tokenize.find_loss("cut onion cut onion") == "is cut after 3 tokens"
+    assert tokenize.find_loss("peel it") == tokenize.find_loss("") == "has no word that the tokenizer knows"
+
+
 def test_the_code_a_tokenizers_folder_brings_along_is_never_run(tmp_path, monkeypatch):
     make_folder(tmp_path, tokenizer_class="Theirs", auto_map={"AutoTokenizer": ["theirs.Theirs", "theirs.Theirs"]})
     (tmp_path / "theirs.py").write_text(

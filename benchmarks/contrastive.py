@@ -59,6 +59,21 @@ def _resident_bytes() -> int:
     return int(pages) * resource.getpagesize()
 
 
+def count_flops(batch: int, form: str) -> int:
+    """Returns the FLOPs of the matrix products in the loss and its gradient.
+
+    The similarities of a pair are a product [b, d] @ [d, b]: b² sums of d terms, 2 b² d FLOPs. The gradient takes two
+    products of as many FLOPs, [b, b] @ [b, d] for each side of the pair, and in blocks the similarities once more. So each of
+    the three pairs takes three products with the whole matrix and four in blocks.
+
+    Args:
+      batch: b, rows of each modality; d is `DIM`.
+      form: "whole" or "blocks".
+    """
+    num_pairs, num_products = 3, {"whole": 3, "blocks": 4}[form]
+    return num_pairs * num_products * 2 * batch**2 * DIM
+
+
 def judge(ratio: float | None, beyond_gib: float | None) -> list[str]:
     """Returns, in words, the goals that are missed; None is a number that was not measured, whose goal is not judged.
 
@@ -102,8 +117,7 @@ def main() -> None:
             print(batch, form, found[batch, form], file=sys.stderr, flush=True)
     rows, forms = [], {"whole": "the whole matrix", "blocks": f"{args.block_rows} rows at a time"}
     for (batch, form), numbers in found.items():
-        flops = 2 * batch**2 * DIM * 3 * (3 if form == "whole" else 4)
-        rate = f"{flops / numbers['seconds'] / 1e9:.0f}"
+        rate = f"{count_flops(batch, form) / numbers['seconds'] / 1e9:.0f}"
         rows.append([f"{batch:,}", forms[form], f"{numbers['seconds']:.3g}", rate, f"{numbers['beyond_gib']:.2f}",
                      f"{numbers['compile_s']:.1f}"])  # fmt: skip
     rows += [[f"{batch:,}", forms[form], how, "", "", ""] for (batch, form), how in failed.items()]

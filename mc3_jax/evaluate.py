@@ -323,11 +323,14 @@ def _write(
     num_seen: int,
 ) -> None:  # fmt: skip
     """Writes `embeddings.npz`, `results.json` and the report, and prints the headline of each checkpoint."""
+    has_texts = source.has_texts()
+    meaningless = [f"no phase uses {' and '.join(untrained)}, whose similarities mean nothing"] * bool(untrained)
+    meaningless += ["the clips have no texts: similarities with text mean nothing"] * (not has_texts)
     *before, last = results
     content = {
         "config": config.name, "seed": config.seed, "split": config.eval.split, "data": source.info.name,
         "checkpoint": last, **results[last], "earlier": {name: results[name] for name in before}, "taxonomy": actions,
-        "untrained": untrained, "num_seen": num_seen,
+        "untrained": untrained, "has_texts": has_texts, "num_seen": num_seen,
     }  # fmt: skip
     path = pathlib.Path(workdir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -344,7 +347,7 @@ def _write(
         f"{source.info.name}, {config.eval.split} split, {described}; seed {config.seed}; "
         f"checkpoint {where}"
         + (f"; {num_seen} of them were trained on" if num_seen else "")
-        + (f"; no phase uses {' and '.join(untrained)}, whose similarities mean nothing" if untrained else "")
+        + "".join(f"; {line}" for line in meaningless)
     )
     chosen = config.eval
     page = report.write(
@@ -358,8 +361,8 @@ def _write(
     alone = {name: "–" if value is None else f"{value:.3f}" for name, value in results[last]["controls"].items()}
     if num_seen:
         print(f"warning: the run was trained on {num_seen} of these clips, so the results don't show how it generalises")
-    if untrained:
-        print(f"no phase uses {' and '.join(untrained)}, whose similarities mean nothing")
+    for line in meaningless:
+        print(line)
     if alone:
         print("controls: " + "  ".join(f"{name} {value}" for name, value in alone.items()))
         print(discovery.describe_margin(results[last]["margin"]))

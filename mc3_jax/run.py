@@ -92,6 +92,7 @@ def set_up(config: config_lib.Config, workdir: str) -> Run:
             _check_tokenizer(config.init.text, tokenizer)
         tokenize = tokenizer_lib.load_tokenizer(tokenizer, text.num_tokens, text.vocab_size)
         digests["data.tokenizer"] = tokenizer_lib.tokenizer_digest(tokenizer)
+        _check_texts(config, source)
     phases = phases_lib.plan_phases(config.phases, len(source), config.data.batch_size)
     _check_negatives(config, source, phases)
     _tell_of_short_phases(phases)
@@ -153,6 +154,16 @@ def _check_tokenizer(start: str, tokenizer: str) -> None:
             tower_tokenizer.find(start, tokenizer)
     except ValueError as error:
         raise ValueError(f"config.data.tokenizer: {error}; config.init.text names that tower") from error
+
+
+def _check_texts(config: config_lib.Config, source: loader.ClipSource) -> None:
+    """Raises a ValueError unless the clips have texts, which a phase of the run uses."""
+    if not source.has_texts():
+        users = [f"phases[{i}]" for i, phase in enumerate(config.phases) if "text" in phases_lib.modalities(phase)]
+        raise ValueError(
+            f"the clips in split {config.data.split!r} of {config.data.dir} have no texts, which {' and '.join(users)} of "
+            "config use: convert with narrations, or set their pairs=('av',) and consensus_weight=0"
+        )
 
 
 def _check_classes(config: config_lib.Config, source: loader.ClipSource) -> None:

@@ -120,6 +120,16 @@ def test_the_checkpoints_that_process_0_sees_are_evaluated_by_every_process(tmp_
     assert [(name, step) for name, (step, _) in loaded.items()] == [("align", 4), ("refine", 8)]
 
 
+def test_that_the_clips_have_no_texts_is_told(finished, tmp_path, monkeypatch, capsys):
+    config, workdir, _ = finished
+    monkeypatch.setattr(loader.ClipSource, "has_texts", lambda source: False)
+    evaluate.evaluate(config, str(shutil.copytree(workdir, tmp_path / "run")))
+    told = "the clips have no texts: similarities with text mean nothing"
+    assert told in capsys.readouterr().out.splitlines()
+    assert told in (tmp_path / "run" / "report" / "index.html").read_text()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["has_texts"] is False
+
+
 def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(finished, data, tmp_path, capsys):
     config = world.small_config(data)
     config.phases = []
@@ -135,6 +145,7 @@ def test_without_phases_the_towers_are_evaluated_as_they_start_and_not_trained(f
     assert found["step"] == 0
     results = json.loads((tmp_path / "untrained" / "results.json").read_text())
     assert (results["checkpoint"], results["untrained"], results["num_seen"]) == ("untrained", ["audio", "video"], 0)
+    assert results["has_texts"] is True
     with pytest.raises(ValueError, match="phases is empty: there is nothing to train"):
         run_lib.set_up(config, str(tmp_path / "run"))
 

@@ -376,6 +376,16 @@ def test_bad_set_ups_are_refused_with_the_value_and_the_fix(case, data, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_clips_without_texts_are_refused_if_a_phase_uses_text(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader.ClipSource, "has_texts", lambda source: False)
+    config = world.small_config(data)
+    with pytest.raises(ValueError, match=r"'train' of \S+ have no texts, which phases\[0\] and phases\[1\] of config use"):
+        run_lib.set_up(config, str(tmp_path / "run"))
+    for phase in config.phases:
+        phase.pairs, phase.consensus_weight = ("av",), 0.0
+    run_lib.set_up(config, str(tmp_path / "run"))
+
+
 def test_the_workdir_of_a_different_run_is_refused_and_names_the_field(finished):
     config, workdir, _ = finished
     other = copy.deepcopy(config)

@@ -1,5 +1,7 @@
 """The order of training clips, and the canvas that their frames are decoded onto."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import simplejpeg
@@ -44,6 +46,18 @@ def test_an_order_is_drawn_once_an_epoch(tmp_path, monkeypatch):
     )
     assert len(list(batches)) == len(source)
     assert drawn == [0, 1]
+
+
+@pytest.mark.parametrize("text", ["", " ", "#C C knocks"])
+def test_a_split_has_texts_if_one_of_its_clips_has(tmp_path, monkeypatch, text):
+    make = test_sounds.make_clip
+    monkeypatch.setattr(
+        test_sounds, "make_clip",
+        lambda i, pictures: dataclasses.replace(make(i, pictures), narration=text if i == 5 else ""),
+    )  # fmt: skip
+    source = loader.open_split(test_sounds.write(tmp_path, pictures=True), "train", 2)
+    assert len(source) == 8
+    assert source.has_texts() == bool(text.strip())
 
 
 def test_single_clips_do_not_come_in_groups():

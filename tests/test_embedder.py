@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from mc3_jax import (
     weights,
 )
 from mc3_jax.data import loader, tokenizer, transforms
-from tests import golden_models
+from tests import golden_models, world
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,20 @@ def test_a_loaded_run_embeds_clips_as_evaluation_does(finished, model, clips):
     for i, (canvas, size) in enumerate(frames):
         video = model.embed_video(canvas[:, : size[0], : size[1]])
         np.testing.assert_allclose(video, expected["video"][i], atol=1e-5)
+
+
+def test_the_readmes_example_runs_as_it_stands(finished, data):
+    text = (world.ROOT / "README.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    video = min(data.rglob("*.mp4"))
+    found = {"runs/demo/train": finished[1], "kitchen.mp4": str(video)}
+    for name, path in found.items():
+        assert example.count(f'"{name}"') == 1
+        example = example.replace(f'"{name}"', repr(path))
+    values = {}
+    exec(example, values)
+    assert values["audio"].shape == values["video"].shape == (8,)
+    assert values["text"].shape == (2, 8)
 
 
 def test_embeddings_are_of_length_1_and_do_not_depend_on_the_batch(model, clips):

@@ -39,6 +39,9 @@ from mc3_jax.models import checkpoint_files, layouts
 # The two classifiers of timm's distilled DeiT (ImageNet's 1,000 classes), which AST's module has but never uses.
 _UNREAD_HEADS = ("v.head", "v.head_dist")
 _NUM_UNREAD_CLASSES = 1000
+# Fields of a model's config that change how it is computed or trained, not what its embeddings are.
+_NO_SIZES = {"dtype", "remat", "scan_layers", "attention", "dropout", "max_time_mask", "max_mel_mask", "crop_scale",
+             "flip_probability", "time_init", "num_classes"}  # fmt: skip
 # How `config.json` identifies a folder of each kind: by our `format`, or by Hugging Face's `model_type`.
 _KINDS = {"folder": weights.FORMAT, "hf_text": "distilbert", "hf_audio": "audio-spectrogram-transformer"}
 
@@ -357,6 +360,8 @@ def export_weights(args: argparse.Namespace) -> None:
     if args.to in ("pth", "safetensors"):
         with whole_file.writing(out) as aside:
             (write_pth if args.to == "pth" else write_safetensors)(flat, aside)
+        if sizes := _sizes_as_options(config):
+            print(f"{out} doesn't hold the model's sizes: evaluate it with {sizes}, or export --to folder, which holds them")
     elif args.to == "folder":
         learned, num_samples = tower_tokenizer.learned(args.source), training_facts.read_num_samples(args.source)
         write_own_folder(flat, config, out, tokenizer, [origin], learned, untrained, num_samples)
@@ -365,6 +370,19 @@ def export_weights(args: argparse.Namespace) -> None:
         if tokenizer:
             tokenizer_lib.copy_tokenizer(tokenizer, out, beside_model=True)
     print(f"{args.source} -> {args.out}")
+
+
+def _sizes_as_options(config: config_lib.ModelConfig) -> str:
+    """Returns the options by which `mc3_jax.evaluate` takes a model for one of these sizes; "" if it has the paper's."""
+    plain, options = config_lib.ModelConfig(), []
+    for field in dataclasses.fields(config):
+        own, other = getattr(config, field.name), getattr(plain, field.name)
+        parts = dataclasses.fields(own) if dataclasses.is_dataclass(own) else ()
+        pairs = {f"{field.name}.{part.name}": (getattr(own, part.name), getattr(other, part.name)) for part in parts}
+        for name, (here, there) in (pairs or {field.name: (own, other)}).items():
+            if here != there and name.split(".")[-1] not in _NO_SIZES:
+                options.append(f"--config.model.{name}={here}")
+    return " ".join(options)
 
 
 def show(args: argparse.Namespace) -> None:

@@ -130,6 +130,19 @@ def test_exported_safetensors_load_strictly_without_prefix(folder, tmp_path):
     assert_computes_the_golden_outputs(model)
 
 
+def test_the_sizes_that_an_exported_file_lacks_are_told_as_options(folder, tmp_path, capsys):
+    convert.main(["export", str(folder), "--to", "safetensors", "--out", str(tmp_path / "out.safetensors")])
+    told = re.findall(r"--config\.model\.(?:(\w+)\.)?(\w+)=(\d+)", capsys.readouterr().out)
+    found, wanted = config_lib.ModelConfig(), weights.read_model_config(str(folder))
+    for tower, name, value in told:
+        setattr(getattr(found, tower) if tower else found, name, int(value))
+    for name in ("dtype", "attention"):
+        setattr(found, name, getattr(wanted, name))
+    found.text.dropout, found.video.time_init = wanted.text.dropout, wanted.video.time_init
+    assert found == wanted != config_lib.ModelConfig()
+    assert convert._sizes_as_options(config_lib.ModelConfig(dtype="float32")) == ""
+
+
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_a_round_trip_through_their_layout_is_bit_exact(kind, folder, tmp_path):
     path = tmp_path / f"out.{kind}"

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,11 @@ import jax
 from mc3_jax import provenance
 
 RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
-# What every benchmark sets for the processes it starts, and what a shell may be set to anyway.
-_NOT_TOLD = {"JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE"}
+# Environment variables that are told beside a command if they are set. Memory kept by malloc is told in the text.
+_TOLD = (
+    "CUDA_VISIBLE_DEVICES", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "JAX_OPTIMIZATION_LEVEL", "OMP_NUM_THREADS",
+    "XLA_FLAGS", "XLA_PYTHON_CLIENT_ALLOCATOR", "XLA_PYTHON_CLIENT_MEM_FRACTION",
+)  # fmt: skip
 
 
 def machine() -> str:
@@ -52,20 +56,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def made_by() -> str:
     """Returns the command of this process without `--results`, and the commit of the code if it is known.
 
-    Environment variables that change what a program does are named before it; paths in them are left out.
+    Those of `_TOLD` that are set stand before it, with "..." for paths in them.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--results")
     words = parser.parse_known_args()[1]
     revision = provenance.facts().get("revision", "")
     commit = f", commit {revision[:7]}{'-dirty' * revision.endswith('-dirty')}" if revision else ""
-    settings = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(os.environ.items()) if _is_told(name, value))
+    values = {name: re.sub(r"[^\s=,]*/[^\s,]*", "...", os.environ[name]) for name in _TOLD if os.environ.get(name)}
+    settings = "".join(f"{name}={shlex.quote(value)} " for name, value in values.items())
     command = shlex.join(["python", "-m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}", *words])
     return f"`{settings}{command}`{commit}"
-
-
-def _is_told(name: str, value: str) -> bool:
-    return name.startswith(("JAX_", "XLA_")) and name not in _NOT_TOLD and bool(value) and "/" not in value
 
 
 def append(title: str, text: str, *packages: str, path: pathlib.Path | None = None) -> None:

@@ -48,7 +48,6 @@ def serve(
     *,
     is_first_done: bool = False,
     note: str = "",
-    clip_flops: float = 0.0,
 ) -> None:
     """Runs the first step, then as many as each line of stdin says; the process's side.
 
@@ -61,11 +60,10 @@ def serve(
       platform: "cpu", "gpu" or "tpu".
       is_first_done: Whether the first step has been run already.
       note: Remark that follows the system's name in the table.
-      clip_flops: FLOPs of a clip in a step, 0 where they are not known.
     """
     if not is_first_done:
         step()
-    print(json.dumps({"platform": platform, "ready": time.time(), "note": note, "clip_flops": clip_flops}), flush=True)
+    print(json.dumps({"platform": platform, "ready": time.time(), "note": note}), flush=True)
     for line in sys.stdin:
         step()
         begin = time.perf_counter()
@@ -83,7 +81,6 @@ class TimedProcess:
       started_s: Seconds from the start of the process to the end of its first step.
       failed: Why the system has failed, "" if it has not.
       note: Remark that follows its name in the table.
-      clip_flops: FLOPs of a clip in a step as the process has counted them, 0 if it has not.
     """
 
     def __init__(self, words: list[str]):
@@ -93,7 +90,6 @@ class TimedProcess:
             env=os.environ | settings(),
         )  # fmt: skip
         self.answers, self.failed, self.note, self.platform, self.started_s = [], "", "", "", float("nan")
-        self.clip_flops = 0.0
         self._began = time.time()
 
     def wait(self, limit_s: float = 0.0) -> None:
@@ -116,7 +112,6 @@ class TimedProcess:
             self.failed = f"no step within {limit_s:g} s"
         elif answer:
             self.platform, self.note = answer["platform"], answer["note"]
-            self.clip_flops = answer.get("clip_flops", 0.0)
             self.started_s = answer["ready"] - self._began
 
     def _read(self) -> dict:

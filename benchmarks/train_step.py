@@ -158,8 +158,7 @@ def serve_torch(args: argparse.Namespace, *, compiled: bool) -> None:
     def peak_bytes() -> int:
         return torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes()
 
-    flops = torch_peers.clip_flops(config.model)
-    serve(step, peak_bytes, device.replace("cuda", "gpu"), is_first_done=True, note=note, clip_flops=flops)
+    serve(step, peak_bytes, device.replace("cuda", "gpu"), is_first_done=True, note=note)
 
 
 def main() -> None:
@@ -310,12 +309,13 @@ def report(args: argparse.Namespace, systems: dict[str, TimedProcess], *, cold: 
     from mc3_jax import compile as compile_lib, topology
 
     config = paper_step.make_config(**_sizes(args))
-    own_flops = compile_lib.model_flops(config, config.phases[1])
+    clip_flops = dict.fromkeys(systems, compile_lib.model_flops(config, config.phases[1]))
+    if peers := systems.keys() & {"eager", "compiled"}:
+        clip_flops |= dict.fromkeys(peers, _peers_flops(config))
     products = {name: systems.pop(name) for name in matmul.LIBRARIES if name in systems}
     good = {name: system for name, system in systems.items() if not system.failed}
     platform = next((system.platform for system in good.values()), "")
     peak, product = matmul.fastest(products, platform)
-    clip_flops = {name: system.clip_flops or own_flops for name, system in good.items()}
     flops_per_s = {name: args.batch * clip_flops[name] / system.seconds for name, system in good.items()}
     shares = {} if math.isnan(peak) else {name: 100 * rate / peak for name, rate in flops_per_s.items()}
     card = jax.devices()[0].device_kind if args.dtype == "bfloat16" else ""
@@ -355,6 +355,15 @@ def report(args: argparse.Namespace, systems: dict[str, TimedProcess], *, cold: 
     record.append("Train step", text, "jaxlib", "flax", "torch", "transformers", path=args.results)
     has_failed = len(timed) < len(systems) + len(products)
     sys.exit(1 if has_failed or is_cut or missed else 0)
+
+
+def _peers_flops(config) -> float:
+    """Returns the FLOPs of a clip in a step of PyTorch; NaN without a PyTorch, whose systems have failed then."""
+    if not importlib.util.find_spec("torch"):
+        return math.nan
+    from benchmarks import torch_peers
+
+    return torch_peers.clip_flops(config.model)
 
 
 def _circumstances(args: argparse.Namespace, measured: str) -> str:

@@ -1,6 +1,5 @@
 """One moment of a video as a model takes it: `frames, waveform, rate = moment.read("kitchen.mp4", 12.0)`."""
 
-import math
 import os
 import pathlib
 from typing import NamedTuple
@@ -11,6 +10,8 @@ from jaxtyping import Int16, UInt8
 
 from data_prep import guard, windows
 from mc3_jax.data import records
+
+_MOST_START_S, _LEAST_S, _MOST_S, _MOST_FRAMES = 1_000_000, 0.01, 60, 1_000
 
 
 class Moment(NamedTuple):
@@ -46,15 +47,19 @@ def read(
     path = pathlib.Path(video)
     if not path.is_file():
         raise ValueError(f"no video file {path}")
-    if not (0 <= start_s < math.inf and 0 < duration_s < math.inf):
-        raise ValueError(f"start_s must be at least 0 and duration_s above 0, got {start_s:g} and {duration_s:g}")
-    if num_frames < 1 or short_side_px < 16 or short_side_px % 2:
+    if not (0 <= start_s <= _MOST_START_S and _LEAST_S <= duration_s <= _MOST_S):
         raise ValueError(
-            f"num_frames must be at least 1 and short_side_px even and at least 16, got {num_frames} and {short_side_px}"
+            f"start_s must be from 0 to {_MOST_START_S} and duration_s from {_LEAST_S} to {_MOST_S}, got {start_s:g} and "
+            f"{duration_s:g}"
+        )
+    if num_frames not in range(1, _MOST_FRAMES + 1) or short_side_px not in range(16, 4097, 2):
+        raise ValueError(
+            f"num_frames must be from 1 to {_MOST_FRAMES} and short_side_px even and from 16 to 4096, got {num_frames} and "
+            f"{short_side_px}"
         )
     stop_s = start_s + duration_s
-    window = windows.Window(start_s, stop_s, windows.frame_times(start_s, stop_s, num_frames, 1))
-    [(_, cut)] = guard.cut_windows(path, [window], short_side_px=short_side_px, limits=guard.Limits())
+    window = windows.Window(start_s, stop_s, windows.frame_times(start_s, stop_s, int(num_frames), 1))
+    [(_, cut)] = guard.cut_windows(path, [window], short_side_px=int(short_side_px), limits=guard.Limits())
     if isinstance(cut, str):
         raise ValueError(f"{path}: the moment from {start_s:g} to {stop_s:g} s can't be cut: {cut}")
     frames = np.stack([simplejpeg.decode_jpeg(frame) for frame in cut.frames])

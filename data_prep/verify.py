@@ -19,13 +19,13 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
+from data_prep import interrupts
 from mc3_jax import terminal
 from mc3_jax.data import records
 
@@ -200,49 +200,21 @@ def _read(
     reports: dict[int, ShardReport] = {}
     with tqdm(total=len(shards), unit="shard", desc="verify", disable=not sys.stderr.isatty()) as bar:
         pool = concurrent.futures.ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))
-        with pool, _ending_readers(pool):
+        with pool, interrupts.ending_children(pool):
             jobs = {}
-            with _ctrl_c_waits(), contextlib.suppress(concurrent.futures.BrokenExecutor):  # submitting starts the processes
+            with interrupts.held_back(), contextlib.suppress(concurrent.futures.BrokenExecutor):
                 jobs.update((pool.submit(verify_shard, folder, shard, slim), i) for i, shard in enumerate(shards))
             for job in concurrent.futures.as_completed(jobs):
                 with contextlib.suppress(concurrent.futures.BrokenExecutor, MemoryError):
                     reports[jobs[job]] = job.result()
                     bar.update()
         left = [i for i in range(len(shards)) if i not in reports]
-        threads = concurrent.futures.ThreadPoolExecutor(num_workers, initializer=_block_ctrl_c)
-        with threads, _ending_readers(threads):
+        threads = concurrent.futures.ThreadPoolExecutor(num_workers, initializer=interrupts.block)
+        with threads, interrupts.ending_children(threads):
             for i, report in zip(left, threads.map(lambda i: _read_alone(folder, shards[i], slim), left), strict=True):
                 reports[i] = report
                 bar.update()
     return [reports[i] for i in range(len(shards))]
-
-
-def _block_ctrl_c() -> None:
-    """Makes this thread, and the processes that it starts, deaf to Ctrl-C, which a terminal sends to all of them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-
-
-@contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Holds Ctrl-C back meanwhile; processes started inside never get it."""
-    resource_tracker.ensure_running()  # before the signal is blocked: its start unblocks it again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _ending_readers(pool: concurrent.futures.Executor) -> Iterator[None]:
-    """Ends all processes that read after Ctrl-C. Otherwise the pool would first read every shard that it was given."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.kill()
-        raise
 
 
 def _read_alone(folder: pathlib.Path, shard: records.Shard, info: records.ClipsInfo) -> ShardReport:

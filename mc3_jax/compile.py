@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-import signal
 import sys
 import time
 
@@ -31,6 +30,7 @@ from mc3_jax import (
     mesh as mesh_lib,
     model as model_lib,
     phases as phases_lib,
+    terminal,
     topology as topology_lib,
     train_step as step_lib,
 )
@@ -244,8 +244,7 @@ def _data_shapes(config: config_lib.Config) -> dict:
 
 def main(config: config_lib.Config, _workdir: str) -> None:
     """Prints the report on the step that the command line names."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would run only when XLA is done
+    terminal.interrupt_at_once()  # also while XLA compiles
     with cli.user_errors():
         topology = flags.FLAGS.topology
         if not topology:

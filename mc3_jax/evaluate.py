@@ -405,7 +405,9 @@ def main(config: config_lib.Config, workdir: str) -> None:
     """Evaluates what the command line names, with the settings it was trained with."""
     with cli.user_errors():
         job_lib.initialize(config.heartbeat_timeout_s)
-    with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors(), terminal.interrupts():
+    if jax.process_count() > 1:
+        terminal.interrupt_at_once()  # also while this process waits for another
+    with job_lib.ending_together(config.heartbeat_timeout_s), cli.user_errors():
         evaluate(_as_trained(config, workdir), workdir)
 
 

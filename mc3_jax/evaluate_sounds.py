@@ -68,10 +68,10 @@ def _check_classes(config: config_lib.Config, workdir: str, source: loader.ClipS
     """
     classes = list(source.info.classes)
     learned = list(facts.get("classes", classes))
-    if len(classes) != config.model.num_classes:
+    if not len(classes) == len(learned) == config.model.num_classes:
         raise ValueError(
-            f"{config.data.dir} has {len(classes)} classes, but the run in {workdir} was trained on "
-            f"{config.model.num_classes}: evaluate it on data with these classes"
+            f"{config.data.dir} has {len(classes)} classes, but the run in {workdir} was trained on data with {len(learned)} "
+            f"and a classifier of {config.model.num_classes}: evaluate it on data with the classes that it was trained on"
         )
     for i, (own, other) in enumerate(zip(learned, classes, strict=True)):
         if own != other and records.unnamed_class(i) not in (own, other):

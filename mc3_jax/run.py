@@ -160,9 +160,10 @@ def _check_texts(config: config_lib.Config, source: loader.ClipSource) -> None:
     """Raises a ValueError unless the clips have texts, which a phase of the run uses."""
     if not source.has_texts():
         users = [f"phases[{i}]" for i, phase in enumerate(config.phases) if "text" in phases_lib.modalities(phase)]
+        without = ", or set their pairs=('av',) and consensus_weight=0" if source.info.num_intervals else ""
         raise ValueError(
-            f"the clips in split {config.data.split!r} of {config.data.dir} have no texts, which {' and '.join(users)} of "
-            "config use: convert with narrations, or set their pairs=('av',) and consensus_weight=0"
+            f"the clips in split {source.split!r} of {config.data.dir} have no texts, which {' and '.join(users)} of config "
+            f"use: convert with narrations{without}"
         )
 
 

@@ -1,6 +1,7 @@
 """What a command says when it ends early, and texts of others made printable. Imports nothing but the standard library."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -38,6 +39,15 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
         yield
     except (ValueError, OSError, *more) as error:
         fail(error)
+
+
+def interrupt_at_once() -> None:
+    """Makes Ctrl-C end this process by the signal itself, unless it is ignored or handled already.
+
+    Python's own handler runs only when C++ returns, be it a compilation or a wait for another process.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -48,6 +48,12 @@ class ValidationLoss:
                 f"{len(self._source)} clips, fewer than a batch of {batch_size}: choose a larger validation.split, or "
                 "set validation.every_steps to 0"
             )
+        if "text" in phases_lib.all_modalities(config.phases) and not self._source.has_texts():
+            raise ValueError(
+                f"config.validation.every_steps = {chosen.every_steps}: the clips in split {chosen.split!r} of "
+                f"{config.data.dir} have no texts, which a phase uses: choose others by validation.split, or set "
+                "validation.every_steps to 0"
+            )
         if shared := int(loader.are_shared(self._source, trained_on).sum()):
             raise ValueError(
                 f"config.validation.every_steps = {chosen.every_steps}: {shared} of the {len(self._source)} clips of "

@@ -16,12 +16,12 @@ ALLOWED = {
     "train": {"checkpoint", "cli", "config", "data", "job", "mesh", "metric_writer", "phases", "weights", "workdir"}
     | {"divergence", "interrupt", "mfu", "profiler", "progress", "provenance", "run", "step_compiler", "stopwatch"}
     | {"train_step", "watchdog"},
-    "run": (ENTRY - {"cli", "evals"}) | {"progress", "train_step", "validation_loss"},
+    "run": (ENTRY - {"cli", "evals", "terminal"}) | {"progress", "train_step", "validation_loss"},
     "evaluate": ENTRY | {"evaluate_sounds", "training_clips"},
     "evaluate_sounds": ENTRY | {"training_clips"},
     "training_clips": {"config", "data"},
     "training_facts": {"config", "model", "models", "phases", "validation", "weights", "workdir"},
-    "compile": {"cli", "config", "data", "hlo", "mesh", "mfu", "model", "phases", "topology", "train_step"},
+    "compile": {"terminal", "cli", "config", "data", "hlo", "mesh", "mfu", "model", "phases", "topology", "train_step"},
     "convert": LIBRARY,
     "embedder": LIBRARY,
     "search": LIBRARY | {"embedder", "evals"},

@@ -534,7 +534,8 @@ def test_a_slow_save_is_in_the_results_as_missed(on_disk_s, status, tmp_path, mo
         checkpoint.main()
     assert end.value.code == status
     text = (tmp_path / "r.md").read_text()
-    assert "## A save of the paper's run\n\n`python -m benchmarks.checkpoint --repeats=1`" in text
+    assert text.startswith("\n## A save of the paper's run\n\n`")
+    assert "python -m benchmarks.checkpoint --repeats=1`" in text
     assert f"| 1 | ours | 1.0 | {on_disk_s} | 2.0 |\n| 1 | Orbax alone | 0.5 | 99.0 | 2.0 |" in text
     assert ("Missed: a save is on disk after 30.1 s, wanted 30." in text) == bool(status)
 

@@ -181,9 +181,8 @@ def backwards(query, key, value, class_key, class_value):
     return attention.attend_few(query, key[:, ::-1], value, class_key, class_value)
 
 
-@pytest.mark.parametrize(
-    ("attend", "status"), [(backwards, 1), pytest.param(attention.attend_few, 0, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("attend", "status"), [(backwards, 1), (attention.attend_few, 0)])
 def test_a_fault_in_the_gpus_time_attention_is_reported(monkeypatch, tmp_path, attend, status):
     monkeypatch.setattr(paper_step, "make_config", make_small)
     monkeypatch.setattr(devices_agree, "MOST", {devices_agree.GPU_FORM: 1e-3})  # the others take as long to compile

@@ -240,6 +240,9 @@ def test_data_with_other_classes_or_counts_are_not_taken_for_the_runs(scratch, t
     path.write_text(json.dumps(facts | {"classes": ["tone", "rain", "saw"]}))
     with pytest.raises(ValueError, match="class 1 of .* is 'noise', but that of the run in .* is 'rain': evaluate it on"):
         evaluate_sounds.evaluate(config, str(place))
+    path.write_text(json.dumps(facts | {"classes": []}))
+    with pytest.raises(ValueError, match="has 3 classes, but the run in .* was trained on data with 0 and a classifier of 3"):
+        evaluate_sounds.evaluate(config, str(place))
     unnamed = ["tone", "class 1", "clicks"]  # of which the annotations had no example
     path.write_text(json.dumps(facts | {"num_clips": 96, "classes": unnamed}))
     assert evaluate_sounds.evaluate(config, str(place))["last"]["epoch"] == results["last"]["epoch"] / 2

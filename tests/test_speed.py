@@ -115,13 +115,13 @@ def test_infonce_in_blocks_is_judged_at_the_largest_batch_that_was_run_whole(tmp
 @pytest.mark.parametrize(("revision", "commit"), [("0123456789-dirty", ", commit 0123456-dirty"), ("", "")])
 def test_a_table_names_the_command_and_the_commit_that_made_it(monkeypatch, revision, commit):
     monkeypatch.setattr(provenance, "_revision", lambda root: revision)
-    for name in [name for name in os.environ if name.startswith(("JAX_", "XLA_"))]:
-        monkeypatch.delenv(name)
+    for name in record._TOLD:
+        monkeypatch.delenv(name, raising=False)
     for words in (["--results", "/a b/r.md"], ["--results="], []):
         monkeypatch.setattr(sys, "argv", ["/x/benchmarks/scaling.py", "--batches", "", *words])
         assert record.made_by() == f"`python -m benchmarks.scaling --batches ''`{commit}"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_b=2")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_dump_to=/home/somebody --xla_b=2")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.94")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/home/somebody")
-    settings = "XLA_FLAGS='--xla_a=1 --xla_b=2' XLA_PYTHON_CLIENT_MEM_FRACTION=0.94"
+    settings = "XLA_FLAGS='--xla_a=1 --xla_dump_to=... --xla_b=2' XLA_PYTHON_CLIENT_MEM_FRACTION=0.94"
     assert record.made_by() == f"`{settings} python -m benchmarks.scaling --batches ''`{commit}"

@@ -253,21 +253,39 @@ def test_a_process_that_is_done_while_another_fails_ends_as_lost_and_does_not_ha
     assert log.splitlines()[-1].startswith("error: process 1 of 2 ends because another process ended"), log
 
 
-EVALUATION_INTERRUPTED = """
-import types
+EVALUATION = """
+import pathlib, signal, sys, time, types
+import jax, numpy as np
+from jax.experimental import multihost_utils
 from mc3_jax import evaluate
-def interrupted(*_):
-    raise KeyboardInterrupt
-evaluate._as_trained = interrupted
+def busy(*_):
+    pathlib.Path(sys.argv[1], str(jax.process_index())).touch()
+    if jax.process_index() == 0:
+        time.sleep(600)
+    multihost_utils.process_allgather(np.ones(3))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
+evaluate._as_trained = busy
 evaluate.main(types.SimpleNamespace(heartbeat_timeout_s=10), "run")
 """
 
 
-def test_ctrl_c_ends_every_process_of_an_evaluation_with_one_line(tmp_path):
-    for status, log in run_together(["-c", EVALUATION_INTERRUPTED], tmp_path):
-        assert status == terminal.AT_ONCE, log
-        assert log.splitlines()[-1] == "interrupted", log
-        assert "Traceback" not in log
+def test_ctrl_c_ends_every_process_of_an_evaluation_at_once_though_one_waits_for_the_other(tmp_path):
+    port, busy = free_port(), tmp_path / "busy"
+    busy.mkdir()
+    job = [launch(["-c", EVALUATION, str(busy)], tmp_path, job_of(i, 2, port)) for i in (0, 1)]
+    try:
+        for i, (process, log) in enumerate(job):
+            assert wait_for((busy / str(i)).exists, process, log), log.read_text()
+        time.sleep(1)  # until process 1 waits in C++
+        for process, _ in job:
+            process.send_signal(signal.SIGINT)
+        for process, log in job:
+            assert process.wait(5) == -signal.SIGINT, log.read_text()
+            assert "Traceback" not in log.read_text()
+    finally:
+        for process, _ in job:
+            process.kill()
+            process.wait()
 
 
 UNWRITTEN = """

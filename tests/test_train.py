@@ -386,6 +386,14 @@ def test_clips_without_texts_are_refused_if_a_phase_uses_text(data, tmp_path, mo
     run_lib.set_up(config, str(tmp_path / "run"))
 
 
+def test_clips_without_texts_are_no_validation_clips_if_a_phase_uses_text(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader.ClipSource, "has_texts", lambda source: source.split == "train")
+    config = world.small_config(data)
+    config.validation.every_steps, config.validation.split = 2, "test"
+    with pytest.raises(ValueError, match="split 'test' of .* have no texts, which a phase uses: choose others by validation"):
+        run_lib.set_up(config, str(tmp_path / "run"))
+
+
 def test_the_workdir_of_a_different_run_is_refused_and_names_the_field(finished):
     config, workdir, _ = finished
     other = copy.deepcopy(config)

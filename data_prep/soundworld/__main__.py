@@ -15,6 +15,7 @@ import time
 
 from tqdm import tqdm
 
+from data_prep import interrupts
 from data_prep.soundworld import annotate, plan, video_file
 from mc3_jax import terminal
 
@@ -69,13 +70,15 @@ def make(args: argparse.Namespace) -> None:
     annotate.write_annotations(args.out, videos, args.seed, names)
     workers = args.num_workers or len(os.sched_getaffinity(0))
     began = time.monotonic()
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(video_file.write_video, video, str(folder), ambience) for video in videos]
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    with pool, interrupts.ending_children(pool):
+        with interrupts.held_back():
+            jobs = [pool.submit(video_file.write_video, video, str(folder), ambience) for video in videos]
         done = concurrent.futures.as_completed(jobs)
         bar = tqdm(done, total=len(jobs), unit="video", desc="SoundWorld", disable=not sys.stderr.isatty())
         try:
             seconds = sum(job.result() for job in bar)
-        except BaseException:
+        except Exception:
             pool.shutdown(cancel_futures=True)  # otherwise the error is reported only after all other videos
             raise
     elapsed = time.monotonic() - began

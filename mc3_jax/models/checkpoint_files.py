@@ -145,7 +145,8 @@ def _read_by_content(file, path: pathlib.Path) -> Tensors:
     size, head = os.fstat(file.fileno()).st_size, file.read(512)
     file.seek(0)
     # safetensors come first: they begin with the length of their header, whose lowest byte may be 0x80, as that of a pickle
-    # is. The ninth byte of a pickle or a zip archive is never "{": it is within a number that would be far too large.
+    # is. The ninth byte of the others is no "{": in a pickle it is within a number that would be far too large, and in a zip
+    # archive it would be a method of compression that nobody uses.
     header_bytes = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and header_bytes <= _MAX_HEADER_BYTES:
         return _read_safetensors(path)

@@ -38,10 +38,13 @@ def test_length_number_and_size_are_as_asked_for(video):
     ("of", "message"),
     [
         ({"start_s": 3.0}, r"a.mp4: the moment from 3 to 4.5 s can't be cut: .*"),
-        ({"start_s": -1.0}, "start_s must be at least 0 and duration_s above 0, got -1 and 1.5"),
-        ({"start_s": math.nan}, "start_s must be at least 0"),
-        ({"start_s": 1.0, "duration_s": 0}, "got 1 and 0"),
-        ({"start_s": 1.0, "num_frames": 0}, "num_frames must be at least 1 and short_side_px even and at least 16, got 0"),
+        ({"start_s": -1.0}, "start_s must be from 0 to 1000000 and duration_s from 0.01 to 60, got -1 and 1.5"),
+        ({"start_s": math.nan}, "got nan and 1.5"),
+        ({"start_s": 1e300}, "got 1e.300 and 1.5"),
+        ({"start_s": 1.0, "duration_s": 1e-9}, "got 1 and 1e-09"),
+        ({"start_s": 1.0, "duration_s": 61}, "got 1 and 61"),
+        ({"start_s": 1.0, "num_frames": 0}, "num_frames must be from 1 to 1000 and short_side_px even and from 16 to 4096"),
+        ({"start_s": 1.0, "num_frames": 1001}, "got 1001 and 256"),
         ({"start_s": 1.0, "short_side_px": 31}, "got 4 and 31"),
     ],
 )

@@ -12,6 +12,9 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 
 import av
 import librosa
@@ -25,6 +28,8 @@ from data_prep.soundworld import __main__ as soundworld, annotate, materials, pl
 from data_prep.soundworld.voices import RATE_HZ
 from data_prep.sources import narration_json, sounding_labels
 from mc3_jax.evals import controls, metrics
+from tests import world
+from tests.data_prep import test_verify
 
 # librosa imports a module that Python 3.13 has removed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*slated for removal in Python 3.13:DeprecationWarning")
@@ -154,6 +159,7 @@ def test_sounding_rates_reach_from_a_tenth_to_nine_tenths_but_most_lie_round_the
     assert np.mean(np.abs(rates - 0.54) < 0.2) > 0.7
 
 
+@pytest.mark.slow
 def test_materials_can_be_told_apart_by_ear_but_not_perfectly():
     accuracy, commonest = materials.held_out_accuracy(num_videos=16, seed=0)
     assert accuracy > commonest + 0.2
@@ -327,6 +333,29 @@ def test_a_world_can_grow(tmp_path):
         assert sorted(p.stem for p in (tmp_path / "v2" / "video_540ss").glob("*.mp4")) == sorted(
             entry["video_uid"] for entry in entries
         )
+
+
+INTERRUPTED = """
+import signal, sys
+from data_prep.soundworld import __main__ as soundworld
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
+    soundworld.main(["--out", sys.argv[1], "--videos", "50", "--num_workers", "2"])
+"""
+
+
+def test_ctrl_c_ends_all_processes_with_one_line_while_they_still_start(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    command = [sys.executable, str(script), str(tmp_path / "world")]
+    where = {"cwd": world.ROOT, "env": os.environ | {"PYTHONPATH": str(world.ROOT)}}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, **where) as process:
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        test_verify.wait_until(lambda: len(children.read_text().split()) >= 2)  # multiprocessing's tracker and a worker
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.communicate(timeout=30) == (None, "interrupted: run the same command again to continue\n")
+    assert process.returncode == 130
+    test_verify.wait_until(lambda: not test_verify.is_group_alive(process.pid))
 
 
 def test_by_default_there_are_as_many_processes_as_cores_that_it_may_use(tmp_path, monkeypatch):

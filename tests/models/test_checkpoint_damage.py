@@ -303,7 +303,10 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["egovlp", "zip", "stream", "safetensors", "pickle in a zip", "pickle in a stream"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("egovlp", "stream")]
+
+
+@pytest.mark.parametrize("kind", ["zip", "safetensors", "pickle in a zip", "pickle in a stream", *SLOW])
 def test_damage_ends_in_a_value_error_or_a_good_read(tmp_path, monkeypatch, whole, kind):
     """Also damages the pickle before it is packed, since an archive's checksum would find later damage first."""
     monkeypatch.chdir(tmp_path)

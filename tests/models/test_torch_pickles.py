@@ -290,6 +290,7 @@ def test_bombs_end_in_one_line(tmp_path):
         assert "\n" not in str(error.value), bomb
 
 
+@pytest.mark.slow
 def test_a_long_shape_that_many_tensors_share_is_not_looked_through(tmp_path, monkeypatch):
     """Otherwise a file of half a megabyte would keep the reader busy for minutes."""
     looked_at = []

@@ -389,8 +389,8 @@ def test_clips_without_texts_are_refused_if_a_phase_uses_text(data, tmp_path, mo
 def test_clips_without_texts_are_no_validation_clips_if_a_phase_uses_text(data, tmp_path, monkeypatch):
     monkeypatch.setattr(loader.ClipSource, "has_texts", lambda source: source.split == "train")
     config = world.small_config(data)
-    config.validation.every_steps, config.validation.split = 2, "test"
-    with pytest.raises(ValueError, match="split 'test' of .* have no texts, which a phase uses: choose others by validation"):
+    config.validation.every_steps, config.validation.split = 2, "validation+test"
+    with pytest.raises(ValueError, match="'validation.test' of .* have no texts, which a phase uses: choose others by val"):
         run_lib.set_up(config, str(tmp_path / "run"))
 
 

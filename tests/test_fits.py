@@ -152,6 +152,7 @@ def test_parameters_have_the_same_names_shapes_and_values_scanned_or_not():
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_every_row_step_and_seed_has_masks_crops_and_dropout_of_its_own():
     config = small_config()
     for tower in (config.model.audio, config.model.video, config.model.text):

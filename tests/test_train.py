@@ -280,6 +280,7 @@ def test_masks_are_for_training_alone():
     np.testing.assert_array_equal(model_lib.prepare(batch, config, key)["audio"], whole)
 
 
+@pytest.mark.slow
 def test_training_reads_clips_in_groups_of_clips_per_video(finished, monkeypatch, tmp_path):
     config = copy.deepcopy(finished[0])
     config.data.clips_per_video = 5

@@ -244,6 +244,7 @@ def test_a_video_that_harms_its_decoder_costs_itself_and_the_next_gets_a_new_one
     assert child() != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lost"),
     [
@@ -262,6 +263,7 @@ def test_the_clips_before_the_harm_are_kept_and_those_behind_are_tried_once(fold
             assert_equal(part, good[i])
 
 
+@pytest.mark.slow
 def test_a_video_that_hangs_holds_its_worker_as_long_as_one_clip_may_take(folder, odd_child, monkeypatch):
     monkeypatch.setattr(guard, "_WALL_PER_CPU", 1.0)
     limits = guard.Limits(video_cpu_s=1.0, clip_cpu_s=1.5)  # 11.5 s for the seven
@@ -511,6 +513,7 @@ def test_a_kernel_that_refuses_a_limit_is_no_fault_of_the_video(folder, monkeypa
         cut(folder / "short.mp4", (1.0,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"), [("short", "ends"), ("short", "killed"), ("hang", "killed"), ("spin", "killed")]
 )
@@ -549,6 +552,7 @@ def wait_for(path: pathlib.Path):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_every_narration_of_harmful_videos_is_a_clip_or_a_row(folder, tmp_path, odd_child, monkeypatch):
     monkeypatch.setattr(guard, "_WALL_PER_CPU", 1.0)
     videos = {"short": 3, "crash": 4, "long": 5, "raise_late": 6, "eat": 1, "hang": 2, "absent": 2}

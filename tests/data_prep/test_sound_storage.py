@@ -88,6 +88,7 @@ def reasons(files: dict[str, bytes]) -> collections.Counter:
     return collections.Counter(json.loads(line)["reason"] for line in files["rejected.jsonl"].decode().splitlines())
 
 
+@pytest.mark.slow
 def test_the_data_sets_compared_below_hold_clips_and_reasons(local):
     counts = {}
     for kind, files in local.items():
@@ -112,6 +113,7 @@ def test_from_bucket_to_bucket_two_workers_make_what_one_process_makes_on_disks(
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sounds", "videos"])
 def test_sound_files_and_videos_come_from_a_bucket_as_from_a_disk(places, local, buckets, tmp_path, kind):
     shutil.copytree(places, buckets / "mine" / "in")
@@ -264,6 +266,7 @@ def test_a_decoder_that_asks_for_what_is_no_part_of_the_file_is_distinguished_fr
         decoder_answers.check_question(json.dumps(asked).encode(), 1 << 30 if asked.get("stop") == 1 << 23 else 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hdf5", "esc"])
 def test_two_parts_and_a_run_without_make_what_one_run_makes(places, local, tmp_path, capsys, kind):
     folder = tmp_path / "out"

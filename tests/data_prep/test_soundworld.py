@@ -287,6 +287,7 @@ def sound_of(folder) -> np.ndarray:
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
 
 
+@pytest.mark.slow
 def test_the_command_mixes_a_folder_in(tmp_path, recordings, capsys):
     shutil.move(recordings[1], tmp_path / "sub.WAV")
     for name, args in (("plain", []), ("mixed", ["--ambience", str(tmp_path)])):
@@ -326,6 +327,7 @@ def test_what_the_command_cannot_do_is_one_line_and_status_2(tmp_path, capsys):
         assert f"error: {args[0]}" in capsys.readouterr().err or args[0] in ("--seed", "--num_workers")
 
 
+@pytest.mark.slow
 def test_a_world_can_grow(tmp_path):
     for videos in ("1", "2"):
         make_world(tmp_path, "--videos", videos)

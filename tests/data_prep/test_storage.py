@@ -69,6 +69,7 @@ def test_from_bucket_to_bucket_two_workers_make_the_data_set_that_disks_make(roo
     assert not list(world.ROOT.glob("gs:*"))
 
 
+@pytest.mark.slow
 def test_disk_to_bucket_and_bucket_to_disk(root, local, buckets, tmp_path):
     convert(root, "s3://mine/clips", tmp_path / "scratch")
     assert content(buckets / "mine" / "clips") == local
@@ -124,6 +125,7 @@ def test_a_network_that_stays_away_ends_the_run_in_one_line_and_costs_no_clip(
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_in_a_bucket_reads_no_finished_video_again(root, local, buckets, tmp_path, capsys):
     shutil.copytree(root, buckets / "mine" / "ego4d")
     videos = {p.name for p in (buckets / "mine" / "ego4d" / "v2" / "video_540ss").iterdir()}

@@ -129,6 +129,7 @@ def test_time_attention_starts_at_zero_or_at_random():
         assert np.all(params["time_attention"]["out"]["kernel"] == 1) == zero
 
 
+@pytest.mark.slow
 def test_the_time_branch_has_a_gradient_if_it_starts_at_random_but_none_if_it_starts_at_zero():
     """Whatever the other weights are, such as those of an image model."""
     tokens = to_jax(random_tokens())

@@ -263,6 +263,7 @@ def test_plain_values_are_what_pickle_makes_of_them(protocol):
         assert stream.read() == b"rest"
 
 
+@pytest.mark.slow
 def test_bombs_end_in_one_line(tmp_path):
     weight = torch_files.dump({"w": torch_files.tensor(torch_files.floats("0", 1), 0, (1,), (1,))})[2:-1]
     doubling = b"}q\x00" + b"".join(

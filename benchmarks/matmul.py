@@ -19,8 +19,8 @@ LIBRARIES = {"matmul": "JAX", "matmul_torch": "PyTorch"}
 # Rows m and columns n of [m, n] @ [n, n], and the least seconds for which each shape is timed in a round.
 ON_CPU = ((2048, 2048),), 0.1
 ON_ACCELERATOR = ((8192, 8192), (16384, 8192), (16384, 16384)), 0.25
-# FLOP/s that large bfloat16 products were seen to reach on a card, by its name in JAX. In a run they may be slower, since a
-# card lowers its clock when it is hot: on an H200 they gave 695 and 698 TFLOP/s, where the train step's own gave 733.
+# FLOP/s of large bfloat16 products that the goal for MFU was set by, by the card's name in JAX. It was not measured here: in
+# two runs of this module an H200 gave 695 and 698 TFLOP/s, while the train step's own products reached 733.
 REACHED = {"NVIDIA H200": 790e12}
 
 

@@ -56,7 +56,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def made_by() -> str:
     """Returns the command of this process without `--results`, and the commit of the code if it is known.
 
-    Those of `_TOLD` that are set stand before it, with "..." for paths in them.
+    The environment variables of `_TOLD` that are set stand before it, with "..." for paths in their values.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--results")

@@ -32,7 +32,7 @@ from mc3_jax import (
     validation,
     weights,
     whole_file,
-)  # fmt: skip
+)
 from mc3_jax.data import tokenizer as tokenizer_lib
 from mc3_jax.models import checkpoint_files, layouts
 
